@@ -1,0 +1,152 @@
+"""Facts that travel together: where a student comes from, what each round did, how a run ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Outcome = Literal["matched", "no_more_layers", "budget_exhausted", "interrupted"]
+
+#: Exit status of `inheritune train` for each outcome.
+EXIT_STATUS: dict[str, int] = {"matched": 0, "no_more_layers": 3, "budget_exhausted": 4, "interrupted": 75}
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """
+    Where a student's parts come from; travels in `student.config.inheritune`.
+
+    Args:
+        reference (`str`): Id or path of the reference, as it was given.
+        revision (`str`, *optional*): Resolved commit of the reference, if it came from the Hub.
+        reference_layers (`int`): Depth of the reference, in layers.
+        kept_layers (`tuple[int, ...]`): Layers of the reference that the student holds, 0-based, in order.
+        versions (`dict[str, str]`): Versions of the libraries that built the student.
+    """
+
+    reference: str
+    revision: str | None
+    reference_layers: int
+    kept_layers: tuple[int, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the lineage as a dictionary that JSON can hold."""
+        return {**dataclasses.asdict(self), "kept_layers": list(self.kept_layers)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Lineage:
+        """Rebuild a lineage from what `to_dict` returned."""
+        return cls(**{**values, "kept_layers": tuple(values["kept_layers"])})
+
+
+@dataclass(frozen=True)
+class Match:
+    """
+    How a student's loss compares with its target, and whether it is good enough.
+
+    Args:
+        matched (`bool`): The verdict under the recipe's tolerance and confidence.
+        matched_paper (`bool`): The verdict of the paper's rule: the student's mean loss is not above the target.
+        difference (`float`): Student's loss minus target, in nats per token.
+        lower (`float`, *optional*): One-sided lower bound of the difference, in nats per token.
+        upper (`float`, *optional*): One-sided upper bound of the difference, in nats per token.
+        documents (`int`): Documents that the comparison rests on.
+        note (`str`): Why there is no interval, or an empty string.
+    """
+
+    matched: bool
+    matched_paper: bool
+    difference: float
+    lower: float | None
+    upper: float | None
+    documents: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Round:
+    """
+    One round of the loop: inherit, train, compare.
+
+    Args:
+        index (`int`): Number of the round, from 1.
+        kept_layers (`tuple[int, ...]`): Layers of the reference that the student started from.
+        start_step (`int`): Optimizer step at which the round began, counted over all rounds.
+        end_step (`int`): Optimizer step at which it was judged, counted over all rounds.
+        tokens (`int`): Tokens trained on in this round.
+        flops (`float`): Floating-point operations of this round's training, by Transformers' own estimate.
+        seconds (`float`): Wall time of this round's training and evaluation, in the session that ended it.
+        loss (`float`): The student's loss on the selection set, in nats per token.
+        target (`float`): The loss it had to reach, in nats per token.
+        match (`Match`): The comparison.
+    """
+
+    index: int
+    kept_layers: tuple[int, ...]
+    start_step: int
+    end_step: int
+    tokens: int
+    flops: float
+    seconds: float
+    loss: float
+    target: float
+    match: Match
+
+    @property
+    def layers(self) -> int:
+        """Depth of this round's student, in layers."""
+        return len(self.kept_layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the round as a dictionary that JSON can hold."""
+        return {**dataclasses.asdict(self), "kept_layers": list(self.kept_layers)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Round:
+        """Rebuild a round from what `to_dict` returned."""
+        return cls(**{**values, "kept_layers": tuple(values["kept_layers"]), "match": Match(**values["match"])})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """
+    What a published student carries beside its weights, in `inheritune_config.json`.
+
+    Args:
+        recipe (`dict`): The `InherituneConfig` as a dictionary.
+        lineage (`Lineage`): Where the student's parts come from.
+        rounds (`tuple[Round, ...]`): All rounds, failed ones included.
+        outcome (`str`, *optional*): `matched`, `no_more_layers`, `budget_exhausted` or `interrupted`; None if the
+            student was not trained.
+        target (`float`, *optional*): The loss to reach, in nats per token.
+    """
+
+    recipe: Mapping[str, Any]
+    lineage: Lineage
+    rounds: tuple[Round, ...] = ()
+    outcome: Outcome | None = None
+    target: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as a dictionary that JSON can hold."""
+        return {
+            "recipe": dict(self.recipe),
+            "lineage": self.lineage.to_dict(),
+            "rounds": [item.to_dict() for item in self.rounds],
+            "outcome": self.outcome,
+            "target": self.target,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
+        """Rebuild a record from what `to_dict` returned."""
+        return cls(
+            recipe=values["recipe"],
+            lineage=Lineage.from_dict(values["lineage"]),
+            rounds=tuple(Round.from_dict(item) for item in values["rounds"]),
+            outcome=values["outcome"],
+            target=values["target"],
+        )
