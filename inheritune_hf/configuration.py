@@ -89,6 +89,25 @@ class InherituneConfig:
 
 
 @dataclass
+class RunConfig:
+    """
+    Say which reference a run starts from, and what a launcher is told at its end.
+
+    Raises:
+        ValueError: If a value cannot be used; the message says what came and what is allowed.
+    """
+
+    reference: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or path of the reference; the embedded default runs offline if none is given."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the reference on the Hub."})
+    require_match: bool = field(
+        default=False, metadata={"help": "Let the example script end with the outcome's status, not 0, on a miss."}
+    )
+
+
+@dataclass
 class DataConfig:
     """
     Say which text a student is trained, selected and tested on.
@@ -149,6 +168,9 @@ class DataConfig:
                 _positive(name, getattr(self, name))
         if self.block_size is not None and self.block_size < 2:
             raise ValueError(f"block_size must be 2 tokens or more, got {self.block_size}.")
+        for name in ("train_files", "selection_files", "test_files"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
         if self.dataset_name and self.train_files:
             raise ValueError("Give dataset_name or train_files, not both.")
 

@@ -1,0 +1,200 @@
+"""Documents into sequences, and sequences into batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inheritune_hf.data import CausalCollator, check_tokenizer, set_fingerprint
+from inheritune_hf.data.packing import DOCUMENTS_PER_BATCH, cut_windows, pack_sequences, tokenize_documents
+
+quick = settings(
+    max_examples=20,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+ROOT = Path(__file__).parents[2]
+texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=40), min_size=1, max_size=12)
+
+
+def make_documents(items, tokenizer):
+    dataset = Dataset.from_dict({"text": items}, features=Features({"text": Value("large_string")}))
+    return tokenize_documents(dataset, tokenizer, "text")
+
+
+def expected_tokens(items, tokenizer):
+    """The same documents, the plain way: one at a time."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in items if text.strip()]
+    return [[*row, tokenizer.eos_token_id] for row in ids]
+
+
+@quick
+@given(items=texts)
+def test_every_document_ends_with_the_end_of_text_token(items, tokenizer):
+    """Tokenizing keeps the order, ends each document, and leaves out blank ones."""
+    documents = make_documents(items, tokenizer)
+    assert documents["input_ids"][:] == expected_tokens(items, tokenizer)
+    assert documents["length"][:] == [len(row) for row in documents["input_ids"]]
+
+
+@quick
+@given(items=texts, block_size=st.integers(2, 30))
+def test_packing_loses_only_the_last_partial_sequence(items, block_size, tokenizer):
+    """The packed sequences, laid end to end, are the documents up to a rest shorter than one sequence."""
+    source = [token for row in expected_tokens(items, tokenizer) for token in row]
+    rows = pack_sequences(make_documents(items, tokenizer), block_size)["input_ids"][:]
+    packed = [token for row in rows for token in row]
+    assert all(len(row) == block_size for row in rows)
+    assert packed == source[: len(source) // block_size * block_size]
+
+
+def test_packing_carries_tokens_from_batch_to_batch(tokenizer):
+    """Nothing is lost where one batch of documents ends and the next begins."""
+    items = [f"layer {index}" for index in range(2 * DOCUMENTS_PER_BATCH + 3)]
+    source = [token for row in expected_tokens(items, tokenizer) for token in row]
+    rows = pack_sequences(make_documents(items, tokenizer), 7)["input_ids"][:]
+    assert [token for row in rows for token in row] == source[: len(source) // 7 * 7]
+
+
+@quick
+@given(items=texts, block_size=st.integers(2, 30))
+def test_windows_cover_each_document_and_cross_none(items, block_size, tokenizer):
+    """A document's windows are its tokens in order, but for a last single token, which predicts nothing."""
+    windows = cut_windows(make_documents(items, tokenizer), block_size)[:]
+    found: dict[int, list[int]] = {}
+    for row, document in zip(windows["input_ids"], windows["document"], strict=True):
+        assert 2 <= len(row) <= block_size
+        found.setdefault(document, []).extend(row)
+    rows = expected_tokens(items, tokenizer)
+    assert list(found) == [index for index, row in enumerate(rows) if len(row) > 1]
+    for document, tokens in found.items():
+        row = rows[document]
+        assert tokens == (row[:-1] if len(row) % block_size == 1 else row)
+    assert windows["document"] == sorted(windows["document"])
+
+
+@quick
+@given(items=texts, most=st.integers(1, 3))
+def test_the_cap_keeps_the_first_windows(items, most, tokenizer):
+    """With a cap, each document keeps its first windows, unchanged."""
+    documents = make_documents(items, tokenizer)
+    everything = cut_windows(documents, 5)
+    capped = cut_windows(documents, 5, most)
+    expected: dict[int, list[list[int]]] = {}
+    for row in everything:
+        expected.setdefault(row["document"], []).append(row["input_ids"])
+    kept = [window for windows in expected.values() for window in windows[:most]]
+    assert capped["input_ids"][:] == kept
+
+
+def test_windows_number_documents_across_batches(tokenizer):
+    """The number of a document is its place in the set, not in a batch."""
+    items = ["layer"] * (DOCUMENTS_PER_BATCH + 2)
+    assert cut_windows(make_documents(items, tokenizer), 8)["document"][:] == list(range(DOCUMENTS_PER_BATCH + 2))
+
+
+def test_no_other_special_token_is_added(build_tokenizer):
+    """A tokenizer that opens every text with a token of its own does not do so here."""
+    from tokenizers.processors import TemplateProcessing
+
+    opening = build_tokenizer()
+    opening.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", opening.eos_token_id)]
+    )
+    assert opening("layer")["input_ids"][0] == opening.eos_token_id
+    row = make_documents(["layer"], opening)["input_ids"][0]
+    assert row.count(opening.eos_token_id) == 1
+
+
+def test_a_fingerprint_is_that_of_the_content(tokenizer):
+    """Equal sets have equal fingerprints however they were made; any other token, row end or document changes it."""
+    rows = {"input_ids": [[1, 2, 3], [4, 5]], "document": [0, 1]}
+    reference = set_fingerprint(Dataset.from_dict(rows))
+    assert len(reference) == 64
+    by_rows = [{"document": 0, "input_ids": [1, 2, 3]}, {"document": 1, "input_ids": [4, 5]}]
+    assert set_fingerprint(Dataset.from_list(by_rows)) == reference
+    longer = Dataset.from_dict({"input_ids": [[9], [1, 2, 3], [4, 5]], "document": [7, 0, 1]})
+    assert set_fingerprint(longer.select([1, 2])) == reference
+    changed = [
+        {**rows, "input_ids": [[1, 2, 3], [4, 6]]},
+        {**rows, "input_ids": [[1, 2], [3, 4, 5]]},
+        {**rows, "document": [0, 2]},
+        {"input_ids": rows["input_ids"]},
+    ]
+    assert len({reference, *(set_fingerprint(Dataset.from_dict(other)) for other in changed)}) == 5
+
+
+def test_a_fingerprint_is_stable():
+    """The fingerprint of a known set is a known number, so runs are recognised by a later version."""
+    dataset = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5]], "document": [0, 1]})
+    assert set_fingerprint(dataset) == "1f8f907be91e0f0c3cd06a944d74dcfadc9c2d684054c3faa078e37fd030f61b"
+
+
+def test_equal_rows_need_no_attention_mask():
+    """A batch without padding is the rows themselves, labelled by themselves, without a mask."""
+    batch = CausalCollator(pad_token_id=0)([{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5, 6], "document": 1}])
+    assert set(batch) == {"input_ids", "labels"}
+    for name in ("input_ids", "labels"):
+        assert torch.equal(batch[name], torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    batch["labels"][0, 0] = 9
+    assert batch["input_ids"][0, 0] == 1
+
+
+def test_shorter_rows_are_padded_on_the_right():
+    """Padding is masked and not counted, even where its token occurs in the text."""
+    batch = CausalCollator(pad_token_id=7)([{"input_ids": [1, 7, 3]}, {"input_ids": torch.tensor([4])}])
+    assert torch.equal(batch["input_ids"], torch.tensor([[1, 7, 3], [4, 7, 7]]))
+    assert torch.equal(batch["labels"], torch.tensor([[1, 7, 3], [4, -100, -100]]))
+    assert torch.equal(batch["attention_mask"], torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    assert all(tensor.dtype == torch.long for tensor in batch.values())
+
+
+def test_given_labels_are_kept():
+    """Labels that a row brings are used as they are."""
+    batch = CausalCollator(pad_token_id=0)([{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [3]}])
+    assert torch.equal(batch["labels"], torch.tensor([[-100, 2], [3, -100]]))
+
+
+def test_labels_must_fit_the_tokens():
+    """A row with another number of labels than tokens is named."""
+    with pytest.raises(ValueError, match=r"Row 1 has 2 tokens but 1 labels; give one label per token"):
+        CausalCollator(pad_token_id=0)([{"input_ids": [1, 2]}, {"input_ids": [1, 2], "labels": [1]}])
+
+
+def test_the_collator_travels_to_workers_and_cannot_change():
+    """It can be pickled for data loader workers, and is frozen."""
+    collator = CausalCollator(pad_token_id=3)
+    assert pickle.loads(pickle.dumps(collator)) == collator  # noqa: S301 (its own pickle)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        collator.pad_token_id = 4
+
+
+def test_a_tokenizer_must_fit_the_reference(tokenizer):
+    """As many tokens as embeddings or fewer pass; more are refused with both numbers."""
+    check_tokenizer(tokenizer, len(tokenizer))
+    check_tokenizer(tokenizer, 50257)
+    with pytest.raises(ValueError, match=rf"tokenizer has {len(tokenizer)} tokens, the reference only 100; use the"):
+        check_tokenizer(tokenizer, 100)
+
+
+def test_a_tokenizer_must_end_documents(build_tokenizer):
+    """Without an end-of-text token there is no way to separate documents."""
+    with pytest.raises(ValueError, match=r"no end-of-text token, .*set tokenizer.eos_token"):
+        check_tokenizer(build_tokenizer(end=None), 50257)
+
+
+def test_importing_the_package_does_not_import_torch():
+    """Reading and packing text needs no torch."""
+    code = "import sys, inheritune_hf.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
