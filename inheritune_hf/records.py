@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Outcome = Literal["matched", "no_more_layers", "budget_exhausted", "interrupted"]
@@ -150,3 +153,20 @@ class RunRecord:
             outcome=values["outcome"],
             target=values["target"],
         )
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` so that a reader finds the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write `values` to `path` as JSON so that a reader finds the old file or the new one, never a part."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,45 @@
+"""The command line: one verb for each capability."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+_USAGE = """usage: inheritune VERB [OPTIONS]
+
+Make a big causal language model small: inherit its first layers, train, grow until its loss is matched.
+
+verbs:
+  train     run a recipe, or the embedded default if there is no --reference
+  inherit   cut a student out of a reference and save it
+
+options:
+  --help     show this text; `inheritune VERB --help` shows a verb's options
+  --version  show the version
+
+exit status of train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interrupted (run it again), 2 usage, 1 error
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb that the command line names and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in {"-h", "--help"}:
+        print(_USAGE, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from .. import __version__
+
+        print(f"inheritune-hf {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb == "train":
+        from .train import train
+
+        return train(rest)[0]
+    if verb == "inherit":
+        from .inherit import inherit
+
+        return inherit(rest)
+    print(f"inheritune: error: there is no verb {verb!r}; it is one of: train, inherit.", file=sys.stderr)
+    return 2

@@ -1,0 +1,23 @@
+"""
+Run Inheritune from a reference to a saved student: inherit, train, compare with the reference's loss, grow, repeat.
+
+    python examples/run_inheritune.py                                    # the embedded default: offline, minutes
+    accelerate launch examples/run_inheritune.py --config recipe.yaml
+    torchrun --nproc_per_node 2 examples/run_inheritune.py \
+        --reference gpt2-medium --dataset_name stas/openwebtext-10k --steps_per_round 1000 --output_dir out
+
+Every field of `InherituneConfig`, `DataConfig` and `transformers.TrainingArguments` is an option; `--config` reads
+them from a YAML or JSON file and the command line wins. The run ends with status 0 for every completed outcome,
+because a launcher calls any other a crash; with `--require_match` a miss has its own status (3 or 4). An interrupted
+run ends with 75: the same command goes on from its last checkpoint. `inheritune train` is the same run.
+"""
+
+import sys
+
+from inheritune_hf.cli.train import train
+
+_COMPLETED = {0, 3, 4}
+
+if __name__ == "__main__":
+    status, run = train(sys.argv[1:], prog="run_inheritune.py")
+    sys.exit(0 if status in _COMPLETED and not run.require_match else status)

@@ -1,0 +1,99 @@
+"""Settings of a run from the command line and a YAML or JSON file, by Transformers' own argument parser."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..configuration import DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
+
+
+class Settings(NamedTuple):
+    """Everything a run is told."""
+
+    run: RunConfig
+    recipe: InherituneConfig
+    data: DataConfig
+    args: TrainingArguments
+
+
+def build_parser(prog: str | None = None) -> HfArgumentParser:
+    """Return the parser of a run: every field of the recipe, the data settings and `TrainingArguments` is an option."""
+    settings: Any = (RunConfig, InherituneConfig, DataConfig, TrainingArguments)
+    parser = HfArgumentParser(
+        settings,
+        prog=prog,
+        description="Inherit the first layers of a reference, train, grow until its loss is matched, and save the "
+        "student. Without --reference the embedded default runs, offline.",
+        formatter_class=argparse.HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins.")
+    for action in parser._actions:
+        # Values that may be a word or a number: the parser knows one type for each option.
+        if action.dest in _READERS:
+            action.type = _READERS[action.dest]
+    return parser
+
+
+def parse_settings(argv: Sequence[str], defaults: Mapping[str, Any] | None = None, prog: str | None = None) -> Settings:
+    """
+    Read the settings of a run.
+
+    Args:
+        argv (`Sequence[str]`): The command line, without the program's name.
+        defaults (`Mapping[str, Any]`, *optional*): Used, if there is no reference, where neither the command line nor
+            the file says anything.
+        prog (`str`, *optional*): Name of the program in messages.
+
+    Raises:
+        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
+    """
+    parser = build_parser(prog)
+    try:
+        file = _config_file(argv)
+        given = read_mapping(file) if file else {}
+        allowed = {action.dest for action in parser._actions} - {"help", "config"}
+        reject_unknown_keys(given, allowed, f"{file}: a run")
+        if defaults and "reference" not in given and not _names_reference(argv):
+            parser.set_defaults(**defaults)
+        parser.set_defaults(**given)
+        # `--config` itself has been dealt with.
+        run, recipe, data, args, _ = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    return Settings(run, recipe, data, args)
+
+
+def _config_file(argv: Sequence[str]) -> str | None:
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only.add_argument("--config")
+    found: str | None = only.parse_known_args(list(argv))[0].config
+    return found
+
+
+def _names_reference(argv: Sequence[str]) -> bool:
+    return any(item == "--reference" or item.startswith("--reference=") for item in argv)
+
+
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _target(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _confidence(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+_READERS: dict[str, Any] = {"keep_layers": _number_or_word, "target": _target, "confidence": _confidence}

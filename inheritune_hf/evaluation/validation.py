@@ -1,0 +1,195 @@
+"""Measure a model's loss so that it depends on the model and the sequences alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+_IGNORED = -100  # label of a token that does not count, as everywhere in Transformers
+
+
+@dataclass(frozen=True)
+class Validation:
+    """
+    A model's loss on one set of sequences, as sums per document.
+
+    Args:
+        documents (`tuple[int, ...]`): The documents, ascending.
+        loss_sums (`tuple[float, ...]`): Summed loss of each document's counted tokens, in nats.
+        tokens (`tuple[int, ...]`): Counted tokens of each document.
+        correct (`tuple[int, ...]`): Tokens of each document that the model ranked first.
+    """
+
+    documents: tuple[int, ...]
+    loss_sums: tuple[float, ...]
+    tokens: tuple[int, ...]
+    correct: tuple[int, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over all tokens, in nats per token."""
+        return sum(self.loss_sums) / sum(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the loss."""
+        return math.exp(self.loss)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that the model ranked first."""
+        return sum(self.correct) / sum(self.tokens)
+
+    def to_dict(self) -> dict[str, list[float] | list[int]]:
+        """Return the sums as lists that JSON can hold."""
+        return {
+            "documents": list(self.documents),
+            "loss_sums": list(self.loss_sums),
+            "tokens": list(self.tokens),
+            "correct": list(self.correct),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[Any]]) -> Validation:
+        """Rebuild the sums from what `to_dict` returned."""
+        return cls(**{name: tuple(items) for name, items in values.items()})
+
+
+def sequence_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """
+    Sum the next-token loss of each sequence.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, tokens, vocab)`): Logits of the model.
+        labels (`torch.Tensor` of shape `(batch, tokens)`): Token ids, not shifted; -100 where a token does not count.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 3)`: Loss in nats, counted tokens, and tokens ranked first, in float64 (float32
+        on devices without it).
+    """
+    # One sequence at a time: only one copy of (tokens, vocab) in float32 is ever held.
+    rows = []
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    for row, row_labels in zip(logits, labels, strict=True):
+        scores, wanted = row[:-1].float(), row_labels[1:]
+        losses = nn.functional.cross_entropy(scores, wanted, ignore_index=_IGNORED, reduction="none")
+        correct = (scores.argmax(-1) == wanted).sum()
+        rows.append(torch.stack([losses.to(wide).sum(), (wanted != _IGNORED).sum().to(wide), correct.to(wide)]))
+    return torch.stack(rows)
+
+
+def sum_by_document(sums: np.ndarray[Any, Any], documents: Sequence[int]) -> Validation:
+    """
+    Add up per-sequence sums of shape `(sequences, 3)` by the document that each sequence belongs to.
+
+    Raises:
+        ValueError: If no token counts, or the number of documents does not fit.
+    """
+    if len(sums) != len(documents):
+        raise ValueError(f"Got sums of {len(sums)} sequences but documents of {len(documents)}.")
+    if sums[:, 1].sum() == 0:
+        raise ValueError(
+            "The evaluation set has no token that counts: every label is -100 or every sequence one token."
+        )
+    names, place = np.unique(np.asarray(documents), return_inverse=True)
+    loss, tokens, correct = (np.bincount(place, weights=sums[:, column], minlength=len(names)) for column in range(3))
+    counted = tokens > 0
+    return Validation(
+        documents=tuple(int(name) for name in names[counted]),
+        loss_sums=tuple(float(value) for value in loss[counted]),
+        tokens=tuple(int(value) for value in tokens[counted]),
+        correct=tuple(int(value) for value in correct[counted]),
+    )
+
+
+class ValidatedTrainer(Trainer):
+    """
+    A `Trainer` whose evaluation is sum of losses / sum of tokens, whatever the batch size, padding or world size.
+
+    `Trainer`'s own evaluation loss is a mean of batch means. Here each sequence's sums are gathered instead and added
+    up by document (the column `document` of the evaluation set, or each sequence on its own). The latest result for
+    each metric prefix is in `validations`.
+    """
+
+    validations: dict[str, Validation]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.validations = {}
+        self._documents: Sequence[int] = ()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the loader of the whole evaluation set, in its order, and remember each sequence's document."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._documents = document_ids(dataset)
+        # Transformers drops the last partial batch of evaluation sets too when it is to drop that of the training set.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return no logits but the sums of each sequence, shape `(batch, 3)`: see `sequence_sums`."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**inputs).logits
+        sums = sequence_sums(logits, labels)
+        return sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1), sums, None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Run `Trainer`'s loop and replace its loss by sum of losses / sum of tokens; adds perplexity and accuracy."""
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        validation = sum_by_document(np.asarray(output.predictions), self._documents)
+        self.validations[metric_key_prefix] = validation
+        metrics = {
+            **(output.metrics or {}),
+            f"{metric_key_prefix}_loss": validation.loss,
+            f"{metric_key_prefix}_perplexity": validation.perplexity,
+            f"{metric_key_prefix}_accuracy": validation.accuracy,
+        }
+        return EvalLoopOutput(np.asarray(output.predictions), None, metrics, output.num_samples)
+
+
+def document_ids(dataset: Any) -> Sequence[int]:
+    """
+    Return the document of each sequence: the column `document`, or the sequence's own number if there is none.
+
+    Raises:
+        ValueError: If the data set has no length, or is a dictionary of several.
+    """
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"There is one evaluation set, got a dictionary of {len(dataset)}: {sorted(dataset)}; pass one."
+        )
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"An evaluation set must have a length, got a {type(dataset).__name__}; "
+            "load it as a map-style data set so that every evaluation sees the same sequences."
+        )
+    if "document" in (getattr(dataset, "column_names", None) or ()):
+        return [int(item) for item in dataset["document"]]
+    return range(len(dataset))

@@ -1,0 +1,174 @@
+"""One whole run: data, loop, test, table, picture, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+
+from ..configuration import DataConfig, InherituneConfig, RunConfig
+from ..data import DataSplits, load_data_splits
+from ..evaluation import Validation, compare_losses
+from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
+from ..records import Outcome, write_json, write_text
+from ..students import load_reference_config, student_skeleton
+from ..training import InherituneTrainer
+from .controls import Control
+
+_DEFAULT_BLOCK_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """
+    How a run ended and what it left.
+
+    Args:
+        outcome (`str`): `matched`, `no_more_layers`, `budget_exhausted` or `interrupted`.
+        output_dir (`Path`): Folder with the student, `rounds.json`, `results.md` and `losses.png`.
+        rows (`list[ResultRow]`): The result table; empty if the run was interrupted.
+    """
+
+    outcome: Outcome
+    output_dir: Path
+    rows: list[ResultRow] = field(default_factory=list)
+
+
+def run_recipe(
+    run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments, console: Console
+) -> RunResult:
+    """
+    Run a recipe from its reference to a saved student: the job of `inheritune train` and the example script.
+
+    Raises:
+        ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+    """
+    if run.reference is None:
+        raise ValueError("There is no reference: give its Hub id or path by --reference.")
+    kwargs = {} if run.revision is None else {"revision": run.revision}
+    config = load_reference_config(run.reference, **kwargs)
+    tokenizer = load_tokenizer(run.reference, **kwargs)
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    block_size = data.block_size or min(limit or _DEFAULT_BLOCK_SIZE, _DEFAULT_BLOCK_SIZE)
+    with args.main_process_first(desc="reading and packing the data"):
+        splits = load_data_splits(data, tokenizer, block_size=block_size, seed=args.seed)
+    trainer = InherituneTrainer(
+        run.reference,
+        recipe,
+        args,
+        train_dataset=splits.train,
+        eval_dataset=splits.selection,
+        processing_class=tokenizer,
+        reference_kwargs=kwargs,
+    )
+    trainer.train()
+    if trainer.outcome == "interrupted":
+        return RunResult("interrupted", Path(args.output_dir or "trainer_output"))
+    result = finish_run(trainer, splits, console)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return result
+
+
+def load_tokenizer(reference: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """
+    Load the reference's tokenizer.
+
+    Raises:
+        ValueError: If there is none beside the reference's weights.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"There is no tokenizer with the reference {reference}: save it in the same folder or repository "
+            f"(tokenizer.save_pretrained). Transformers says: {error}"
+        ) from error
+    return tokenizer
+
+
+def finish_run(
+    trainer: InherituneTrainer,
+    splits: DataSplits,
+    console: Console,
+    train_controls: Callable[[], Mapping[str, Control]] | None = None,
+    remarks: Callable[[list[ResultRow]], str] | None = None,
+) -> RunResult:
+    """
+    Open the test set, save the student, and write the table, the picture and the records.
+
+    Args:
+        trainer (`InherituneTrainer`): After `train()`.
+        splits (`DataSplits`): The run's data.
+        console (`rich.console.Console`): Where the table is shown; of the main process.
+        train_controls (`Callable`, *optional*): Trains the models to compare with, by name.
+        remarks (`Callable`, *optional*): Turns the rows into a paragraph shown below the table.
+    """
+    output_dir = trainer.output_dir
+    trainer.save_model()
+    trainer.evaluate(splits.test, metric_key_prefix="test")
+    student = trainer.validations["test"]
+    reference = trainer.measure_reference(splits.test, metric_key_prefix="reference_test")
+    controls = dict(train_controls()) if train_controls else {}
+    rows = _result_rows(trainer, student, reference, controls)
+    if trainer.args.should_save:
+        text = remarks(rows) if remarks else ""
+        curve = [(int(item["step"]), item["eval_loss"]) for item in trainer.state.log_history if "eval_loss" in item]
+        target = trainer.run_record.target
+        draw_losses(
+            output_dir / "losses.png",
+            trainer.rounds,
+            curve,
+            target if target is not None else float("nan"),
+            {name: item.curve for name, item in controls.items()},
+        )
+        write_text(output_dir / "results.md", markdown_table(rows) + ("\n\n" + text if text else "") + "\n")
+        write_json(
+            output_dir / "rounds.json",
+            {
+                **trainer.run_record.to_dict(),
+                "results": [row.to_dict() for row in rows],
+                "curves": {"student": curve, **{name: item.curve for name, item in controls.items()}},
+                "data": splits.facts.to_dict(),
+                "seed": trainer.args.seed,
+            },
+        )
+        console.print(terminal_table(rows))
+        if text:
+            console.print(text)
+    return RunResult(trainer.outcome or "interrupted", output_dir, rows)
+
+
+def _result_rows(
+    trainer: InherituneTrainer, student: Validation, reference: Validation, controls: Mapping[str, Control]
+) -> list[ResultRow]:
+    recipe = trainer.inheritune_config
+    whole = student_skeleton(trainer.reference_config, range(trainer.reference_depth))
+    name = f"student ({len(trainer.rounds)} round{'s' if len(trainer.rounds) != 1 else ''})"
+
+    def match(validation: Validation) -> Any:
+        return compare_losses(validation, reference, recipe.tolerance, recipe.confidence)
+
+    rows = [
+        ResultRow("reference", trainer.reference_depth, whole.num_parameters(), 0, 0, reference.loss),
+        ResultRow(
+            name,
+            trainer.rounds[-1].layers,
+            trainer.student.num_parameters(),
+            trainer.rounds[-1].end_step,
+            sum(item.tokens for item in trainer.rounds),
+            student.loss,
+            match(student),
+        ),
+    ]
+    for control, item in controls.items():
+        depth = item.model.config.get_text_config(decoder=True).num_hidden_layers
+        steps = item.curve[-1][0]
+        rows.append(
+            ResultRow(control, depth, item.model.num_parameters(), steps, item.tokens, item.test.loss, match(item.test))
+        )
+    return rows

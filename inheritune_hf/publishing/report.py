@@ -1,0 +1,162 @@
+"""What a run came to: one table, one picture, one sentence, all made from records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..records import Match, Round
+
+#: Points of a loss curve: (optimizer steps, nats per token).
+Curve = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """
+    One model on the test set.
+
+    Args:
+        model (`str`): What the model is.
+        layers (`int`): Depth.
+        parameters (`int`): Number of parameters, tied ones counted once.
+        steps (`int`): Optimizer steps that this run trained it for, all rounds together.
+        tokens (`int`): Tokens of those steps.
+        loss (`float`): Test loss in nats per token.
+        match (`Match`, *optional*): Paired comparison with the reference; None for the reference itself.
+    """
+
+    model: str
+    layers: int
+    parameters: int
+    steps: int
+    tokens: int
+    loss: float
+    match: Match | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as a dictionary that JSON can hold."""
+        return asdict(self)
+
+
+HEADERS = ("model", "layers", "parameters", "steps", "tokens", "test loss", "difference (90 % interval)", "matched")
+
+
+def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
+    """Return the cells of the result table, one tuple for each row, in the order of `HEADERS`."""
+    return [
+        (
+            row.model,
+            str(row.layers),
+            f"{row.parameters:,}",
+            f"{row.steps:,}",
+            f"{row.tokens:,}",
+            f"{row.loss:.4f}",
+            difference(row.match),
+            "" if row.match is None else "yes" if row.match.matched else "no",
+        )
+        for row in rows
+    ]
+
+
+def difference(match: Match | None) -> str:
+    """Return a difference in nats per token with its two one-sided 95 % bounds, for people."""
+    if match is None:
+        return ""
+    if match.lower is None or match.upper is None:
+        return f"{match.difference:+.4f} ({match.note})"
+    return f"{match.difference:+.4f} ({match.lower:+.4f} to {match.upper:+.4f})"
+
+
+def terminal_table(rows: Sequence[ResultRow]) -> Table:
+    """Return the result table for a terminal."""
+    table = Table()
+    for number, header in enumerate(HEADERS):
+        table.add_column(header, justify="right" if 0 < number < 6 else "left")
+    for cells in table_cells(rows):
+        table.add_row(*cells)
+    return table
+
+
+def markdown_table(rows: Sequence[ResultRow]) -> str:
+    """Return the result table as Markdown."""
+    lines = ["| " + " | ".join(HEADERS) + " |", "|" + "---|" * len(HEADERS)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in table_cells(rows))])
+
+
+def draw_losses(
+    path: str | os.PathLike[str],
+    rounds: Sequence[Round],
+    student: Curve,
+    reference_loss: float,
+    controls: Mapping[str, Curve] | None = None,
+) -> None:
+    """
+    Draw selection loss against steps: every round, the controls, and the reference's line.
+
+    Args:
+        path (`str` or `os.PathLike`): PNG file to write.
+        rounds (`Sequence[Round]`): The rounds.
+        student (`Curve`): The student's evaluations over all rounds.
+        reference_loss (`float`): The line to reach, in nats per token.
+        controls (`Mapping[str, Curve]`, *optional*): Evaluations of other models, by name.
+    """
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(reference_loss, color="#444444", linewidth=1.2, linestyle="--")
+    styles = dict(zip(controls or {}, _CONTROL_STYLES, strict=False))
+    for name, curve in (controls or {}).items():
+        axes.plot(*zip(*curve, strict=True), label=name, linewidth=1.4, **styles[name])
+    for item, color in zip(rounds, _round_colors(len(rounds)), strict=True):
+        points = [(step, loss) for step, loss in student if item.start_step < step <= item.end_step]
+        label = f"round {item.index}: {item.layers} inherited layers" + (" (matched)" if item.match.matched else "")
+        axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, linewidth=2, label=label)
+        if item.index > 1:
+            axes.axvline(item.start_step, color="#bbbbbb", linewidth=0.8)
+    axes.annotate(
+        f"reference {reference_loss:.3f}",
+        (1, reference_loss),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 4),
+        textcoords="offset points",
+        ha="right",
+        color="#444444",
+        fontsize=9,
+    )
+    _frame_student(axes, [loss for _, loss in student], reference_loss)
+    axes.set_xlabel("optimizer steps, all rounds together")
+    axes.set_ylabel("selection loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=9, frameon=False)
+    figure.savefig(Path(path), metadata={"Software": None})
+
+
+_CONTROL_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#b35806", "linestyle": "-."},
+    {"color": "#542788", "linestyle": ":"},
+    {"color": "#1b7837", "linestyle": (0, (5, 1))},
+)
+
+
+def _round_colors(count: int) -> list[tuple[float, float, float]]:
+    """Return shades of blue, the last round's the darkest."""
+    return [(0.45 - 0.4 * share, 0.68 - 0.38 * share, 0.9 - 0.25 * share) for share in _shares(count)]
+
+
+def _shares(count: int) -> list[float]:
+    return [1.0] if count == 1 else [number / (count - 1) for number in range(count)]
+
+
+def _frame_student(axes: Any, losses: Sequence[float], reference_loss: float) -> None:
+    """Keep the student and the reference in sight: a control that starts from random weights begins far above."""
+    low, high = min([*losses, reference_loss]), max([*losses, reference_loss])
+    margin = max(high - low, 0.05)
+    bottom = min(low, axes.dataLim.y0)
+    axes.set_ylim(bottom - 0.1 * margin, high + 0.35 * margin)

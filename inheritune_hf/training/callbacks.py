@@ -1,0 +1,161 @@
+"""Callbacks that end rounds, stop on a signal, and show one continuous run to everything that listens."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
+
+
+class RoundCallback(TrainerCallback):
+    """Log, evaluate, save and stop at the last step of a round; save and stop when an interruption was asked for."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Turn SIGTERM and Ctrl-C into a request to finish the step, save and stop; a second one acts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python takes signals in the main thread only
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._asked = True
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        for number in before:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Set the flags of the step that ends a round, or of the step after which the run was asked to stop."""
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = True
+            control.should_training_stop = True
+        elif self._any_process_asked(args):
+            self.interrupted = True
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def _any_process_asked(self, args: TrainingArguments) -> bool:
+        if args.world_size == 1:
+            return self._asked
+        # Processes get the signal at different steps: they must agree on the one to stop after.
+        asked: list[bool] = gather_object([self._asked])
+        return any(asked)
+
+
+class RoundProgress(ProgressCallback):
+    """One progress bar for each round, with its depth and the time left."""
+
+    description = ""
+    start_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar of the round that begins."""
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=state.max_steps - self.start_step,
+                initial=state.global_step - self.start_step,
+                desc=self.description,
+                dynamic_ncols=True,
+            )
+        self.current_step = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the training loss on the bar and each evaluation on a line of its own."""
+        bar: Any = self.training_bar
+        if bar is None or not logs:
+            return
+        if "loss" in logs:
+            bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+        if "eval_loss" in logs:
+            bar.write(f"step {state.global_step} · selection loss {logs['eval_loss']:.4f} nats/token")
+
+
+class RoundsCallbackHandler(CallbackHandler):
+    """
+    Show callbacks one beginning and one end of training, however many rounds there are.
+
+    Trackers open a run when training begins and close it when it ends; each round is a training of its own to
+    `Trainer`. Progress bars alone hear of every round.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._running = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Forward to every callback the first time, then to progress bars only."""
+        listeners = self._progress_bars() if self._running else self.callbacks
+        self._running = True
+        control.should_training_stop = False
+        return self._forward("on_train_begin", listeners, args, state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Forward to progress bars only: a round has ended, not the run."""
+        return self._forward("on_train_end", self._progress_bars(), args, state, control)
+
+    def on_run_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> TrainerControl:
+        """Tell every callback but progress bars, which have heard of it, that training has ended."""
+        if not self._running:
+            return control
+        self._running = False
+        bars = self._progress_bars()
+        return self._forward(
+            "on_train_end", [item for item in self.callbacks if item not in bars], args, state, control
+        )
+
+    def _progress_bars(self) -> list[TrainerCallback]:
+        return [item for item in self.callbacks if isinstance(item, ProgressCallback)]
+
+    def _forward(
+        self,
+        event: str,
+        listeners: list[TrainerCallback],
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+    ) -> TrainerControl:
+        everyone, self.callbacks = self.callbacks, listeners
+        try:
+            changed: TrainerControl = self.call_event(event, args, state, control)  # type: ignore[no-untyped-call]
+        finally:
+            self.callbacks = everyone
+        return changed
+
+
+def on_main_process(decision: Any) -> Any:
+    """Return the main process's `decision` on every process, so that none of them takes another path."""
+    return broadcast_object_list([decision])[0]

@@ -1,0 +1,221 @@
+"""What survives a kill: a run's state, staged rounds and sealed checkpoints, each on disk whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..evaluation import Validation
+from ..records import Outcome, Round, write_json
+
+_FOLDER = "_inheritune"
+_STATE = "state.json"
+_SEAL = "inheritune_state.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """
+    Where a run stands.
+
+    Args:
+        identity (`dict`): What makes it this very run.
+        reference (`Validation`, *optional*): The reference's measured loss; None before it is measured, or if the
+            target is a number.
+        layers (`tuple[int, ...]`): Layers of the student that is being trained.
+        start_step (`int`): Step at which its round began, counted over all rounds.
+        staged (`bool`): Whether its starting point is on disk.
+        rounds (`tuple[Round, ...]`): Finished rounds.
+        outcome (`str`, *optional*): How the run ended, if it has.
+    """
+
+    identity: Mapping[str, Any]
+    layers: tuple[int, ...]
+    reference: Validation | None = None
+    start_step: int = 0
+    staged: bool = False
+    rounds: tuple[Round, ...] = ()
+    outcome: Outcome | None = None
+
+    @property
+    def round_index(self) -> int:
+        """Number of the round that is being trained, from 1."""
+        return len(self.rounds) + 1
+
+
+@dataclass(frozen=True)
+class Seal:
+    """
+    What a complete checkpoint says of itself; written last, so that a checkpoint without it is not used.
+
+    Args:
+        round_index (`int`): Round the checkpoint belongs to.
+        step (`int`): Step of the checkpoint, counted over all rounds.
+        tokens (`int`): Tokens trained on in the round so far.
+        seconds (`float`): Wall time of the round so far.
+        validation (`Validation`, *optional*): The student's loss, if it was measured at this step.
+    """
+
+    round_index: int
+    step: int
+    tokens: int
+    seconds: float
+    validation: Validation | None = None
+
+
+def read_state(output_dir: Path) -> RunState | None:
+    """
+    Read the state of the run in `output_dir`; None if there is none.
+
+    Raises:
+        ValueError: If the folder holds checkpoints of some other training, or the state file is damaged.
+    """
+    path = output_dir / _FOLDER / _STATE
+    if not path.is_file():
+        strangers = sorted(item.name for item in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+        if strangers:
+            raise ValueError(
+                f"{output_dir} holds another run ({', '.join(strangers[:3])}), not one of this recipe; "
+                "choose another output_dir."
+            )
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another output_dir.") from error
+    reference = values["reference"]
+    return RunState(
+        identity=values["identity"],
+        layers=tuple(values["layers"]),
+        reference=None if reference is None else Validation.from_dict(reference),
+        start_step=values["start_step"],
+        staged=values["staged"],
+        rounds=tuple(Round.from_dict(item) for item in values["rounds"]),
+        outcome=values["outcome"],
+    )
+
+
+def write_state(output_dir: Path, state: RunState) -> None:
+    """Write the state of the run in `output_dir`, atomically."""
+    write_json(
+        output_dir / _FOLDER / _STATE,
+        {
+            "identity": dict(state.identity),
+            "layers": list(state.layers),
+            "reference": None if state.reference is None else state.reference.to_dict(),
+            "start_step": state.start_step,
+            "staged": state.staged,
+            "rounds": [item.to_dict() for item in state.rounds],
+            "outcome": state.outcome,
+        },
+    )
+
+
+def check_identity(output_dir: Path, state: RunState, identity: Mapping[str, Any]) -> None:
+    """
+    Raise a `ValueError` that names every difference if `output_dir` holds another run than `identity`.
+
+    Both sides are compared as JSON, since one of them has been through a file.
+    """
+    here = json.loads(json.dumps(identity))
+    there = state.identity
+    different = [
+        f"{name}: {there.get(name)!r} there, {here.get(name)!r} now"
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"{output_dir} holds another run:\n- " + "\n- ".join(different) + "\nChoose another output_dir, or go back "
+            "to the settings of that run."
+        )
+
+
+def round_folder(output_dir: Path, round_index: int) -> Path:
+    """Return the folder of a round's starting point."""
+    return output_dir / _FOLDER / f"round-{round_index:02d}"
+
+
+def stage_round(output_dir: Path, round_index: int, student: PreTrainedModel, trainer_state: TrainerState) -> None:
+    """
+    Put a round's starting point on disk: the student's weights, and the step count and log so far.
+
+    There is no optimizer or scheduler file: `Trainer` then begins both afresh, as the paper does for each round.
+    """
+    folder = round_folder(output_dir, round_index)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    student.save_pretrained(temporary)
+    trainer_state.save_to_json(str(temporary / TRAINER_STATE_NAME))
+    temporary.rename(folder)
+    for older in range(1, round_index):
+        shutil.rmtree(round_folder(output_dir, older), ignore_errors=True)
+
+
+def read_trainer_state(checkpoint: Path) -> TrainerState:
+    """Return the step count and log of a checkpoint."""
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return state
+
+
+def round_trainer_state(before: TrainerState, args: TrainingArguments) -> TrainerState:
+    """Return the step count and log with which a round begins, given those with which the one before ended."""
+    state: Any = copy.copy(before)
+    state.train_batch_size = args.train_batch_size
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+    state.compute_steps(args, args.max_steps)
+    result: TrainerState = state
+    return result
+
+
+def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
+    """Declare a checkpoint complete; nothing is written to it afterwards."""
+    write_json(
+        checkpoint / _SEAL,
+        {
+            "round_index": seal.round_index,
+            "step": seal.step,
+            "tokens": seal.tokens,
+            "seconds": seal.seconds,
+            "validation": None if seal.validation is None else seal.validation.to_dict(),
+        },
+    )
+
+
+def unseal_checkpoint(checkpoint: Path) -> None:
+    """Declare a checkpoint incomplete before it is written again."""
+    (checkpoint / _SEAL).unlink(missing_ok=True)
+
+
+def read_seal(checkpoint: Path) -> Seal | None:
+    """Return what a checkpoint says of itself, or None if it is not complete."""
+    try:
+        values = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    validation = values["validation"]
+    return Seal(**{**values, "validation": None if validation is None else Validation.from_dict(validation)})
+
+
+def last_checkpoint(output_dir: Path, round_index: int) -> tuple[Path, Seal] | None:
+    """Return the last complete checkpoint of a round, or None."""
+    found = []
+    for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        seal = read_seal(checkpoint)
+        if seal is not None and seal.round_index == round_index:
+            found.append((seal.step, checkpoint, seal))
+    if not found:
+        return None
+    _, checkpoint, seal = max(found, key=lambda item: item[0])
+    return checkpoint, seal

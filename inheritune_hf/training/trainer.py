@@ -1,0 +1,558 @@
+"""The loop inside Transformers' own Trainer: one `super().train()` for each round, each begun from disk."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    TrainerCallback,
+    TrainingArguments,
+    enable_full_determinism,
+    set_seed,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+
+from ..configuration import InherituneConfig
+from ..data import CausalCollator, check_tokenizer
+from ..evaluation import ValidatedTrainer, Validation, compare_losses, document_ids
+from ..publishing import push_student, save_student
+from ..records import Lineage, Outcome, Round, RunRecord
+from ..students import Reference, from_pretrained_inherited, load_reference_config, student_skeleton
+from .arguments import check_arguments, dataset_fingerprint, run_identity
+from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
+from .growth import conclude, first_layers, reopen
+from .staging import (
+    RunState,
+    Seal,
+    check_identity,
+    last_checkpoint,
+    read_state,
+    read_trainer_state,
+    round_folder,
+    round_trainer_state,
+    seal_checkpoint,
+    stage_round,
+    unseal_checkpoint,
+    write_state,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class InherituneTrainer(ValidatedTrainer):
+    """
+    Train a student of the reference's first layers, and grow it until its loss matches the reference's.
+
+    Before `train()` the attribute `model` is an empty skeleton of the first student (no memory, no weights); afterwards
+    it is the last round's student. The reference is in memory only while its loss is measured, before training.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`):
+            Id, path or loaded model. A loaded model is copied to be measured and never changed.
+        inheritune_config (`InherituneConfig`):
+            The recipe; `steps_per_round` is needed.
+        args (`transformers.TrainingArguments`):
+            As for `Trainer`. `max_steps` above 0 caps all rounds together; warm-up and schedule count per round. What
+            cannot work with growth is refused with a reason.
+        train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
+            Rows with `input_ids` (and `labels`, -100 where a token does not count).
+        eval_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
+            The selection set: every decision rests on it. A column `document` says which rows belong together.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The reference's tokenizer, saved with every student.
+        data_collator (`Callable`, *optional*):
+            Turns rows into a batch with `labels`; pads and labels plain rows if not given.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            They hear one beginning and one end of training, however many rounds there are.
+        reference_kwargs (`dict`, *optional*):
+            How the reference is loaded (`revision`, `token`, `attn_implementation`, ...), as for `from_pretrained`.
+
+    Attributes:
+        outcome (`str`, *optional*): `matched`, `no_more_layers`, `budget_exhausted` or `interrupted`, after `train()`.
+        rounds (`tuple[Round, ...]`): Finished rounds.
+        reference_validation (`Validation`, *optional*): The reference's loss on the selection set, per document.
+
+    Raises:
+        ValueError: If arguments, recipe, data and reference do not fit together; nothing has been trained then.
+    """
+
+    def __init__(
+        self,
+        reference: str | os.PathLike[str] | PreTrainedModel,
+        inheritune_config: InherituneConfig,
+        args: TrainingArguments,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        reference_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.reference: Reference = reference
+        self.reference_kwargs = dict(reference_kwargs or {})
+        self.inheritune_config = inheritune_config
+        ready = check_arguments(args, inheritune_config)
+        self._budget = args.max_steps
+        self.reference_config = load_reference_config(reference, **self.reference_kwargs)
+        self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
+        layers = first_layers(inheritune_config, self.reference_depth)
+        _check_data(train_dataset, eval_dataset, self.reference_config)
+        if processing_class is not None:
+            check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
+        self._round_callback = RoundCallback()
+        super().__init__(
+            model=student_skeleton(self.reference_config, layers),
+            args=ready,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=data_collator or CausalCollator(_pad_token(processing_class)),
+            callbacks=[*(callbacks or []), self._round_callback],
+        )
+        self._show_one_run()
+        self._state = RunState(identity={}, layers=layers)
+        self._round_tokens = 0
+        self._round_began = 0.0
+
+    # What a run has and leaves
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.args.output_dir or "trainer_output")
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model in training, or the result after it."""
+        model: PreTrainedModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The reference's tokenizer."""
+        return self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the run ended; None before that."""
+        return self._state.outcome
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The finished rounds, failed ones included."""
+        return self._state.rounds
+
+    @property
+    def reference_validation(self) -> Validation | None:
+        """The reference's loss on the selection set; None before it is measured or if the target is a number."""
+        return self._state.reference
+
+    @property
+    def run_record(self) -> RunRecord:
+        """Recipe, lineage, rounds and outcome: what is saved beside a student's weights."""
+        return RunRecord(
+            recipe=self.inheritune_config.to_dict(),
+            lineage=Lineage.from_dict(self.student.config.inheritune),
+            rounds=self.rounds,
+            outcome=self.outcome,
+            target=self._target_loss(),
+        )
+
+    # The loop
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        Run rounds until the target is matched, the layers or the budget run out, or the run is interrupted.
+
+        If `output_dir` holds this very run it goes on from its last complete checkpoint; a finished run goes on if
+        `max_steps` or `max_layers` was raised.
+
+        Returns:
+            `TrainOutput`: Steps of all rounds, the last round's training loss, and metrics: `matched` (0 or 1),
+            `layers`, `loss` and `reference_loss` in nats per token, `rounds`.
+
+        Raises:
+            ValueError: If `output_dir` holds another run, or something to resume from or to search over is passed.
+            FloatingPointError: If a loss or a weight is not finite; the last good checkpoint is kept.
+        """
+        if resume_from_checkpoint or trial is not None:
+            raise ValueError(
+                "train() takes neither resume_from_checkpoint (a run goes on by itself from the last checkpoint in "
+                "output_dir) nor trial; call train() without them."
+            )
+        self._state = self._open_run()
+        training_loss = float("nan")
+        with self._round_callback.listening():
+            while self.outcome is None:
+                training_loss = self._run_round()
+        self._restore_student()
+        self._rounds_handler.on_run_end(self.args, self.state, self.control)
+        last = self.rounds[-1] if self.rounds else None
+        metrics: dict[str, Any] = {
+            "matched": int(self.outcome == "matched"),
+            "layers": len(self._state.layers),
+            "rounds": len(self.rounds),
+            "reference_loss": self._target_loss(),
+            "train_loss": training_loss,
+        }
+        if last is not None:
+            metrics["loss"] = last.loss
+        return TrainOutput(self.state.global_step, training_loss, metrics)
+
+    def _open_run(self) -> RunState:
+        """Read the run in `output_dir`, or begin one by measuring the reference."""
+        identity = run_identity(self.args, self.inheritune_config, self._facts())
+        found: RunState | None = on_main_process(read_state(self.output_dir) if self.args.should_save else None)
+        state = found
+        if state is None:
+            state = RunState(identity=identity, layers=first_layers(self.inheritune_config, self.reference_depth))
+        check_identity(self.output_dir, state, identity)
+        if state.outcome is not None:
+            state = reopen(state, self.inheritune_config, self.reference_depth, self._budget)
+        if state.reference is None and self.inheritune_config.target == "reference":
+            state = dataclasses.replace(state, reference=self.measure_reference())
+            self._write(state)
+        return state
+
+    def measure_reference(self, dataset: Any = None, metric_key_prefix: str = "reference") -> Validation:
+        """
+        Measure the reference's loss by the loop that judges students, then let go of it.
+
+        Args:
+            dataset (`datasets.Dataset`, *optional*): Sequences to measure on; the selection set if not given.
+            metric_key_prefix (`str`, *optional*, defaults to `"reference"`): Prefix of the logged figures.
+
+        Returns:
+            `Validation`: Sums per document.
+        """
+        self._hold(student_skeleton(self.reference_config, self._state.layers))
+        if isinstance(self.reference, PreTrainedModel):
+            # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
+            reference: Any = copy.deepcopy(self.reference)
+            reference = reference.float()
+        else:
+            reference = AutoModelForCausalLM.from_pretrained(
+                self.reference, **{"dtype": torch.float32, **self.reference_kwargs}
+            )
+        self._hold(reference)
+        del reference
+        self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+        self._hold(student_skeleton(self.reference_config, self._state.layers))
+        if self.rounds and self.outcome is not None:
+            self._restore_student()
+        validation = self.validations[metric_key_prefix]
+        logger.info("reference · %d layers · %.4f nats/token", self.reference_depth, validation.loss)
+        return validation
+
+    def _run_round(self) -> float:
+        """Train the current student to the end of its round, judge it, and write down what comes next."""
+        self._stage()
+        state = self._state
+        end = state.start_step + (self.inheritune_config.steps_per_round or 0)
+        if self._budget > 0:
+            end = min(end, self._budget)
+        found = on_main_process(last_checkpoint(self.output_dir, state.round_index) if self.args.should_save else None)
+        folder, seal = found or (round_folder(self.output_dir, state.round_index), None)
+        self._load_student(folder)
+        self._describe_round()
+        training_loss = float("nan")
+        if seal is None or seal.step < end:
+            self._begin_round(seal)
+            self.args.max_steps = end
+            training_loss = super().train(resume_from_checkpoint=str(folder)).training_loss
+            if self.state.global_step < end:
+                self._state = dataclasses.replace(state, outcome="interrupted")
+                self._write(self._state)
+                logger.info("interrupted at step %d; the same command goes on from there", self.state.global_step)
+                return training_loss
+            found = on_main_process(
+                last_checkpoint(self.output_dir, state.round_index) if self.args.should_save else None
+            )
+            folder, seal = found
+        self._conclude(seal)
+        return training_loss
+
+    def _stage(self) -> None:
+        """Put the round's starting point on disk: a student of its layers, freshly inherited from the reference."""
+        state = self._state
+        if state.staged:
+            return
+        if self.args.should_save:
+            recipe = dataclasses.replace(self.inheritune_config, keep_layers=list(state.layers))
+            student = from_pretrained_inherited(self.reference, recipe, **self.reference_kwargs)
+            before = last_checkpoint(self.output_dir, state.round_index - 1)
+            history = read_trainer_state(before[0]) if before else self.state
+            stage_round(self.output_dir, state.round_index, student, round_trainer_state(history, self.args))
+        self._state = dataclasses.replace(state, staged=True)
+        self._write(self._state)
+
+    def _begin_round(self, seal: Seal | None) -> None:
+        """Set everything that a round starts with, so that it does not depend on what the process did before."""
+        enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
+        self._round_tokens = 0
+        self._tokens_before = seal.tokens if seal else 0
+        self._seconds_before = seal.seconds if seal else 0.0
+        self._round_began = time.monotonic()
+
+    def _conclude(self, seal: Seal) -> None:
+        """Compare the student with its target, record the round, and decide: stop or grow."""
+        state = self._state
+        if seal.validation is None:
+            raise ValueError(f"The checkpoint of step {seal.step} ends a round but was not evaluated.")
+        recipe = self.inheritune_config
+        target = state.reference if state.reference is not None else float(recipe.target)
+        match = compare_losses(seal.validation, target, recipe.tolerance, recipe.confidence)
+        checkpoint = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{seal.step}"
+        flops = read_trainer_state(checkpoint).total_flos - sum(item.flops for item in state.rounds)
+        finished = Round(
+            index=state.round_index,
+            kept_layers=state.layers,
+            start_step=state.start_step,
+            end_step=seal.step,
+            tokens=seal.tokens,
+            flops=float(flops),
+            seconds=round(seal.seconds, 3),
+            loss=seal.validation.loss,
+            target=target.loss if isinstance(target, Validation) else target,
+            match=match,
+        )
+        self._state = conclude(state, finished, recipe, self.reference_depth, self._budget)
+        self._write(self._state)
+        logger.info(
+            "round %d · %d layers · %.4f nats/token · target %.4f · %s",
+            finished.index,
+            finished.layers,
+            finished.loss,
+            finished.target,
+            "matched" if match.matched else f"missed by {match.difference:+.4f}",
+        )
+
+    # Pieces of the loop
+
+    def _hold(self, model: Any) -> None:
+        """Make `model` the one that is trained or evaluated, and forget every trace of the one before."""
+        self.accelerator.free_memory()
+        self.model = self.model_wrapped = model
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.model = model
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        if model.device.type != "meta" and self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+
+    def _load_student(self, folder: Path) -> None:
+        student = type(self.student).from_pretrained(folder, dtype=torch.float32)
+        if len(self._state.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
+            raise ValueError(f"{folder} does not hold a student of {len(self._state.layers)} layers; it was changed.")
+        student.config.use_cache = self.args.use_cache
+        self._hold(student)
+
+    def _restore_student(self) -> None:
+        """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
+        if self.rounds:
+            found = last_checkpoint(self.output_dir, self.rounds[-1].index)
+            if found is not None:
+                if self.student.device.type == "meta":
+                    self._load_student(found[0])
+                if self.state.global_step != found[1].step:
+                    self.state = read_trainer_state(found[0])
+        self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.student.config.use_cache = getattr(self.reference_config, "use_cache", True)
+
+    def _write(self, state: RunState) -> None:
+        if self.args.should_save:
+            write_state(self.output_dir, state)
+        self.accelerator.wait_for_everyone()
+
+    def _target_loss(self) -> float | None:
+        if self._state.reference is not None:
+            return self._state.reference.loss
+        return None if self.inheritune_config.target == "reference" else float(self.inheritune_config.target)
+
+    def _facts(self) -> dict[str, Any]:
+        name = self.reference.name_or_path if isinstance(self.reference, PreTrainedModel) else str(self.reference)
+        return {
+            "reference": name,
+            "reference.revision": self.reference_kwargs.get("revision"),
+            "reference.layers": self.reference_depth,
+            "train_dataset": dataset_fingerprint(self.train_dataset),
+            "eval_dataset": dataset_fingerprint(self.eval_dataset),
+        }
+
+    def _show_one_run(self) -> None:
+        """Let callbacks see one run, and give progress bars one round each."""
+        before = self.callback_handler
+        callbacks = [RoundProgress() if type(item) is ProgressCallback else item for item in before.callbacks]
+        self.callback_handler = self._rounds_handler = RoundsCallbackHandler(
+            callbacks, self.model, self.processing_class, self.optimizer, self.lr_scheduler
+        )
+
+    def _describe_round(self) -> None:
+        for item in self.callback_handler.callbacks:
+            if isinstance(item, RoundProgress):
+                item.description = f"round {self._state.round_index} · {len(self._state.layers)} layers"
+                item.start_step = self._state.start_step
+
+    # Overrides of Trainer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Leave the skeleton where it is: it has no weights to move."""
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            super()._move_model_to_device(model, device)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Do nothing: the student was built from this very folder, with every weight accounted for."""
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the schedule of one round: warm-up and decay count from the round's first step."""
+        return super().create_scheduler(self.inheritune_config.steps_per_round or num_training_steps, optimizer)
+
+    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *others: Any) -> tuple[int, int]:
+        """Let each round see the data from the start: its place in the data counts from the round's first step."""
+        super()._init_training_state(max_steps, num_update_steps_per_epoch, *others)
+        done = self.state.global_step - self._state.start_step
+        epochs, steps = divmod(done, num_update_steps_per_epoch)
+        return epochs, steps * self.args.gradient_accumulation_steps
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Train on one batch and count its tokens; a loss that is not finite ends the run."""
+        self._round_tokens += inputs["input_ids"].numel()
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The training loss was {loss.item()} at step {self.state.global_step + 1}; the last good "
+                f"checkpoint in {self.output_dir} is kept. Lower the learning rate, clip gradients (max_grad_norm) or "
+                "use fp32."
+            )
+        return loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as Trainer does, then seal: only a sealed checkpoint is ever used."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.student.parameters()):
+            raise FloatingPointError(
+                f"The student's weights are not finite at step {self.state.global_step}; the last good checkpoint in "
+                f"{self.output_dir} is kept. Lower the learning rate or clip gradients (max_grad_norm)."
+            )
+        step = self.state.global_step
+        checkpoint = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if self.args.should_save:
+                unseal_checkpoint(checkpoint)
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        tokens = torch.tensor(self._round_tokens, device=self.args.device)
+        trained = int(self.accelerator.reduce(tokens, reduction="sum"))  # also: every process has saved its part
+        if self.args.should_save:
+            evaluated = any(item["step"] == step and "eval_loss" in item for item in self.state.log_history)
+            seal_checkpoint(
+                checkpoint,
+                Seal(
+                    round_index=self._state.round_index,
+                    step=step,
+                    tokens=self._tokens_before + trained,
+                    seconds=self._seconds_before + time.monotonic() - self._round_began,
+                    validation=self.validations["eval"] if evaluated else None,
+                ),
+            )
+            # Only now: the older checkpoint must not go before the newer one can be used.
+            rotate_checkpoints(str(self.output_dir), limit)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student as a standard checkpoint, with its record and card beside it."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+        elif self.args.should_save:
+            save_student(self.student, Path(output_dir or self.output_dir), self.run_record, self.tokenizer)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """
+        Publish the student as a standard checkpoint: weights, config, tokenizer, record and card, nothing else.
+
+        The repository is `args.hub_model_id`, or the name of `output_dir`. What is not passed is taken from `args`
+        (`hub_token`, `hub_revision`, `hub_private_repo`).
+
+        Returns:
+            `str`, *optional*: Address of the commit, on the main process.
+
+        Raises:
+            ValueError: If something else is asked for: a student goes up whole, before this returns.
+        """
+        if not blocking or kwargs:
+            extra = ", ".join([*([] if blocking else ["blocking=False"]), *kwargs])
+            raise ValueError(f"push_to_hub uploads a student whole before it returns; leave out {extra}.")
+        if not self.args.should_save:
+            return None
+        return push_student(
+            self.student,
+            self.run_record,
+            self.tokenizer,
+            repo_id=self.args.hub_model_id or self.output_dir.resolve().name,
+            token=token or self.args.hub_token,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message or "End of training",
+        )
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return a token to pad with; padding is masked and not counted, so any will do."""
+    if tokenizer is None:
+        return 0
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _check_data(train: Any, selection: Any, config: Any) -> None:
+    """Raise a `ValueError` if there is nothing to train on or to decide by, or sequences the reference cannot read."""
+    if train is None:
+        raise ValueError("There is no train_dataset; pass sequences to train the student on.")
+    if selection is None:
+        raise ValueError(
+            "There is no selection data: pass eval_dataset, sequences of documents that are not trained on; growing "
+            "and stopping are decided by the loss on them."
+        )
+    if len(document_ids(selection)) == 0:
+        raise ValueError("eval_dataset is empty; growing and stopping are decided by the loss on it.")
+    if hasattr(train, "__len__") and len(train) == 0:
+        raise ValueError("train_dataset is empty: the training text is shorter than one sequence of block_size tokens.")
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    for name, dataset in (("train_dataset", train), ("eval_dataset", selection)):
+        if limit and hasattr(dataset, "__getitem__") and len(dataset[0]["input_ids"]) > limit:
+            raise ValueError(
+                f"{name} has sequences of {len(dataset[0]['input_ids'])} tokens, but the reference reads at most "
+                f"{limit}; set block_size to {limit} or less."
+            )
