@@ -116,8 +116,8 @@ class ValidatedTrainer(Trainer):
     A `Trainer` whose evaluation is sum of losses / sum of tokens, whatever the batch size, padding or world size.
 
     `Trainer`'s own evaluation loss is a mean of batch means. Here each sequence's sums are gathered instead and added
-    up by document (the column `document` of the evaluation set, or each sequence on its own). The latest result for
-    each metric prefix is in `validations`.
+    up by document (the column `document` of the evaluation set, or each sequence on its own). Evaluating leaves the
+    random state as it was. The latest result for each metric prefix is in `validations`.
     """
 
     validations: dict[str, Validation]
@@ -162,7 +162,10 @@ class ValidatedTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Run `Trainer`'s loop and replace its loss by sum of losses / sum of tokens; adds perplexity and accuracy."""
-        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        # A loader draws a seed for its workers from torch's generator: without the fork, how often a run evaluates
+        # would change its dropout.
+        with torch.random.fork_rng(devices=[]):
+            output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         validation = sum_by_document(np.asarray(output.predictions), self._documents)
         self.validations[metric_key_prefix] = validation
         metrics = {

@@ -62,18 +62,19 @@ class EmbeddedShape:
 #: What the embedded run sets unless the user says otherwise: names of recipe and training arguments.
 EMBEDDED_DEFAULTS: dict[str, Any] = {
     "keep_layers": "half",
-    "steps_per_round": 140,
+    "max_layers": 6,
+    "steps_per_round": 150,
     "output_dir": "inheritune-demo",
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "warmup_steps": 0.1,
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "eval_strategy": "steps",
-    "eval_steps": 70,
-    "save_steps": 70,
-    "logging_steps": 35,
+    "eval_steps": 75,
+    "save_steps": 75,
+    "logging_steps": 25,
     "save_total_limit": 1,
 }
 _REFERENCE_LEARNING_RATE = 2e-3
@@ -142,6 +143,7 @@ def run_embedded(
         splits,
         console,
         train_controls=lambda: _controls(trainer, splits, reference),
+        reference_steps=shape.steps,
         remarks=lambda rows: _remarks(trainer, rows, tokenizer, reference),
     )
     console.print(f"The student, rounds.json, results.md and losses.png are in {result.output_dir}.")
@@ -234,8 +236,8 @@ def _controls(trainer: InherituneTrainer, splits: DataSplits, reference: Path) -
     settings = with_changes(trainer.args, eval_steps=max(1, last.end_step // 4))
     shape = student_skeleton(load_reference_config(reference), range(last.layers)).config
     names = {
-        f"random weights, {last.layers} layers": random_model(shape, trainer.args.seed),
-        "reference trained on": AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+        "random weights": random_model(shape, trainer.args.seed),
+        "reference, trained on": AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
     }
     controls = {
         name: train_control(model, settings, splits, last.end_step, name, work) for name, model in names.items()

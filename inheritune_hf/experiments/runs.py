@@ -97,6 +97,7 @@ def finish_run(
     console: Console,
     train_controls: Callable[[], Mapping[str, Control]] | None = None,
     remarks: Callable[[list[ResultRow]], str] | None = None,
+    reference_steps: int = 0,
 ) -> RunResult:
     """
     Open the test set, save the student, and write the table, the picture and the records.
@@ -107,6 +108,7 @@ def finish_run(
         console (`rich.console.Console`): Where the table is shown; of the main process.
         train_controls (`Callable`, *optional*): Trains the models to compare with, by name.
         remarks (`Callable`, *optional*): Turns the rows into a paragraph shown below the table.
+        reference_steps (`int`, *optional*, defaults to `0`): Steps that the reference was trained for here.
     """
     output_dir = trainer.output_dir
     trainer.save_model()
@@ -114,7 +116,7 @@ def finish_run(
     student = trainer.validations["test"]
     reference = trainer.measure_reference(splits.test, metric_key_prefix="reference_test")
     controls = dict(train_controls()) if train_controls else {}
-    rows = _result_rows(trainer, student, reference, controls)
+    rows = _result_rows(trainer, student, reference, controls, reference_steps)
     if trainer.args.should_save:
         text = remarks(rows) if remarks else ""
         curve = [(int(item["step"]), item["eval_loss"]) for item in trainer.state.log_history if "eval_loss" in item]
@@ -144,22 +146,34 @@ def finish_run(
 
 
 def _result_rows(
-    trainer: InherituneTrainer, student: Validation, reference: Validation, controls: Mapping[str, Control]
+    trainer: InherituneTrainer,
+    student: Validation,
+    reference: Validation,
+    controls: Mapping[str, Control],
+    reference_steps: int,
 ) -> list[ResultRow]:
     recipe = trainer.inheritune_config
+    last = trainer.rounds[-1]
+    step_tokens = last.tokens // (last.end_step - last.start_step)
     whole = student_skeleton(trainer.reference_config, range(trainer.reference_depth))
-    name = f"student ({len(trainer.rounds)} round{'s' if len(trainer.rounds) != 1 else ''})"
 
     def match(validation: Validation) -> Any:
         return compare_losses(validation, reference, recipe.tolerance, recipe.confidence)
 
     rows = [
-        ResultRow("reference", trainer.reference_depth, whole.num_parameters(), 0, 0, reference.loss),
         ResultRow(
-            name,
-            trainer.rounds[-1].layers,
+            "reference",
+            trainer.reference_depth,
+            whole.num_parameters(),
+            reference_steps,
+            reference_steps * step_tokens,
+            reference.loss,
+        ),
+        ResultRow(
+            "student",
+            last.layers,
             trainer.student.num_parameters(),
-            trainer.rounds[-1].end_step,
+            last.end_step,
             sum(item.tokens for item in trainer.rounds),
             student.loss,
             match(student),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..records import Match, Round
@@ -44,7 +45,7 @@ class ResultRow:
         return asdict(self)
 
 
-HEADERS = ("model", "layers", "parameters", "steps", "tokens", "test loss", "difference (90 % interval)", "matched")
+HEADERS = ("model", "layers", "parameters", "steps", "tokens", "test loss", "difference", "90 % interval", "matched")
 
 
 def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
@@ -57,27 +58,28 @@ def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
             f"{row.steps:,}",
             f"{row.tokens:,}",
             f"{row.loss:.4f}",
-            difference(row.match),
+            "" if row.match is None else f"{row.match.difference:+.4f}",
+            interval(row.match),
             "" if row.match is None else "yes" if row.match.matched else "no",
         )
         for row in rows
     ]
 
 
-def difference(match: Match | None) -> str:
-    """Return a difference in nats per token with its two one-sided 95 % bounds, for people."""
+def interval(match: Match | None) -> str:
+    """Return the interval between a difference's two one-sided bounds, in nats per token, or why there is none."""
     if match is None:
         return ""
     if match.lower is None or match.upper is None:
-        return f"{match.difference:+.4f} ({match.note})"
-    return f"{match.difference:+.4f} ({match.lower:+.4f} to {match.upper:+.4f})"
+        return match.note
+    return f"{match.lower:+.4f} to {match.upper:+.4f}"
 
 
 def terminal_table(rows: Sequence[ResultRow]) -> Table:
     """Return the result table for a terminal."""
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, header in enumerate(HEADERS):
-        table.add_column(header, justify="right" if 0 < number < 6 else "left")
+        table.add_column(header, justify="right" if 0 < number < 7 else "left", overflow="fold")
     for cells in table_cells(rows):
         table.add_row(*cells)
     return table

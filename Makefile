@@ -1,0 +1,56 @@
+# Everything runs in a virtual environment that `make` builds: no step is done by hand.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_SEEDS ?= 1 2 3
+# The demonstration runs offline once the install is done; nothing on the Hub is asked for.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+.PHONY: demo demo-seeds test test-slow lint docs bench clean
+
+# The embedded default: inherit, train, compare, grow, match.
+demo: $(VENV)/.demo
+	$(OFFLINE) $(BIN)/python examples/run_inheritune.py
+
+# The same for three seeds, and their table and picture in docs/results/.
+demo-seeds: $(VENV)/.demo
+	for seed in $(DEMO_SEEDS); do \
+		$(OFFLINE) $(BIN)/python examples/run_inheritune.py --seed $$seed --output_dir inheritune-demo-seed$$seed || exit 1; \
+	done
+	$(BIN)/python docs/results/collect.py $(foreach seed,$(DEMO_SEEDS),inheritune-demo-seed$(seed))
+
+# Everything that must pass.
+test: lint docs
+	$(BIN)/python -m pytest -m "not slow"
+
+# The longer proofs.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) site build *.egg-info
+
+$(VENV)/.python:
+	$(PYTHON) -c "import sys; sys.exit('inheritune-hf needs Python 3.11 or newer, this is ' + sys.version.split()[0] if sys.version_info < (3, 11) else 0)"
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@

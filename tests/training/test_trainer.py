@@ -1,0 +1,483 @@
+"""The loop: rounds, outcomes, going on after a kill, and what must stay as it was."""
+
+import copy
+import gc
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, TrainerCallback
+
+from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer
+from inheritune_hf.evaluation import ValidatedTrainer
+
+PROGRAM = Path(tiny.__file__)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    return tiny.write_reference(tmp_path_factory.mktemp("reference") / "tiny")
+
+
+def run_program(settings, processes=1, check=True):
+    """Run the tiny run as a program of its own and return what it reports, or None if it was killed."""
+    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run"]
+    if processes > 1:
+        launcher += ["--nproc_per_node", str(processes), "--master_port", "0", "--rdzv_endpoint", "localhost:0"]
+        launcher += ["--rdzv_backend", "c10d"]
+    result = Path(settings["result"])
+    result.unlink(missing_ok=True)
+    done = subprocess.run(
+        [*launcher, str(PROGRAM), json.dumps(settings)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(result.read_text()) if result.is_file() else done
+
+
+def test_unreachable_target_ends_with_no_more_layers(reference, tmp_path):
+    """A target that cannot be reached takes every round there is and is said to be missed."""
+    trainer = tiny.make_trainer(tmp_path, reference)
+    output = trainer.train()
+    assert trainer.outcome == "no_more_layers"
+    assert [item.layers for item in trainer.rounds] == [1, 2, 3]
+    assert [(item.start_step, item.end_step) for item in trainer.rounds] == [(0, 10), (10, 20), (20, 30)]
+    assert output.global_step == 30
+    assert output.metrics["matched"] == 0
+    assert output.metrics["layers"] == 3
+    state = json.loads((tmp_path / "_inheritune" / "state.json").read_text())
+    assert state["outcome"] == "no_more_layers"
+
+
+def test_reached_target_stops_after_the_round(reference, tmp_path):
+    """A student whose loss is within the tolerance of the reference's is matched and nothing is grown."""
+    trainer = tiny.make_trainer(tmp_path, reference, {"target": "reference", "confidence": None, "steps_per_round": 20})
+    output = trainer.train()
+    assert trainer.outcome == "matched"
+    assert len(trainer.rounds) == 1
+    assert output.metrics["matched"] == 1
+    assert output.metrics["reference_loss"] == trainer.reference_validation.loss
+
+
+def test_each_round_inherits_afresh(reference, tmp_path):
+    """Every round starts from the reference's own blocks and embeddings, with a fresh optimizer and schedule."""
+    rates = {}
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            if state.global_step in (0, 10, 20):
+                whole = GPT2LMHeadModel.from_pretrained(reference).state_dict()
+                kept = {name: tensor for name, tensor in model.state_dict().items() if name in whole}
+                assert all(torch.equal(tensor, whole[name]) for name, tensor in kept.items())
+                assert not optimizer.optimizer.state_dict()["state"]
+            rates[state.global_step] = optimizer.param_groups[0]["lr"]
+
+    tiny.make_trainer(tmp_path, reference, callbacks=[Watch()]).train()
+    assert [rates[step] for step in range(10)] == [rates[step] for step in range(10, 20)]
+    assert [rates[step] for step in range(10)] == [rates[step] for step in range(20, 30)]
+    assert rates[0] == 0.0
+    assert rates[2] == 1e-2
+
+
+def test_each_round_sees_the_same_batches(reference, tmp_path):
+    """The data order starts again with each round, across the boundary of an epoch too."""
+    seen = []
+
+    class Listening(InherituneTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            seen.append(inputs["input_ids"].tolist())
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    trainer = Listening(
+        reference,
+        InherituneConfig(keep_layers=1, grow_by=1, steps_per_round=25, target=0.01, max_layers=2),
+        tiny.arguments(tmp_path),
+        train_dataset=tiny.train_set(),
+        eval_dataset=tiny.selection_set(),
+    )
+    trainer.train()
+    assert len(seen) == 50
+    assert seen[:25] == seen[25:]
+    rows = [tuple(row) for batch in seen[:20] for row in batch]
+    assert sorted(rows) == sorted(tuple(row) for row in tiny.sequences(80, seed=1))
+
+
+def test_rounds_without_growth_of_data_equal_a_plain_trainer(reference, tmp_path):
+    """One round trains exactly as `Trainer` does with the same settings."""
+    trainer = tiny.make_trainer(tmp_path / "ours", reference, {"keep_layers": 2, "max_layers": 2})
+    trainer.train()
+    student = InheritedGPT2.from_pretrained(reference, keep_layers=2)
+    plain = ValidatedTrainer(
+        model=student,
+        args=tiny.arguments(tmp_path / "plain", max_steps=10),
+        train_dataset=tiny.train_set(),
+        eval_dataset=tiny.selection_set(),
+        data_collator=trainer.data_collator,
+    )
+    plain.train()
+    assert tiny.weights_hash(plain.model) == tiny.weights_hash(trainer.student)
+
+
+def test_reference_is_measured_by_the_same_loop_and_released(reference, tmp_path):
+    """The reference's loss is what the loop gives for a full-depth student, and no reference is left when training."""
+    held = []
+
+    class Watch(TrainerCallback):
+        def on_prediction_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 0 and not held:
+                held.append(weakref.ref(model))
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            gc.collect()
+            assert held[0]() is None
+
+    trainer = tiny.make_trainer(tmp_path, reference, {"target": "reference", "tolerance": 0.0}, callbacks=[Watch()])
+    trainer.train()
+    plain = ValidatedTrainer(
+        model=InheritedGPT2.from_pretrained(reference, keep_layers=4),
+        args=tiny.arguments(tmp_path / "plain"),
+        eval_dataset=tiny.selection_set(),
+        data_collator=trainer.data_collator,
+    )
+    plain.evaluate()
+    assert plain.validations["eval"] == trainer.reference_validation
+
+
+def test_loaded_reference_is_never_changed(tmp_path):
+    """A loaded model as reference keeps its weights, config, mode and forward."""
+    model = tiny.reference_model().train()
+    config, weights = copy.deepcopy(model.config.to_dict()), tiny.weights_hash(model)
+    trainer = tiny.make_trainer(tmp_path, model, {"target": "reference", "max_layers": 2})
+    trainer.train()
+    assert model.config.to_dict() == config
+    assert tiny.weights_hash(model) == weights
+    assert model.training
+    assert "forward" not in vars(model)
+
+
+def test_arguments_are_never_changed(reference, tmp_path):
+    """The training arguments that came in are what they were."""
+    args = tiny.arguments(tmp_path)
+    before = args.to_dict()
+    trainer = InherituneTrainer(
+        reference,
+        InherituneConfig(keep_layers=1, steps_per_round=3, target=0.01, max_layers=1),
+        args,
+        train_dataset=tiny.train_set(),
+        eval_dataset=tiny.selection_set(),
+    )
+    trainer.train()
+    assert args.to_dict() == before
+
+
+def test_budget_ends_the_run_and_raising_it_goes_on(reference, tmp_path):
+    """`max_steps` caps all rounds together; with more of it the run ends as if it had been given at once."""
+    short = tiny.make_trainer(tmp_path / "a", reference, max_steps=14)
+    short.train()
+    assert short.outcome == "budget_exhausted"
+    assert [(item.start_step, item.end_step) for item in short.rounds] == [(0, 10), (10, 14)]
+    longer = tiny.make_trainer(tmp_path / "a", reference, max_steps=-1)
+    longer.train()
+    assert longer.outcome == "no_more_layers"
+    whole = tiny.make_trainer(tmp_path / "b", reference)
+    whole.train()
+    assert tiny.weights_hash(longer.student) == tiny.weights_hash(whole.student)
+    assert [item.loss for item in longer.rounds] == [item.loss for item in whole.rounds]
+
+
+def test_raising_max_layers_goes_on(reference, tmp_path):
+    """A run that ran out of layers goes on when more are allowed."""
+    tiny.make_trainer(tmp_path, reference, {"max_layers": 1}).train()
+    trainer = tiny.make_trainer(tmp_path, reference, {"max_layers": 2})
+    trainer.train()
+    assert [item.layers for item in trainer.rounds] == [1, 2]
+
+
+def test_finished_run_is_not_trained_again(reference, tmp_path):
+    """The same command on a finished run returns its result and its student at once."""
+    first = tiny.make_trainer(tmp_path, reference)
+    first.train()
+    again = tiny.make_trainer(tmp_path, reference)
+    output = again.train()
+    assert again.rounds == first.rounds
+    assert output.global_step == 30
+    assert tiny.weights_hash(again.student) == tiny.weights_hash(first.student)
+
+
+def test_another_run_in_the_folder_is_refused(reference, tmp_path):
+    """A folder that holds another run is refused with what differs; a stranger's checkpoints are too."""
+    tiny.make_trainer(tmp_path / "a", reference, {"max_layers": 1}).train()
+    with pytest.raises(ValueError, match=r"holds another run:\n- args.learning_rate: 0.01 there, 0.02 now"):
+        tiny.make_trainer(tmp_path / "a", reference, {"max_layers": 1}, learning_rate=2e-2).train()
+    (tmp_path / "b" / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"holds another run \(checkpoint-5\)"):
+        tiny.make_trainer(tmp_path / "b", reference).train()
+
+
+@pytest.mark.parametrize("kill_at", [12, 20])
+def test_killed_run_goes_on_to_the_same_bits(reference, tmp_path, kill_at):
+    """SIGKILL in round 2, the same command again: the weights and the log of an uninterrupted run."""
+    whole = run_program(
+        {"output_dir": str(tmp_path / "whole"), "reference": reference, "result": str(tmp_path / "whole.json")}
+    )
+    settings = {"output_dir": str(tmp_path / "cut"), "reference": reference, "result": str(tmp_path / "cut.json")}
+    killed = run_program({**settings, "kill_at": kill_at}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = run_program(settings)
+    assert resumed == whole
+    assert whole["layers"] == [1, 2, 3]
+
+
+def test_interrupted_run_is_saved_and_goes_on(reference, tmp_path):
+    """SIGTERM finishes the step and saves; the same command goes on to the same bits."""
+    whole = tiny.make_trainer(tmp_path / "whole", reference)
+    whole.train()
+    cut = tiny.make_trainer(tmp_path / "cut", reference, callbacks=[tiny.Kill(14, signal.SIGTERM)])
+    before = signal.getsignal(signal.SIGTERM)
+    cut.train()
+    assert cut.outcome == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "cut" / "checkpoint-14").is_dir() or (tmp_path / "cut" / "checkpoint-15").is_dir()
+    resumed = tiny.make_trainer(tmp_path / "cut", reference)
+    resumed.train()
+    assert tiny.weights_hash(resumed.student) == tiny.weights_hash(whole.student)
+    assert resumed.outcome == "no_more_layers"
+
+
+def test_incomplete_checkpoint_is_not_used(reference, tmp_path):
+    """A checkpoint without its seal is passed over for the one before."""
+    whole = tiny.make_trainer(tmp_path / "whole", reference)
+    whole.train()
+    cut = tiny.make_trainer(tmp_path / "cut", reference, callbacks=[tiny.Kill(14, signal.SIGTERM)])
+    cut.train()
+    last = max((tmp_path / "cut").glob("checkpoint-*"), key=lambda item: int(item.name.split("-")[1]))
+    (last / "inheritune_state.json").unlink()
+    (last / "model.safetensors").write_bytes(b"half")
+    resumed = tiny.make_trainer(tmp_path / "cut", reference)
+    resumed.train()
+    assert tiny.weights_hash(resumed.student) == tiny.weights_hash(whole.student)
+
+
+def test_two_processes_give_the_same_loss_as_one(reference, tmp_path):
+    """Two processes measure the reference to the same loss, and take the same decisions."""
+    recipe = {"target": "reference", "tolerance": 0.0, "max_layers": 2}
+    one = run_program(
+        {
+            "output_dir": str(tmp_path / "one"),
+            "reference": reference,
+            "result": str(tmp_path / "1.json"),
+            "recipe": recipe,
+        }
+    )
+    two = run_program(
+        {
+            "output_dir": str(tmp_path / "two"),
+            "reference": reference,
+            "result": str(tmp_path / "2.json"),
+            "recipe": recipe,
+            "args": {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 5},
+        },
+        processes=2,
+    )
+    assert one["world_size"] == 1
+    assert two["world_size"] == 2
+    assert two["reference"] == pytest.approx(one["reference"], abs=1e-6)
+    assert two["tokens"] == one["tokens"]
+    assert two["layers"] == one["layers"]
+
+
+def test_two_processes_killed_go_on_to_the_same_bits(reference, tmp_path):
+    """A run of two processes, killed in round 2, ends with the bits of an uninterrupted one."""
+    settings = {"reference": reference, "result": str(tmp_path / "r.json"), "args": {"per_device_train_batch_size": 2}}
+    whole = run_program({**settings, "output_dir": str(tmp_path / "whole")}, processes=2)
+    killed = run_program({**settings, "output_dir": str(tmp_path / "cut"), "kill_at": 14}, processes=2, check=False)
+    assert not isinstance(killed, dict)
+    resumed = run_program({**settings, "output_dir": str(tmp_path / "cut")}, processes=2)
+    assert resumed["world_size"] == 2
+    assert resumed == whole
+
+
+def test_save_total_limit_keeps_what_is_needed(reference, tmp_path):
+    """With one checkpoint kept the run is the same, and one checkpoint is left."""
+    trainer = tiny.make_trainer(tmp_path, reference, save_total_limit=1)
+    trainer.train()
+    assert [item.name for item in tmp_path.glob("checkpoint-*")] == ["checkpoint-30"]
+    assert tiny.make_trainer(tmp_path, reference, save_total_limit=1).train().global_step == 30
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "no"])
+def test_save_and_eval_strategies_end_rounds_alike(reference, tmp_path, strategy):
+    """Whatever saves and evaluates within rounds, a round ends evaluated and saved."""
+    trainer = tiny.make_trainer(
+        tmp_path, reference, {"max_layers": 2}, save_strategy=strategy, eval_strategy=strategy, save_steps=500
+    )
+    trainer.train()
+    assert [item.layers for item in trainer.rounds] == [1, 2]
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(reference, tmp_path):
+    """A loss that is not finite ends the run with the step, and the checkpoint before it can be used."""
+
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 7:
+                with torch.no_grad():
+                    model.transformer.wpe.weight.fill_(float("nan"))
+
+    trainer = tiny.make_trainer(tmp_path, reference, callbacks=[Poison()])
+    with pytest.raises(FloatingPointError, match=r"loss was nan at step 8; the last good checkpoint in .* is kept"):
+        trainer.train()
+    assert [item.name for item in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-3", "checkpoint-6"]
+    resumed = tiny.make_trainer(tmp_path, reference)
+    resumed.train()
+    assert resumed.outcome == "no_more_layers"
+
+
+def test_weights_that_are_not_finite_are_not_saved(reference, tmp_path):
+    """Weights spoiled by the last step are not saved over a good checkpoint."""
+
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 6:
+                with torch.no_grad():
+                    model.transformer.wpe.weight.fill_(float("inf"))
+
+    trainer = tiny.make_trainer(tmp_path, reference, callbacks=[Poison()], eval_strategy="no")
+    with pytest.raises(FloatingPointError, match="weights are not finite at step 6; the last good checkpoint"):
+        trainer.train()
+    assert [item.name for item in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_callbacks_hear_one_run_with_one_step_count(reference, tmp_path):
+    """Training begins and ends once, and steps and logs count through all rounds."""
+    heard = []
+
+    class Listen(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            heard.append("begin")
+
+        def on_train_end(self, args, state, control, **kwargs):
+            heard.append("end")
+
+        def on_step_end(self, args, state, control, **kwargs):
+            heard.append(state.global_step)
+
+    trainer = tiny.make_trainer(tmp_path, reference, callbacks=[Listen()])
+    trainer.train()
+    assert heard == ["begin", *range(1, 31), "end"]
+    steps = [row["step"] for row in trainer.state.log_history if "loss" in row]
+    assert steps == sorted(set(steps))
+    assert trainer.state.log_history[0]["reference_loss"] if "reference_loss" in trainer.state.log_history[0] else True
+
+
+def test_one_line_is_logged_for_each_round(reference, tmp_path, caplog):
+    """Each round says its depth, loss, target and verdict in one line."""
+    with caplog.at_level(logging.INFO, logger="inheritune_hf"):
+        tiny.make_trainer(tmp_path, reference).train()
+    lines = [record.message for record in caplog.records if record.message.startswith("round ")]
+    assert len(lines) == 3
+    assert lines[1].startswith("round 2 · 2 layers · ")
+    assert "missed by +" in lines[1]
+
+
+def test_saved_student_is_standard(reference, tmp_path):
+    """The result loads by AutoModelForCausalLM with the reference's cache setting, and nothing else lies beside it."""
+    trainer = tiny.make_trainer(tmp_path / "run", reference)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "student"))
+    names = {item.name for item in (tmp_path / "student").iterdir()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "inheritune_config.json",
+        "model.safetensors",
+    }
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert type(student) is GPT2LMHeadModel
+    assert student.config.use_cache
+    assert student.config.inheritune["kept_layers"] == [0, 1, 2]
+    assert tiny.weights_hash(student) == tiny.weights_hash(trainer.student)
+    record = json.loads((tmp_path / "student" / "inheritune_config.json").read_text())
+    assert record["outcome"] == "no_more_layers"
+    assert len(record["rounds"]) == 3
+
+
+def test_student_trains_without_a_cache(reference, tmp_path):
+    """Keys and values are not cached during training."""
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            assert model.config.use_cache is False
+
+    tiny.make_trainer(tmp_path, reference, {"max_layers": 1}, callbacks=[Watch()]).train()
+
+
+def build(reference, tmp_path, recipe=None, **changes):
+    settings = {"train_dataset": tiny.train_set(), "eval_dataset": tiny.selection_set()}
+    return InherituneTrainer(
+        reference,
+        InherituneConfig(**{"keep_layers": 1, "steps_per_round": 3, **(recipe or {})}),
+        tiny.arguments(tmp_path),
+        **{**settings, **changes},
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        ({}, {"eval_dataset": None}, "There is no selection data: pass eval_dataset"),
+        ({}, {"train_dataset": None}, "There is no train_dataset"),
+        ({}, {"train_dataset": Dataset.from_dict({"input_ids": []})}, "train_dataset is empty"),
+        ({}, {"eval_dataset": Dataset.from_dict({"input_ids": []})}, "eval_dataset is empty"),
+        ({}, {"eval_dataset": {"a": 1, "b": 2}}, r"There is one evaluation set, got a dictionary of 2: \['a', 'b'\]"),
+        (
+            {},
+            {"train_dataset": Dataset.from_dict({"input_ids": [[1] * 17]})},
+            "train_dataset has sequences of 17 tokens, but the reference reads at most 16",
+        ),
+        ({"keep_layers": 5}, {}, r"keep_layers must be between 1 and 4 \(the reference's depth\), got 5"),
+        ({"keep_layers": 0}, {}, "keep_layers must be between 1 and 4"),
+        ({"keep_layers": 2, "max_layers": 1}, {}, "max_layers must be between 2"),
+        ({"keep_layers": 2, "max_layers": 9}, {}, "max_layers must be between 2 .* and 4 .* got 9"),
+        ({"keep_layers": "last:2"}, {}, "does not start at the first layer, so there is no next layer"),
+        ({"steps_per_round": None}, {}, "steps_per_round is needed to train"),
+    ],
+)
+def test_bad_input_is_refused_before_training(reference, tmp_path, recipe, changes, message):
+    """What cannot work is said when the trainer is built."""
+    with pytest.raises(ValueError, match=message):
+        build(reference, tmp_path, recipe, **changes)
+
+
+def test_reference_that_is_not_there_is_refused(tmp_path):
+    """A reference that does not exist is refused when the trainer is built."""
+    with pytest.raises(OSError, match="There is no model at"):
+        build(str(tmp_path / "nothing"), tmp_path)
+
+
+def test_scattered_layers_train_for_one_round(reference, tmp_path):
+    """Layers that do not start at the first can be trained, but not grown."""
+    trainer = build(reference, tmp_path, {"keep_layers": "last:2", "max_layers": 2, "target": 0.01})
+    trainer.train()
+    assert trainer.student.config.inheritune["kept_layers"] == [2, 3]
+    assert trainer.outcome == "no_more_layers"
+
+
+def test_resume_argument_is_refused(reference, tmp_path):
+    """A run finds its own checkpoint: pointing at one is refused."""
+    with pytest.raises(ValueError, match="train\\(\\) takes neither resume_from_checkpoint"):
+        build(reference, tmp_path).train(resume_from_checkpoint=True)

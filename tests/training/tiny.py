@@ -1,0 +1,141 @@
+"""A run small enough to be repeated many times; also a program, so that it can be killed or run in two processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
+
+from inheritune_hf import InherituneConfig, InherituneTrainer
+
+VOCABULARY = 64
+TOKENS = 16
+
+
+def reference_model(layers=4, dropout=0.1, seed=0):
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=TOKENS,
+        n_embd=16,
+        n_layer=layers,
+        n_head=2,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def write_reference(folder, **changes):
+    reference_model(**changes).save_pretrained(folder)
+    return str(folder)
+
+
+def sequences(count, seed, lengths=(TOKENS,)):
+    """Sequences that can be learned: each token is the one before plus a step that the sequence keeps."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in range(count):
+        start, step = torch.randint(1, VOCABULARY, (2,), generator=draw).tolist()
+        length = lengths[index % len(lengths)]
+        rows.append([(start + step % 5 * place) % VOCABULARY for place in range(length)])
+    return rows
+
+
+def train_set(count=80):
+    return Dataset.from_dict({"input_ids": sequences(count, seed=1)})
+
+
+def selection_set(count=36, lengths=(TOKENS, 9, 5)):
+    rows = sequences(count, seed=2, lengths=lengths)
+    return Dataset.from_dict({"input_ids": rows, "document": [index // 3 for index in range(count)]})
+
+
+def arguments(output_dir, **changes):
+    settings = {
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "lr_scheduler_type": "cosine",
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "save_steps": 3,
+        "logging_steps": 2,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    return TrainingArguments(str(output_dir), **{**settings, **changes})
+
+
+def make_trainer(output_dir, reference, recipe=None, callbacks=None, **changes):
+    settings = {"keep_layers": 1, "grow_by": 1, "steps_per_round": 10, "target": 0.01, "max_layers": 3}
+    return InherituneTrainer(
+        reference,
+        InherituneConfig(**{**settings, **(recipe or {})}),
+        arguments(output_dir, **changes),
+        train_dataset=train_set(),
+        eval_dataset=selection_set(),
+        callbacks=callbacks,
+    )
+
+
+def weights_hash(model):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def without_times(history):
+    timed = ("runtime", "per_second", "preparation_time")
+    return [{key: value for key, value in row.items() if not any(word in key for word in timed)} for row in history]
+
+
+class Kill(TrainerCallback):
+    """Kill this process, as a machine that fails would, at the end of a step."""
+
+    def __init__(self, step, number=signal.SIGKILL):
+        self.step, self.number = step, number
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def main():
+    settings = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    callbacks = [Kill(settings["kill_at"], settings.get("signal", signal.SIGKILL))] if "kill_at" in settings else None
+    trainer = make_trainer(
+        settings["output_dir"], settings["reference"], settings.get("recipe"), callbacks, **settings.get("args", {})
+    )
+    trainer.train()
+    if trainer.args.process_index == 0:
+        result = {
+            "world_size": trainer.args.world_size,
+            "outcome": trainer.outcome,
+            "layers": [item.layers for item in trainer.rounds],
+            "losses": [item.loss for item in trainer.rounds],
+            "tokens": [item.tokens for item in trainer.rounds],
+            "reference": trainer.reference_validation.loss if trainer.reference_validation else None,
+            "weights": weights_hash(trainer.student),
+            "history": without_times(trainer.state.log_history),
+        }
+        Path(settings["result"]).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
