@@ -55,15 +55,14 @@ class EmbeddedShape:
     heads: int = 4
     layers: int = 8
     block_size: int = 128
-    steps: int = 600
+    steps: int = 500
     sequences_per_document: int = 8
 
 
 #: What the embedded run sets unless the user says otherwise: names of recipe and training arguments.
 EMBEDDED_DEFAULTS: dict[str, Any] = {
     "keep_layers": "half",
-    "max_layers": 6,
-    "steps_per_round": 150,
+    "steps_per_round": 110,
     "output_dir": "inheritune-demo",
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
@@ -72,9 +71,9 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "eval_strategy": "steps",
-    "eval_steps": 75,
-    "save_steps": 75,
-    "logging_steps": 25,
+    "eval_steps": 55,
+    "save_steps": 55,
+    "logging_steps": 10,
     "save_total_limit": 1,
 }
 _REFERENCE_LEARNING_RATE = 2e-3

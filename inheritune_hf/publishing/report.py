@@ -45,7 +45,7 @@ class ResultRow:
         return asdict(self)
 
 
-HEADERS = ("model", "layers", "parameters", "steps", "tokens", "test loss", "difference", "90 % interval", "matched")
+HEADERS = ("model", "layers", "parameters", "steps", "tokens", "test loss", "difference", "interval", "matched")
 
 
 def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
@@ -76,12 +76,23 @@ def interval(match: Match | None) -> str:
 
 
 def terminal_table(rows: Sequence[ResultRow]) -> Table:
-    """Return the result table for a terminal."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, header in enumerate(HEADERS):
-        table.add_column(header, justify="right" if 0 < number < 7 else "left", overflow="fold")
-    for cells in table_cells(rows):
-        table.add_row(*cells)
+    """Return the result table for a terminal of 80 columns: sizes in millions, intervals below differences."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("model", min_width=10)
+    for header in ("layers", "params", "steps", "tokens", "test loss", "difference", "matched"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row, cells in zip(rows, table_cells(rows), strict=True):
+        shift, span = cells[6], cells[7]
+        table.add_row(
+            row.model,
+            cells[1],
+            f"{row.parameters / 1e6:.2f}M",
+            cells[3],
+            f"{row.tokens / 1e6:.2f}M",
+            cells[5],
+            f"{shift}\n({span})" if shift else "",
+            cells[8],
+        )
     return table
 
 

@@ -380,7 +380,15 @@ def test_callbacks_hear_one_run_with_one_step_count(reference, tmp_path):
     assert heard == ["begin", *range(1, 31), "end"]
     steps = [row["step"] for row in trainer.state.log_history if "loss" in row]
     assert steps == sorted(set(steps))
-    assert trainer.state.log_history[0]["reference_loss"] if "reference_loss" in trainer.state.log_history[0] else True
+
+
+def test_log_begins_with_the_reference(reference, tmp_path):
+    """The reference's loss is the first entry of the one log that trackers and checkpoints carry."""
+    trainer = tiny.make_trainer(tmp_path, reference, {"target": "reference", "max_layers": 1})
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["step"] == 0
+    assert first["reference_loss"] == trainer.reference_validation.loss
 
 
 def test_one_line_is_logged_for_each_round(reference, tmp_path, caplog):

@@ -1,0 +1,1 @@
+"""Measurements of speed and memory; `make bench` runs them all. None of them is a test."""

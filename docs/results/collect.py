@@ -1,0 +1,99 @@
+"""
+Put the runs of several seeds into docs/results/: one table, one picture.
+
+    make demo-seeds
+    python docs/results/collect.py inheritune-demo-seed1 inheritune-demo-seed2 inheritune-demo-seed3
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from inheritune_hf.publishing import ResultRow, markdown_table
+from inheritune_hf.records import Match, RunRecord, write_text
+
+HERE = Path(__file__).parent
+
+_HEAD = """# The embedded default, three seeds
+
+Every figure on this page was made by one command on a machine with two CPU cores:
+
+```text
+make demo-seeds
+```
+
+A GPT-2-shaped reference of {layers} layers is pre-trained for {steps} steps on {documents} files of the Python standard
+library ({tokens:,} tokens, a byte-level BPE of 4,096 entries). Students inherit its first layers and are trained for
+{per_round} steps a round; a round that misses is followed by one with two more layers. Selection and test documents are
+of modules that are not trained on. Losses are nats per token; an interval lies between two one-sided 95 % bounds that
+cluster by document. A student matches if the upper bound of its difference is at most {tolerance}.
+
+![Selection loss against steps for seed {seed}: rounds of the student, the two controls, and the reference's
+line](losses.png)
+
+The picture shows seed {seed}.
+
+## Rounds
+
+| seed | round | layers | selection loss | reference | difference | upper bound | matched |
+|---|---|---|---|---|---|---|---|
+{rounds}
+
+## Test set
+
+The test set was opened once for each run, after its last round.
+
+{tests}
+
+## What this shows, and what it does not
+
+The loop is exercised: {grown} of {runs} first rounds miss and a later round matches. An inherited student is far ahead
+of a model of its shape from random weights that was given the same steps. The reference trained on for the student's
+total steps is the harder comparison: a student that matches the *starting* reference has also had more training than
+it. The models are tiny, far from converged, and the text is program source; nothing here is evidence about the sizes
+in the paper.
+"""
+
+
+def main(folders: list[str]) -> None:
+    """Write embedded.md, losses.png and embedded.json."""
+    runs = [json.loads((Path(folder) / "rounds.json").read_text(encoding="utf-8")) for folder in folders]
+    records = [RunRecord.from_dict({key: run[key] for key in _RECORD}) for run in runs]
+    first = runs[0]
+    rounds = [
+        f"| {run['seed']} | {item.index} | {item.layers} | {item.loss:.4f} | {item.target:.4f} | "
+        f"{item.match.difference:+.4f} | {item.match.upper:+.4f} | {'yes' if item.match.matched else 'no'} |"
+        for run, record in zip(runs, records, strict=True)
+        for item in record.rounds
+        if item.match.upper is not None
+    ]
+    tests = [f"### Seed {run['seed']}\n\n{markdown_table([_row(values) for values in run['results']])}" for run in runs]
+    grown = sum(record.outcome == "matched" and len(record.rounds) > 1 for record in records)
+    text = _HEAD.format(
+        layers=records[0].lineage.reference_layers,
+        steps=first["results"][0]["steps"],
+        documents=first["data"]["train"]["documents"],
+        tokens=first["data"]["train"]["tokens"],
+        per_round=records[0].recipe["steps_per_round"],
+        tolerance=records[0].recipe["tolerance"],
+        seed=first["seed"],
+        rounds="\n".join(rounds),
+        tests="\n\n".join(tests),
+        grown=grown,
+        runs=len(runs),
+    )
+    write_text(HERE / "embedded.md", text)
+    shutil.copyfile(Path(folders[0]) / "losses.png", HERE / "losses.png")
+
+
+_RECORD = ("recipe", "lineage", "rounds", "outcome", "target")
+
+
+def _row(values: dict[str, object]) -> ResultRow:
+    match = values.pop("match")
+    return ResultRow(**values, match=Match(**match) if isinstance(match, dict) else None)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,196 @@
+"""The verbs and their exit statuses, as programs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from inheritune_hf import __version__
+from inheritune_hf.cli import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STORIES = [f"The {thing} of number {number} is {number} and {number}. " * 12 for number in range(30) for thing in "ab"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A tiny GPT-2 with its tokenizer, in a folder."""
+    folder = tmp_path_factory.mktemp("reference") / "tiny"
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        STORIES,
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def recipe(reference, tmp_path):
+    """A recipe file for a short run on JSONL text."""
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES))
+    settings = {
+        "reference": reference,
+        "train_files": [str(tmp_path / "stories.jsonl")],
+        "selection_fraction": 0.2,
+        "test_fraction": 0.2,
+        "keep_layers": 1,
+        "max_layers": 2,
+        "grow_by": 1,
+        "steps_per_round": 6,
+        "confidence": "none",
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 2,
+        "use_cpu": True,
+        "output_dir": str(tmp_path / "run"),
+    }
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({**settings, "confidence": None}))
+    return path
+
+
+def program(*words, timeout=300, **env):
+    return subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    )
+
+
+def test_train_matches_and_saves_a_student(recipe, tmp_path, capsys):
+    """A recipe runs to its end: status 0, a table, a picture, records, and a student that Transformers loads."""
+    assert main(["train", "--config", str(recipe)]) == 0
+    shown = capsys.readouterr().out
+    assert "student" in shown
+    assert "test loss" in shown
+    run = tmp_path / "run"
+    assert {"losses.png", "results.md", "rounds.json", "inheritune_config.json"} <= {
+        item.name for item in run.iterdir()
+    }
+    records = json.loads((run / "rounds.json").read_text())
+    assert records["outcome"] == "matched"
+    assert records["results"][1]["model"] == "student"
+    student = AutoModelForCausalLM.from_pretrained(run)
+    assert student.config.n_layer == records["rounds"][-1]["kept_layers"][-1] + 1
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 3), (["--max_steps", "3"], 4)])
+def test_a_miss_has_its_own_status(recipe, words, status):
+    """Out of layers is 3, out of budget is 4."""
+    assert main(["train", "--config", str(recipe), "--target", "0.01", *words]) == status
+
+
+def test_example_script_ends_with_0_on_a_miss_unless_asked(recipe):
+    """A launcher must not see a crash in a miss; --require_match tells."""
+    script = str(EXAMPLES / "run_inheritune.py")
+    miss = [sys.executable, script, "--config", str(recipe), "--target", "0.01"]
+    done = program(*miss)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert program(*miss, "--require_match").returncode == 3
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint"],
+        ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_example_script_runs_in_two_processes(recipe, tmp_path, launcher):
+    """The same script and recipe run under both launchers, in two processes that agree."""
+    words = [*launcher, "localhost:0"] if launcher[-1] == "--rdzv_endpoint" else launcher
+    script = str(EXAMPLES / "run_inheritune.py")
+    done = program(sys.executable, *words, script, "--config", str(recipe), "--per_device_train_batch_size", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((tmp_path / "run" / "_inheritune" / "state.json").read_text())
+    assert state["identity"]["args.world_size"] == 2
+    assert done.stdout.count("test loss") == 1
+
+
+def test_students_load_with_transformers_alone(recipe, tmp_path):
+    """The second example generates from a saved student where this package cannot be imported."""
+    assert main(["train", "--config", str(recipe)]) == 0
+    (tmp_path / "inheritune_hf.py").write_text("raise ImportError('not needed')\n")
+    done = program(
+        sys.executable,
+        "-P",
+        str(EXAMPLES / "load_student.py"),
+        str(tmp_path / "run"),
+        "--prompt",
+        "The a",
+        "--max-new-tokens",
+        "4",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("The a")
+
+
+def test_inherit_prints_what_was_kept(reference, tmp_path, capsys):
+    """`inherit` saves a student with its tokenizer and says which layers and parameters are left."""
+    assert main(["inherit", reference, "--keep-layers", "first:3", "--output", str(tmp_path / "student")]) == 0
+    shown = capsys.readouterr().out
+    assert "kept        0:3 (3 of 4 layers)" in shown
+    assert "dropped     3:4" in shown
+    assert "parameters  18,528 -> 15,264" in shown or "parameters" in shown
+    assert (tmp_path / "student" / "tokenizer.json").is_file()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").config.n_layer == 3
+
+
+@pytest.mark.parametrize(("layers", "message"), [("0", "between 1 and 4"), ("-1", ""), ("13", ""), ("abc", "abc")])
+def test_inherit_refuses_layers_that_are_not_there(reference, tmp_path, capsys, layers, message):
+    """A choice of layers that cannot be made is an error, and nothing is written."""
+    status = main(["inherit", reference, f"--keep-layers={layers}", "--output", str(tmp_path / "student")])
+    assert status == 1
+    shown = capsys.readouterr().err
+    assert "inheritune inherit: error: keep_layers" in shown
+    assert message in shown
+    assert not (tmp_path / "student").exists()
+
+
+def test_errors_of_a_run_are_one_line(recipe, tmp_path, capsys):
+    """A bad source ends with status 1 and a message, not a traceback."""
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
+    words = ["train", "--config", str(recipe), "--train_files", str(tmp_path / "bad.txt")]
+    assert main(words) == 1
+    assert "bad.txt" in capsys.readouterr().err
+
+
+def test_data_without_a_reference_is_refused(tmp_path, capsys):
+    """Data settings alone do not run the embedded default behind the user's back."""
+    words = ["train", "--train_files", "mine.txt", "--output_dir", str(tmp_path / "run"), "--use_cpu"]
+    assert main(words) == 1
+    assert "train_files came without a reference" in capsys.readouterr().err
+
+
+def test_help_version_and_unknown_verbs(capsys):
+    """The front door: help lists the verbs, an unknown one is status 2."""
+    assert main(["--help"]) == 0
+    assert "inherit " in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"inheritune-hf {__version__}\n"
+    assert main([]) == 2
+    capsys.readouterr()
+    assert main(["grow"]) == 2
+    assert "there is no verb 'grow'" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""Settings from the command line and files."""
+
+import json
+
+import pytest
+
+from inheritune_hf.cli.settings import parse_settings
+
+
+@pytest.fixture
+def base(tmp_path):
+    return ["--reference", "gpt2", "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+
+
+def test_command_line_wins_over_the_file(tmp_path, base):
+    """A file sets defaults; what is typed wins; numbers and words are told apart."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("keep_layers: 12\nsteps_per_round: 100\nlearning_rate: 3e-4\ntrain_files: [a.txt, b.txt]\n")
+    settings = parse_settings(["--config", str(path), "--steps_per_round", "7", "--target", "2.81", *base])
+    assert settings.recipe.keep_layers == 12
+    assert settings.recipe.steps_per_round == 7
+    assert settings.recipe.target == 2.81
+    assert settings.args.learning_rate == 3e-4
+    assert settings.data.train_files == ["a.txt", "b.txt"]
+    assert settings.run.reference == "gpt2"
+
+
+def test_json_file(tmp_path, base):
+    """JSON does as well as YAML."""
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"keep_layers": "first:3", "confidence": None}))
+    settings = parse_settings(["--config", str(path), *base])
+    assert settings.recipe.keep_layers == "first:3"
+    assert settings.recipe.confidence is None
+
+
+def test_words_for_values(base):
+    """Both spellings of an option work, and 'none' turns the interval off."""
+    recipe = parse_settings(["--keep-layers", "half", "--confidence", "none", "--target", "reference", *base]).recipe
+    assert (recipe.keep_layers, recipe.confidence, recipe.target) == ("half", None, "reference")
+
+
+def test_defaults_are_for_runs_without_a_reference(tmp_path, base):
+    """The embedded run's defaults do not leak into a run that names its reference."""
+    defaults = {"steps_per_round": 5}
+    assert parse_settings(["--output_dir", str(tmp_path), "--use_cpu"], defaults).recipe.steps_per_round == 5
+    assert parse_settings(base, defaults).recipe.steps_per_round is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kep_layers", "3"], "--kep_layers"),
+        (["--tolerance", "-1"], "tolerance must be 0 nats per token or more, got -1.0"),
+        (["--target", "soon"], "target must be 'reference' or a number in nats per token, got 'soon'"),
+        (["--config", "nothing.yaml"], "There is no file nothing.yaml"),
+        (["--steps_per_round", "0"], "steps_per_round must be a whole number of 1 or more, got 0"),
+    ],
+)
+def test_bad_words_are_usage_errors(base, capsys, words, message):
+    """What cannot be used ends with status 2 and says what came."""
+    with pytest.raises(SystemExit) as end:
+        parse_settings([*words, *base], prog="inheritune train")
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kep_layers: 3\n", r"no setting named 'kep_layers' \(did you mean 'keep_layers'\?\)"),
+        ("- a\n- b\n", "must hold 'name: value' settings, got a list"),
+        ("a: [1\n", "is not valid YAML"),
+    ],
+)
+def test_bad_files_are_usage_errors(tmp_path, base, capsys, text, message):
+    """A misspelt key in a file is refused with the nearest one; a file that is no mapping is too."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        parse_settings(["--config", str(path), *base])
+    assert end.value.code == 2
+    import re
+
+    assert re.search(message, capsys.readouterr().err)

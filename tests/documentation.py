@@ -1,0 +1,110 @@
+"""The documentation as data: pages, their code blocks and links, and the folder that the blocks run in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_BLOCK = re.compile(
+    r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```$', re.MULTILINE | re.DOTALL
+)
+_LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+#: What a test cannot wait for, or a machine without a GPU cannot do, and what it does instead.
+SHORTENED = (
+    (re.compile(r"steps_per_round(=|: )[\d_]{3,}"), r"steps_per_round\g<1>2"),
+    (re.compile(r"\bbf16(=True|: true)"), "use_cpu\\1"),
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block of a page: its language, the file it is to be saved as, its code and its first line's number."""
+
+    language: str
+    title: str | None
+    code: str
+    line: int
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands of a shell block, with continued lines joined."""
+        lines = self.code.replace("\\\n", " ").splitlines()
+        return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Yield the code blocks of a page in their order, shortened."""
+    text = page.read_text(encoding="utf-8")
+    for found in _BLOCK.finditer(text):
+        code = found["code"]
+        for pattern, shorter in SHORTENED:
+            code = pattern.sub(shorter, code)
+        yield Block(found["language"], found["title"], code, text[: found.start()].count("\n") + 2)
+
+
+def links(page: Path) -> list[str]:
+    """Return the link and picture targets of a page, those in code blocks left out."""
+    return [found["target"] for found in _LINK.finditer(_BLOCK.sub("", page.read_text(encoding="utf-8")))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings."""
+    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in _HEADING.findall(text)}
+
+
+def make_targets() -> set[str]:
+    """Return what the Makefile declares that it can make."""
+    declared = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    return set(declared[1].split()) if declared else set()
+
+
+def build_workspace(folder: Path) -> None:
+    """Fill `folder` with what pages take for granted: a GPT-2 XL, 48 layers deep but tiny, and a folder of texts."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
+    core = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    end = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **end)
+    torch.manual_seed(0)
+    last = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=48, n_head=2, bos_token_id=last, eos_token_id=last
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder / "gpt2-xl")
+    tokenizer.save_pretrained(folder / "gpt2-xl")
+    (folder / "text").mkdir()
+    for number in range(40):
+        (folder / "text" / f"{number:02d}.txt").write_text(f"Text number {number}. " * 20, encoding="utf-8")
+    # What a user has in a checkout.
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "constraints.txt", folder)
+
+
+def offline_environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a command: no network, one thread, caches in `folder`, this Python's scripts first."""
+    scripts = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }

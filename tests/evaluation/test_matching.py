@@ -1,0 +1,107 @@
+"""The match rule, on sums whose answer is known."""
+
+import numpy as np
+import pytest
+
+from inheritune_hf import compare_losses
+from inheritune_hf.evaluation import Validation
+
+
+def validation(losses, tokens=None):
+    tokens = tokens or [100] * len(losses)
+    sums = tuple(loss * count for loss, count in zip(losses, tokens, strict=True))
+    return Validation(tuple(range(len(losses))), sums, tuple(tokens), (0,) * len(losses))
+
+
+def spread(documents, seed=0):
+    return list(3 + np.random.default_rng(seed).normal(size=documents))
+
+
+def test_equal_losses_match_with_no_difference():
+    """A model compared with itself differs by exactly nothing, and matches."""
+    same = validation(spread(40))
+    match = compare_losses(same, same, tolerance=0.0)
+    assert (match.difference, match.lower, match.upper) == (0.0, 0.0, 0.0)
+    assert match.matched
+    assert match.matched_paper
+
+
+def test_pairing_removes_what_documents_share():
+    """A constant difference has an interval of no width, however much documents differ."""
+    losses = spread(40)
+    match = compare_losses(validation([loss + 0.02 for loss in losses]), validation(losses))
+    assert match.difference == pytest.approx(0.02)
+    assert match.lower == pytest.approx(0.02)
+    assert match.upper == pytest.approx(0.02)
+    assert not match.matched
+
+
+def test_upper_bound_decides_with_confidence_and_the_mean_without():
+    """A mean within the tolerance does not match while its upper bound is outside; without confidence it does."""
+    losses = spread(40)
+    noisy = [loss + step for loss, step in zip(losses, np.linspace(-0.3, 0.3, 40), strict=True)]
+    reference = validation(losses)
+    strict = compare_losses(validation(noisy), reference, tolerance=0.01, confidence=0.95)
+    assert strict.difference == pytest.approx(0, abs=1e-9)
+    assert strict.lower < -0.01
+    assert strict.upper > 0.01
+    assert not strict.matched
+    assert compare_losses(validation(noisy), reference, tolerance=0.01, confidence=None).matched
+
+
+def test_papers_rule_is_mean_not_above():
+    """Tolerance 0 without confidence is the paper's rule, which is reported beside every verdict."""
+    losses = spread(40)
+    better, worse = validation([loss - 1e-6 for loss in losses]), validation([loss + 1e-6 for loss in losses])
+    for student, verdict in ((better, True), (worse, False)):
+        match = compare_losses(student, validation(losses), tolerance=0.0, confidence=None)
+        assert match.matched is verdict
+        assert match.matched_paper is verdict
+    assert not compare_losses(worse, validation(losses), tolerance=0.1).matched_paper
+
+
+def test_few_documents_give_no_interval_and_say_so():
+    """Below 30 documents there is no interval; means are compared and the note says why."""
+    match = compare_losses(validation(spread(29)), validation(spread(29)))
+    assert match.lower is None
+    assert match.upper is None
+    assert match.note == "no interval: 29 documents, 30 are needed; means are compared"
+    assert match.matched
+
+
+def test_number_as_target():
+    """A number in nats per token is a target like a reference's loss."""
+    student = validation([3.0] * 40)
+    assert compare_losses(student, 3.0).difference == 0.0
+    assert compare_losses(student, 2.5).difference == pytest.approx(0.5)
+    assert not compare_losses(student, 2.5).matched
+
+
+def test_documents_count_by_their_tokens():
+    """The difference is a sum over a sum, not a mean of document means."""
+    reference = validation([3.0, 3.0], tokens=[900, 100])
+    match = compare_losses(validation([3.0, 4.0], tokens=[900, 100]), reference)
+    assert match.difference == pytest.approx(0.1)
+
+
+def test_interval_covers_documents_drawn_at_random():
+    """The one-sided 95 % bound is below the truth in about 5 of 100 draws of documents."""
+    below = 0
+    for seed in range(200):
+        noise = np.random.default_rng(seed).normal(0.05, 0.2, size=60)
+        losses = spread(60, seed)
+        student = validation([loss + step for loss, step in zip(losses, noise, strict=True)])
+        below += compare_losses(student, validation(losses)).upper < 0.05
+    assert 2 <= below <= 24
+
+
+def test_the_same_sums_give_the_same_bounds():
+    """The bootstrap is seeded: the same comparison gives the same bits."""
+    student, reference = validation(spread(40, 1)), validation(spread(40, 2))
+    assert compare_losses(student, reference) == compare_losses(student, reference)
+
+
+def test_other_documents_are_refused():
+    """Losses on different sequences cannot be paired."""
+    with pytest.raises(ValueError, match="must be measured on the same sequences, got 3 documents with 300 tokens"):
+        compare_losses(validation([3.0] * 3), validation([3.0] * 4))

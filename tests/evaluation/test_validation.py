@@ -1,0 +1,138 @@
+"""The loss as a sum over a sum, whatever the batches."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+from inheritune_hf.data import CausalCollator
+from inheritune_hf.evaluation import ValidatedTrainer, Validation, document_ids, sequence_sums, sum_by_document
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    draw = torch.Generator().manual_seed(0)
+    return [
+        torch.randint(1, 50, (length,), generator=draw).tolist() for length in [16, 5, 9, 16, 2, 7, 16, 3, 11, 8, 4]
+    ]
+
+
+def measure(model, rows, tmp_path, batch_size, documents=None, **settings):
+    columns = {"input_ids": rows} | ({"document": documents} if documents else {})
+    trainer = ValidatedTrainer(
+        model=model,
+        args=TrainingArguments(
+            str(tmp_path),
+            per_device_eval_batch_size=batch_size,
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            **settings,
+        ),
+        eval_dataset=Dataset.from_dict(columns),
+        data_collator=CausalCollator(0),
+    )
+    return trainer, trainer.evaluate()
+
+
+def expected_sums(model, rows):
+    """Each sequence on its own, without padding, batches or our code."""
+    sums = []
+    for row in rows:
+        tokens = torch.tensor([row])
+        with torch.no_grad():
+            loss = model(input_ids=tokens, labels=tokens).loss.item()
+        sums.append((loss * (len(row) - 1), len(row) - 1))
+    return sums
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_loss_does_not_depend_on_batches_or_padding(model, rows, tmp_path, batch_size):
+    """Batches of 1, 3 and 8, padded or not, give the loss of each sequence on its own."""
+    _, metrics = measure(model, rows, tmp_path, batch_size)
+    losses, tokens = zip(*expected_sums(model, rows), strict=True)
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / sum(tokens), abs=1e-6)
+    assert metrics["eval_perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]))
+
+
+def test_sums_are_kept_by_document(model, rows, tmp_path):
+    """Each document's sum is that of its sequences."""
+    documents = [0, 0, 1, 3, 3, 3, 4, 5, 5, 9, 9]
+    trainer, _ = measure(model, rows, tmp_path, 4, documents)
+    found = trainer.validations["eval"]
+    assert found.documents == (0, 1, 3, 4, 5, 9)
+    assert found.tokens == (19, 8, 15 + 1 + 6, 15, 2 + 10, 7 + 3)
+    sums = expected_sums(model, rows)
+    assert found.loss_sums[0] == pytest.approx(sums[0][0] + sums[1][0], abs=1e-5)
+
+
+def test_dropping_the_last_training_batch_keeps_the_evaluation_set_whole(model, rows, tmp_path):
+    """`dataloader_drop_last` is about training: every sequence is evaluated."""
+    trainer, _ = measure(model, rows, tmp_path, 4, dataloader_drop_last=True)
+    assert sum(trainer.validations["eval"].tokens) == sum(len(row) - 1 for row in rows)
+    assert trainer.args.dataloader_drop_last
+
+
+def test_evaluating_leaves_the_random_state_alone(model, rows, tmp_path):
+    """How often a run evaluates does not change what it trains."""
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    measure(model, rows, tmp_path, 4)
+    torch.manual_seed(3)
+    trainer, _ = measure(model, rows, tmp_path, 4)
+    torch.manual_seed(3)
+    trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_sequence_sums_by_hand():
+    """Uniform logits cost log(vocab) for each counted token; ignored and first tokens count nothing."""
+    logits = torch.zeros(2, 4, 8)
+    logits[1, :, 5] = 1000.0
+    labels = torch.tensor([[1, 2, -100, 3], [5, 5, 5, 1]])
+    sums = sequence_sums(logits, labels)
+    assert sums.dtype == torch.float64
+    assert sums[0].tolist() == pytest.approx([2 * np.log(8), 2, 0])
+    assert sums[1].tolist() == [1000.0, 3, 2]
+
+
+def test_reduced_precision_logits_are_summed_in_float32():
+    """bfloat16 logits give the loss of their values, not a bfloat16 loss."""
+    logits = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.arange(9)[None]
+    assert torch.equal(sequence_sums(logits, labels), sequence_sums(logits.float(), labels))
+
+
+def test_sums_that_cannot_be_used_are_refused():
+    """A set without a counted token, and sums that do not fit the documents, are errors."""
+    with pytest.raises(ValueError, match="has no token that counts"):
+        sum_by_document(np.zeros((2, 3)), [0, 1])
+    with pytest.raises(ValueError, match="Got sums of 2 sequences but documents of 3"):
+        sum_by_document(np.ones((2, 3)), [0, 1, 2])
+
+
+def test_documents_of_a_set():
+    """A column says the documents; without one each sequence is its own; sets without a length are refused."""
+    assert document_ids(Dataset.from_dict({"input_ids": [[1], [2]], "document": [4, 4]})) == [4, 4]
+    assert list(document_ids([{"input_ids": [1]}, {"input_ids": [2]}])) == [0, 1]
+    stream = IterableDataset.from_generator(lambda: iter(()))
+    with pytest.raises(ValueError, match="must have a length, got a IterableDataset"):
+        document_ids(stream)
+
+
+def test_validation_goes_through_json():
+    """The sums are the same bits after JSON."""
+    import json
+
+    found = Validation((0, 2), (0.1 + 0.2, 1 / 3), (3, 4), (1, 0))
+    assert Validation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert found.accuracy == 1 / 7

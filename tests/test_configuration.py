@@ -1,0 +1,71 @@
+"""The recipe: checked values, and files with strict keys."""
+
+import json
+
+import pytest
+
+from inheritune_hf import DataConfig, InherituneConfig
+from inheritune_hf.configuration import read_mapping
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"grow_by": 0}, "grow_by must be a whole number of 1 or more, got 0"),
+        ({"grow_by": True}, "grow_by must be a whole number of 1 or more, got True"),
+        ({"max_layers": 1.5}, "max_layers must be a whole number"),
+        ({"steps_per_round": -3}, "steps_per_round must be a whole number of 1 or more, got -3"),
+        ({"target": "best"}, "target must be 'reference' or a number in nats per token, got 'best'"),
+        ({"target": -1.0}, "target must be above 0 nats per token, got -1.0"),
+        ({"tolerance": -0.1}, "tolerance must be 0 nats per token or more, got -0.1"),
+        ({"tolerance": float("nan")}, "tolerance must be 0 nats per token or more, got nan"),
+        ({"confidence": 1.0}, r"confidence must be in \[0.5, 1\), or none to compare means, got 1.0"),
+    ],
+)
+def test_recipe_refuses_values(values, message):
+    """A value that cannot be used says what came and what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        InherituneConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"selection_fraction": 0.5}, "selection_fraction must be above 0 and below 0.5, got 0.5"),
+        ({"test_fraction": 0}, "test_fraction must be above 0 and below 0.5, got 0"),
+        ({"block_size": 1}, "block_size must be 2 tokens or more, got 1"),
+        ({"preprocessing_workers": 0}, "preprocessing_workers must be a whole number of 1 or more"),
+        ({"dataset_name": "a", "train_files": ["b"]}, "Give dataset_name or train_files, not both"),
+    ],
+)
+def test_data_settings_refuse_values(values, message):
+    """A value that cannot be used says what came and what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**values)
+
+
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+def test_recipe_goes_through_files(tmp_path, ending):
+    """What `to_dict` returns, a file holds and `from_file` reads."""
+    recipe = InherituneConfig(keep_layers=[0, 1, 2], steps_per_round=5, target=2.5, confidence=None)
+    path = tmp_path / f"recipe.{ending}"
+    path.write_text(json.dumps(recipe.to_dict()))
+    assert InherituneConfig.from_file(path) == recipe
+    assert InherituneConfig.from_dict(recipe.to_dict()) == recipe
+
+
+def test_unknown_keys_are_refused_with_the_nearest():
+    """A misspelt key is an error that names the key that may be meant."""
+    with pytest.raises(ValueError, match=r"InherituneConfig has no setting named 'grow_bye' \(did you mean 'grow_by'"):
+        InherituneConfig.from_dict({"grow_bye": 2})
+    with pytest.raises(ValueError, match=r"DataConfig has no setting named 'xyz'\."):
+        DataConfig.from_dict({"xyz": 2})
+
+
+def test_empty_file_is_an_empty_mapping(tmp_path):
+    """A file of comments alone sets nothing; JSON that is damaged is named."""
+    (tmp_path / "a.yaml").write_text("# nothing\n")
+    assert read_mapping(tmp_path / "a.yaml") == {}
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_mapping(tmp_path / "a.json")

@@ -1,0 +1,258 @@
+"""The documentation is true: its code runs, its commands exist, its tables come from the code, its links lead on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from documentation import (
+    PAGES,
+    ROOT,
+    anchors,
+    blocks,
+    build_workspace,
+    links,
+    make_targets,
+    offline_environment,
+)
+
+RUNNABLE = [page for page in PAGES if any(block.language in {"python", "bash"} for block in blocks(page))]
+# Long runs; their options are read, and nothing is trained.
+LONG = ("python examples/run_inheritune.py",)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("documentation")
+    build_workspace(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(workspace, tmp_path, monkeypatch):
+    """A page's own copy of the workspace, without a network, with a folder for a Hub."""
+    import datasets
+    import huggingface_hub.constants
+
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("inheritune_hf.publishing.hub.HfApi", FolderHub)
+    return tmp_path
+
+
+class FolderHub:
+    """The Hub as a folder: a repository is a path below the one that code runs in."""
+
+    def __init__(self, token=None):
+        pass
+
+    def create_repo(self, repo_id, private=None, exist_ok=False):
+        Path(repo_id).mkdir(parents=True, exist_ok=exist_ok)
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, repo_id, folder_path, allow_patterns, revision=None, commit_message=None):
+        for pattern in allow_patterns:
+            for file in Path(folder_path).glob(pattern):
+                shutil.copy(file, repo_id)
+        return SimpleNamespace(commit_url=f"folder:{repo_id}")
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
+def test_code_of_a_page_runs_from_top_to_bottom(page, folder):
+    """A reader who copies every block of a page, in order, gets through to its end."""
+    namespace = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.title:
+            Path(block.title).write_text(block.code, encoding="utf-8")
+        if block.language == "python":
+            run_python(block, page, namespace)
+        elif block.language == "bash":
+            for command in block.commands:
+                run_or_check(command, folder)
+
+
+def run_python(block, page, namespace):
+    code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, namespace)
+    for expected in re.findall(r"# prints (.+)$", block.code, re.MULTILINE):
+        assert expected in printed.getvalue().splitlines()
+
+
+def run_or_check(command, folder):
+    words = shlex.split(command)
+    if command.startswith(("inheritune ", "python examples/")) and not command.startswith(LONG):
+        run_command(words, folder)
+    else:
+        check_command(words)
+
+
+def run_command(words, folder):
+    result = subprocess.run(words, cwd=folder, env=offline_environment(folder), capture_output=True, text=True)
+    # A miss is a result too.
+    assert result.returncode in {0, 3, 4}, result.stderr
+
+
+def check_command(words):
+    """Fail unless everything that a command names is there: make's target, pip's files, a launcher's options."""
+    if words[0] == "make":
+        assert set(words[1:]) <= make_targets()
+    elif words[:4] == ["python", "-m", "pip", "install"]:
+        assert words[4:6] == ["-c", "constraints.txt"]
+        assert words[6:] == ["."]
+        assert Path("constraints.txt").is_file()
+    elif words[:2] == ["accelerate", "launch"]:
+        from accelerate.commands.launch import launch_command_parser
+
+        options, unknown = launch_command_parser().parse_known_args(words[2:])
+        assert not unknown
+        check_script(options.training_script, options.training_script_args)
+    elif words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        options = get_args_parser().parse_args(words[1:])
+        check_script(options.training_script, options.training_script_args)
+    elif words[0] == "python":
+        check_script(words[1], words[2:])
+    else:
+        pytest.fail(f"nobody knows how to check this command: {shlex.join(words)}")
+
+
+def check_script(script, options):
+    from inheritune_hf.cli.settings import parse_settings
+
+    assert script == "examples/run_inheritune.py"
+    assert (ROOT / script).is_file()
+    assert parse_settings(options).run.reference is not None
+
+
+def test_recipes_are_read_as_they_stand(folder):
+    """Every YAML block is a recipe that the command line takes."""
+    from inheritune_hf.cli.settings import parse_settings
+
+    recipes = [(page, block) for page in PAGES for block in blocks(page) if block.language == "yaml"]
+    assert len(recipes) >= 4
+    for _, block in recipes:
+        Path("block.yaml").write_text(block.code, encoding="utf-8")
+        settings = parse_settings(["--config", "block.yaml"])
+        assert settings.data.train_files or settings.data.dataset_name
+
+
+def test_relative_links_lead_to_files_and_headings():
+    """No page links to a file or a heading that is not there."""
+    broken = []
+    for page in PAGES:
+        for target in links(page):
+            if re.match(r"[a-z]+:", target):
+                continue
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            if not file.is_file() or (anchor and anchor not in anchors(file)):
+                broken.append(f"{name_of(page)}: {target}")
+    assert broken == []
+
+
+def test_every_page_can_be_found():
+    """Every page of docs/ is in the navigation."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.is_relative_to(ROOT / "docs")]
+    assert [page for page in pages if page not in navigation] == []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built as `make docs` builds it."""
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is not installed; install it with: pip install -e '.[docs]'")
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)]
+    environment = offline_environment(target)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+def text_of(page: Path) -> str:
+    """Return the text of a page of the site, without tags and with entities resolved."""
+    import html
+
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))))
+
+
+def test_configuration_page_says_what_the_fields_say(site):
+    """Each setting is on the configuration page with the help text of its field."""
+    from inheritune_hf.configuration import DataConfig, InherituneConfig, RunConfig
+
+    page = text_of(site / "reference" / "configuration" / "index.html")
+    for config in (InherituneConfig, DataConfig, RunConfig):
+        for item in dataclasses.fields(config):
+            assert item.name in page
+            assert item.metadata["help"] in page
+            assert config.__annotations__[item.name] in page
+
+
+def test_tables_of_refusals_outcomes_and_architectures_are_complete(site):
+    """Each refused argument, outcome and architecture of the code is on its page."""
+    from inheritune_hf.records import EXIT_STATUS
+    from inheritune_hf.students import SUPPORTED_MODEL_TYPES
+    from inheritune_hf.training.arguments import REFUSED
+
+    refused = text_of(site / "reference" / "arguments" / "index.html")
+    assert [name for name, (_, why) in REFUSED.items() if name not in refused or why not in refused] == []
+    outcomes = text_of(site / "reference" / "outcomes" / "index.html")
+    assert [name for name, status in EXIT_STATUS.items() if f"{name} {status} " not in outcomes] == []
+    types = text_of(site / "reference" / "architectures" / "index.html")
+    assert [name for name in SUPPORTED_MODEL_TYPES if name not in types] == []
+
+
+def test_every_public_name_is_in_the_reference(site):
+    """Each name of `inheritune_hf.__all__` has its entry on the Python page, with its signature."""
+    import inheritune_hf
+
+    page = (site / "reference" / "api" / "index.html").read_text(encoding="utf-8")
+    assert [name for name in inheritune_hf.__all__ if f'id="inheritune_hf.{name}"' not in page] == []
+
+
+def test_site_asks_no_other_server(site):
+    """No page of the site loads a font, script, style or picture from elsewhere."""
+    asks = re.compile(
+        r'<(?:script|img|iframe)[^>]+src="https?:|<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="https?:'
+    )
+    assert [page for page in site.rglob("*.html") if asks.search(page.read_text(encoding="utf-8"))] == []
+
+
+def test_readme_tells_the_exit_statuses():
+    """The statuses in README.md are those of the code."""
+    from inheritune_hf.records import EXIT_STATUS
+
+    table = dict(re.findall(r"^\| (\d+) \| `(\w+)`", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {name: int(status) for status, name in table.items()} == EXIT_STATUS
+
+
+def test_citation_and_changelog_have_the_version():
+    """CITATION.cff and CHANGELOG.md speak of the version that is installed."""
+    from inheritune_hf import __version__
+
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
