@@ -60,6 +60,7 @@ def train_control(
         max_steps=steps,
         save_strategy=SaveStrategy.NO,
         eval_strategy=IntervalStrategy.STEPS,
+        dataloader_pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
     )
     trainer = ValidatedTrainer(
         model=model,

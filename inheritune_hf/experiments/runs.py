@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from ..configuration import DataConfig, InherituneConfig, RunConfig
-from ..data import DataSplits, load_data_splits
+from ..data import DataSplits, check_tokenizer, load_data_splits
 from ..evaluation import Validation, compare_losses
 from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
@@ -52,6 +52,7 @@ def run_recipe(
     kwargs = {} if run.revision is None else {"revision": run.revision}
     config = load_reference_config(run.reference, **kwargs)
     tokenizer = load_tokenizer(run.reference, **kwargs)
+    check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     block_size = data.block_size or min(limit or _DEFAULT_BLOCK_SIZE, _DEFAULT_BLOCK_SIZE)
     with args.main_process_first(desc="reading and packing the data"):

@@ -25,6 +25,7 @@ class RoundCallback(TrainerCallback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Turn SIGTERM and Ctrl-C into a request to finish the step, save and stop; a second one acts at once."""
+        self.interrupted = self._asked = False
         if threading.current_thread() is not threading.main_thread():
             yield  # Python takes signals in the main thread only
             return

@@ -51,6 +51,9 @@ from .staging import (
 
 logger = logging.getLogger(__name__)
 
+#: What a student takes over from the way its reference is loaded, and a checkpoint does not keep.
+_MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
+
 
 class InherituneTrainer(ValidatedTrainer):
     """
@@ -358,7 +361,8 @@ class InherituneTrainer(ValidatedTrainer):
             self._move_model_to_device(model, self.args.device)
 
     def _load_student(self, folder: Path) -> None:
-        student = type(self.student).from_pretrained(folder, dtype=torch.float32)
+        settings = {name: self.reference_kwargs[name] for name in _MODEL_SETTINGS if name in self.reference_kwargs}
+        student = type(self.student).from_pretrained(folder, dtype=torch.float32, **settings)
         if len(self._state.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
             raise ValueError(f"{folder} does not hold a student of {len(self._state.layers)} layers; it was changed.")
         student.config.use_cache = self.args.use_cache
@@ -366,7 +370,7 @@ class InherituneTrainer(ValidatedTrainer):
 
     def _restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
-        if self.rounds:
+        if self.rounds and self.outcome != "interrupted":
             found = last_checkpoint(self.output_dir, self.rounds[-1].index)
             if found is not None:
                 if self.student.device.type == "meta":

@@ -247,10 +247,12 @@ def test_interrupted_run_is_saved_and_goes_on(reference, tmp_path):
     whole.train()
     cut = tiny.make_trainer(tmp_path / "cut", reference, callbacks=[tiny.Kill(14, signal.SIGTERM)])
     before = signal.getsignal(signal.SIGTERM)
-    cut.train()
+    output = cut.train()
     assert cut.outcome == "interrupted"
+    assert output.global_step == cut.state.global_step == 14
+    assert len(cut.rounds) == 1
     assert signal.getsignal(signal.SIGTERM) is before
-    assert (tmp_path / "cut" / "checkpoint-14").is_dir() or (tmp_path / "cut" / "checkpoint-15").is_dir()
+    assert (tmp_path / "cut" / "checkpoint-14").is_dir()
     resumed = tiny.make_trainer(tmp_path / "cut", reference)
     resumed.train()
     assert tiny.weights_hash(resumed.student) == tiny.weights_hash(whole.student)
@@ -422,6 +424,28 @@ def test_saved_student_is_standard(reference, tmp_path):
     record = json.loads((tmp_path / "student" / "inheritune_config.json").read_text())
     assert record["outcome"] == "no_more_layers"
     assert len(record["rounds"]) == 3
+
+
+def test_interrupted_trainer_can_go_on_itself(reference, tmp_path):
+    """After an interruption the same trainer goes on when it is asked to train again."""
+    trainer = tiny.make_trainer(tmp_path, reference, callbacks=[tiny.Kill(14, signal.SIGTERM)])
+    trainer.train()
+    trainer.train()
+    assert trainer.outcome == "no_more_layers"
+
+
+def test_students_take_over_how_the_reference_is_loaded(reference, tmp_path):
+    """The attention implementation that was asked for is the one that students train with."""
+    trainer = InherituneTrainer(
+        reference,
+        InherituneConfig(keep_layers=1, steps_per_round=3, target=0.01, max_layers=1),
+        tiny.arguments(tmp_path),
+        train_dataset=tiny.train_set(),
+        eval_dataset=tiny.selection_set(),
+        reference_kwargs={"attn_implementation": "eager"},
+    )
+    trainer.train()
+    assert trainer.student.config._attn_implementation == "eager"
 
 
 def test_student_trains_without_a_cache(reference, tmp_path):

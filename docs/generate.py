@@ -1,0 +1,93 @@
+"""Fill the tables of the reference pages from the code, so that every text is written once (a hook of mkdocs)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+# Docstrings name types in Markdown (`str`, *optional*); mkdocstrings shows them as code, where the marks would be seen.
+_TYPE = re.compile(r"<code>(`[^<]*)</code>")
+_MARK = re.compile(r"<!-- table: ([\w-]+) -->")
+
+#: What each outcome means; an outcome without a line here is an error.
+OUTCOMES = {
+    "matched": "A student reached the target, under the recipe's tolerance and confidence.",
+    "no_more_layers": "The deepest student allowed was trained for a whole round and missed the target.",
+    "budget_exhausted": "`max_steps` was used up before a student reached the target.",
+    "interrupted": "The run was asked to stop (Ctrl-C or SIGTERM). The same command goes on from its last checkpoint.",
+}
+
+
+def settings_table(config: type[Any]) -> str:
+    """Return the fields of a configuration dataclass as a Markdown table: name, type, default and help."""
+    rows = []
+    for item in dataclasses.fields(config):
+        # Not `item.type`: Transformers' argument parser overwrites it.
+        kind, default = config.__annotations__[item.name], getattr(config(), item.name)
+        rows.append((f"`{item.name}`", f"`{kind}`", f"`{_plain(default)}`", item.metadata["help"]))
+    return _table(("setting", "type", "default", "what it says"), rows)
+
+
+def refused_table() -> str:
+    """Return the refused training arguments with their reasons as a Markdown table."""
+    from inheritune_hf.training.arguments import REFUSED
+
+    return _table(("argument", "why, and what to do"), [(f"`{name}`", why) for name, (_, why) in REFUSED.items()])
+
+
+def outcome_table() -> str:
+    """Return the outcomes with their exit statuses as a Markdown table."""
+    from inheritune_hf.records import EXIT_STATUS
+
+    rows = [(f"`{name}`", str(status), OUTCOMES[name]) for name, status in EXIT_STATUS.items()]
+    return _table(("outcome", "exit status of `inheritune train`", "what it means"), rows)
+
+
+def architecture_list() -> str:
+    """Return the supported model types as a Markdown list."""
+    from inheritune_hf.students import SUPPORTED_MODEL_TYPES
+
+    return "\n".join(f"- `{name}`" for name in SUPPORTED_MODEL_TYPES)
+
+
+def _named(name: str) -> Callable[[], str]:
+    def build() -> str:
+        from inheritune_hf import configuration
+
+        return settings_table(getattr(configuration, name))
+
+    return build
+
+
+#: What a page asks for by `<!-- table: NAME -->`.
+TABLES: dict[str, Callable[[], str]] = {
+    "InherituneConfig": _named("InherituneConfig"),
+    "DataConfig": _named("DataConfig"),
+    "RunConfig": _named("RunConfig"),
+    "refused": refused_table,
+    "outcomes": outcome_table,
+    "architectures": architecture_list,
+}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put tables where a page asks for them; called by mkdocs for every page."""
+    return _MARK.sub(lambda mark: TABLES[mark[1]](), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Take Markdown's marks out of the types of parameters; called by mkdocs for every page."""
+    return _TYPE.sub(lambda found: f"<code>{found[1].translate(str.maketrans('', '', '`*'))}</code>", html)
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    # Between backticks a bar separates nothing.
+    cells = [tuple(cell if cell.startswith("`") else cell.replace("|", r"\|") for cell in row) for row in rows]
+    lines = [headers, ("---",) * len(headers), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
