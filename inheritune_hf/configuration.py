@@ -64,14 +64,25 @@ class InherituneConfig:
             _positive("max_layers", self.max_layers)
         if self.steps_per_round is not None:
             _positive("steps_per_round", self.steps_per_round)
-        if isinstance(self.target, str) and self.target != "reference":
-            raise ValueError(f"target must be 'reference' or a number in nats per token, got {self.target!r}.")
-        if not isinstance(self.target, str) and not self.target > 0:
-            raise ValueError(f"target must be above 0 nats per token, got {self.target!r}.")
-        if not self.tolerance >= 0:
+        # Files and the command line may bring numbers as text: YAML reads 1e-2 as a word.
+        if self.target != "reference":
+            target = _number(self.target)
+            if target is None or not target > 0:
+                raise ValueError(
+                    f"target must be 'reference' or a number above 0 in nats per token, got {self.target!r}."
+                )
+            self.target = target
+        tolerance = _number(self.tolerance)
+        if tolerance is None or not tolerance >= 0:
             raise ValueError(f"tolerance must be 0 nats per token or more, got {self.tolerance!r}.")
-        if self.confidence is not None and not 0.5 <= self.confidence < 1:
-            raise ValueError(f"confidence must be in [0.5, 1), or none to compare means, got {self.confidence!r}.")
+        self.tolerance = tolerance
+        if str(self.confidence).lower() == "none":
+            self.confidence = None
+        else:
+            confidence = _number(self.confidence)
+            if confidence is None or not 0.5 <= confidence < 1:
+                raise ValueError(f"confidence must be in [0.5, 1), or none to compare means, got {self.confidence!r}.")
+            self.confidence = confidence
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as a plain dictionary that JSON and YAML can hold."""
@@ -221,6 +232,16 @@ def reject_unknown_keys(values: Mapping[str, Any], allowed: set[str], source: st
 def _from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     reject_unknown_keys(values, {item.name for item in dataclasses.fields(cls)}, cls.__name__)
     return cls(**values)
+
+
+def _number(value: Any) -> float | None:
+    """Return `value` as a number, or None if it is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _positive(name: str, value: Any) -> None:

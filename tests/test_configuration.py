@@ -15,8 +15,12 @@ from inheritune_hf.configuration import read_mapping
         ({"grow_by": True}, "grow_by must be a whole number of 1 or more, got True"),
         ({"max_layers": 1.5}, "max_layers must be a whole number"),
         ({"steps_per_round": -3}, "steps_per_round must be a whole number of 1 or more, got -3"),
-        ({"target": "best"}, "target must be 'reference' or a number in nats per token, got 'best'"),
-        ({"target": -1.0}, "target must be above 0 nats per token, got -1.0"),
+        ({"target": "best"}, "target must be 'reference' or a number above 0 in nats per token, got 'best'"),
+        ({"target": -1.0}, "target must be 'reference' or a number above 0 in nats per token, got -1.0"),
+        ({"target": None}, "target must be 'reference' or a number above 0 in nats per token, got None"),
+        ({"target": True}, "target must be 'reference' or a number above 0 in nats per token, got True"),
+        ({"tolerance": "much"}, "tolerance must be 0 nats per token or more, got 'much'"),
+        ({"confidence": "high"}, r"confidence must be in \[0.5, 1\), or none to compare means, got 'high'"),
         ({"tolerance": -0.1}, "tolerance must be 0 nats per token or more, got -0.1"),
         ({"tolerance": float("nan")}, "tolerance must be 0 nats per token or more, got nan"),
         ({"confidence": 1.0}, r"confidence must be in \[0.5, 1\), or none to compare means, got 1.0"),
@@ -52,6 +56,13 @@ def test_recipe_goes_through_files(tmp_path, ending):
     path.write_text(json.dumps(recipe.to_dict()))
     assert InherituneConfig.from_file(path) == recipe
     assert InherituneConfig.from_dict(recipe.to_dict()) == recipe
+
+
+def test_numbers_may_come_as_text():
+    """YAML reads 1e-2 as a word, and 'none' is how the help says None."""
+    recipe = InherituneConfig(target="2.85", tolerance="1e-2", confidence="none")
+    assert (recipe.target, recipe.tolerance, recipe.confidence) == (2.85, 0.01, None)
+    assert InherituneConfig(confidence="0.9").confidence == 0.9
 
 
 def test_unknown_keys_are_refused_with_the_nearest():

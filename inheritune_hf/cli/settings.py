@@ -62,12 +62,22 @@ def parse_settings(argv: Sequence[str], defaults: Mapping[str, Any] | None = Non
         if defaults and "reference" not in given and not _names_reference(argv):
             parser.set_defaults(**defaults)
         parser.set_defaults(**given)
-        # `--config` itself has been dealt with.
-        run, recipe, data, args, _ = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+        run, recipe, data, args, _, unknown = parser.parse_args_into_dataclasses(
+            list(argv), return_remaining_strings=True, look_for_args_file=False
+        )
+        _reject_unknown_options(unknown, allowed)
     except (ValueError, FileNotFoundError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     return Settings(run, recipe, data, args)
+
+
+def _reject_unknown_options(words: Sequence[str], allowed: set[str]) -> None:
+    """Raise a `ValueError` for options that do not exist, with the nearest ones, and for words that are no option."""
+    options = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    reject_unknown_keys(dict.fromkeys(sorted(options)), allowed, "a run")
+    if words:
+        raise ValueError(f"{words[0]!r} is no option; write --name value.")
 
 
 def _config_file(argv: Sequence[str]) -> str | None:
@@ -85,15 +95,4 @@ def _number_or_word(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def _target(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _confidence(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
-
-
-_READERS: dict[str, Any] = {"keep_layers": _number_or_word, "target": _target, "confidence": _confidence}
+_READERS: dict[str, Any] = {"keep_layers": _number_or_word, "target": str, "confidence": str}

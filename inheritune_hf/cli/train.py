@@ -39,6 +39,9 @@ def train(argv: Sequence[str], prog: str = "inheritune train") -> tuple[int, Run
             result = run_embedded(settings.recipe, settings.data, settings.args, console)
         else:
             result = run_recipe(*settings, console=console)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
+        return EXIT_STATUS["interrupted"], settings.run
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1, settings.run

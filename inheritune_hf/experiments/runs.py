@@ -16,7 +16,7 @@ from ..evaluation import Validation, compare_losses
 from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
 from ..students import load_reference_config, student_skeleton
-from ..training import InherituneTrainer
+from ..training import InherituneTrainer, check_arguments, first_layers
 from .controls import Control
 
 _DEFAULT_BLOCK_SIZE = 1024
@@ -50,7 +50,10 @@ def run_recipe(
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
     kwargs = {} if run.revision is None else {"revision": run.revision}
+    # What the trainer would refuse is refused before hours of tokenizing.
+    check_arguments(args, recipe)
     config = load_reference_config(run.reference, **kwargs)
+    first_layers(recipe, config.get_text_config(decoder=True).num_hidden_layers)
     tokenizer = load_tokenizer(run.reference, **kwargs)
     check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)

@@ -49,9 +49,8 @@ def render_card(record: RunRecord, name: str, facts: Mapping[str, Any] | None = 
         "",
         f"# {name}",
         "",
-        f"The first steps of this model were inherited: {layers} of the {lineage.reference_layers} layers of "
-        f"`{reference}`, with everything outside the blocks, by Inheritune (arXiv 2404.08634). It is an ordinary "
-        "Transformers checkpoint.",
+        f"This model inherits {layers} of the {lineage.reference_layers} layers of `{reference}`, and everything "
+        "outside its blocks, by Inheritune (arXiv 2404.08634). It is an ordinary Transformers checkpoint.",
         "",
         _OUTCOMES[record.outcome],
         "",
@@ -70,11 +69,25 @@ def render_card(record: RunRecord, name: str, facts: Mapping[str, Any] | None = 
         "",
     ]
     if record.rounds:
-        lines += ["## Rounds", "", *_rounds_table(record.rounds), ""]
+        lines += ["## Rounds", "", *_rounds_table(record.rounds), "", _rule(record), ""]
     if "license" not in metadata:
         lines += ["## Licence", "", "The licence of the reference is not known here; it applies to this model too.", ""]
     lines += ["## Recipe", "", "```json", json.dumps(dict(record.recipe), indent=1), "```", ""]
     return "\n".join(lines)
+
+
+def _rule(record: RunRecord) -> str:
+    """Return how rounds were judged, and what weakens the judgement."""
+    tolerance, confidence = record.recipe.get("tolerance"), record.recipe.get("confidence")
+    if confidence is None:
+        rule = f"A round matches if its loss is at most {tolerance} nats per token above the target."
+    else:
+        rule = (
+            f'A round matches if the one-sided {confidence:.0%} upper bound of its difference ("up to") is at most '
+            f"{tolerance} nats per token; bounds cluster by document."
+        )
+    notes = sorted({item.match.note for item in record.rounds if item.match.note})
+    return " ".join([rule, *(f"Note: {note}." for note in notes)])
 
 
 def _rounds_table(rounds: tuple[Round, ...]) -> list[str]:

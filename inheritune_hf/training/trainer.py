@@ -104,6 +104,11 @@ class InherituneTrainer(ValidatedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         reference_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(inheritune_config, InherituneConfig):
+            raise TypeError(
+                f"inheritune_config must be an InherituneConfig, got a {type(inheritune_config).__name__}; "
+                "InherituneConfig.from_dict makes one of a dictionary."
+            )
         self.reference: Reference = reference
         self.reference_kwargs = dict(reference_kwargs or {})
         self.inheritune_config = inheritune_config
@@ -166,6 +171,7 @@ class InherituneTrainer(ValidatedTrainer):
     @property
     def run_record(self) -> RunRecord:
         """Recipe, lineage, rounds and outcome: what is saved beside a student's weights."""
+        self._require_student()
         return RunRecord(
             recipe=self.inheritune_config.to_dict(),
             lineage=Lineage.from_dict(self.student.config.inheritune),
@@ -414,7 +420,19 @@ class InherituneTrainer(ValidatedTrainer):
                 item.description = f"round {self._state.round_index} · {len(self._state.layers)} layers"
                 item.start_step = self._state.start_step
 
+    def _require_student(self) -> None:
+        if self.student.device.type == "meta":
+            raise RuntimeError("There is no student yet, only its empty skeleton: call train() first.")
+
     # Overrides of Trainer
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the student; before `train()` there is none."""
+        self._require_student()
+        metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return metrics
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """Leave the skeleton where it is: it has no weights to move."""

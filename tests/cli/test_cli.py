@@ -177,6 +177,21 @@ def test_errors_of_a_run_are_one_line(recipe, tmp_path, capsys):
     assert "bad.txt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_train_epochs", "2"], "num_train_epochs: a run's length is said in steps"),
+        (["--keep_layers", "13"], "keep_layers must be between 1 and 4"),
+        (["--max_layers", "9"], "max_layers must be between 1"),
+    ],
+)
+def test_settings_are_refused_before_the_data_is_read(recipe, capsys, words, message):
+    """What the trainer would refuse comes before hours of tokenizing: the data is not even looked for."""
+    words = ["train", "--config", str(recipe), "--train_files", "not-there.txt", *words]
+    assert main(words) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_data_without_a_reference_is_refused(tmp_path, capsys):
     """Data settings alone do not run the embedded default behind the user's back."""
     words = ["train", "--train_files", "mine.txt", "--output_dir", str(tmp_path / "run"), "--use_cpu"]

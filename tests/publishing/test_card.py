@@ -50,6 +50,17 @@ def test_layers_and_rounds_are_shown():
     assert "| 2 | 14 | 100 | 6,400 | 2.8000 | 2.8100 | -0.0100 (up to +0.0000) | yes |" in text
 
 
+def test_rule_and_its_weakness_are_said():
+    """The card says how rounds were judged, and when there were too few documents for an interval."""
+    recipe = {"keep_layers": "half", "tolerance": 0.01, "confidence": 0.95}
+    few = Round(1, (0,), 0, 9, 64, 1e9, 1.0, 2.8, 2.81, Match(True, True, -0.01, None, None, 4, "no interval: few"))
+    text = render_card(RunRecord(recipe, LINEAGE, (few,), "matched", 2.81), "me/student")
+    assert "one-sided 95% upper bound of its difference" in text
+    assert "Note: no interval: few." in text
+    means = render_card(RunRecord({**recipe, "confidence": None}, LINEAGE, (few,), "matched", 2.81), "me/student")
+    assert "if its loss is at most 0.01 nats per token above the target" in means
+
+
 def test_paths_of_a_machine_stay_there(tmp_path):
     """A reference that is a folder is no base model on the Hub, and its path is not told."""
     text = card(lineage=Lineage(str(tmp_path / "secret" / "model"), None, 24, (0, 1)))

@@ -509,6 +509,20 @@ def test_scattered_layers_train_for_one_round(reference, tmp_path):
     assert trainer.outcome == "no_more_layers"
 
 
+def test_nothing_to_save_or_measure_before_training(reference, tmp_path):
+    """Before `train()` there is a skeleton: saving, recording and evaluating say so."""
+    trainer = build(reference, tmp_path)
+    for act in (trainer.evaluate, trainer.save_model, lambda: trainer.run_record, trainer.push_to_hub):
+        with pytest.raises(RuntimeError, match="no student yet, only its empty skeleton: call train"):
+            act()
+
+
+def test_recipe_of_another_type_is_refused(reference, tmp_path):
+    """A dictionary is no recipe; the error says how to make one of it."""
+    with pytest.raises(TypeError, match="must be an InherituneConfig, got a dict; InherituneConfig"):
+        InherituneTrainer(reference, {"keep_layers": 1}, tiny.arguments(tmp_path))
+
+
 def test_resume_argument_is_refused(reference, tmp_path):
     """A run finds its own checkpoint: pointing at one is refused."""
     with pytest.raises(ValueError, match="train\\(\\) takes neither resume_from_checkpoint"):
