@@ -77,12 +77,15 @@ def interval(match: Match | None) -> str:
 
 def terminal_table(rows: Sequence[ResultRow]) -> Table:
     """Return the result table for a terminal of 80 columns: sizes in millions, intervals below differences."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    notes = sorted({row.match.note for row in rows if row.match is not None and row.match.note})
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0), show_edge=False, caption="\n".join(notes) or None)
     table.add_column("model", min_width=10)
     for header in ("layers", "params", "steps", "tokens", "test loss", "difference", "matched"):
         table.add_column(header, justify="right", no_wrap=True)
     for row, cells in zip(rows, table_cells(rows), strict=True):
-        shift, span = cells[6], cells[7]
+        span = "no interval"
+        if row.match is not None and row.match.lower is not None and row.match.upper is not None:
+            span = f"{row.match.lower:+.3f} to {row.match.upper:+.3f}"
         table.add_row(
             row.model,
             cells[1],
@@ -90,7 +93,7 @@ def terminal_table(rows: Sequence[ResultRow]) -> Table:
             cells[3],
             f"{row.tokens / 1e6:.2f}M",
             cells[5],
-            f"{shift}\n({span})" if shift else "",
+            f"{cells[6]}\n({span})" if row.match is not None else "",
             cells[8],
         )
     return table

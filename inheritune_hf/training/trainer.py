@@ -27,11 +27,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
-from ..evaluation import ValidatedTrainer, Validation, compare_losses, document_ids
+from ..evaluation import ValidatedTrainer, Validation, compare_losses
 from ..publishing import push_student, save_student
 from ..records import Lineage, Outcome, Round, RunRecord
 from ..students import Reference, from_pretrained_inherited, load_reference_config, student_skeleton
-from .arguments import check_arguments, dataset_fingerprint, run_identity
+from .arguments import check_arguments, check_data, dataset_fingerprint, pad_token, run_identity
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .growth import conclude, first_layers, reopen
 from .staging import (
@@ -117,7 +117,7 @@ class InherituneTrainer(ValidatedTrainer):
         self.reference_config = load_reference_config(reference, **self.reference_kwargs)
         self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
         layers = first_layers(inheritune_config, self.reference_depth)
-        _check_data(train_dataset, eval_dataset, self.reference_config)
+        check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
             check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
         self._round_callback = RoundCallback()
@@ -127,7 +127,7 @@ class InherituneTrainer(ValidatedTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator or CausalCollator(_pad_token(processing_class)),
+            data_collator=data_collator or CausalCollator(pad_token(processing_class)),
             callbacks=[*(callbacks or []), self._round_callback],
         )
         self._show_one_run()
@@ -546,35 +546,3 @@ class InherituneTrainer(ValidatedTrainer):
             revision=revision or self.args.hub_revision,
             commit_message=commit_message or "End of training",
         )
-
-
-def _pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Return a token to pad with; padding is masked and not counted, so any will do."""
-    if tokenizer is None:
-        return 0
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
-def _check_data(train: Any, selection: Any, config: Any) -> None:
-    """Raise a `ValueError` if there is nothing to train on or to decide by, or sequences the reference cannot read."""
-    if train is None:
-        raise ValueError("There is no train_dataset; pass sequences to train the student on.")
-    if selection is None:
-        raise ValueError(
-            "There is no selection data: pass eval_dataset, sequences of documents that are not trained on; growing "
-            "and stopping are decided by the loss on them."
-        )
-    if len(document_ids(selection)) == 0:
-        raise ValueError("eval_dataset is empty; growing and stopping are decided by the loss on it.")
-    if hasattr(train, "__len__") and len(train) == 0:
-        raise ValueError("train_dataset is empty: the training text is shorter than one sequence of block_size tokens.")
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    for name, dataset in (("train_dataset", train), ("eval_dataset", selection)):
-        if limit and hasattr(dataset, "__getitem__") and len(dataset[0]["input_ids"]) > limit:
-            raise ValueError(
-                f"{name} has sequences of {len(dataset[0]['input_ids'])} tokens, but the reference reads at most "
-                f"{limit}; set block_size to {limit} or less."
-            )
