@@ -62,7 +62,7 @@ class EmbeddedShape:
 #: What the embedded run sets unless the user says otherwise: names of recipe and training arguments.
 EMBEDDED_DEFAULTS: dict[str, Any] = {
     "keep_layers": "half",
-    "steps_per_round": 110,
+    "steps_per_round": 120,
     "output_dir": "inheritune-demo",
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
@@ -71,8 +71,8 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "eval_strategy": "steps",
-    "eval_steps": 55,
-    "save_steps": 55,
+    "eval_steps": 60,
+    "save_steps": 60,
     "logging_steps": 10,
     "save_total_limit": 1,
 }
