@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -37,6 +37,56 @@ class InherituneConfig:
     grow_by: int = field(
         default=2, metadata={"help": "Layers added for each further round (the paper: 2), up to the reference's depth."}
     )
+    schedule: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Layers of each round's student instead of grow_by, written as keep_layers is; each holds those of "
+            "the one before. Needed to grow anything but first layers."
+        },
+    )
+    growth: Literal["reinherit", "continue"] = field(
+        default="reinherit",
+        metadata={
+            "help": "After a miss: 'reinherit' a deeper student from the reference (the paper), or 'continue' with "
+            "what was trained and add blocks to it."
+        },
+    )
+    new_blocks: Literal["reference", "copy_last", "identity", "random"] = field(
+        default="reference",
+        metadata={
+            "help": "With growth 'continue', where added blocks come from: the 'reference', a copy of the block before "
+            "('copy_last'), blocks that change nothing at first ('identity'), or 'random' weights."
+        },
+    )
+    optimizer_state: Literal["reset", "keep"] = field(
+        default="reset",
+        metadata={"help": "With growth 'continue', whether the optimizer's moments of trained blocks are kept."},
+    )
+    lr_schedule: Literal["restart", "continue"] = field(
+        default="restart",
+        metadata={
+            "help": "Whether warm-up and schedule count from each round's first step, or once over max_steps "
+            "('continue', which needs max_steps)."
+        },
+    )
+    data_order: Literal["restart", "continue"] | None = field(
+        default=None,
+        metadata={
+            "help": "Whether each round sees the data from the start, or goes on where the last one stopped; restart "
+            "with growth 'reinherit', else continue, if not given."
+        },
+    )
+    freeze_steps: int = field(
+        default=0,
+        metadata={"help": "With growth 'continue', steps at a round's start in which only added blocks are trained."},
+    )
+    match_at: Literal["round_end", "evaluation"] = field(
+        default="round_end",
+        metadata={
+            "help": "When a student may be matched: at the end of a round (the paper), or at two evaluations in a row "
+            "within one, so that looking often does not buy a match."
+        },
+    )
     max_layers: int | None = field(
         default=None, metadata={"help": "Deepest student to try, in layers; the reference's depth if not given."}
     )
@@ -59,6 +109,7 @@ class InherituneConfig:
     )
 
     def __post_init__(self) -> None:
+        self._check_growth()
         _positive("grow_by", self.grow_by)
         if self.max_layers is not None:
             _positive("max_layers", self.max_layers)
@@ -83,6 +134,21 @@ class InherituneConfig:
             if confidence is None or not 0.5 <= confidence < 1:
                 raise ValueError(f"confidence must be in [0.5, 1), or none to compare means, got {self.confidence!r}.")
             self.confidence = confidence
+
+    def _check_growth(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(repr(item) for item in allowed if item is not None)
+                raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}.")
+        if self.growth == "reinherit":
+            for name, paper in (("new_blocks", "reference"), ("optimizer_state", "reset"), ("freeze_steps", 0)):
+                if getattr(self, name) != paper:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} needs growth 'continue': a student that is inherited afresh "
+                        "has nothing that was trained before."
+                    )
+        if isinstance(self.freeze_steps, bool) or not isinstance(self.freeze_steps, int) or self.freeze_steps < 0:
+            raise ValueError(f"freeze_steps must be a whole number of 0 or more, got {self.freeze_steps!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as a plain dictionary that JSON and YAML can hold."""
@@ -232,6 +298,16 @@ def reject_unknown_keys(values: Mapping[str, Any], allowed: set[str], source: st
 def _from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     reject_unknown_keys(values, {item.name for item in dataclasses.fields(cls)}, cls.__name__)
     return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "growth": ("reinherit", "continue"),
+    "new_blocks": ("reference", "copy_last", "identity", "random"),
+    "optimizer_state": ("reset", "keep"),
+    "lr_schedule": ("restart", "continue"),
+    "data_order": ("restart", "continue", None),
+    "match_at": ("round_end", "evaluation"),
+}
 
 
 def _number(value: Any) -> float | None:

@@ -97,6 +97,11 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
         raise ValueError("These training arguments cannot work with growth:\n- " + "\n- ".join(complaints))
     if config.steps_per_round is None:
         raise ValueError("steps_per_round is needed to train: set the optimizer steps of one round in the recipe.")
+    if config.lr_schedule == "continue" and args.max_steps <= 0:
+        raise ValueError(
+            "lr_schedule 'continue' runs one schedule over all rounds, so it needs their length: set max_steps to the "
+            "steps of all rounds together."
+        )
     if args.max_steps == 0:
         raise ValueError("max_steps must be above 0 to cap all rounds together, or -1 for no cap, got 0.")
     ready = copy.copy(args)

@@ -21,6 +21,9 @@ class RoundCallback(TrainerCallback):
     def __init__(self) -> None:
         self.interrupted = False
         self._asked = False
+        #: Parameters that are left alone before `frozen_until`, a step counted over all rounds.
+        self.frozen: frozenset[str] = frozenset()
+        self.frozen_until = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -55,6 +58,15 @@ class RoundCallback(TrainerCallback):
             self.interrupted = True
             control.should_save = control.should_training_stop = True
         return control
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Take the gradients of frozen parameters away: the optimizer then passes over them, decay included."""
+        if state.global_step < self.frozen_until:
+            for name, parameter in model.named_parameters():
+                if name in self.frozen:
+                    parameter.grad = None
 
     def _any_process_asked(self, args: TrainingArguments) -> bool:
         if args.world_size == 1:

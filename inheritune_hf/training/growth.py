@@ -21,16 +21,15 @@ def first_layers(config: InherituneConfig, depth: int) -> tuple[int, ...]:
     Raises:
         ValueError: If the choice is not one of the reference's layers, cannot grow, or is deeper than `max_layers`.
     """
+    if config.schedule:
+        return _resolve_schedule(config, depth)[0]
     layers = resolve_layers(config.keep_layers, depth)
-    if config.max_layers is not None and not len(layers) <= config.max_layers <= depth:
-        raise ValueError(
-            f"max_layers must be between {len(layers)} (the first student's depth) and {depth} (the reference's "
-            f"depth), got {config.max_layers}."
-        )
+    _check_limit(config, len(layers), depth)
     if not is_prefix(layers) and (config.max_layers or depth) > len(layers):
         raise ValueError(
             f"keep_layers={config.keep_layers!r} does not start at the first layer, so there is no next layer to grow "
-            f"by; keep 'first:{len(layers)}', or set max_layers to {len(layers)} to train this choice for one round."
+            f"by: keep 'first:{len(layers)}', give a schedule of each round's layers, or set max_layers to "
+            f"{len(layers)} to train this choice for one round."
         )
     return layers
 
@@ -39,12 +38,51 @@ def next_layers(layers: tuple[int, ...], config: InherituneConfig, depth: int) -
     """
     Return the layers of the next round's student, or None if there are no more.
 
-    Adds `grow_by` layers; the last step is clamped at `max_layers`, or at the reference's depth.
+    Follows `schedule`; without one it adds `grow_by` layers, the last step clamped at `max_layers`, or at the
+    reference's depth.
     """
     limit = min(config.max_layers or depth, depth)
+    if config.schedule:
+        deeper = [item for item in _resolve_schedule(config, depth) if len(layers) < len(item) <= limit]
+        return deeper[0] if deeper else None
     if len(layers) >= limit:
         return None
     return tuple(range(min(len(layers) + config.grow_by, limit)))
+
+
+def most_rounds(config: InherituneConfig, depth: int) -> int:
+    """Return how many rounds a run can have at the most."""
+    layers: tuple[int, ...] | None = first_layers(config, depth)
+    count = 0
+    while layers is not None:
+        count += 1
+        layers = next_layers(layers, config, depth)
+    return count
+
+
+def _resolve_schedule(config: InherituneConfig, depth: int) -> list[tuple[int, ...]]:
+    if config.keep_layers != "half":
+        raise ValueError(
+            f"Give keep_layers or schedule, not both: got keep_layers={config.keep_layers!r} and a schedule that "
+            f"begins with {config.schedule[0]!r}."
+        )
+    rounds = [resolve_layers(item, depth) for item in config.schedule]
+    for before, after, text in zip(rounds, rounds[1:], config.schedule[1:], strict=False):
+        if not set(before) < set(after):
+            raise ValueError(
+                f"Each round of schedule must hold the layers of the one before and more, but {text!r} does not hold "
+                f"{sorted(set(before) - set(after)) or 'more'}."
+            )
+    _check_limit(config, len(rounds[0]), depth)
+    return rounds
+
+
+def _check_limit(config: InherituneConfig, first: int, depth: int) -> None:
+    if config.max_layers is not None and not first <= config.max_layers <= depth:
+        raise ValueError(
+            f"max_layers must be between {first} (the first student's depth) and {depth} (the reference's depth), got "
+            f"{config.max_layers}."
+        )
 
 
 def conclude(state: RunState, finished: Round, config: InherituneConfig, depth: int, budget: int) -> RunState:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -62,7 +63,9 @@ class Seal:
         step (`int`): Step of the checkpoint, counted over all rounds.
         tokens (`int`): Tokens trained on in the round so far.
         seconds (`float`): Wall time of the round so far.
-        validation (`Validation`, *optional*): The student's loss, if it was measured at this step.
+        validation (`Validation`, *optional*): The student's loss when it was last measured in this round.
+        validated_at (`int`, *optional*): Step at which that was.
+        confirmed (`bool`): Whether two evaluations in a row matched, which ends a round early.
     """
 
     round_index: int
@@ -70,6 +73,8 @@ class Seal:
     tokens: int
     seconds: float
     validation: Validation | None = None
+    validated_at: int | None = None
+    confirmed: bool = False
 
 
 def read_state(output_dir: Path) -> RunState | None:
@@ -145,11 +150,26 @@ def round_folder(output_dir: Path, round_index: int) -> Path:
     return output_dir / _FOLDER / f"round-{round_index:02d}"
 
 
-def stage_round(output_dir: Path, round_index: int, student: PreTrainedModel, trainer_state: TrainerState) -> None:
+def stage_round(
+    output_dir: Path,
+    round_index: int,
+    student: PreTrainedModel,
+    trainer_state: TrainerState,
+    carried: Mapping[str, Any] | None = None,
+    copied: Sequence[Path] = (),
+) -> None:
     """
     Put a round's starting point on disk: the student's weights, and the step count and log so far.
 
-    There is no optimizer or scheduler file: `Trainer` then begins both afresh, as the paper does for each round.
+    Without optimizer and scheduler files `Trainer` begins both afresh, as the paper does for each round.
+
+    Args:
+        output_dir (`Path`): Folder of the run.
+        round_index (`int`): Number of the round, from 1.
+        student (`PreTrainedModel`): Its student.
+        trainer_state (`TrainerState`): Step count and log.
+        carried (`Mapping[str, Any]`, *optional*): State dictionaries to save, by file name.
+        copied (`Sequence[Path]`, *optional*): Files of the last checkpoint to copy.
     """
     folder = round_folder(output_dir, round_index)
     shutil.rmtree(folder, ignore_errors=True)
@@ -158,6 +178,10 @@ def stage_round(output_dir: Path, round_index: int, student: PreTrainedModel, tr
     temporary.mkdir(parents=True)
     student.save_pretrained(temporary)
     trainer_state.save_to_json(str(temporary / TRAINER_STATE_NAME))
+    for name, values in (carried or {}).items():
+        torch.save(values, temporary / name)
+    for file in copied:
+        shutil.copyfile(file, temporary / file.name)
     temporary.rename(folder)
     for older in range(1, round_index):
         shutil.rmtree(round_folder(output_dir, older), ignore_errors=True)
@@ -189,6 +213,8 @@ def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
             "tokens": seal.tokens,
             "seconds": seal.seconds,
             "validation": None if seal.validation is None else seal.validation.to_dict(),
+            "validated_at": seal.validated_at,
+            "confirmed": seal.confirmed,
         },
     )
 

@@ -23,16 +23,19 @@ from transformers import (
     enable_full_determinism,
     set_seed,
 )
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..evaluation import ValidatedTrainer, Validation, compare_losses
 from ..publishing import push_student, save_student
-from ..records import Lineage, Outcome, Round, RunRecord
+from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, from_pretrained_inherited, load_reference_config, student_skeleton
 from .arguments import check_arguments, check_data, dataset_fingerprint, pad_token, run_identity
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
+from .carry import carry_optimizer, group_names
+from .expansion import expand_student, parameter_origins
 from .growth import conclude, first_layers, reopen
 from .staging import (
     RunState,
@@ -134,6 +137,8 @@ class InherituneTrainer(ValidatedTrainer):
         self._state = RunState(identity={}, layers=layers)
         self._round_tokens = 0
         self._round_began = 0.0
+        self._validated_at: int | None = None
+        self._confirmed = self._matched_before = False
 
     # What a run has and leaves
 
@@ -283,11 +288,11 @@ class InherituneTrainer(ValidatedTrainer):
         self._load_student(folder)
         self._describe_round()
         training_loss = float("nan")
-        if seal is None or seal.step < end:
+        if seal is None or (seal.step < end and not seal.confirmed):
             self._begin_round(seal)
             self.args.max_steps = end
             training_loss = super().train(resume_from_checkpoint=str(folder)).training_loss
-            if self.state.global_step < end:
+            if self.state.global_step < end and not self._confirmed:
                 self._state = dataclasses.replace(state, outcome="interrupted")
                 self._write(self._state)
                 logger.info("interrupted at step %d; the same command goes on from there", self.state.global_step)
@@ -305,13 +310,83 @@ class InherituneTrainer(ValidatedTrainer):
         if state.staged:
             return
         if self.args.should_save:
-            recipe = dataclasses.replace(self.inheritune_config, keep_layers=list(state.layers))
-            student = from_pretrained_inherited(self.reference, recipe, **self.reference_kwargs)
-            before = last_checkpoint(self.output_dir, state.round_index - 1)
-            history = read_trainer_state(before[0]) if before else self.state
-            stage_round(self.output_dir, state.round_index, student, round_trainer_state(history, self.args))
+            found = last_checkpoint(self.output_dir, state.round_index - 1)
+            before = found[0] if found else None
+            student = self._grown_student(before)
+            history = read_trainer_state(before) if before else self.state
+            carried: dict[str, Any] = {}
+            copied: list[Path] = []
+            if before is not None:
+                carried = self._carried_state(before, student)
+                if not self._restarts_data:
+                    copied = sorted(before.glob("rng_state*.pth"))
+            stage_round(
+                self.output_dir, state.round_index, student, round_trainer_state(history, self.args), carried, copied
+            )
         self._state = dataclasses.replace(state, staged=True)
         self._write(self._state)
+
+    def _grown_student(self, before: Path | None) -> PreTrainedModel:
+        """Return the round's student: inherited afresh, or the last one with blocks added."""
+        recipe, layers = self.inheritune_config, self._state.layers
+        if before is None or recipe.growth == "reinherit":
+            chosen = dataclasses.replace(recipe, keep_layers=list(layers))
+            return from_pretrained_inherited(self.reference, chosen, **self.reference_kwargs)
+        trained: PreTrainedModel = type(self.student).from_pretrained(before, dtype=torch.float32)
+        last = self.rounds[-1].kept_layers
+        return expand_student(
+            trained,
+            last,
+            self.reference,
+            layers,
+            recipe,
+            self.args.seed + self._state.round_index,
+            self.reference_kwargs,
+        )
+
+    def _carried_state(self, before: Path, student: PreTrainedModel) -> dict[str, Any]:
+        """Return the optimizer and scheduler states with which the round begins; nothing if both begin afresh."""
+        recipe = self.inheritune_config
+        keep_state, keep_rates = recipe.optimizer_state == "keep", recipe.lr_schedule == "continue"
+        if not keep_state and not keep_rates:
+            return {}
+        trained: PreTrainedModel = type(self.student).from_pretrained(before, dtype=torch.float32)
+        names, optimizers, schedulers = [], [], []
+        for model in (trained, student):
+            self._hold(model)
+            optimizers.append(self.create_optimizer())
+            schedulers.append(self.create_scheduler(self._budget))
+            names.append(group_names(optimizers[-1], model))
+        origins = parameter_origins(trained, self.rounds[-1].kept_layers, student, self._state.layers)
+        optimizer = carry_optimizer(
+            torch.load(before / OPTIMIZER_NAME, map_location="cpu", weights_only=True),
+            names[0],
+            optimizers[1].state_dict(),
+            names[1],
+            origins,
+            keep_state,
+            keep_rates,
+        )
+        scheduler = schedulers[1].state_dict()
+        if keep_rates:
+            scheduler = torch.load(before / SCHEDULER_NAME, weights_only=True)
+        self._hold(student_skeleton(self.reference_config, self._state.layers))
+        return {OPTIMIZER_NAME: optimizer, SCHEDULER_NAME: scheduler}
+
+    @property
+    def _restarts_data(self) -> bool:
+        recipe = self.inheritune_config
+        return recipe.data_order == "restart" or (recipe.data_order is None and recipe.growth == "reinherit")
+
+    def _freeze_learned(self) -> None:
+        """Name the parameters that are left alone at the start of a round that goes on."""
+        callback, state = self._round_callback, self._state
+        callback.frozen, callback.frozen_until = frozenset(), 0
+        if self.rounds and self.inheritune_config.freeze_steps:
+            last = student_skeleton(self.reference_config, self.rounds[-1].kept_layers)
+            learned = parameter_origins(last, self.rounds[-1].kept_layers, self.student, state.layers)
+            callback.frozen = frozenset(learned)
+            callback.frozen_until = state.start_step + self.inheritune_config.freeze_steps
 
     def _begin_round(self, seal: Seal | None) -> None:
         """Set everything that a round starts with, so that it does not depend on what the process did before."""
@@ -320,15 +395,26 @@ class InherituneTrainer(ValidatedTrainer):
         self._tokens_before = seal.tokens if seal else 0
         self._seconds_before = seal.seconds if seal else 0.0
         self._round_began = time.monotonic()
+        self._validated_at = seal.validated_at if seal else None
+        self._confirmed = False
+        self._matched_before = False
+        if seal is not None and seal.validation is not None:
+            self.validations["eval"] = seal.validation
+            self._matched_before = self._compare(seal.validation).matched
+        self._freeze_learned()
+
+    def _compare(self, validation: Validation) -> Match:
+        recipe, reference = self.inheritune_config, self._state.reference
+        target = reference if reference is not None else float(recipe.target)
+        return compare_losses(validation, target, recipe.tolerance, recipe.confidence)
 
     def _conclude(self, seal: Seal) -> None:
         """Compare the student with its target, record the round, and decide: stop or grow."""
         state = self._state
-        if seal.validation is None:
+        if seal.validation is None or seal.validated_at != seal.step:
             raise ValueError(f"The checkpoint of step {seal.step} ends a round but was not evaluated.")
         recipe = self.inheritune_config
-        target = state.reference if state.reference is not None else float(recipe.target)
-        match = compare_losses(seal.validation, target, recipe.tolerance, recipe.confidence)
+        match = on_main_process(self._compare(seal.validation))
         checkpoint = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{seal.step}"
         flops = read_trainer_state(checkpoint).total_flos - sum(item.flops for item in state.rounds)
         finished = Round(
@@ -340,7 +426,7 @@ class InherituneTrainer(ValidatedTrainer):
             flops=float(flops),
             seconds=round(seal.seconds, 3),
             loss=seal.validation.loss,
-            target=target.loss if isinstance(target, Validation) else target,
+            target=self._target_loss() or float("nan"),
             match=match,
         )
         self._state = conclude(state, finished, recipe, self.reference_depth, self._budget)
@@ -429,9 +515,16 @@ class InherituneTrainer(ValidatedTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measure the student; before `train()` there is none."""
+        """Measure the student; before `train()` there is none. Within a round, two matches in a row may end it."""
         self._require_student()
         metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.is_in_train and metric_key_prefix == "eval":
+            now = self._compare(self.validations["eval"]).matched
+            if self.inheritune_config.match_at == "evaluation":
+                self._confirmed = on_main_process(now and self._matched_before)
+                if self._confirmed:
+                    self.control.should_save = self.control.should_training_stop = True
+            self._matched_before, self._validated_at = now, self.state.global_step
         return metrics
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
@@ -445,13 +538,15 @@ class InherituneTrainer(ValidatedTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the schedule of one round: warm-up and decay count from the round's first step."""
-        return super().create_scheduler(self.inheritune_config.steps_per_round or num_training_steps, optimizer)
+        """Create the schedule of one round, or of all rounds together if the recipe lets it continue."""
+        recipe = self.inheritune_config
+        steps = self._budget if recipe.lr_schedule == "continue" else recipe.steps_per_round
+        return super().create_scheduler(steps or num_training_steps, optimizer)
 
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *others: Any) -> tuple[int, int]:
-        """Let each round see the data from the start: its place in the data counts from the round's first step."""
+        """Find the place in the data: it counts from the round's first step, or from the run's if data continue."""
         super()._init_training_state(max_steps, num_update_steps_per_epoch, *others)
-        done = self.state.global_step - self._state.start_step
+        done = self.state.global_step - (self._state.start_step if self._restarts_data else 0)
         epochs, steps = divmod(done, num_update_steps_per_epoch)
         return epochs, steps * self.args.gradient_accumulation_steps
 
@@ -488,7 +583,6 @@ class InherituneTrainer(ValidatedTrainer):
         tokens = torch.tensor(self._round_tokens, device=self.args.device)
         trained = int(self.accelerator.reduce(tokens, reduction="sum"))  # also: every process has saved its part
         if self.args.should_save:
-            evaluated = any(item["step"] == step and "eval_loss" in item for item in self.state.log_history)
             seal_checkpoint(
                 checkpoint,
                 Seal(
@@ -496,7 +590,9 @@ class InherituneTrainer(ValidatedTrainer):
                     step=step,
                     tokens=self._tokens_before + trained,
                     seconds=self._seconds_before + time.monotonic() - self._round_began,
-                    validation=self.validations["eval"] if evaluated else None,
+                    validation=self.validations["eval"] if self._validated_at is not None else None,
+                    validated_at=self._validated_at,
+                    confirmed=self._confirmed,
                 ),
             )
             # Only now: the older checkpoint must not go before the newer one can be used.

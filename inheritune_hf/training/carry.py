@@ -1,0 +1,69 @@
+"""Carry an optimizer's state over growth, by parameter name: indices mean nothing once a model has more blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def group_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
+    """Return the parameter names of each of an optimizer's groups, in the order of its state."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def carry_optimizer(
+    saved: Mapping[str, Any],
+    saved_names: Sequence[Sequence[str]],
+    fresh: Mapping[str, Any],
+    fresh_names: Sequence[Sequence[str]],
+    origins: Mapping[str, str],
+    keep_state: bool,
+    keep_rates: bool,
+) -> dict[str, Any]:
+    """
+    Return the state dictionary with which a deeper student's optimizer begins.
+
+    Args:
+        saved (`Mapping`): State dictionary of the shallower student's optimizer.
+        saved_names (sequence of sequences of `str`): Its parameter names, by group.
+        fresh (`Mapping`): State dictionary of a new optimizer for the deeper student.
+        fresh_names (sequence of sequences of `str`): Its parameter names, by group.
+        origins (`Mapping[str, str]`): Name in the shallower student, by name in the deeper one, of what was trained.
+        keep_state (`bool`): Whether moments of trained parameters are kept; added ones begin without.
+        keep_rates (`bool`): Whether learning rates and other settings of the groups are kept.
+
+    Raises:
+        ValueError: If a trained parameter has no state, or the groups do not correspond.
+    """
+    result = copy.deepcopy(dict(fresh))
+    result["state"] = {}
+    if len(saved["param_groups"]) != len(result["param_groups"]):
+        raise ValueError(
+            f"The optimizer had {len(saved['param_groups'])} parameter groups and now has "
+            f"{len(result['param_groups'])}; its state cannot be carried over: use optimizer_state 'reset'."
+        )
+    if keep_state:
+        places = {name: place for place, name in enumerate(_flat(saved_names))}
+        for place, name in enumerate(_flat(fresh_names)):
+            if name not in origins:
+                continue
+            before = places.get(origins[name])
+            if before is None or before not in saved["state"]:
+                raise ValueError(
+                    f"The optimizer has no state for {origins[name]}, which was trained; it cannot be kept: use "
+                    "optimizer_state 'reset'."
+                )
+            result["state"][place] = saved["state"][before]
+    if keep_rates:
+        for group, before in zip(result["param_groups"], saved["param_groups"], strict=True):
+            group.update({name: value for name, value in before.items() if name != "params"})
+    return result
+
+
+def _flat(names: Sequence[Sequence[str]]) -> list[str]:
+    return [name for group in names for name in group]
