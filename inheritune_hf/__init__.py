@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .data import load_data_splits
     from .evaluation import compare_losses
     from .students import InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
-    from .training import InherituneTrainer
+    from .training import InherituneTrainer, ReferenceLossStopCallback
 
 # In the order of the recipe. Names are imported when they are first used: importing the package is instant.
 _HOME = {
@@ -22,6 +22,7 @@ _HOME = {
     "load_data_splits": "data",
     "compare_losses": "evaluation",
     "InherituneTrainer": "training",
+    "ReferenceLossStopCallback": "training",
 }
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "InheritedModelForCausalLM",
     "InherituneConfig",
     "InherituneTrainer",
+    "ReferenceLossStopCallback",
     "compare_losses",
     "from_pretrained_inherited",
     "load_data_splits",

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_callback import CallbackHandler, ExportableState
 
 
 class RoundCallback(TrainerCallback):
@@ -74,6 +74,70 @@ class RoundCallback(TrainerCallback):
         # Processes get the signal at different steps: they must agree on the one to stop after.
         asked: list[bool] = gather_object([self._asked])
         return any(asked)
+
+
+class ReferenceLossStopCallback(TrainerCallback, ExportableState):
+    """
+    Stop any trainer once its evaluation loss matches a reference's: the stop rule of the loop for other trainers.
+
+    Args:
+        target (`float`): Loss to reach, in nats per token.
+        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the target that still match.
+        evaluations (`int`, *optional*, defaults to `2`):
+            Evaluations in a row that must match, so that looking often does not buy a match.
+        metric (`str`, *optional*, defaults to `"eval_loss"`): Logged figure that is compared.
+
+    Raises:
+        ValueError: If a value cannot be used.
+    """
+
+    def __init__(self, target: float, tolerance: float = 0.01, evaluations: int = 2, metric: str = "eval_loss") -> None:
+        if not target > 0:
+            raise ValueError(f"target must be above 0 nats per token, got {target!r}.")
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance must be 0 nats per token or more, got {tolerance!r}.")
+        if evaluations < 1:
+            raise ValueError(f"evaluations must be 1 or more, got {evaluations!r}.")
+        self.target, self.tolerance, self.evaluations, self.metric = target, tolerance, evaluations, metric
+        self.in_a_row = 0
+
+    @property
+    def matched(self) -> bool:
+        """Whether enough evaluations in a row matched."""
+        return self.in_a_row >= self.evaluations
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """
+        Count evaluations that match and stop training when there are enough in a row.
+
+        Raises:
+            ValueError: If the metric was not evaluated.
+        """
+        if metrics is None or self.metric not in metrics:
+            raise ValueError(f"There is no {self.metric} among the metrics {sorted(metrics or {})}; name one of them.")
+        self.in_a_row = self.in_a_row + 1 if metrics[self.metric] <= self.target + self.tolerance else 0
+        if self.matched:
+            control.should_training_stop = control.should_save = True
+        return control
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run restores."""
+        return {
+            "args": {
+                "target": self.target,
+                "tolerance": self.tolerance,
+                "evaluations": self.evaluations,
+                "metric": self.metric,
+            },
+            "attributes": {"in_a_row": self.in_a_row},
+        }
 
 
 class RoundProgress(ProgressCallback):

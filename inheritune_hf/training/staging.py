@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..evaluation import Validation
 from ..records import Outcome, Round, write_json
+
+logger = logging.getLogger(__name__)
 
 _FOLDER = "_inheritune"
 _STATE = "state.json"
@@ -204,10 +208,11 @@ def round_trainer_state(before: TrainerState, args: TrainingArguments) -> Traine
 
 
 def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
-    """Declare a checkpoint complete; nothing is written to it afterwards."""
+    """Declare a checkpoint complete, with the size and checksum of each file; nothing is written to it afterwards."""
     write_json(
         checkpoint / _SEAL,
         {
+            "files": {file.name: _checksum(file) for file in sorted(checkpoint.iterdir()) if file.name != _SEAL},
             "round_index": seal.round_index,
             "step": seal.step,
             "tokens": seal.tokens,
@@ -225,23 +230,48 @@ def unseal_checkpoint(checkpoint: Path) -> None:
 
 
 def read_seal(checkpoint: Path) -> Seal | None:
-    """Return what a checkpoint says of itself, or None if it is not complete."""
+    """Return what a checkpoint says of itself, or None if it is not complete or its seal is damaged."""
     try:
         values = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
+    values.pop("files")
     validation = values["validation"]
     return Seal(**{**values, "validation": None if validation is None else Validation.from_dict(validation)})
 
 
 def last_checkpoint(output_dir: Path, round_index: int) -> tuple[Path, Seal] | None:
-    """Return the last complete checkpoint of a round, or None."""
+    """Return the last complete and undamaged checkpoint of a round, or None; damaged ones are named in a warning."""
     found = []
     for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         seal = read_seal(checkpoint)
         if seal is not None and seal.round_index == round_index:
             found.append((seal.step, checkpoint, seal))
-    if not found:
-        return None
-    _, checkpoint, seal = max(found, key=lambda item: item[0])
-    return checkpoint, seal
+    for _, checkpoint, seal in sorted(found, key=lambda item: item[0], reverse=True):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return checkpoint, seal
+        logger.warning("%s is damaged (%s); the checkpoint before it is used.", checkpoint, damage)
+    return None
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a sealed checkpoint's files, or None if they are what was sealed."""
+    files = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))["files"]
+    for name, sealed in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != sealed["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, not {sealed['bytes']}"
+        if _checksum(file) != sealed:
+            return f"{name} has been changed"
+    return None
+
+
+def _checksum(file: Path) -> dict[str, int]:
+    total = 0
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 24):
+            total = zlib.crc32(part, total)
+    return {"bytes": file.stat().st_size, "crc32": total}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -578,6 +579,11 @@ class InherituneTrainer(ValidatedTrainer):
             if self.args.should_save:
                 unseal_checkpoint(checkpoint)
             super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(
+                f"{checkpoint} could not be saved ({error}); older checkpoints in {self.output_dir} are whole. Make "
+                "room on the disk and run the same command again."
+            ) from error
         finally:
             self.args.save_total_limit = limit
         tokens = torch.tensor(self._round_tokens, device=self.args.device)

@@ -3,8 +3,12 @@
 import signal
 import threading
 
-from transformers import TrainerControl, TrainerState
+import pytest
+import tiny
+from transformers import Trainer, TrainerControl, TrainerState
 
+from inheritune_hf import ReferenceLossStopCallback
+from inheritune_hf.data import CausalCollator
 from inheritune_hf.training.callbacks import RoundCallback, RoundProgress
 
 
@@ -66,3 +70,59 @@ def test_other_threads_do_not_listen():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def evaluate(callback, loss):
+    return callback.on_evaluate(None, TrainerState(), TrainerControl(), {"eval_loss": loss}).should_training_stop
+
+
+def test_reference_loss_stops_any_trainer_after_two_matches_in_a_row():
+    """One match is not enough, and a miss between two starts the count again."""
+    callback = ReferenceLossStopCallback(target=3.0, tolerance=0.1)
+    assert [evaluate(callback, loss) for loss in (3.2, 3.05, 3.2, 3.1, 2.9)] == [False, False, False, False, True]
+    assert callback.matched
+
+
+def test_reference_loss_callback_survives_a_resume():
+    """What it exports rebuilds it in the state it was in."""
+    callback = ReferenceLossStopCallback(target=3.0, evaluations=3)
+    evaluate(callback, 2.0)
+    exported = callback.state()
+    again = ReferenceLossStopCallback(**exported["args"])
+    for name, value in exported["attributes"].items():
+        setattr(again, name, value)
+    assert [evaluate(again, 2.0), evaluate(again, 2.0)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"target": 0}, "target must be above 0 nats per token, got 0"),
+        ({"target": 1.0, "tolerance": -1}, "tolerance must be 0 nats per token or more, got -1"),
+        ({"target": 1.0, "evaluations": 0}, "evaluations must be 1 or more, got 0"),
+    ],
+)
+def test_reference_loss_callback_refuses_values(values, message):
+    """A value that cannot be used says what came."""
+    with pytest.raises(ValueError, match=message):
+        ReferenceLossStopCallback(**values)
+
+
+def test_reference_loss_callback_names_the_metrics_there_are():
+    """A metric that is not evaluated is an error with those that are."""
+    with pytest.raises(ValueError, match=r"There is no eval_loss among the metrics \['eval_other'\]"):
+        ReferenceLossStopCallback(1.0).on_evaluate(None, TrainerState(), TrainerControl(), {"eval_other": 1.0})
+
+
+def test_reference_loss_stops_a_plain_trainer(tmp_path):
+    """It works in Transformers' own trainer."""
+    trainer = Trainer(
+        model=tiny.reference_model(),
+        args=tiny.arguments(tmp_path, max_steps=40, save_strategy="no"),
+        train_dataset=tiny.train_set(),
+        eval_dataset=tiny.selection_set(lengths=(16,)),
+        data_collator=CausalCollator(0),
+        callbacks=[ReferenceLossStopCallback(target=10.0)],
+    )
+    trainer.train()
+    assert trainer.state.global_step == 10

@@ -76,6 +76,32 @@ def test_last_sealed_checkpoint_of_a_round(tmp_path):
     assert last_checkpoint(tmp_path, 3) is None
 
 
+def make_checkpoint(folder, step):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(bytes(range(200)))
+    (checkpoint / "rng_state_1.pth").write_bytes(b"random")
+    seal_checkpoint(checkpoint, Seal(1, step, 64, 1.0))
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-5]), "model.safetensors has 195 bytes, not 200"),
+        (lambda file: file.write_bytes(b"\xff" + file.read_bytes()[1:]), "model.safetensors has been changed"),
+        (lambda file: (file.parent / "rng_state_1.pth").unlink(), "rng_state_1.pth is missing"),
+    ],
+    ids=["truncated", "flipped", "missing"],
+)
+def test_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damage, message):
+    """A truncated file, a flipped byte or a missing rank's file: the checkpoint before is used, and it is said."""
+    good, bad = make_checkpoint(tmp_path, 5), make_checkpoint(tmp_path, 10)
+    damage(bad / "model.safetensors")
+    assert last_checkpoint(tmp_path, 1)[0] == good
+    assert f"{bad} is damaged ({message}); the checkpoint before it is used." in caplog.text
+
+
 def test_damaged_seal_is_no_seal(tmp_path):
     """A seal that is not whole does not count."""
     (tmp_path / "inheritune_state.json").write_text('{"step"')

@@ -527,3 +527,32 @@ def test_resume_argument_is_refused(reference, tmp_path):
     """A run finds its own checkpoint: pointing at one is refused."""
     with pytest.raises(ValueError, match="train\\(\\) takes neither resume_from_checkpoint"):
         build(reference, tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_damaged_checkpoint_leads_to_the_same_bits(reference, tmp_path, caplog, damage):
+    """A run whose last checkpoint was damaged goes on from the one before to the same weights, and says so."""
+    whole = tiny.make_trainer(tmp_path / "whole", reference)
+    whole.train()
+    tiny.make_trainer(tmp_path / "cut", reference, callbacks=[tiny.Kill(14, signal.SIGTERM)]).train()
+    weights = tmp_path / "cut" / "checkpoint-14" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content if damage == "flip" else content[:-9])
+    resumed = tiny.make_trainer(tmp_path / "cut", reference)
+    resumed.train()
+    assert tiny.weights_hash(resumed.student) == tiny.weights_hash(whole.student)
+    assert "checkpoint-14 is damaged (model.safetensors has" in caplog.text
+
+
+def test_full_disk_fails_the_save_and_leaves_older_checkpoints_whole(reference, tmp_path):
+    """A file that cannot be written ends the run with what to do; with room again it goes on to the same bits."""
+    whole = tiny.make_trainer(tmp_path / "whole", reference)
+    whole.train()
+    settings = {"output_dir": str(tmp_path / "cut"), "reference": reference, "result": str(tmp_path / "r.json")}
+    full = run_program({**settings, "full_disk_at": 5}, check=False)
+    assert full.returncode == 1
+    assert "checkpoint-6 could not be saved" in full.stderr
+    assert "Make room on the disk and run the same command again" in full.stderr
+    assert (tmp_path / "cut" / "checkpoint-3" / "inheritune_state.json").is_file()
+    assert run_program(settings)["weights"] == tiny.weights_hash(whole.student)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -115,10 +116,26 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+class FullDisk(TrainerCallback):
+    """From a step on let no file grow beyond a few kilobytes, as a full disk would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
 def main():
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    callbacks = [Kill(settings["kill_at"], settings.get("signal", signal.SIGKILL))] if "kill_at" in settings else None
+    callbacks: list[TrainerCallback] = []
+    if "kill_at" in settings:
+        callbacks.append(Kill(settings["kill_at"], settings.get("signal", signal.SIGKILL)))
+    if "full_disk_at" in settings:
+        callbacks.append(FullDisk(settings["full_disk_at"]))
     trainer = make_trainer(
         settings["output_dir"], settings["reference"], settings.get("recipe"), callbacks, **settings.get("args", {})
     )
