@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProgressCallback,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     enable_full_determinism,
     set_seed,
@@ -314,7 +315,7 @@ class InherituneTrainer(ValidatedTrainer):
             found = last_checkpoint(self.output_dir, state.round_index - 1)
             before = found[0] if found else None
             student = self._grown_student(before)
-            history = read_trainer_state(before) if before else self.state
+            history = read_trainer_state(before) if before else self._first_log()
             carried: dict[str, Any] = {}
             copied: list[Path] = []
             if before is not None:
@@ -326,6 +327,17 @@ class InherituneTrainer(ValidatedTrainer):
             )
         self._state = dataclasses.replace(state, staged=True)
         self._write(self._state)
+
+    def _first_log(self) -> TrainerState:
+        """Return the log a run begins with: the reference's figures, whether they were measured just now or before."""
+        reference = self._state.reference
+        log: Any = TrainerState()
+        log.stateful_callbacks = self.state.stateful_callbacks
+        if reference is not None:
+            figures = {"loss": reference.loss, "perplexity": reference.perplexity, "accuracy": reference.accuracy}
+            log.log_history = [{**{f"reference_{name}": value for name, value in figures.items()}, "step": 0}]
+        state: TrainerState = log
+        return state
 
     def _grown_student(self, before: Path | None) -> PreTrainedModel:
         """Return the round's student: inherited afresh, or the last one with blocks added."""

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+import killing
 import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
@@ -37,8 +38,15 @@ def reference_model(layers=4, dropout=0.1, seed=0):
     return GPT2LMHeadModel(config).eval()
 
 
-def write_reference(folder, **changes):
-    reference_model(**changes).save_pretrained(folder)
+def write_reference(folder, steps=0, **changes):
+    model = reference_model(**changes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        tokens = torch.tensor(sequences(16, seed=100 + step))
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
     return str(folder)
 
 
@@ -100,6 +108,23 @@ def weights_hash(model):
     return digest.hexdigest()
 
 
+def saved_log(trainer):
+    """The log of the last checkpoint; the one in memory ends with figures of this process alone."""
+    path = trainer.output_dir / f"checkpoint-{trainer.state.global_step}" / "trainer_state.json"
+    return json.loads(path.read_text())["log_history"]
+
+
+def optimizer_hash(trainer):
+    """The moments in the last checkpoint."""
+    checkpoint = trainer.output_dir / f"checkpoint-{trainer.state.global_step}"
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    digest = hashlib.sha256()
+    for place in sorted(state):
+        for name, value in sorted(state[place].items()):
+            digest.update(f"{place} {name}".encode() + torch.as_tensor(value).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def without_times(history):
     timed = ("runtime", "per_second", "preparation_time")
     return [{key: value for key, value in row.items() if not any(word in key for word in timed)} for row in history]
@@ -139,6 +164,8 @@ def main():
     trainer = make_trainer(
         settings["output_dir"], settings["reference"], settings.get("recipe"), callbacks, **settings.get("args", {})
     )
+    if "moment" in settings:
+        killing.install(settings["moment"], settings["output_dir"], settings["moments"])
     trainer.train()
     if trainer.args.process_index == 0:
         result = {
@@ -149,7 +176,8 @@ def main():
             "tokens": [item.tokens for item in trainer.rounds],
             "reference": trainer.reference_validation.loss if trainer.reference_validation else None,
             "weights": weights_hash(trainer.student),
-            "history": without_times(trainer.state.log_history),
+            "optimizer": optimizer_hash(trainer),
+            "history": without_times(saved_log(trainer)),
         }
         Path(settings["result"]).write_text(json.dumps(result))
 
