@@ -142,8 +142,8 @@ class DataConfig:
     train_files: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Text (one document each), JSONL, JSON, Parquet or Arrow files, or token files (.bin), to train on; "
-            "globs, and .gz, .xz and .zst of text and JSON, are allowed."
+            "help": "Text (one document each), JSONL, JSON, Parquet, Arrow or token (.bin) files to train on; globs, "
+            "and .gz, .xz and .zst of text and JSON, are allowed."
         },
     )
     selection_files: list[str] = field(
@@ -181,7 +181,9 @@ class DataConfig:
     )
     damaged_rows: str = field(
         default="error",
-        metadata={"help": "What a row that cannot be read is: an 'error' that names file and row, or 'skip' and count."},
+        metadata={
+            "help": "What a row that cannot be read is: an 'error' that names file and row, or 'skip' and count."
+        },
     )
     max_document_bytes: int = field(
         default=16_000_000,
@@ -193,7 +195,9 @@ class DataConfig:
     )
     duplicates: str = field(
         default="report",
-        metadata={"help": "Documents that are, word for word, in another set too: 'report', or 'remove' from the other."},
+        metadata={
+            "help": "Documents that are, word for word, in another set too: 'report', or 'remove' from the other."
+        },
     )
     near_duplicates: str = field(
         default="report",
@@ -229,8 +233,6 @@ class DataConfig:
         for name in ("selection_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 0.5:
                 raise ValueError(f"{name} must be above 0 and below 0.5, got {getattr(self, name)!r}.")
-        for name in ("max_document_bytes", "carve_documents"):
-            _positive(name, getattr(self, name))
         for name, allowed in _DATA_CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
@@ -241,11 +243,16 @@ class DataConfig:
         for name in ("block_size", "max_sequences_per_document", "preprocessing_workers"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        for name in ("max_document_bytes", "carve_documents"):
+            _positive(name, getattr(self, name))
         if self.block_size is not None and self.block_size < 2:
             raise ValueError(f"block_size must be 2 tokens or more, got {self.block_size}.")
         for name in ("train_files", "selection_files", "test_files"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
+        self._refuse_conflicts()
+
+    def _refuse_conflicts(self) -> None:
         if self.dataset_name and self.train_files:
             raise ValueError("Give dataset_name or train_files, not both.")
         if self.sources and (self.dataset_name or self.train_files):

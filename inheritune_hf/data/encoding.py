@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class Encoder:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
     chat_loss: str = "all"
     vocab_size: int | None = None
     boundaries: bool = False
@@ -220,9 +220,7 @@ def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:
     return [column[index] for index in present]
 
 
-def _from_texts(
-    rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedTokenizerBase, end: int
-) -> list[Encoded]:
+def _from_texts(rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedTokenizerBase, end: int) -> list[Encoded]:
     # verbose: documents longer than the model's context are expected, they are cut later.
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     found = []
@@ -241,7 +239,7 @@ def _from_tokens(row: tuple[Sequence[int], Sequence[int] | None], end: int) -> E
     labels = tokens if row[1] is None else np.asarray(row[1], dtype=np.int32)
     if len(labels) != len(tokens):
         raise ValueError(
-            f"The row {list(row[0])[:8]}... has {len(tokens)} tokens but {len(labels)} labels; give one label per token."
+            f"The row {list(row[0])[:8]}... has {len(tokens)} tokens but {len(labels)} labels; give as many."
         )
     if tokens[-1] != end:
         tokens, labels = np.append(tokens, np.int32(end)), np.append(labels, np.int32(end))
@@ -256,7 +254,7 @@ def _write_chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
         )
     try:
         return tokenizer.apply_chat_template(messages, **({"tokenize": False} | options))
-    except Exception as error:  # noqa: BLE001 (a template may raise anything; what it says is passed on)
+    except Exception as error:
         raise ValueError(
             f"The tokenizer's chat template refuses the chat {_excerpt(messages)}: {error}; repair the row."
         ) from error
@@ -282,8 +280,8 @@ def _require_range(tokens: Tokens, vocab_size: int | None, tokenizer: PreTrained
     if vocab_size is not None and len(tokens) and not (tokens.min() >= 0 and tokens.max() < vocab_size):
         token = int(tokens.max()) if tokens.max() >= vocab_size else int(tokens.min())
         raise ValueError(
-            f"Token {token} at place {int(np.flatnonzero(tokens == token)[0])} of the document {_excerpt(row)} is out of "
-            f"the reference's range (0 to {vocab_size - 1}); tokenize with the reference's own tokenizer."
+            f"Token {token} at place {int(np.flatnonzero(tokens == token)[0])} of the document {_excerpt(row)} is out "
+            f"of the reference's range (0 to {vocab_size - 1}); tokenize with the reference's own tokenizer."
         )
 
 
@@ -296,4 +294,3 @@ def _excerpt(row: Any, around: str = "") -> str:
     text = row if isinstance(row, str) else str(row[0] if isinstance(row, tuple) else row)
     start = max(0, text.find(around) - 20) if around else 0
     return repr(text[start : start + 60] + ("..." if len(text) > start + 60 else ""))
-

@@ -6,10 +6,11 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow  # type: ignore[import-untyped]
@@ -97,9 +98,9 @@ def read_rows(path: Path, layout: Layout) -> Iterator[dict[str, Any] | Damage]:
 def _open(path: Path) -> BinaryIO:
     compression = kind_of(path)[1]
     if compression == ".gz":
-        return gzip.open(path, "rb")
+        return cast(BinaryIO, gzip.open(path, "rb"))
     if compression == ".xz":
-        return lzma.open(path, "rb")
+        return cast(BinaryIO, lzma.open(path, "rb"))
     if compression == ".zst":
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), _BYTES_AT_ONCE)
     return path.open("rb", buffering=_BYTES_AT_ONCE)
@@ -130,7 +131,7 @@ def _read_text(path: Path, layout: Layout) -> Iterator[dict[str, Any] | Damage]:
             f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at byte offset {error.start}; "
             "convert it to UTF-8, or give .txt, .jsonl, .json, .parquet or .arrow files only."
         )
-    except (EOFError, lzma.LZMAError, OSError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+    except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
         yield _unreadable(str(path), error)
     else:
         yield _too_long(str(path), layout) if len(data) > layout.most_bytes else {layout.column: text}
@@ -151,7 +152,7 @@ def _read_json(path: Path, layout: Layout) -> Iterator[dict[str, Any] | Damage]:
                     yield _too_long(place, layout)
                 elif line.strip():
                     yield _json_line(line, place, layout)
-    except (EOFError, lzma.LZMAError, OSError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+    except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
         yield _unreadable(f"{path}, after line {number}", error)
 
 

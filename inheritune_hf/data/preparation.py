@@ -57,8 +57,10 @@ def prepare_data(
     if config.streaming:
         raise ValueError("A stream is packed while training; leave out streaming to prepare data ahead of time.")
     sources = training_sources(config)
-    if any([source.token_files() for source in sources]):
-        raise ValueError("Token files (.bin) are read where they lie; give them to the run, there is nothing to prepare.")
+    if any(source.token_files() for source in sources):
+        raise ValueError(
+            "Token files (.bin) are read where they lie; give them to the run, there is nothing to prepare."
+        )
     if config.dataset_name and is_prepared(config.dataset_name):
         raise ValueError(f"{config.dataset_name} is prepared already; give it to the run as dataset_name.")
     size = block_size or config.block_size or min(tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)

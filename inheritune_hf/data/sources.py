@@ -90,7 +90,9 @@ def training_sources(config: DataConfig) -> list[Source]:
     found = [_mixed_source(item, number, layout) for number, item in enumerate(config.sources, start=1)]
     weights = [source.weight is not None for source in found]
     if any(weights) and not all(weights):
-        raise ValueError(f"source {weights.index(False) + 1} has no weight, but another has; give all of them, or none.")
+        raise ValueError(
+            f"source {weights.index(False) + 1} has no weight, but another has; give all of them, or none."
+        )
     return found
 
 

@@ -103,7 +103,7 @@ def load_data_splits(
     if config.dataset_name and is_prepared(config.dataset_name):
         return load_prepared(config, tokenizer, size if block_size or config.block_size else None, known)
     sources = training_sources(config)
-    if any([source.token_files() for source in sources]):
+    if any(source.token_files() for source in sources):
         return _load_token_files(config, sources, tokenizer, size, seed, known)
     if config.streaming:
         from .streams import load_stream
@@ -251,7 +251,7 @@ def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: i
     digests = [_column(dataset, "digest") for dataset in documents.train]
     chosen = choose_carved(np.concatenate(digests), shares, seed)
     for name, wanted in chosen.items():
-        documents.sets[name] = _joined(
+        documents.sets[name] = joined(
             [_where(dataset, np.isin(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
         )
     if chosen:
@@ -262,7 +262,7 @@ def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: i
 
 
 def _see_to_duplicates(documents: _Documents, config: DataConfig) -> None:
-    """Count, and remove if asked, documents that are in two sets: of the selection's, those of the test stay, and so on."""
+    """Count, and remove if asked, documents that are in two sets: test documents stay, then selection documents."""
     documents.shared = _count_shared(documents)
     exact = {name: _column(documents.sets[name], "digest") for name in EVALUATION}
     both = np.concatenate(list(exact.values()))
@@ -276,9 +276,7 @@ def _see_to_duplicates(documents: _Documents, config: DataConfig) -> None:
         for dataset, double, found in zip(documents.train, doubles, near, strict=True):
             found[[item.document for item in near_duplicates(dataset, index)]] = True
             found &= ~double
-        like_test = near_duplicates(
-            documents.sets["selection"], index_documents([documents.sets["test"]], threshold)
-        )
+        like_test = near_duplicates(documents.sets["selection"], index_documents([documents.sets["test"]], threshold))
         selection_near[[item.document for item in like_test]] = True
         selection_near &= ~selection_doubles
         documents.near = int(selection_near.sum()) + sum(int(item.sum()) for item in near)
@@ -286,7 +284,9 @@ def _see_to_duplicates(documents: _Documents, config: DataConfig) -> None:
             logger.warning(
                 "%d documents are nearly the same as one of the selection or test set%s.",
                 documents.near,
-                ": they are left out" if config.near_duplicates == "remove" else "; near_duplicates 'remove' leaves them out",
+                ": they are left out"
+                if config.near_duplicates == "remove"
+                else "; near_duplicates 'remove' leaves them out",
             )
     drop_near, drop_exact = config.near_duplicates == "remove", config.duplicates == "remove"
     if drop_near or drop_exact:
@@ -314,8 +314,8 @@ def _assemble(documents: _Documents, source: str, block_size: int, max_per_docum
     facts = DataFacts(
         source=source,
         block_size=block_size,
-        train=_set_facts(sum(map(len, documents.train)), train),
-        **{name: _set_facts(len(documents.sets[name]), dataset) for name, dataset in sets.items()},
+        train=set_facts(sum(map(len, documents.train)), train),
+        **{name: set_facts(len(documents.sets[name]), dataset) for name, dataset in sets.items()},
         dropped_tokens=sum(int(item.sum()) % block_size for item in lengths),
         skipped_documents=documents.skipped,
         shared_documents=documents.shared,
@@ -354,7 +354,9 @@ def announce(facts: DataFacts) -> None:
         logger.warning(
             "%d selection or test documents are, word for word, in another set too: losses on them flatter a student%s",
             facts.shared_documents,
-            "; the others were left out." if facts.removed_documents else " (duplicates 'remove' leaves the others out).",
+            "; the others were left out."
+            if facts.removed_documents
+            else " (duplicates 'remove' leaves the others out).",
         )
 
 
@@ -373,7 +375,7 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
     counts = [len(dataset) for dataset in packed]
     if 0 in counts:
         raise ValueError(
-            f"source {counts.index(0) + 1} has fewer tokens than one sequence; leave it out, or set a smaller block_size."
+            f"source {counts.index(0) + 1} has fewer tokens than one sequence; leave it out, or lower block_size."
         )
     wanted = list(counts)
     if weights[0] is not None:
@@ -441,7 +443,8 @@ def _load_token_files(
         source=sources[0].label,
         block_size=block_size,
         train=SetFacts(count, len(train) * block_size, len(train), set_fingerprint(train)),
-        **{name: _set_facts(len(sets[name]), windows[name]) for name in EVALUATION},
+        selection=set_facts(len(sets["selection"]), windows["selection"]),
+        test=set_facts(len(sets["test"]), windows["test"]),
         dropped_tokens=train.tokens % block_size,
         shared_documents=sum(int(own.sum()) for own in shared) - carved,
         removed_documents=sum(map(len, left_out)) - carved,
@@ -452,7 +455,8 @@ def _load_token_files(
     return DataSplits(train, windows["selection"], windows["test"], facts)
 
 
-def _set_facts(documents: int, sequences: Dataset) -> SetFacts:
+def set_facts(documents: int, sequences: Dataset) -> SetFacts:
+    """Return what a set of sequences holds."""
     rows = sequences.with_format("arrow").iter(batch_size=1024)
     tokens = sum(len(batch["input_ids"].combine_chunks().flatten()) for batch in rows)
     return SetFacts(documents, tokens, len(sequences), set_fingerprint(sequences))
@@ -474,7 +478,8 @@ def _count_damaged(dataset: Dataset) -> int:
     return len(reasons)
 
 
-def _joined(parts: Sequence[Dataset]) -> Dataset:
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Return the rows of several data sets as one."""
     full = [part for part in parts if len(part)]
     return concatenate_datasets(full) if len(full) > 1 else (full or list(parts))[0]
 

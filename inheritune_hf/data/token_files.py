@@ -207,4 +207,3 @@ def runs_without(
         if place < file.count:
             runs.append((file, place, file.count))
     return runs
-

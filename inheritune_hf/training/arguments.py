@@ -15,6 +15,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
+from ..data.streaming import PackedStream
 
 #: Name of a refused argument: (is it refused as it stands?, why, and what to do).
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
@@ -125,8 +126,10 @@ def dataset_fingerprint(dataset: Any) -> str | None:
     """
     Return what tells one data set from another: its content, or some of its rows if it is no `datasets.Dataset`.
 
-    A data set without a length has no fingerprint.
+    A data set without a length has no fingerprint, unless it says one.
     """
+    if isinstance(dataset, PackedStream):
+        return dataset.fingerprint
     if isinstance(dataset, datasets.Dataset):
         return set_fingerprint(dataset)
     if not hasattr(dataset, "__len__"):

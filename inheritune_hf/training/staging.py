@@ -63,6 +63,7 @@ class Seal:
         tokens (`int`): Tokens trained on in the round so far.
         seconds (`float`): Wall time of the round so far.
         validation (`Validation`, *optional*): The student's loss, if it was measured at this step.
+        epochs (`float`): Passes over the training set so far; whole ones of a stream.
     """
 
     round_index: int
@@ -70,6 +71,7 @@ class Seal:
     tokens: int
     seconds: float
     validation: Validation | None = None
+    epochs: float = 0.0
 
 
 def read_state(output_dir: Path) -> RunState | None:
@@ -188,6 +190,7 @@ def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
             "step": seal.step,
             "tokens": seal.tokens,
             "seconds": seal.seconds,
+            "epochs": seal.epochs,
             "validation": None if seal.validation is None else seal.validation.to_dict(),
         },
     )

@@ -27,12 +27,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
-from ..evaluation import ValidatedTrainer, Validation, compare_losses, document_ids
+from ..data.streaming import PackedStream
+from ..evaluation import Validation, compare_losses
 from ..publishing import push_student, save_student
 from ..records import Lineage, Outcome, Round, RunRecord
 from ..students import Reference, from_pretrained_inherited, load_reference_config, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
+from .feeding import StreamedTrainer, check_boundaries, check_data, pad_token
 from .growth import conclude, first_layers, reopen
 from .staging import (
     RunState,
@@ -52,7 +54,7 @@ from .staging import (
 logger = logging.getLogger(__name__)
 
 
-class InherituneTrainer(ValidatedTrainer):
+class InherituneTrainer(StreamedTrainer):
     """
     Train a student of the reference's first layers, and grow it until its loss matches the reference's.
 
@@ -67,7 +69,7 @@ class InherituneTrainer(ValidatedTrainer):
         args (`transformers.TrainingArguments`):
             As for `Trainer`. `max_steps` above 0 caps all rounds together; warm-up and schedule count per round. What
             cannot work with growth is refused with a reason.
-        train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
+        train_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `PackedStream`):
             Rows with `input_ids` (and `labels`, -100 where a token does not count).
         eval_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
             The selection set: every decision rests on it. A column `document` says which rows belong together.
@@ -109,17 +111,19 @@ class InherituneTrainer(ValidatedTrainer):
         self.reference_config = load_reference_config(reference, **self.reference_kwargs)
         self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
         layers = first_layers(inheritune_config, self.reference_depth)
-        _check_data(train_dataset, eval_dataset, self.reference_config)
+        check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
             check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
         self._round_callback = RoundCallback()
+        if isinstance(train_dataset, PackedStream) and self._budget <= 0:
+            ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
         super().__init__(
             model=student_skeleton(self.reference_config, layers),
             args=ready,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator or CausalCollator(_pad_token(processing_class)),
+            data_collator=data_collator or CausalCollator(pad_token(processing_class)),
             callbacks=[*(callbacks or []), self._round_callback],
         )
         self._show_one_run()
@@ -275,7 +279,7 @@ class InherituneTrainer(ValidatedTrainer):
         self._describe_round()
         training_loss = float("nan")
         if seal is None or seal.step < end:
-            self._begin_round(seal)
+            self._begin_round(seal, folder)
             self.args.max_steps = end
             training_loss = super().train(resume_from_checkpoint=str(folder)).training_loss
             if self.state.global_step < end:
@@ -304,8 +308,10 @@ class InherituneTrainer(ValidatedTrainer):
         self._state = dataclasses.replace(state, staged=True)
         self._write(self._state)
 
-    def _begin_round(self, seal: Seal | None) -> None:
+    def _begin_round(self, seal: Seal | None, folder: Path) -> None:
         """Set everything that a round starts with, so that it does not depend on what the process did before."""
+        before = last_checkpoint(self.output_dir, self._state.round_index - 1) if self._continues_data else None
+        self.begin_stream(folder if seal else before[0] if before else None)
         enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
         self._round_tokens = 0
         self._tokens_before = seal.tokens if seal else 0
@@ -328,6 +334,7 @@ class InherituneTrainer(ValidatedTrainer):
             start_step=state.start_step,
             end_step=seal.step,
             tokens=seal.tokens,
+            epochs=round(seal.epochs, 4),
             flops=float(flops),
             seconds=round(seal.seconds, 3),
             loss=seal.validation.loss,
@@ -357,12 +364,19 @@ class InherituneTrainer(ValidatedTrainer):
         if model.device.type != "meta" and self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
 
+    @property
+    def _continues_data(self) -> bool:
+        """Whether a round goes on in the data where the one before stopped."""
+        return self.inheritune_config.data_order == "continue"
+
     def _load_student(self, folder: Path) -> None:
         student = type(self.student).from_pretrained(folder, dtype=torch.float32)
         if len(self._state.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
             raise ValueError(f"{folder} does not hold a student of {len(self._state.layers)} layers; it was changed.")
         student.config.use_cache = self.args.use_cache
         self._hold(student)
+        if isinstance(self.data_collator, CausalCollator) and self.data_collator.end_token_id is not None:
+            check_boundaries(student)
 
     def _restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
@@ -389,6 +403,7 @@ class InherituneTrainer(ValidatedTrainer):
     def _facts(self) -> dict[str, Any]:
         name = self.reference.name_or_path if isinstance(self.reference, PreTrainedModel) else str(self.reference)
         return {
+            **self.stream_facts(),
             "reference": name,
             "reference.revision": self.reference_kwargs.get("revision"),
             "reference.layers": self.reference_depth,
@@ -427,9 +442,11 @@ class InherituneTrainer(ValidatedTrainer):
         return super().create_scheduler(self.inheritune_config.steps_per_round or num_training_steps, optimizer)
 
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *others: Any) -> tuple[int, int]:
-        """Let each round see the data from the start: its place in the data counts from the round's first step."""
+        """Let each round see the data from the start, unless the recipe says that it goes on in them."""
         super()._init_training_state(max_steps, num_update_steps_per_epoch, *others)
-        done = self.state.global_step - self._state.start_step
+        if self.stream is not None:
+            return 0, 0  # the loader itself begins where it should
+        done = self.state.global_step - (0 if self._continues_data else self._state.start_step)
         epochs, steps = divmod(done, num_update_steps_per_epoch)
         return epochs, steps * self.args.gradient_accumulation_steps
 
@@ -463,6 +480,7 @@ class InherituneTrainer(ValidatedTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        self.save_stream(checkpoint)
         tokens = torch.tensor(self._round_tokens, device=self.args.device)
         trained = int(self.accelerator.reduce(tokens, reduction="sum"))  # also: every process has saved its part
         if self.args.should_save:
@@ -473,6 +491,7 @@ class InherituneTrainer(ValidatedTrainer):
                     round_index=self._state.round_index,
                     step=step,
                     tokens=self._tokens_before + trained,
+                    epochs=self.state.epoch or 0.0,
                     seconds=self._seconds_before + time.monotonic() - self._round_began,
                     validation=self.validations["eval"] if evaluated else None,
                 ),
@@ -524,35 +543,3 @@ class InherituneTrainer(ValidatedTrainer):
             revision=revision or self.args.hub_revision,
             commit_message=commit_message or "End of training",
         )
-
-
-def _pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Return a token to pad with; padding is masked and not counted, so any will do."""
-    if tokenizer is None:
-        return 0
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
-def _check_data(train: Any, selection: Any, config: Any) -> None:
-    """Raise a `ValueError` if there is nothing to train on or to decide by, or sequences the reference cannot read."""
-    if train is None:
-        raise ValueError("There is no train_dataset; pass sequences to train the student on.")
-    if selection is None:
-        raise ValueError(
-            "There is no selection data: pass eval_dataset, sequences of documents that are not trained on; growing "
-            "and stopping are decided by the loss on them."
-        )
-    if len(document_ids(selection)) == 0:
-        raise ValueError("eval_dataset is empty; growing and stopping are decided by the loss on it.")
-    if hasattr(train, "__len__") and len(train) == 0:
-        raise ValueError("train_dataset is empty: the training text is shorter than one sequence of block_size tokens.")
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    for name, dataset in (("train_dataset", train), ("eval_dataset", selection)):
-        if limit and hasattr(dataset, "__getitem__") and len(dataset[0]["input_ids"]) > limit:
-            raise ValueError(
-                f"{name} has sequences of {len(dataset[0]['input_ids'])} tokens, but the reference reads at most "
-                f"{limit}; set block_size to {limit} or less."
-            )
