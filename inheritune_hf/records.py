@@ -85,6 +85,7 @@ class Round:
         loss (`float`): The student's loss on the selection set, in nats per token.
         target (`float`): The loss it had to reach, in nats per token.
         match (`Match`): The comparison.
+        epochs (`float`): Passes over the training set when it was judged; whole ones of a stream.
     """
 
     index: int
@@ -97,6 +98,7 @@ class Round:
     loss: float
     target: float
     match: Match
+    epochs: float = 0.0
 
     @property
     def layers(self) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -33,10 +34,7 @@ def build_parser(prog: str | None = None) -> HfArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins.")
-    for action in parser._actions:
-        # Values that may be a word or a number: the parser knows one type for each option.
-        if action.dest in _READERS:
-            action.type = _READERS[action.dest]
+    _set_readers(parser)
     return parser
 
 
@@ -80,6 +78,41 @@ def _reject_unknown_options(words: Sequence[str], allowed: set[str]) -> None:
         raise ValueError(f"{words[0]!r} is no option; write --name value.")
 
 
+def parse_data_settings(
+    argv: Sequence[str], prog: str, add_options: Callable[[argparse.ArgumentParser], None]
+) -> tuple[argparse.Namespace, DataConfig]:
+    """
+    Read data settings and the options that `add_options` adds, from the command line and its `--config`.
+
+    Raises:
+        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
+    """
+    settings: Any = (DataConfig,)
+    parser = HfArgumentParser(settings, prog=prog, formatter_class=argparse.HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins.")
+    add_options(parser)
+    _set_readers(parser)
+    try:
+        file = _config_file(argv)
+        given = read_mapping(file) if file else {}
+        reject_unknown_keys(given, {action.dest for action in parser._actions} - {"help", "config"}, str(file))
+        for action in parser._actions:
+            action.required = action.required and action.dest not in given
+        parser.set_defaults(**given)
+        config, options = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    return options, config
+
+
+def _set_readers(parser: argparse.ArgumentParser) -> None:
+    # Values that may be a word or a number: the parser knows one type for each option.
+    for action in parser._actions:
+        if action.dest in _READERS:
+            action.type = _READERS[action.dest]
+
+
 def _config_file(argv: Sequence[str]) -> str | None:
     only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only.add_argument("--config")
@@ -95,4 +128,13 @@ def _number_or_word(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-_READERS: dict[str, Any] = {"keep_layers": _number_or_word, "target": str, "confidence": str}
+def _source(text: str) -> Any:
+    return json.loads(text)
+
+
+_READERS: dict[str, Any] = {
+    "keep_layers": _number_or_word,
+    "target": str,
+    "confidence": str,
+    "sources": _source,
+}

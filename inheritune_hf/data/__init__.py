@@ -1,8 +1,11 @@
 """Text into sequences: where documents come from, how they are packed, and the three disjoint sets."""
 
 from .corpora import Document, split_standard_library, standard_library_documents
-from .packing import CausalCollator, check_tokenizer, set_fingerprint
-from .splits import DataFacts, DataSplits, SetFacts, load_data_splits, splits_from_documents
+from .encoding import check_tokenizer, end_of_text
+from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
+from .packing import CausalCollator, set_fingerprint
+from .preparation import prepare_data
+from .splits import load_data_splits, splits_from_documents
 
 __all__ = [
     "CausalCollator",
@@ -10,8 +13,11 @@ __all__ = [
     "DataSplits",
     "Document",
     "SetFacts",
+    "SourceFacts",
     "check_tokenizer",
+    "end_of_text",
     "load_data_splits",
+    "prepare_data",
     "set_fingerprint",
     "split_standard_library",
     "splits_from_documents",

@@ -3,92 +3,82 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
+
+from .encoding import IGNORED_LABEL, Encoder, check_fit
+from .files import LABELS, TOKENS
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
-
-# Labels with this value do not count (torch.nn.functional.cross_entropy, Transformers).
-IGNORED_LABEL = -100
 
 # Few documents at a time, since one may be a whole book.
 DOCUMENTS_PER_BATCH = 128
+# What an interruption costs at most.
+DOCUMENTS_PER_PART = 20_000
 
 _TOKENS = List(Value("int32"))
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """
-    Refuse a tokenizer that does not fit a model with `vocab_size` embeddings.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer that makes the sequences.
-        vocab_size (`int`): Tokens that the reference knows (`config.vocab_size`).
-
-    Raises:
-        ValueError: If the tokenizer has more tokens than the reference, or no end-of-text token.
-    """
-    end_of_text(tokenizer)
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, the reference only {vocab_size}; use the reference's own "
-            "tokenizer, or give the reference rows for the added tokens with resize_token_embeddings."
-        )
-
-
-def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """
-    Return the id of the token that ends every document.
-
-    Raises:
-        ValueError: If the tokenizer has none.
-    """
-    token = tokenizer.eos_token_id
-    if not isinstance(token, int):
-        raise ValueError(
-            "The tokenizer has no end-of-text token, which separates documents; set tokenizer.eos_token to one of "
-            "its tokens."
-        )
-    return token
-
-
 def tokenize_documents(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, text_column: str, workers: int | None = None
+    dataset: Dataset,
+    encoder: Encoder,
+    workers: int | None = None,
+    labelled: bool | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Dataset:
     """
-    Tokenize each document and end it with the end-of-text token; null and blank documents are left out.
+    Tokenize each document and end it with the end-of-text token; null, blank and damaged ones are left out.
 
-    No other special token is added. The result is cached under the text and the tokenizer's definition, so that a
-    second call, also in another process, reads it from disk.
+    No other special token is added. The result is cached under the rows and the encoder's definition, part by part, so
+    that a second call, also in another process, reads it from disk, and an interrupted one goes on.
 
     Args:
         dataset (`datasets.Dataset`): One row per document.
-        tokenizer (`PreTrainedTokenizerBase`): A tokenizer with an end-of-text token.
-        text_column (`str`): Column that holds the text.
+        encoder (`Encoder`): How rows become tokens.
         workers (`int`, *optional*): Processes that tokenize; this process alone if not given.
+        labelled (`bool`, *optional*): Whether there is a column of labels; if there may be some, if not given.
+        progress (`Callable`, *optional*): Told how many documents are done, after each part.
 
     Returns:
-        `datasets.Dataset`: In the same order, `input_ids`, `length` (tokens) and `digest` (of the text, 64 bits).
+        `datasets.Dataset`: In the same order, `input_ids`, `length` (tokens), `digest` (of the text, 64 bits), `bytes`
+        (of the text), and `labels` if asked for.
     """
-    definition = (dataset._fingerprint, _definition(tokenizer), text_column)
-    return _map_documents(
-        dataset,
-        _tokenize_batch,
-        Features({"input_ids": _TOKENS, "length": Value("int64"), "digest": Value("int64")}),
-        fn_kwargs={"tokenizer": tokenizer, "text_column": text_column, "end": end_of_text(tokenizer)},
-        num_proc=workers,
-        # A tokenizer changes its own pickle when it is used, which would make datasets tokenize again.
-        new_fingerprint=Hasher.hash(("tokenize_documents", *definition)),
-        desc="Tokenizing",
-    )
+    labelled = encoder.labelled if labelled is None else labelled
+    features = document_features(labelled)
+    if len(dataset) == 0:
+        return _empty(features)
+    parts = []
+    for start in range(0, len(dataset), DOCUMENTS_PER_PART):
+        stop = min(start + DOCUMENTS_PER_PART, len(dataset))
+        # The fingerprint is told: a tokenizer changes its own pickle when used, and datasets would tokenize again.
+        definition = (dataset._fingerprint, start, stop, labelled, *encoder.identity)
+        parts.append(
+            _map_documents(
+                dataset if stop - start == len(dataset) else dataset.select(range(start, stop)),
+                _tokenize_batch,
+                features,
+                fn_kwargs={"encoder": encoder, "labelled": labelled},
+                with_indices=True,
+                num_proc=workers,
+                new_fingerprint=Hasher.hash(("tokenize_documents", *definition)),
+                desc=f"Tokenizing documents {start:,} to {stop:,} of {len(dataset):,}",
+            )
+        )
+        if progress is not None:
+            progress(stop)
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def document_features(labelled: bool) -> Features:
+    """Return the columns of tokenized documents."""
+    columns = {TOKENS: _TOKENS, **({LABELS: _TOKENS} if labelled else {})}
+    return Features({**columns, "length": Value("int64"), "digest": Value("int64"), "bytes": Value("int64")})
 
 
 def pack_sequences(documents: Dataset, block_size: int) -> Dataset:
@@ -102,10 +92,10 @@ def pack_sequences(documents: Dataset, block_size: int) -> Dataset:
         block_size (`int`): Tokens of one sequence.
 
     Returns:
-        `datasets.Dataset`: Rows with `input_ids`, in the order of the documents.
+        `datasets.Dataset`: Rows with `input_ids` (and `labels` if the documents have them), in their order.
     """
     packed = _map_documents(
-        documents.with_format("arrow"), _Packer(block_size), Features({"input_ids": _TOKENS}), desc="Packing"
+        documents.with_format("arrow"), _Packer(block_size), _row_features(documents), desc="Packing"
     )
     return packed.with_format(None)
 
@@ -127,7 +117,7 @@ def cut_windows(documents: Dataset, block_size: int, max_per_document: int | Non
     windows = _map_documents(
         documents.with_format("arrow"),
         _cut_batch,
-        Features({"input_ids": _TOKENS, "document": Value("int64")}),
+        Features({**_row_features(documents), "document": Value("int64")}),
         fn_kwargs={"block_size": block_size, "max_per_document": max_per_document},
         with_indices=True,
         desc="Cutting",
@@ -147,14 +137,36 @@ def set_fingerprint(dataset: Dataset) -> str:
     Returns:
         `str`: 64 hexadecimal digits.
     """
-    tokens, lengths, documents = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    tokens, lengths, documents, labels = (hashlib.sha256() for _ in range(4))
+    for batch in _batches(dataset):
+        tokens.update(batch[TOKENS].tobytes())
+        lengths.update(batch["lengths"].tobytes())
+        documents.update(batch["document"].tobytes())
+        labels.update(batch[LABELS].tobytes())
+    # Without labels that differ from the tokens, the fingerprint is that of the tokens alone.
+    given = labels.digest() if labels.digest() != hashlib.sha256().digest() else b""
+    return hashlib.sha256(tokens.digest() + lengths.digest() + documents.digest() + given).hexdigest()
+
+
+def _batches(dataset: Any) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    """Yield tokens, lengths, documents and labels of some rows at a time, flat; empty where there are none."""
+    nothing = np.empty(0, dtype="<i8")
+    if not isinstance(dataset, Dataset):  # sequences in token files, all of one length
+        for start in range(0, len(dataset), 1024):
+            rows = dataset.__getitems__(range(start, min(start + 1024, len(dataset))))
+            tokens = np.stack([row[TOKENS] for row in rows]).astype("<i4")
+            lengths = np.full(len(rows), tokens.shape[1], dtype="<i8")
+            yield {TOKENS: tokens, "lengths": lengths, "document": nothing, LABELS: nothing}
+        return
     for batch in dataset.with_format("arrow").iter(batch_size=1024):
-        rows = batch["input_ids"].combine_chunks()
-        tokens.update(_flat(rows).astype("<i4").tobytes())
-        lengths.update(np.asarray(rows.value_lengths()).astype("<i8").tobytes())
-        if "document" in batch.column_names:
-            documents.update(batch["document"].to_numpy().astype("<i8").tobytes())
-    return hashlib.sha256(tokens.digest() + lengths.digest() + documents.digest()).hexdigest()
+        rows = batch[TOKENS].combine_chunks()
+        columns = batch.column_names
+        yield {
+            TOKENS: _flat(rows).astype("<i4"),
+            "lengths": np.asarray(rows.value_lengths()).astype("<i8"),
+            "document": batch["document"].to_numpy().astype("<i8") if "document" in columns else nothing,
+            LABELS: _flat(batch[LABELS].combine_chunks()).astype("<i4") if LABELS in columns else nothing,
+        }
 
 
 @dataclass(frozen=True)
@@ -168,13 +180,18 @@ class CausalCollator:
 
     Args:
         pad_token_id (`int`): Token to pad with; any token will do, since it is neither attended to nor counted.
+        end_token_id (`int`, *optional*):
+            Token that ends a document. If given, positions restart after it, from which Transformers makes a
+            block-diagonal attention, and a document's first token is not to be predicted from the one before. Padding
+            comes as a document of its own, without an `attention_mask`.
     """
 
     pad_token_id: int
+    end_token_id: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """
-        Return `input_ids`, `labels` and, if something is padded, `attention_mask`, of shape `(batch, tokens)`.
+        Return `input_ids` and `labels`, and if needed `attention_mask` or `position_ids`, of shape `(batch, tokens)`.
 
         Raises:
             ValueError: If a row has more or fewer labels than tokens.
@@ -193,15 +210,36 @@ class CausalCollator:
             return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
         batch = {"input_ids": pad(tokens, self.pad_token_id), "labels": pad(labels, IGNORED_LABEL)}
-        if len({len(row) for row in tokens}) > 1:
+        if self.end_token_id is not None:
+            batch["position_ids"] = pad([_positions(row, self.end_token_id) for row in tokens], 0)
+            batch["labels"] = batch["labels"].masked_fill(batch["position_ids"] == 0, IGNORED_LABEL)
+        elif len({len(row) for row in tokens}) > 1:
             batch["attention_mask"] = pad([torch.ones_like(row) for row in tokens], 0)
         return batch
 
 
+def _positions(tokens: Tensor, end: int) -> Tensor:
+    """Return each token's place in its document, which begins after the end of the one before."""
+    import torch
+
+    places = torch.arange(len(tokens))
+    starts = torch.zeros_like(places)
+    starts[1:] = torch.where(tokens[:-1] == end, places[1:], 0)
+    return places - starts.cummax(0).values
+
+
+def _empty(features: Features) -> Dataset:
+    # The map of datasets returns a data set without columns here.
+    return Dataset.from_dict({name: [] for name in features}, features=features)
+
+
+def _row_features(documents: Dataset) -> Features:
+    return Features({name: _TOKENS for name in (TOKENS, LABELS) if name in documents.column_names})
+
+
 def _map_documents(documents: Dataset, function: Callable[..., Any], features: Features, **options: Any) -> Dataset:
     if len(documents) == 0:
-        # The map of datasets returns a data set without columns here.
-        return Dataset.from_dict({name: [] for name in features}, features=features)
+        return _empty(features)
     return documents.map(
         function,
         batched=True,
@@ -217,53 +255,49 @@ class _Packer:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self.rest = np.empty(0, dtype=np.int32)
+        self.rest: dict[str, Any] = {}
 
     def __call__(self, batch: Any) -> dict[str, Any]:
-        tokens = np.concatenate([self.rest, _flat(batch["input_ids"].combine_chunks())])
-        whole = len(tokens) // self.block_size * self.block_size
-        self.rest = tokens[whole:].copy()
-        return {"input_ids": tokens[:whole].reshape(-1, self.block_size)}
+        packed = {}
+        for name in (TOKENS, LABELS):
+            if name in batch.column_names:
+                rest = self.rest.get(name, np.empty(0, dtype=np.int32))
+                values = np.concatenate([rest, _flat(batch[name].combine_chunks())])
+                whole = len(values) // self.block_size * self.block_size
+                self.rest[name] = values[whole:].copy()
+                packed[name] = values[:whole].reshape(-1, self.block_size)
+        return packed
 
 
 def _cut_batch(batch: Any, indices: list[int], block_size: int, max_per_document: int | None) -> dict[str, list[Any]]:
-    windows: list[Any] = []
-    documents: list[int] = []
-    column = batch["input_ids"].combine_chunks()
-    for document, row in zip(indices, column, strict=True):
-        tokens = row.values.to_numpy()
-        starts = range(0, len(tokens) - 1, block_size)[:max_per_document]
-        windows.extend(tokens[start : start + block_size] for start in starts)
-        documents.extend([document] * len(starts))
-    return {"input_ids": windows, "document": documents}
+    columns = [name for name in (TOKENS, LABELS) if name in batch.column_names]
+    cut: dict[str, list[Any]] = {name: [] for name in (*columns, "document")}
+    lengths = batch[TOKENS].combine_chunks().value_lengths().to_pylist()
+    for name in columns:
+        for row in batch[name].combine_chunks():
+            values = row.values.to_numpy()
+            starts = range(0, len(values) - 1, block_size)[:max_per_document]
+            cut[name].extend(values[start : start + block_size] for start in starts)
+    for document, length in zip(indices, lengths, strict=True):
+        cut["document"].extend([document] * len(range(0, length - 1, block_size)[:max_per_document]))
+    return cut
 
 
 def _tokenize_batch(
-    batch: Mapping[str, list[str | None]], tokenizer: PreTrainedTokenizerBase, text_column: str, end: int
+    batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder, labelled: bool
 ) -> dict[str, list[Any]]:
-    texts = [text for text in batch[text_column] if text and not text.isspace()]
-    if not texts:
-        return {"input_ids": [], "length": [], "digest": []}
-    # verbose: documents longer than the model's context are expected, they are cut later.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    tokens = [np.array([*ids, end], dtype=np.int32) for ids in encoded["input_ids"]]
-    return {"input_ids": tokens, "length": [len(ids) for ids in tokens], "digest": [_digest(text) for text in texts]}
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
-
-
-def _definition(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return str(Hasher.hash(tokenizer))
-    definition = json.loads(backend.to_str())
-    # Set by whatever call came last; the calls here override them.
-    definition.pop("truncation", None)
-    definition.pop("padding", None)
-    text = json.dumps([definition, tokenizer.eos_token_id], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    found = encoder(batch)
+    if encoder.boundaries or indices[0] == 0:
+        check_fit(batch, found, encoder)
+    columns = {TOKENS: [item.tokens for item in found]}
+    if labelled:
+        columns[LABELS] = [item.tokens if item.labels is None else item.labels for item in found]
+    return {
+        **columns,
+        "length": [len(item.tokens) for item in found],
+        "digest": [item.digest for item in found],
+        "bytes": [item.size for item in found],
+    }
 
 
 def _flat(rows: Any) -> np.ndarray[Any, np.dtype[np.int32]]:

@@ -1,58 +1,180 @@
-"""Where documents come from: files, folders of data sets, the Hub; each becomes a data set with one text column."""
+"""Where documents come from: files, folders of data sets, the Hub, mixtures; as a data set or as a stream."""
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+
+from ..configuration import DataConfig, reject_unknown_keys
+from .files import LABELS, MESSAGES, TOKENS, Damage, Layout, missing_column, names, read_rows
 
 logger = logging.getLogger(__name__)
 
-JSON_SUFFIXES = (".jsonl", ".json")
+TOKEN_FILE = ".bin"
+#: Column that says why a row was skipped.
+DAMAGE = "damage"
+
+_SOURCE_KEYS = {"dataset_name", "dataset_config", "split", "files", "text_column", "rows", "weight"}
 
 
-def read_files(patterns: Sequence[str], text_column: str, setting: str) -> Dataset:
+@dataclass(frozen=True)
+class Source:
     """
-    Read the documents of text, JSONL, JSON and Parquet files, in the order of the patterns, sorted within each.
-
-    A file of any other ending is one document of UTF-8 text. What was read is cached by `datasets`, under the paths,
-    sizes and times of change of the files.
+    One place that documents come from.
 
     Args:
-        patterns (`Sequence[str]`): Paths or globs (`**` descends into folders).
-        text_column (`str`): Field or column that holds a document in JSONL, JSON and Parquet files.
-        setting (`str`): Name of the setting that the patterns come from, for the messages.
+        setting (`str`): Name of the setting it was given by, for messages.
+        layout (`Layout`): How its rows are read.
+        files (`tuple[str, ...]`): Paths or globs; or
+        name (`str`, *optional*): Hub id or folder of a data set,
+        config (`str`, *optional*): its configuration and
+        split (`str`): its split.
+        weight (`float`, *optional*): Share of the tokens in a mixture, relative to the other sources.
+    """
+
+    setting: str
+    layout: Layout
+    files: tuple[str, ...] = ()
+    name: str | None = None
+    config: str | None = None
+    split: str = "train"
+    weight: float | None = None
+
+    @property
+    def label(self) -> str:
+        """How it is called in facts and messages."""
+        if self.name is None:
+            return ", ".join(self.files)
+        return self.name + (f"/{self.config}" if self.config else "")
+
+    def token_files(self) -> bool:
+        """
+        Return whether it is made of token files (.bin).
+
+        Raises:
+            ValueError: If only some of its files are.
+        """
+        binary = [name for name in self.files if name.endswith(TOKEN_FILE)]
+        if binary and len(binary) < len(self.files):
+            raise ValueError(
+                f"{self.setting}: {binary[0]} holds tokens and {next(n for n in self.files if n not in binary)} text; "
+                "give them as two sources."
+            )
+        return bool(binary)
+
+
+def training_sources(config: DataConfig) -> list[Source]:
+    """
+    Return the sources that `config` trains on.
+
+    Raises:
+        ValueError: If there is none, or the mixture has unknown keys, missing names or some weights only.
+    """
+    layout = _layout(config)
+    if config.train_files:
+        return [Source("train_files", layout, files=tuple(config.train_files))]
+    if config.dataset_name:
+        return [Source("dataset_name", layout, (), config.dataset_name, config.dataset_config, config.train_split)]
+    if not config.sources:
+        raise ValueError("There is nothing to train on; give dataset_name or train_files, or a mixture by sources.")
+    found = [_mixed_source(item, number, layout) for number, item in enumerate(config.sources, start=1)]
+    weights = [source.weight is not None for source in found]
+    if any(weights) and not all(weights):
+        raise ValueError(
+            f"source {weights.index(False) + 1} has no weight, but another has; give all of them, or none."
+        )
+    return found
+
+
+def evaluation_source(config: DataConfig, name: str) -> Source | None:
+    """Return the source of the `selection` or `test` set, or None if it is to be carved."""
+    files, split = getattr(config, f"{name}_files"), getattr(config, f"{name}_split")
+    if files:
+        return Source(f"{name}_files", _layout(config), files=tuple(files))
+    if split is not None:
+        return Source(f"{name}_split", _layout(config), (), config.dataset_name, config.dataset_config, split)
+    return None
+
+
+def _layout(config: DataConfig) -> Layout:
+    return Layout(config.rows, config.text_column, config.max_document_bytes, config.damaged_rows == "skip")
+
+
+def _mixed_source(item: Any, number: int, layout: Layout) -> Source:
+    place = f"source {number}"
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{place} must be a mapping of settings, got {item!r}.")
+    reject_unknown_keys(item, _SOURCE_KEYS, place)
+    files = item.get("files") or ()
+    files = (files,) if isinstance(files, str) else tuple(files)
+    if bool(files) == bool(item.get("dataset_name")):
+        raise ValueError(f"{place} needs either dataset_name or files.")
+    weight = item.get("weight")
+    if weight is not None and not (isinstance(weight, int | float) and weight > 0):
+        raise ValueError(f"{place}: weight must be a number above 0, got {weight!r}; leave the source out instead.")
+    rows = item.get("rows", layout.rows)
+    if rows not in ("text", "tokens", "messages"):
+        raise ValueError(f"{place}: rows must be one of text, tokens, messages, got {rows!r}.")
+    layout = dataclasses.replace(layout, rows=rows, column=item.get("text_column", layout.column))
+    named = (item.get("dataset_name"), item.get("dataset_config"), item.get("split", "train"))
+    return Source(place, layout, files, *named, None if weight is None else float(weight))
+
+
+# As a data set
+
+
+def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
+    """
+    Read a whole source into a data set that is cached on disk; a null is kept as a null.
 
     Returns:
-        `datasets.Dataset`: One row per document, with the column `text_column`; a null is kept as a null.
+        `datasets.Dataset`: One row per document: the wanted columns and, for files, `damage`.
+
+    Raises:
+        FileNotFoundError: If a pattern matches no file, or there is no such folder.
+        ValueError: If something cannot be read; the message names file and place.
+    """
+    if source.name is None:
+        return read_files(source.files, source.layout, source.setting, cache_dir)
+    return read_dataset(source.name, source.config, source.split, source.layout, cache_dir)
+
+
+def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir: Path | None = None) -> Dataset:
+    """
+    Read the rows of files, in the order of the patterns, sorted within each.
+
+    A file that is neither JSON, Parquet nor Arrow is one document of UTF-8 text. What was read is cached by
+    `datasets`, under the paths, sizes and times of change of the files.
 
     Raises:
         FileNotFoundError: If a pattern matches no file.
-        ValueError: If a file is empty, damaged, not UTF-8 or has no such column; the message names file and place.
+        ValueError: If a file is empty, or damaged, or has no such column; the message names file and place.
     """
-    paths = find_files(patterns, setting)
-    stamps = tuple((str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    stamps = _stamps(find_files(patterns, setting))
     try:
         dataset = Dataset.from_generator(
-            _read_rows,
-            features=Features({text_column: Value("large_string")}),
+            _rows_of_files,
+            features=_features(layout),
             # Tuples: datasets takes a list for work that can be divided among processes.
-            gen_kwargs={"stamps": stamps, "text_column": text_column},
+            gen_kwargs={"stamps": tuple(stamps), "layout": layout},
             writer_batch_size=64,
+            cache_dir=None if cache_dir is None else str(cache_dir),
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
-    logger.info("%s: %d documents from %d files", setting, len(dataset), len(paths))
+    logger.info("%s: %d documents from %d files", setting, len(dataset), len(stamps))
     return dataset
 
 
@@ -83,7 +205,9 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
     return list(found.values())
 
 
-def read_dataset(name: str, config_name: str | None, split: str, text_column: str) -> Dataset:
+def read_dataset(
+    name: str, config_name: str | None, split: str, layout: Layout, cache_dir: Path | None = None
+) -> Dataset:
     """
     Read one split of a data set from the Hub, a local folder of files, or a folder that `save_to_disk` wrote.
 
@@ -91,136 +215,108 @@ def read_dataset(name: str, config_name: str | None, split: str, text_column: st
 
     Raises:
         FileNotFoundError: If `name` is a path and there is no such folder.
-        ValueError: If there is no such split, or no text in `text_column`.
+        ValueError: If there is no such split, or no text in the column.
     """
-    folder = Path(name)
-    if name.startswith((".", "/")) and not folder.is_dir():
-        raise FileNotFoundError(f"dataset_name: there is no folder {name}; give a folder of a data set, or a Hub id.")
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+    _require_folder(name)
+    if _is_saved(name):
         dataset = _saved_split(load_from_disk(name), name, split)
     else:
-        dataset = load_dataset(name, config_name, split=split)
-    require_text_column(dataset, text_column, f"{name} ({split})")
-    return dataset.select_columns([text_column])
+        dataset = load_dataset(name, config_name, split=split, cache_dir=None if cache_dir is None else str(cache_dir))
+    return dataset.select_columns(_columns(dataset.features, layout, f"{name} ({split})"))
 
 
-def require_text_column(dataset: Dataset, text_column: str, source: str) -> None:
-    """Raise a `ValueError` that names the columns of `dataset` if `text_column` is not one of them, or not text."""
-    if text_column not in dataset.features:
-        raise ValueError(_missing_column(source, text_column, dataset.column_names))
-    feature = dataset.features[text_column]
-    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
-        raise ValueError(
-            f"Column {text_column!r} of {source} holds {getattr(feature, 'dtype', feature)}, not text; "
-            f"set text_column to a column of strings ({_names(dataset.column_names)})."
+# As a stream
+
+
+def stream_source(source: Source) -> IterableDataset:
+    """
+    Open a source as a stream; nothing is copied to disk. Each file is a shard.
+
+    Raises:
+        FileNotFoundError: If a pattern matches no file, or there is no such folder.
+        ValueError: If a file is empty, there is no such split, or no text in the column.
+    """
+    if source.name is None:
+        stamps = _stamps(find_files(source.files, source.setting))
+        return IterableDataset.from_generator(
+            _rows_of_files, features=_features(source.layout), gen_kwargs={"stamps": stamps, "layout": source.layout}
         )
+    _require_folder(source.name)
+    if _is_saved(source.name):
+        saved = _saved_split(load_from_disk(source.name), source.name, source.split)
+        stream = saved.to_iterable_dataset(num_shards=max(1, min(64, len(saved))))
+    else:
+        stream = load_dataset(source.name, source.config, split=source.split, streaming=True)
+    if stream.features is None:
+        stream = stream._resolve_features()
+    return stream.select_columns(_columns(stream.features, source.layout, f"{source.name} ({source.split})"))
+
+
+def source_identity(source: Source) -> dict[str, Any]:
+    """Return what tells a source from another: names and sizes of its files, or the name of its data set."""
+    values = dataclasses.asdict(source)
+    values.pop("setting")
+    if source.name is None:
+        values["files"] = [(path.name, path.stat().st_size) for path in find_files(source.files, source.setting)]
+    return values
+
+
+def sources_fingerprint(sources: Sequence[Source]) -> str:
+    """Return the sha256 of what tells these sources from others; it does not read them."""
+    text = json.dumps([source_identity(source) for source in sources], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    return [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
+def _rows_of_files(stamps: Sequence[tuple[str, int, int]], layout: Layout) -> Iterator[dict[str, Any]]:
+    empty = dict.fromkeys(_features(layout))
+    for name, _, _ in stamps:
+        count = 0
+        for count, row in enumerate(read_rows(Path(name), layout), start=1):  # noqa: B007 (the number of rows)
+            yield {**empty, DAMAGE: str(row)} if isinstance(row, Damage) else {**empty, **row}
+        if count == 0:
+            raise ValueError(f"{name} holds no document; leave it out or give a file with text.")
+
+
+def _features(layout: Layout) -> Features:
+    columns: dict[str, Any] = {
+        "text": {layout.column: Value("large_string")},
+        "tokens": {TOKENS: List(Value("int32")), LABELS: List(Value("int32"))},
+        "messages": {MESSAGES: Value("large_string")},
+    }[layout.rows]
+    return Features({**columns, DAMAGE: Value("string")})
+
+
+def _columns(features: Features, layout: Layout, place: str) -> list[str]:
+    """Return the columns of a data set that are read, after checking that they hold what they should."""
+    if layout.wanted not in features:
+        raise ValueError(missing_column(place, layout, list(features)))
+    feature = features[layout.wanted]
+    if layout.rows == "text" and (not isinstance(feature, Value) or feature.dtype not in ("string", "large_string")):
+        raise ValueError(
+            f"Column {layout.column!r} of {place} holds {getattr(feature, 'dtype', feature)}, not text; "
+            f"set text_column to a column of strings ({names(features)})."
+        )
+    return [layout.wanted, *([LABELS] if layout.rows == "tokens" and LABELS in features else [])]
+
+
+def _require_folder(name: str) -> None:
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise FileNotFoundError(f"dataset_name: there is no folder {name}; give a folder of a data set, or a Hub id.")
+
+
+def _is_saved(name: str) -> bool:
+    return (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file()
 
 
 def _saved_split(saved: Dataset | DatasetDict, name: str, split: str) -> Dataset:
     if isinstance(saved, DatasetDict):
         if split not in saved:
-            raise ValueError(f"{name} has no split {split!r}; its splits are {_names(saved)}.")
+            raise ValueError(f"{name} has no split {split!r}; its splits are {names(saved)}.")
         return saved[split]
     if split != "train":
         raise ValueError(f"{name} is one saved data set without splits, got the split {split!r}; leave it at 'train'.")
     return saved
-
-
-def _read_rows(stamps: Sequence[tuple[str, int, int]], text_column: str) -> Iterator[dict[str, str | None]]:
-    for name, _, _ in stamps:
-        path = Path(name)
-        suffix = path.suffix.lower()
-        if suffix == ".parquet":
-            texts = _read_parquet(path, text_column)
-        elif suffix in JSON_SUFFIXES:
-            texts = _read_json(path, text_column)
-        else:
-            texts = iter([_read_text(path)])
-        count = 0
-        for count, text in enumerate(texts, start=1):  # noqa: B007 (the last one is the number of documents)
-            yield {text_column: text}
-        if count == 0:
-            raise ValueError(f"{path} holds no document; leave it out or give a file with text.")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        # Decoded as a whole, so that the position in the message is the position in the file.
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at byte offset {error.start}; "
-            "convert it to UTF-8, or give .txt, .jsonl, .json or .parquet files only."
-        ) from error
-
-
-def _read_json(path: Path, text_column: str) -> Iterator[str | None]:
-    with path.open("rb") as lines:
-        is_list = lines.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    if is_list:
-        rows = _parse_json(_read_text(path), str(path))
-        for number, row in enumerate(rows, start=1):
-            yield _json_document(row, text_column, f"{path}, item {number}")
-        return
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"{path}, line {number}"
-            if line.strip():
-                try:
-                    text = line.decode("utf-8-sig")
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{place} is not UTF-8 text ({error.reason}); convert the file.") from error
-                yield _json_document(_parse_json(text, place), text_column, place)
-
-
-def _parse_json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{place} is damaged ({error}); a JSON file holds one object per line, or one list of objects."
-        ) from error
-
-
-def _json_document(row: Any, text_column: str, place: str) -> str | None:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} holds a {type(row).__name__}, not an object with the field {text_column!r}.")
-    if text_column not in row:
-        raise ValueError(_missing_column(place, text_column, row))
-    text = row[text_column]
-    if text is not None and not isinstance(text, str):
-        raise ValueError(
-            f"{place}: {text_column!r} holds {type(text).__name__}, not text; set text_column to a field of strings "
-            f"({_names(row)})."
-        )
-    if text is not None and any(
-        "\ud800" <= character <= "\udfff" for character in (text if not text.isascii() else "")
-    ):
-        raise ValueError(f"{place}: {text_column!r} holds half a surrogate pair, which no encoding allows; repair it.")
-    return text
-
-
-def _read_parquet(path: Path, text_column: str) -> Iterator[str | None]:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if text_column not in schema.names:
-                raise ValueError(_missing_column(str(path), text_column, schema.names))
-            kind = schema.field(text_column).type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise ValueError(
-                    f"Column {text_column!r} of {path} holds {kind}, not text; set text_column to a column of "
-                    f"strings ({_names(schema.names)})."
-                )
-            for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
-                yield from batch.column(0).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-
-
-def _missing_column(source: str, text_column: str, columns: Any) -> str:
-    return f"{source} has no column {text_column!r}; set text_column to one of {_names(columns)}."
-
-
-def _names(columns: Any) -> str:
-    return ", ".join(repr(str(column)) for column in columns) or "none at all"

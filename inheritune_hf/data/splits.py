@@ -5,17 +5,31 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from ..configuration import DataConfig
 from .corpora import Document
-from .packing import cut_windows, end_of_text, pack_sequences, set_fingerprint, tokenize_documents
-from .sources import read_dataset, read_files
+from .duplicates import index_documents, near_duplicates
+from .encoding import Encoder, check_tokenizer
+from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
+from .packing import cut_windows, pack_sequences, set_fingerprint, tokenize_documents
+from .prepared import is_prepared, load_prepared
+from .sources import DAMAGE, Source, evaluation_source, find_files, read_source, training_sources
+from .token_files import (
+    TokenSequences,
+    check_tokens,
+    document_digests,
+    find_tokens,
+    runs_without,
+    token_documents,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,75 +39,34 @@ logger = logging.getLogger(__name__)
 # Longest sequence that is chosen without being asked for; the paper's block size.
 DEFAULT_BLOCK_SIZE = 1024
 
+EVALUATION = ("selection", "test")
 
-@dataclass(frozen=True)
-class SetFacts:
-    """
-    What one set holds.
-
-    Args:
-        documents (`int`): Documents with text.
-        tokens (`int`): Tokens in the sequences, end-of-text tokens included.
-        sequences (`int`): Rows of the set.
-        fingerprint (`str`): sha256 of the content, see `set_fingerprint`.
-    """
-
-    documents: int
-    tokens: int
-    sequences: int
-    fingerprint: str
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass(frozen=True)
-class DataFacts:
-    """
-    What a run was trained, selected and tested on.
+@dataclass
+class _Documents:
+    """Tokenized documents on their way into sets: training documents by source, and those of the evaluation sets."""
 
-    Args:
-        source (`str`): Where the documents come from.
-        block_size (`int`): Tokens of one sequence.
-        train (`SetFacts`): The training set.
-        selection (`SetFacts`): The selection set.
-        test (`SetFacts`): The test set.
-        dropped_tokens (`int`): Tokens of the last partial training sequence, which is dropped.
-        skipped_documents (`int`): Documents left out because they are null or blank.
-        shared_documents (`int`): Documents of the selection or test set whose very text is in another set as well.
-    """
-
-    source: str
-    block_size: int
-    train: SetFacts
-    selection: SetFacts
-    test: SetFacts
-    dropped_tokens: int
-    skipped_documents: int
-    shared_documents: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the facts as a dictionary that JSON can hold."""
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class DataSplits:
-    """
-    The three sets, ready for a trainer, and what is known about them.
-
-    Args:
-        train (`datasets.Dataset`): Rows of exactly `block_size` tokens (`input_ids`).
-        selection (`datasets.Dataset`): Rows of at most `block_size` tokens of one document (`input_ids`, `document`).
-        test (`datasets.Dataset`): The same for the reported result.
-        facts (`DataFacts`): Documents, tokens, sequences and fingerprints.
-    """
-
-    train: Dataset
-    selection: Dataset
-    test: Dataset
-    facts: DataFacts
+    train: list[Dataset]
+    labels: list[SourceFacts]
+    sets: dict[str, Dataset]
+    skipped: int = 0
+    damaged: int = 0
+    shared: int = 0
+    near: int | None = None
+    removed: int = 0
 
 
 def load_data_splits(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, block_size: int | None = None, seed: int = 42
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    block_size: int | None = None,
+    seed: int = 42,
+    vocab_size: int | None = None,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DataSplits:
     """
     Read, tokenize and cut the train, selection and test sets that `config` describes.
@@ -108,6 +81,9 @@ def load_data_splits(
         block_size (`int`, *optional*):
             Tokens of one sequence; `config.block_size`, else the tokenizer's limit (at most 1024), if not given.
         seed (`int`, *optional*, defaults to `42`): Chooses which documents are carved.
+        vocab_size (`int`, *optional*): Tokens that the reference knows; the tokenizer's own if not given.
+        cache_dir (`Path`, *optional*): Where `datasets` caches what was read and made; its own folder if not given.
+        progress (`Callable`, *optional*): Told documents tokenized and documents in all, after each part.
 
     Returns:
         `DataSplits`: The three sets and their facts.
@@ -117,23 +93,25 @@ def load_data_splits(
         ValueError: If a source cannot be used; the message names it and says what to do.
     """
     _refuse_conflicts(config)
-    end_of_text(tokenizer)
+    known = len(tokenizer) if vocab_size is None else vocab_size
+    check_tokenizer(tokenizer, known)
     size = config.block_size if block_size is None else block_size
     if size is None:
         size = min(tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
     if size < 2:
         raise ValueError(f"block_size must be 2 tokens or more, got {size}.")
-    # Everything is read before anything is tokenized: a wrong path must not cost an hour.
-    raw = {name: dataset for name in ("train", "selection", "test") if (dataset := _read(config, name)) is not None}
-    documents = {
-        name: tokenize_documents(dataset, tokenizer, config.text_column, config.preprocessing_workers)
-        for name, dataset in raw.items()
-    }
-    skipped = sum(len(dataset) - len(documents[name]) for name, dataset in raw.items())
-    shares = {"selection": config.selection_fraction, "test": config.test_fraction}
-    documents |= _carve(documents["train"], {name: share for name, share in shares.items() if name not in raw}, seed)
-    source = config.dataset_name or ", ".join(config.train_files)
-    return _assemble(documents, source, size, config.max_sequences_per_document, skipped)
+    if config.dataset_name and is_prepared(config.dataset_name):
+        return load_prepared(config, tokenizer, size if block_size or config.block_size else None, known)
+    sources = training_sources(config)
+    if any(source.token_files() for source in sources):
+        return _load_token_files(config, sources, tokenizer, size, seed, known)
+    if config.streaming:
+        from .streams import load_stream
+
+        return load_stream(config, sources, tokenizer, size, seed, known)
+    documents = read_documents(config, sources, tokenizer, known, seed, cache_dir, progress)
+    source = ", ".join(item.label for item in sources)
+    return _assemble(documents, source, size, config.max_sequences_per_document)
 
 
 def splits_from_documents(
@@ -168,25 +146,76 @@ def splits_from_documents(
     if block_size < 2:
         raise ValueError(f"block_size must be 2 tokens or more, got {block_size}.")
     given = {"train": train, "selection": selection, "test": test}
-    documents = {
+    sets = {
         name: tokenize_documents(
             Dataset.from_dict(
                 {"text": [document.text for document in items]}, features=Features({"text": Value("large_string")})
             ),
-            tokenizer,
-            "text",
+            Encoder(tokenizer),
         )
         for name, items in given.items()
     }
-    skipped = sum(len(items) - len(documents[name]) for name, items in given.items())
-    return _assemble(documents, source, block_size, max_sequences_per_document, skipped)
+    skipped = sum(len(items) - len(sets[name]) for name, items in given.items())
+    documents = _Documents([sets.pop("train")], [SourceFacts(source)], sets, skipped)
+    documents.shared = _count_shared(documents)
+    return _assemble(documents, source, block_size, max_sequences_per_document)
+
+
+def read_documents(
+    config: DataConfig,
+    sources: Sequence[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    seed: int,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> _Documents:
+    """Read and tokenize every source, carve what is not given, and see to documents that are in two sets."""
+    given = {name: source for name in EVALUATION if (source := evaluation_source(config, name)) is not None}
+    everything = [*sources, *given.values()]
+    # Everything is read before anything is tokenized: a wrong path must not cost an hour.
+    raw = [read_source(source, cache_dir) for source in everything]
+    encoders = [encoder_of(config, source, tokenizer, vocab_size) for source in everything]
+    labelled = any(encoder.labelled for encoder in encoders)
+    done, total = 0, sum(map(len, raw))
+    tokenized = []
+    for dataset, encoder in zip(raw, encoders, strict=True):
+        report = None if progress is None else partial(_report, progress, done, total)
+        tokenized.append(tokenize_documents(dataset, encoder, config.preprocessing_workers, labelled, report))
+        done += len(dataset)
+    damaged = sum(_count_damaged(dataset) for dataset in raw)
+    documents = _Documents(
+        tokenized[: len(sources)],
+        [SourceFacts(source.label, weight=source.weight) for source in sources],
+        dict(zip(given, tokenized[len(sources) :], strict=True)),
+        sum(map(len, raw)) - sum(map(len, tokenized)) - damaged,
+        damaged,
+    )
+    _carve_documents(documents, missing_shares(config, given), seed)
+    _see_to_duplicates(documents, config)
+    return documents
+
+
+def encoder_of(config: DataConfig, source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Encoder:
+    """Return how the rows of a source become tokens."""
+    boundaries = config.document_boundaries
+    return Encoder(tokenizer, source.layout, config.chat_loss, vocab_size, boundaries, source.label)
+
+
+def _report(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def missing_shares(config: DataConfig, given: Mapping[str, Any]) -> dict[str, float]:
+    """Return the share of the documents to carve for each evaluation set that is not given."""
+    return {name: getattr(config, f"{name}_fraction") for name in EVALUATION if name not in given}
 
 
 def _refuse_conflicts(config: DataConfig) -> None:
     """Raise a `ValueError` for a setting that would be ignored, or if there is no training source."""
-    if not config.train_files and not config.dataset_name:
-        raise ValueError("There is nothing to train on; give dataset_name or train_files.")
-    for name in ("selection", "test"):
+    if not config.train_files and not config.dataset_name and not config.sources:
+        raise ValueError("There is nothing to train on; give dataset_name or train_files, or a mixture by sources.")
+    for name in EVALUATION:
         files, split = getattr(config, f"{name}_files"), getattr(config, f"{name}_split")
         if split is not None and not config.dataset_name:
             raise ValueError(f"{name}_split names a split of dataset_name, which is not given; give {name}_files.")
@@ -194,85 +223,271 @@ def _refuse_conflicts(config: DataConfig) -> None:
             raise ValueError(f"Give {name}_files or {name}_split, not both.")
 
 
-def _read(config: DataConfig, name: str) -> Dataset | None:
-    files, split = getattr(config, f"{name}_files"), getattr(config, f"{name}_split")
-    if files:
-        return read_files(files, config.text_column, f"{name}_files")
-    if config.dataset_name and split is not None:
-        return read_dataset(config.dataset_name, config.dataset_config, split, config.text_column)
-    return None
+def choose_carved(digests: Integers, shares: Mapping[str, float], seed: int) -> dict[str, Integers]:
+    """
+    Choose the distinct documents of each carved set by a hash, at least one each.
 
-
-def _carve(documents: Dataset, shares: dict[str, float], seed: int) -> dict[str, Dataset]:
-    """Divide `documents` into the sets that `shares` names, at least one distinct document each, and `train`."""
-    if not shares:
-        return {}
-    digests = _column(documents, "digest")
+    Raises:
+        ValueError: If there are too few distinct documents.
+    """
     distinct = sorted(set(digests.tolist()), key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
-    if len(distinct) <= len(shares):
+    if shares and len(distinct) <= len(shares):
         raise ValueError(
             f"Carving {' and '.join(shares)} out of the training source needs at least {len(shares) + 1} distinct "
             f"documents, got {len(distinct)} (a text file is one document); give more documents, or "
             f"{' and '.join(f'{name}_files' for name in shares)}."
         )
-    parts: dict[str, Dataset] = {}
-    taken = 0
+    chosen, taken = {}, 0
     for name, share in shares.items():
         # Shares are below a half and rounded down, so that training documents always remain.
         count = max(1, int(share * len(distinct)))
-        parts[name] = documents.select(np.flatnonzero(np.isin(digests, distinct[taken : taken + count])))
+        chosen[name] = np.array(distinct[taken : taken + count], dtype=np.int64)
         taken += count
-    parts["train"] = documents.select(np.flatnonzero(np.isin(digests, distinct[taken:])))
-    return parts
+    return chosen
 
 
-def _assemble(
-    documents: dict[str, Dataset], source: str, block_size: int, max_per_document: int | None, skipped: int
-) -> DataSplits:
-    tokens = int(_column(documents["train"], "length").sum())
+def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: int) -> None:
+    """Move the documents of the sets that `shares` names from the training documents into sets of their own."""
+    digests = [_column(dataset, "digest") for dataset in documents.train]
+    chosen = choose_carved(np.concatenate(digests), shares, seed)
+    for name, wanted in chosen.items():
+        documents.sets[name] = joined(
+            [_where(dataset, np.isin(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
+        )
+    if chosen:
+        taken = np.concatenate(list(chosen.values()))
+        documents.train = [
+            _where(dataset, ~np.isin(own, taken)) for dataset, own in zip(documents.train, digests, strict=True)
+        ]
+
+
+def _see_to_duplicates(documents: _Documents, config: DataConfig) -> None:
+    """Count, and remove if asked, documents that are in two sets: test documents stay, then selection documents."""
+    documents.shared = _count_shared(documents)
+    exact = {name: _column(documents.sets[name], "digest") for name in EVALUATION}
+    both = np.concatenate(list(exact.values()))
+    doubles = [np.isin(_column(dataset, "digest"), both) for dataset in documents.train]
+    selection_doubles = np.isin(exact["selection"], exact["test"])
+    near = [np.zeros(len(item), dtype=bool) for item in doubles]
+    selection_near = np.zeros(len(selection_doubles), dtype=bool)
+    if config.near_duplicates != "ignore":
+        threshold = config.near_duplicate_threshold
+        index = index_documents([documents.sets[name] for name in EVALUATION], threshold)
+        for dataset, double, found in zip(documents.train, doubles, near, strict=True):
+            found[[item.document for item in near_duplicates(dataset, index)]] = True
+            found &= ~double
+        like_test = near_duplicates(documents.sets["selection"], index_documents([documents.sets["test"]], threshold))
+        selection_near[[item.document for item in like_test]] = True
+        selection_near &= ~selection_doubles
+        documents.near = int(selection_near.sum()) + sum(int(item.sum()) for item in near)
+        if documents.near:
+            logger.warning(
+                "%d documents are nearly the same as one of the selection or test set%s.",
+                documents.near,
+                ": they are left out"
+                if config.near_duplicates == "remove"
+                else "; near_duplicates 'remove' leaves them out",
+            )
+    drop_near, drop_exact = config.near_duplicates == "remove", config.duplicates == "remove"
+    if drop_near or drop_exact:
+        for number, dataset in enumerate(documents.train):
+            drop = (near[number] & drop_near) | (doubles[number] & drop_exact)
+            documents.removed += int(drop.sum())
+            documents.train[number] = _where(dataset, ~drop)
+        drop = (selection_near & drop_near) | (selection_doubles & drop_exact)
+        documents.removed += int(drop.sum())
+        documents.sets["selection"] = _where(documents.sets["selection"], ~drop)
+
+
+def _assemble(documents: _Documents, source: str, block_size: int, max_per_document: int | None) -> DataSplits:
+    lengths = [_column(dataset, "length") for dataset in documents.train]
+    tokens = sum(int(item.sum()) for item in lengths)
     if tokens < block_size:
         raise ValueError(
             f"The training set holds {tokens} tokens, fewer than one sequence of block_size {block_size}; give more "
             "text or a smaller block_size."
         )
-    for name in ("selection", "test"):
-        if not (_column(documents[name], "length") > 1).any():
-            raise ValueError(
-                f"The {name} set has no token to predict: none of its documents has text; give other documents."
-            )
-    sets = {"train": pack_sequences(documents["train"], block_size)}
-    for name in ("selection", "test"):
-        sets[name] = cut_windows(documents[name], block_size, max_per_document)
+    require_tokens(documents.sets)
+    packed = [pack_sequences(dataset, block_size) for dataset in documents.train]
+    train, passes = mix_sequences(packed, [item.weight for item in documents.labels])
+    sets = {name: cut_windows(documents.sets[name], block_size, max_per_document) for name in EVALUATION}
     facts = DataFacts(
         source=source,
         block_size=block_size,
-        **{name: _set_facts(documents[name], dataset) for name, dataset in sets.items()},
-        dropped_tokens=tokens % block_size,
-        skipped_documents=skipped,
-        shared_documents=_count_shared(documents),
+        train=set_facts(sum(map(len, documents.train)), train),
+        **{name: set_facts(len(documents.sets[name]), dataset) for name, dataset in sets.items()},
+        dropped_tokens=sum(int(item.sum()) % block_size for item in lengths),
+        skipped_documents=documents.skipped,
+        shared_documents=documents.shared,
+        near_duplicates=documents.near,
+        removed_documents=documents.removed,
+        damaged_rows=documents.damaged,
+        longest_document=max(int(item.max()) for item in lengths if len(item)),
+        sources=tuple(
+            dataclasses.replace(
+                label,
+                documents=len(dataset),
+                tokens=int(length.sum()),
+                bytes=int(_column(dataset, "bytes").sum()),
+                passes=round(share, 4),
+            )
+            for label, dataset, length, share in zip(documents.labels, documents.train, lengths, passes, strict=True)
+        ),
     )
+    announce(facts)
+    return DataSplits(train, sets["selection"], sets["test"], facts)
+
+
+def require_tokens(sets: Mapping[str, Dataset]) -> None:
+    """Raise a `ValueError` if an evaluation set has no token to predict."""
+    for name in EVALUATION:
+        if not (_column(sets[name], "length") > 1).any():
+            raise ValueError(
+                f"The {name} set has no token to predict: none of its documents has text; give other documents."
+            )
+
+
+def announce(facts: DataFacts) -> None:
+    """Log what the sets hold, and warn if documents are in two of them."""
     logger.info("data: %s", facts.to_dict())
     if facts.shared_documents:
         logger.warning(
-            "%d selection or test documents are, word for word, in another set too: losses on them flatter a student.",
+            "%d selection or test documents are, word for word, in another set too: losses on them flatter a student%s",
             facts.shared_documents,
+            "; the others were left out."
+            if facts.removed_documents
+            else " (duplicates 'remove' leaves the others out).",
         )
-    return DataSplits(sets["train"], sets["selection"], sets["test"], facts)
 
 
-def _set_facts(documents: Dataset, sequences: Dataset) -> SetFacts:
+def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) -> tuple[Dataset, list[float]]:
+    """
+    Join the sequences of several sources so that each has its share, evenly spread.
+
+    Without weights every sequence comes once. With weights, every sequence comes at least once, and those of sources
+    that would have too small a share again and again.
+
+    Returns:
+        `tuple[datasets.Dataset, list[float]]`: The sequences, and how often each source's come.
+    """
+    if len(packed) == 1:
+        return packed[0], [1.0]
+    counts = [len(dataset) for dataset in packed]
+    if 0 in counts:
+        raise ValueError(
+            f"source {counts.index(0) + 1} has fewer tokens than one sequence; leave it out, or lower block_size."
+        )
+    wanted = list(counts)
+    if weights[0] is not None:
+        given = [float(weight or 0) for weight in weights]
+        scale = max(count / weight for count, weight in zip(counts, given, strict=True))
+        wanted = [max(count, round(weight * scale)) for count, weight in zip(counts, given, strict=True)]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    rows = [np.arange(want) % count + start for want, count, start in zip(wanted, counts, starts, strict=False)]
+    places = np.concatenate([(np.arange(want) + 0.5) / want for want in wanted])
+    order = np.concatenate(rows)[np.argsort(places, kind="stable")]
+    mixed = concatenate_datasets(list(packed)).select(order)
+    return mixed, [want / count for want, count in zip(wanted, counts, strict=True)]
+
+
+def _load_token_files(
+    config: DataConfig,
+    sources: Sequence[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    seed: int,
+    vocab_size: int,
+) -> DataSplits:
+    if len(sources) > 1:
+        raise ValueError(
+            "Token files (.bin) cannot be mixed with other sources, since they are read where they lie; give them by "
+            "train_files alone."
+        )
+    if config.streaming:
+        raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
+    given = {name: source for name in EVALUATION if (source := evaluation_source(config, name)) is not None}
+
+    def opened(source: Source) -> list[Any]:
+        files = [find_tokens(path, config.token_dtype) for path in find_files(source.files, source.setting)]
+        return [(file, check_tokens(file, vocab_size, tokenizer)) for file in files]
+
+    files = opened(sources[0])
+    digests = [document_digests(file, ends) for file, ends in files]
+    sets: dict[str, Dataset] = {}
+    for name, source in given.items():
+        if source.token_files():
+            own = opened(source)
+            sets[name] = token_documents(own, [np.arange(len(ends)) for _, ends in own])
+        else:
+            encoder = encoder_of(config, source, tokenizer, vocab_size)
+            sets[name] = tokenize_documents(read_source(source), encoder, config.preprocessing_workers)
+    chosen = choose_carved(np.concatenate(digests), missing_shares(config, given), seed)
+    for name, wanted in chosen.items():
+        sets[name] = token_documents(files, [np.flatnonzero(np.isin(own, wanted)) for own in digests])
+    leave = list(chosen.values())
+    shared = [np.isin(own, np.concatenate([_column(item, "digest") for item in sets.values()])) for own in digests]
+    if config.duplicates == "remove":
+        leave += [_column(item, "digest") for item in sets.values()]
+    left_out = [np.flatnonzero(np.isin(own, np.concatenate([*leave, np.array([], np.int64)]))) for own in digests]
+    train = TokenSequences(runs_without(files, left_out), block_size)
+    if len(train) == 0:
+        raise ValueError(
+            f"The training set holds {train.tokens} tokens, fewer than one sequence of block_size {block_size}; give "
+            "more tokens or a smaller block_size."
+        )
+    require_tokens(sets)
+    windows = {name: cut_windows(sets[name], block_size, config.max_sequences_per_document) for name in EVALUATION}
+    count = sum(len(own) for own in digests) - sum(map(len, left_out))
+    carved = sum(int(np.isin(own, np.concatenate(list(chosen.values()))).sum()) for own in digests) if chosen else 0
+    facts = DataFacts(
+        source=sources[0].label,
+        block_size=block_size,
+        train=SetFacts(count, len(train) * block_size, len(train), set_fingerprint(train)),
+        selection=set_facts(len(sets["selection"]), windows["selection"]),
+        test=set_facts(len(sets["test"]), windows["test"]),
+        dropped_tokens=train.tokens % block_size,
+        shared_documents=sum(int(own.sum()) for own in shared) - carved,
+        removed_documents=sum(map(len, left_out)) - carved,
+        longest_document=max(int(np.diff(ends, prepend=0).max()) for _, ends in files),
+        sources=(SourceFacts(sources[0].label, count, train.tokens, passes=1.0),),
+    )
+    announce(facts)
+    return DataSplits(train, windows["selection"], windows["test"], facts)
+
+
+def set_facts(documents: int, sequences: Dataset) -> SetFacts:
+    """Return what a set of sequences holds."""
     rows = sequences.with_format("arrow").iter(batch_size=1024)
     tokens = sum(len(batch["input_ids"].combine_chunks().flatten()) for batch in rows)
-    return SetFacts(len(documents), tokens, len(sequences), set_fingerprint(sequences))
+    return SetFacts(documents, tokens, len(sequences), set_fingerprint(sequences))
 
 
-def _count_shared(documents: dict[str, Dataset]) -> int:
-    digests = {name: _column(dataset, "digest") for name, dataset in documents.items()}
-    selection = np.isin(digests["selection"], digests["train"])
-    test = np.isin(digests["test"], np.concatenate([digests["train"], digests["selection"]]))
-    return int(selection.sum() + test.sum())
+def _count_shared(documents: _Documents) -> int:
+    selection, test = (_column(documents.sets[name], "digest") for name in EVALUATION)
+    train = np.concatenate([_column(dataset, "digest") for dataset in documents.train])
+    return int(np.isin(selection, train).sum() + np.isin(test, np.concatenate([train, selection])).sum())
 
 
-def _column(documents: Dataset, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    values: np.ndarray[Any, np.dtype[np.int64]] = np.asarray(documents.with_format("numpy")[name][:], dtype=np.int64)
+def _count_damaged(dataset: Dataset) -> int:
+    if DAMAGE not in dataset.column_names:
+        return 0
+    rows = dataset.select_columns([DAMAGE]).with_format("arrow")
+    reasons = [reason for batch in rows.iter(batch_size=4096) for reason in batch[DAMAGE].drop_null().to_pylist()]
+    for reason in reasons[:3]:
+        logger.warning("skipped: %s", reason)
+    return len(reasons)
+
+
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Return the rows of several data sets as one."""
+    full = [part for part in parts if len(part)]
+    return concatenate_datasets(full) if len(full) > 1 else (full or list(parts))[0]
+
+
+def _where(dataset: Dataset, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Dataset:
+    return dataset if keep.all() else dataset.select(np.flatnonzero(keep))
+
+
+def _column(documents: Dataset, name: str) -> Integers:
+    values: Integers = np.asarray(documents.with_format("numpy")[name][:], dtype=np.int64)
     return values

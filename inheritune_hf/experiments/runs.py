@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from ..configuration import DataConfig, InherituneConfig, RunConfig
-from ..data import DataSplits, check_tokenizer, load_data_splits
+from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..evaluation import Validation, compare_losses
 from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
@@ -59,7 +59,14 @@ def run_recipe(
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     block_size = data.block_size or min(limit or _DEFAULT_BLOCK_SIZE, _DEFAULT_BLOCK_SIZE)
     with args.main_process_first(desc="reading and packing the data"):
-        splits = load_data_splits(data, tokenizer, block_size=block_size, seed=args.seed)
+        splits = load_data_splits(
+            data,
+            tokenizer,
+            block_size=block_size,
+            seed=args.seed,
+            vocab_size=config.get_text_config(decoder=True).vocab_size,
+        )
+    end = end_of_text(tokenizer)
     trainer = InherituneTrainer(
         run.reference,
         recipe,
@@ -67,6 +74,7 @@ def run_recipe(
         train_dataset=splits.train,
         eval_dataset=splits.selection,
         processing_class=tokenizer,
+        data_collator=CausalCollator(end, end) if data.document_boundaries else None,
         reference_kwargs=kwargs,
     )
     trainer.train()

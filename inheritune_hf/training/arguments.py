@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
-from ..evaluation import document_ids
+from ..data.streaming import PackedStream
 
 #: Name of a refused argument: (is it refused as it stands?, why, and what to do).
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
@@ -131,8 +131,10 @@ def dataset_fingerprint(dataset: Any) -> str | None:
     """
     Return what tells one data set from another: its content, or some of its rows if it is no `datasets.Dataset`.
 
-    A data set without a length has no fingerprint.
+    A data set without a length has no fingerprint, unless it says one.
     """
+    if isinstance(dataset, PackedStream):
+        return dataset.fingerprint
     if isinstance(dataset, datasets.Dataset):
         return set_fingerprint(dataset)
     if not hasattr(dataset, "__len__"):
@@ -143,38 +145,6 @@ def dataset_fingerprint(dataset: Any) -> str | None:
         row = dataset[index]
         digest.update(json.dumps([int(item) for item in row["input_ids"]]).encode())
     return digest.hexdigest()
-
-
-def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Return a token to pad with; padding is masked and not counted, so any will do."""
-    if tokenizer is None:
-        return 0
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
-def check_data(train: Any, selection: Any, config: Any) -> None:
-    """Raise a `ValueError` if there is nothing to train on or to decide by, or sequences the reference cannot read."""
-    if train is None:
-        raise ValueError("There is no train_dataset; pass sequences to train the student on.")
-    if selection is None:
-        raise ValueError(
-            "There is no selection data: pass eval_dataset, sequences of documents that are not trained on; growing "
-            "and stopping are decided by the loss on them."
-        )
-    if len(document_ids(selection)) == 0:
-        raise ValueError("eval_dataset is empty; growing and stopping are decided by the loss on it.")
-    if hasattr(train, "__len__") and len(train) == 0:
-        raise ValueError("train_dataset is empty: the training text is shorter than one sequence of block_size tokens.")
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    for name, dataset in (("train_dataset", train), ("eval_dataset", selection)):
-        if limit and hasattr(dataset, "__getitem__") and len(dataset[0]["input_ids"]) > limit:
-            raise ValueError(
-                f"{name} has sequences of {len(dataset[0]['input_ids'])} tokens, but the reference reads at most "
-                f"{limit}; set block_size to {limit} or less."
-            )
 
 
 def _plain(value: Any) -> Any:

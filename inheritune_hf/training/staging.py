@@ -70,6 +70,7 @@ class Seal:
         validation (`Validation`, *optional*): The student's loss when it was last measured in this round.
         validated_at (`int`, *optional*): Step at which that was.
         confirmed (`bool`): Whether two evaluations in a row matched, which ends a round early.
+        epochs (`float`): Passes over the training set so far; whole ones of a stream.
     """
 
     round_index: int
@@ -79,6 +80,7 @@ class Seal:
     validation: Validation | None = None
     validated_at: int | None = None
     confirmed: bool = False
+    epochs: float = 0.0
 
 
 def read_state(output_dir: Path) -> RunState | None:
@@ -217,6 +219,7 @@ def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
             "step": seal.step,
             "tokens": seal.tokens,
             "seconds": seal.seconds,
+            "epochs": seal.epochs,
             "validation": None if seal.validation is None else seal.validation.to_dict(),
             "validated_at": seal.validated_at,
             "confirmed": seal.confirmed,

@@ -30,14 +30,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
-from ..evaluation import ValidatedTrainer, Validation, compare_losses
+from ..data.streaming import PackedStream
+from ..evaluation import Validation, compare_losses
 from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, from_pretrained_inherited, load_reference_config, student_skeleton
-from .arguments import check_arguments, check_data, dataset_fingerprint, pad_token, run_identity
+from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .carry import carry_optimizer, group_names
 from .expansion import expand_student, parameter_origins
+from .feeding import StreamedTrainer, check_boundaries, check_data, pad_token
 from .growth import conclude, first_layers, reopen
 from .staging import (
     RunState,
@@ -60,7 +62,7 @@ logger = logging.getLogger(__name__)
 _MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
 
 
-class InherituneTrainer(ValidatedTrainer):
+class InherituneTrainer(StreamedTrainer):
     """
     Train a student of the reference's first layers, and grow it until its loss matches the reference's.
 
@@ -75,7 +77,7 @@ class InherituneTrainer(ValidatedTrainer):
         args (`transformers.TrainingArguments`):
             As for `Trainer`. `max_steps` above 0 caps all rounds together; warm-up and schedule count per round. What
             cannot work with growth is refused with a reason.
-        train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
+        train_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `PackedStream`):
             Rows with `input_ids` (and `labels`, -100 where a token does not count).
         eval_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
             The selection set: every decision rests on it. A column `document` says which rows belong together.
@@ -126,6 +128,8 @@ class InherituneTrainer(ValidatedTrainer):
         if processing_class is not None:
             check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
         self._round_callback = RoundCallback()
+        if isinstance(train_dataset, PackedStream) and self._budget <= 0:
+            ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
         super().__init__(
             model=student_skeleton(self.reference_config, layers),
             args=ready,
@@ -291,7 +295,7 @@ class InherituneTrainer(ValidatedTrainer):
         self._describe_round()
         training_loss = float("nan")
         if seal is None or (seal.step < end and not seal.confirmed):
-            self._begin_round(seal)
+            self._begin_round(seal, folder)
             self.args.max_steps = end
             training_loss = super().train(resume_from_checkpoint=str(folder)).training_loss
             if self.state.global_step < end and not self._confirmed:
@@ -320,7 +324,7 @@ class InherituneTrainer(ValidatedTrainer):
             copied: list[Path] = []
             if before is not None:
                 carried = self._carried_state(before, student)
-                if not self._restarts_data:
+                if self._continues_data:
                     copied = sorted(before.glob("rng_state*.pth"))
             stage_round(
                 self.output_dir, state.round_index, student, round_trainer_state(history, self.args), carried, copied
@@ -386,11 +390,6 @@ class InherituneTrainer(ValidatedTrainer):
         self._hold(student_skeleton(self.reference_config, self._state.layers))
         return {OPTIMIZER_NAME: optimizer, SCHEDULER_NAME: scheduler}
 
-    @property
-    def _restarts_data(self) -> bool:
-        recipe = self.inheritune_config
-        return recipe.data_order == "restart" or (recipe.data_order is None and recipe.growth == "reinherit")
-
     def _freeze_learned(self) -> None:
         """Name the parameters that are left alone at the start of a round that goes on."""
         callback, state = self._round_callback, self._state
@@ -401,8 +400,10 @@ class InherituneTrainer(ValidatedTrainer):
             callback.frozen = frozenset(learned)
             callback.frozen_until = state.start_step + self.inheritune_config.freeze_steps
 
-    def _begin_round(self, seal: Seal | None) -> None:
+    def _begin_round(self, seal: Seal | None, folder: Path) -> None:
         """Set everything that a round starts with, so that it does not depend on what the process did before."""
+        before = last_checkpoint(self.output_dir, self._state.round_index - 1) if self._continues_data else None
+        self.begin_stream(folder if seal else before[0] if before else None)
         enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
         self._round_tokens = 0
         self._tokens_before = seal.tokens if seal else 0
@@ -436,6 +437,7 @@ class InherituneTrainer(ValidatedTrainer):
             start_step=state.start_step,
             end_step=seal.step,
             tokens=seal.tokens,
+            epochs=round(seal.epochs, 4),
             flops=float(flops),
             seconds=round(seal.seconds, 3),
             loss=seal.validation.loss,
@@ -465,6 +467,12 @@ class InherituneTrainer(ValidatedTrainer):
         if model.device.type != "meta" and self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
 
+    @property
+    def _continues_data(self) -> bool:
+        """Whether a round goes on in the data where the one before stopped."""
+        recipe = self.inheritune_config
+        return recipe.data_order == "continue" or (recipe.data_order is None and recipe.growth == "continue")
+
     def _load_student(self, folder: Path) -> None:
         settings = {name: self.reference_kwargs[name] for name in _MODEL_SETTINGS if name in self.reference_kwargs}
         student = type(self.student).from_pretrained(folder, dtype=torch.float32, **settings)
@@ -472,6 +480,8 @@ class InherituneTrainer(ValidatedTrainer):
             raise ValueError(f"{folder} does not hold a student of {len(self._state.layers)} layers; it was changed.")
         student.config.use_cache = self.args.use_cache
         self._hold(student)
+        if isinstance(self.data_collator, CausalCollator) and self.data_collator.end_token_id is not None:
+            check_boundaries(student)
 
     def _restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
@@ -498,6 +508,7 @@ class InherituneTrainer(ValidatedTrainer):
     def _facts(self) -> dict[str, Any]:
         name = self.reference.name_or_path if isinstance(self.reference, PreTrainedModel) else str(self.reference)
         return {
+            **self.stream_facts(),
             "reference": name,
             "reference.revision": self.reference_kwargs.get("revision"),
             "reference.layers": self.reference_depth,
@@ -559,7 +570,9 @@ class InherituneTrainer(ValidatedTrainer):
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *others: Any) -> tuple[int, int]:
         """Find the place in the data: it counts from the round's first step, or from the run's if data continue."""
         super()._init_training_state(max_steps, num_update_steps_per_epoch, *others)
-        done = self.state.global_step - (self._state.start_step if self._restarts_data else 0)
+        if self.stream is not None:
+            return 0, 0  # the loader itself begins where it should
+        done = self.state.global_step - (0 if self._continues_data else self._state.start_step)
         epochs, steps = divmod(done, num_update_steps_per_epoch)
         return epochs, steps * self.args.gradient_accumulation_steps
 
@@ -598,6 +611,7 @@ class InherituneTrainer(ValidatedTrainer):
             ) from error
         finally:
             self.args.save_total_limit = limit
+        self.save_stream(checkpoint)
         tokens = torch.tensor(self._round_tokens, device=self.args.device)
         trained = int(self.accelerator.reduce(tokens, reduction="sum"))  # also: every process has saved its part
         if self.args.should_save:
@@ -607,6 +621,7 @@ class InherituneTrainer(ValidatedTrainer):
                     round_index=self._state.round_index,
                     step=step,
                     tokens=self._tokens_before + trained,
+                    epochs=self.state.epoch or 0.0,
                     seconds=self._seconds_before + time.monotonic() - self._round_began,
                     validation=self.validations["eval"] if self._validated_at is not None else None,
                     validated_at=self._validated_at,

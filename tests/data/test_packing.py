@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inheritune_hf.data import CausalCollator, check_tokenizer, set_fingerprint
+from inheritune_hf.data.encoding import Encoder
 from inheritune_hf.data.packing import DOCUMENTS_PER_BATCH, cut_windows, pack_sequences, tokenize_documents
 
 quick = settings(
@@ -30,7 +31,7 @@ texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=40), min_size=1,
 
 def make_documents(items, tokenizer):
     dataset = Dataset.from_dict({"text": items}, features=Features({"text": Value("large_string")}))
-    return tokenize_documents(dataset, tokenizer, "text")
+    return tokenize_documents(dataset, Encoder(tokenizer))
 
 
 def expected_tokens(items, tokenizer):

@@ -1,0 +1,88 @@
+"""`inheritune data prepare`: tokenize and pack ahead of time."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..data import DataFacts
+
+
+def data(argv: Sequence[str], prog: str = "inheritune data") -> int:
+    """
+    Prepare a folder of sequences from what the command line and its `--config` say, and print what it holds.
+
+    Returns:
+        `int`: Exit status: 0, 1 error, 2 usage, 75 interrupted (run it again).
+    """
+    if not argv or argv[0] != "prepare":
+        shown = argv and argv[0] in {"-h", "--help"}
+        print(
+            f"usage: {prog} prepare --tokenizer ID --output FOLDER [OPTIONS]", file=sys.stdout if shown else sys.stderr
+        )
+        return 0 if shown else 2
+    from .settings import parse_data_settings
+
+    options, config = parse_data_settings(argv[1:], f"{prog} prepare", _add_options)
+
+    from ..data import prepare_data
+    from ..experiments.runs import load_tokenizer
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    try:
+        tokenizer = load_tokenizer(options.tokenizer)
+        facts = prepare_data(config, tokenizer, options.output, seed=options.seed, progress=_progress())
+    except KeyboardInterrupt:
+        print(f"{prog} prepare: interrupted; the same command goes on from the last finished part", file=sys.stderr)
+        return 75
+    except (ValueError, OSError) as error:
+        print(f"{prog} prepare: error: {error}", file=sys.stderr)
+        return 1
+    print(describe_facts(facts))
+    print(f"saved in    {options.output} (give it to a run by --dataset_name)")
+    return 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokenizer", required=True, help="Hub id or folder of the reference, or of its tokenizer.")
+    parser.add_argument("--output", required=True, help="Folder to save the sequences in.")
+    parser.add_argument("--seed", type=int, default=42, help="Chooses which documents are carved (default: 42).")
+
+
+def _progress() -> Callable[[int, int], None]:
+    began: list[tuple[float, int]] = []
+
+    def show(done: int, total: int) -> None:
+        # What an earlier call had finished passes in an instant: the time left is told from the parts after the first.
+        began.append((time.monotonic(), done))
+        (then, before), (now, _) = began[0], began[-1]
+        left = "" if done == before else f" · {(now - then) / (done - before) * (total - done) / 60:.0f} min left"
+        print(f"tokenized {done:,} of {total:,} documents{left}", file=sys.stderr)
+
+    return show
+
+
+def describe_facts(facts: DataFacts) -> str:
+    """Return what was prepared, in aligned lines."""
+    per_token = facts.bytes_per_token
+    near = "not looked for" if facts.near_duplicates is None else f"{facts.near_duplicates:,}"
+    lines = [
+        ("source", facts.source),
+        *((name, _describe_set(getattr(facts, name))) for name in ("train", "selection", "test")),
+        ("bytes/token", "no text" if per_token is None else f"{per_token:.3f}"),
+        ("longest", f"{facts.longest_document:,} tokens"),
+        ("duplicates", f"{facts.shared_documents:,} the same, {near} nearly; {facts.removed_documents:,} removed"),
+        ("skipped", f"{facts.skipped_documents:,} blank, {facts.damaged_rows:,} damaged"),
+        ("dropped", f"{facts.dropped_tokens:,} tokens of the last partial sequence"),
+    ]
+    return "\n".join(f"{name:11} {value}" for name, value in lines)
+
+
+def _describe_set(item: object) -> str:
+    counts = (f"{getattr(item, name):,} {name}" for name in ("documents", "tokens", "sequences"))
+    return ", ".join(counts)

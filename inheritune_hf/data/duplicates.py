@@ -1,0 +1,145 @@
+"""Documents that are in two sets: the same word for word, or nearly so (MinHash, by datasketch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
+
+from .files import TOKENS
+
+#: Tokens of one run; documents are compared by the runs they have in common.
+RUN = 5
+
+_PERMUTATIONS = 128
+_TABLE_BITS = 24
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """
+    Two documents of different sets that nearly are the same.
+
+    Args:
+        document (`int`): Number of the document in its set, 0-based.
+        like (`int`): Number of the document it is like, in the indexed set.
+        similarity (`float`): Share of common runs of five tokens (Jaccard).
+    """
+
+    document: int
+    like: int
+    similarity: float
+
+
+@dataclass
+class Index:
+    """
+    Documents that others are compared with: the evaluation sets, which are small.
+
+    A document can only be near one of them if it shares enough runs with all of them together, which a table tells
+    for a few nanoseconds per token; only the others are signed.
+
+    Args:
+        threshold (`float`): Jaccard similarity from which documents are near-duplicates.
+        runs (`list[np.ndarray]`): Distinct runs of each document.
+        table (`np.ndarray`): Which runs (by the last bits of their hash) occur.
+    """
+
+    threshold: float
+    runs: list[Hashes] = field(default_factory=list)
+    table: np.ndarray[Any, np.dtype[np.bool_]] = field(default_factory=lambda: np.zeros(1 << _TABLE_BITS, dtype=bool))
+    lsh: Any = None
+
+    def add(self, tokens: np.ndarray[Any, Any]) -> None:
+        """Put a document into the index."""
+        if self.lsh is None:
+            # Weighed towards finding: what is found is compared exactly.
+            self.lsh = MinHashLSH(threshold=self.threshold, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
+        runs = np.unique(_run_hashes(tokens))
+        number = len(self.runs)
+        self.runs.append(runs)
+        if len(runs):
+            self.table[_slots(runs)] = True
+            self.lsh.insert(number, _sign(runs))
+
+    def find(self, tokens: np.ndarray[Any, Any]) -> tuple[int, float] | None:
+        """Return the most similar document that is near enough, with its exact similarity."""
+        runs = _run_hashes(tokens)
+        if self.lsh is None or len(runs) == 0 or self.table[_slots(runs)].mean() < self.threshold / 8:
+            return None  # too few even if every run that is shared came eight times less often than the others
+        runs = np.unique(runs)
+        if self.table[_slots(runs)].mean() < self.threshold:
+            return None
+        best: tuple[int, float] | None = None
+        for number in sorted(self.lsh.query(_sign(runs))):
+            common = len(np.intersect1d(runs, self.runs[number], assume_unique=True))
+            similarity = common / (len(runs) + len(self.runs[number]) - common)
+            if similarity >= self.threshold and (best is None or similarity > best[1]):
+                best = (number, similarity)
+        return best
+
+
+def index_documents(sets: Sequence[Dataset], threshold: float) -> Index:
+    """Index the documents of sets, numbered through."""
+    index = Index(threshold)
+    for dataset in sets:
+        for tokens in _documents(dataset):
+            index.add(tokens)
+    return index
+
+
+def near_duplicates(documents: Dataset, index: Index) -> list[NearDuplicate]:
+    """
+    Find the documents that are near one of the index.
+
+    Args:
+        documents (`datasets.Dataset`): What `tokenize_documents` returned.
+        index (`Index`): The documents to compare with.
+
+    Returns:
+        `list[NearDuplicate]`: In the order of the documents.
+    """
+    found = []
+    for number, tokens in enumerate(_documents(documents)):
+        like = index.find(tokens)
+        if like is not None:
+            found.append(NearDuplicate(number, *like))
+    return found
+
+
+def _documents(dataset: Dataset) -> Iterator[np.ndarray[Any, Any]]:
+    for batch in dataset.with_format("arrow").iter(batch_size=64):
+        for row in batch[TOKENS].combine_chunks():
+            yield row.values.to_numpy()
+
+
+def _run_hashes(tokens: np.ndarray[Any, Any]) -> Hashes:
+    """Return a hash of each run of tokens; a document shorter than a run is one run."""
+    values = tokens[:-1].astype(np.uint64) + np.uint64(1)  # without the end-of-text token, which all have
+    if len(values) == 0:
+        return np.empty(0, dtype=np.uint64)
+    width = min(RUN, len(values))
+    count = len(values) - width + 1
+    hashes = np.zeros(count, dtype=np.uint64)
+    for place in range(width):
+        hashes = (hashes ^ values[place : place + count]) * _FACTOR
+        hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+def _slots(hashes: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return (hashes & np.uint64((1 << _TABLE_BITS) - 1)).astype(np.int64)
+
+
+def _sign(runs: Hashes) -> Any:
+    # The runs are hashed already; datasketch wants 32 bits.
+    signature = MinHash(num_perm=_PERMUTATIONS, hashfunc=int)
+    signature.update_batch((runs >> np.uint64(32)).tolist())
+    return signature

@@ -1,0 +1,296 @@
+"""From rows to tokens: text, tokens and chats, each ended by the end-of-text token, and whether the tokenizer fits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets.fingerprint import Hasher
+
+from .files import LABELS, Layout
+from .sources import DAMAGE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    Tokens = np.ndarray[Any, np.dtype[np.int32]]
+
+logger = logging.getLogger(__name__)
+
+# Labels with this value do not count (torch.nn.functional.cross_entropy, Transformers).
+IGNORED_LABEL = -100
+
+# How many of its tokens a tokenizer may not know.
+MOST_UNKNOWN = 0.01
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """
+    One document as tokens.
+
+    Args:
+        tokens (`np.ndarray` of shape `(tokens,)`): Token ids, the last one the end-of-text token.
+        labels (`np.ndarray` of shape `(tokens,)`, *optional*): -100 where a token does not count; None if all do.
+        digest (`int`): 64 bits of the sha256 of what was read.
+        size (`int`): Bytes of the text (0 for rows of tokens).
+    """
+
+    tokens: Tokens
+    labels: Tokens | None
+    digest: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """
+    Turn rows into tokens.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
+        layout (`Layout`): How rows are read.
+        chat_loss (`str`, *optional*, defaults to `"all"`): Tokens of a chat that count: `all` or `assistant`.
+        vocab_size (`int`, *optional*): Tokens that the reference knows; no check if not given.
+        boundaries (`bool`, *optional*, defaults to `False`): Whether end-of-text tokens will separate documents.
+        source (`str`, *optional*, defaults to `"the data"`): Name of the source, for messages.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout = field(default_factory=Layout)
+    chat_loss: str = "all"
+    vocab_size: int | None = None
+    boundaries: bool = False
+    source: str = "the data"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its documents may have tokens that do not count."""
+        return self.layout.rows == "tokens" or (self.layout.rows == "messages" and self.chat_loss != "all")
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What its result depends on, beside the rows."""
+        layout = (self.layout.rows, self.layout.column, self.chat_loss)
+        return (definition(self.tokenizer), *layout, self.vocab_size, self.boundaries)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> list[Encoded]:
+        """
+        Encode the rows of a batch that have something in them; null, blank and damaged ones are left out.
+
+        Raises:
+            ValueError: If a token is out of the reference's range, or a chat cannot be written; with an example.
+        """
+        rows = _rows(batch, self.layout)
+        if not rows:
+            return []
+        end = end_of_text(self.tokenizer)
+        if self.layout.rows == "tokens":
+            found = [_from_tokens(row, end) for row in rows]
+        elif self.layout.rows == "messages" and self.chat_loss != "all":
+            found = [_from_chat(row, self.tokenizer, end) for row in rows]
+        else:
+            texts = [row if self.layout.rows == "text" else _write_chat(row, self.tokenizer) for row in rows]
+            found = _from_texts(rows, texts, self.tokenizer, end)
+        for row, item in zip(rows, found, strict=True):
+            _require_range(item.tokens, self.vocab_size, self.tokenizer, row)
+        return found
+
+
+def digests(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[tuple[int, int]]:
+    """Return the place in the batch and the digest of each row that has something in it, without tokenizing."""
+    present = [index for index in range(len(batch[layout.wanted])) if _present(batch, index, layout)]
+    rows = _rows(batch, layout)
+    return [(index, _digest(row)) for index, row in zip(present, rows, strict=True)]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """
+    Refuse a tokenizer that does not fit a model with `vocab_size` embeddings.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer that makes the sequences.
+        vocab_size (`int`): Tokens that the reference knows (`config.vocab_size`).
+
+    Raises:
+        ValueError: If the tokenizer has more tokens than the reference, or no end-of-text token.
+    """
+    end_of_text(tokenizer)
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the reference only {vocab_size}; use the reference's own "
+            "tokenizer, or give the reference rows for the added tokens with resize_token_embeddings."
+        )
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """
+    Return the id of the token that ends every document.
+
+    Raises:
+        ValueError: If the tokenizer has none.
+    """
+    token = tokenizer.eos_token_id
+    if not isinstance(token, int):
+        raise ValueError(
+            "The tokenizer has no end-of-text token, which separates documents; set tokenizer.eos_token to one of "
+            "its tokens."
+        )
+    return token
+
+
+def check_fit(batch: Mapping[str, Sequence[Any]], found: Sequence[Encoded], encoder: Encoder) -> None:
+    """
+    Look at some documents for what a tokenizer that does not belong to the text would do.
+
+    Args:
+        batch (`dict`): Some rows.
+        found (`Sequence[Encoded]`): What `encoder` made of them.
+        encoder (`Encoder`): How they became tokens.
+
+    Raises:
+        ValueError: If the tokenizer does not know more than one token in a hundred, or, where documents are to be told
+            apart, if there is an end-of-text token within one; each with an example.
+    """
+    rows, source = _rows(batch, encoder.layout), encoder.source
+    tokenizer = encoder.tokenizer
+    end, unknown = end_of_text(tokenizer), tokenizer.unk_token_id
+    total = sum(len(item.tokens) for item in found)
+    if isinstance(unknown, int) and unknown != end:
+        counts = [int((item.tokens == unknown).sum()) for item in found]
+        if sum(counts) > MOST_UNKNOWN * total:
+            row = rows[int(np.argmax(counts))]
+            raise ValueError(
+                f"{source}: the tokenizer does not know {sum(counts)} of {total} tokens "
+                f"({tokenizer.unk_token!r}), as in {_excerpt(row)}; use a tokenizer made for this text."
+            )
+    for row, item in zip(rows, found, strict=True):
+        if not (item.tokens[:-1] == end).any():
+            continue
+        if encoder.boundaries:
+            raise ValueError(
+                f"{source}: the end-of-text token {tokenizer.eos_token!r} is within a document too, as in "
+                f"{_excerpt(row)}, so documents cannot be told apart by it; leave document_boundaries out, or take it "
+                "out of the text."
+            )
+        if encoder.layout.rows == "text":
+            logger.warning(
+                "%s: the end-of-text token %r is within a document, as in %s: a model will take it for its end.",
+                source,
+                tokenizer.eos_token,
+                _excerpt(row, str(tokenizer.eos_token)),
+            )
+            return
+
+
+def definition(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what a tokenizer does, as a digest: not what the last call made of it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return str(Hasher.hash(tokenizer))
+    values = json.loads(backend.to_str())
+    # Set by whatever call came last; the calls here override them.
+    values.pop("truncation", None)
+    values.pop("padding", None)
+    text = json.dumps([values, tokenizer.eos_token_id, tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _present(batch: Mapping[str, Sequence[Any]], index: int, layout: Layout) -> bool:
+    row = batch[layout.wanted][index]
+    if row is None or len(row) == 0 or (DAMAGE in batch and batch[DAMAGE][index] is not None):
+        return False
+    return not (layout.rows == "text" and row.isspace())
+
+
+def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:
+    """Return what is in the rows: texts, lists of messages, or pairs of tokens and labels."""
+    present = [index for index in range(len(batch[layout.wanted])) if _present(batch, index, layout)]
+    column = batch[layout.wanted]
+    if layout.rows == "tokens":
+        labels = batch.get(LABELS)
+        return [(column[index], None if labels is None else labels[index]) for index in present]
+    if layout.rows == "messages":
+        return [json.loads(row) if isinstance(row := column[index], str) else row for index in present]
+    return [column[index] for index in present]
+
+
+def _from_texts(rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedTokenizerBase, end: int) -> list[Encoded]:
+    # verbose: documents longer than the model's context are expected, they are cut later.
+    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    found = []
+    for row, text, document in zip(rows, texts, ids, strict=True):
+        tokens = np.empty(len(document) + 1, dtype=np.int32)
+        tokens[:-1] = document
+        tokens[-1] = end
+        data = text.encode()
+        digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True) if row is text else _digest(row)
+        found.append(Encoded(tokens, None, digest, len(data)))
+    return found
+
+
+def _from_tokens(row: tuple[Sequence[int], Sequence[int] | None], end: int) -> Encoded:
+    tokens = np.asarray(row[0], dtype=np.int32)
+    labels = tokens if row[1] is None else np.asarray(row[1], dtype=np.int32)
+    if len(labels) != len(tokens):
+        raise ValueError(
+            f"The row {list(row[0])[:8]}... has {len(tokens)} tokens but {len(labels)} labels; give as many."
+        )
+    if tokens[-1] != end:
+        tokens, labels = np.append(tokens, np.int32(end)), np.append(labels, np.int32(end))
+    return Encoded(tokens, labels, _digest(row), 0)
+
+
+def _write_chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"The tokenizer has no chat template, so the chat {_excerpt(messages)} cannot be written; set "
+            "tokenizer.chat_template, or give rows of text."
+        )
+    try:
+        return tokenizer.apply_chat_template(messages, **({"tokenize": False} | options))
+    except Exception as error:
+        raise ValueError(
+            f"The tokenizer's chat template refuses the chat {_excerpt(messages)}: {error}; repair the row."
+        ) from error
+
+
+def _from_chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, end: int) -> Encoded:
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    written = _write_chat(messages, tokenizer, **options)
+    tokens = np.asarray(written["input_ids"], dtype=np.int32)
+    counted = np.asarray(written["assistant_masks"], dtype=bool)
+    if any(message["role"] == "assistant" for message in messages) and not counted.any():
+        raise ValueError(
+            "The tokenizer's chat template does not mark what the assistant says ({% generation %}), so chat_loss "
+            "'assistant' would count nothing; set chat_loss to 'all', or use a template that marks it."
+        )
+    labels = np.where(counted, tokens, np.int32(IGNORED_LABEL))
+    if len(tokens) == 0 or tokens[-1] != end:
+        tokens, labels = np.append(tokens, np.int32(end)), np.append(labels, np.int32(IGNORED_LABEL))
+    return Encoded(tokens, labels, _digest(messages), 0)
+
+
+def _require_range(tokens: Tokens, vocab_size: int | None, tokenizer: PreTrainedTokenizerBase, row: Any) -> None:
+    if vocab_size is not None and len(tokens) and not (tokens.min() >= 0 and tokens.max() < vocab_size):
+        token = int(tokens.max()) if tokens.max() >= vocab_size else int(tokens.min())
+        raise ValueError(
+            f"Token {token} at place {int(np.flatnonzero(tokens == token)[0])} of the document {_excerpt(row)} is out "
+            f"of the reference's range (0 to {vocab_size - 1}); tokenize with the reference's own tokenizer."
+        )
+
+
+def _digest(row: Any) -> int:
+    text = row if isinstance(row, str) else json.dumps([list(row[0]), row[1]] if isinstance(row, tuple) else row)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+def _excerpt(row: Any, around: str = "") -> str:
+    text = row if isinstance(row, str) else str(row[0] if isinstance(row, tuple) else row)
+    start = max(0, text.find(around) - 20) if around else 0
+    return repr(text[start : start + 60] + ("..." if len(text) > start + 60 else ""))

@@ -1,0 +1,79 @@
+"""Folders of sequences made ahead of time: three sets in the format of `datasets`, and what is known about them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import DatasetDict, load_from_disk
+
+from ..configuration import DataConfig
+from ..records import write_json
+from .encoding import definition
+from .facts import DataFacts, DataSplits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FACTS = "prepared.json"
+_SETS = "sets"
+
+# What has been decided when data are prepared; a run that asks for something else must prepare again.
+_DECIDED = ("selection_files", "test_files", "selection_split", "test_split", "streaming", "max_sequences_per_document")
+
+
+def is_prepared(name: str) -> bool:
+    """Return whether `name` is a folder that `save_prepared` finished."""
+    return (Path(name) / _FACTS).is_file()
+
+
+def read_request(folder: Path) -> dict[str, Any]:
+    """Return what was asked for when the folder was prepared."""
+    request: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))["request"]
+    return request
+
+
+def save_prepared(splits: DataSplits, folder: Path, request: Mapping[str, Any]) -> None:
+    """Save the sets; the facts are written last, so that a folder without them is not used."""
+    temporary = folder / f".{_SETS}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    sets = DatasetDict({name: getattr(splits, name) for name in ("train", "selection", "test")})
+    sets.save_to_disk(temporary)
+    shutil.rmtree(folder / _SETS, ignore_errors=True)
+    temporary.rename(folder / _SETS)
+    write_json(folder / _FACTS, {"request": dict(request), "facts": splits.facts.to_dict()})
+
+
+def load_prepared(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, block_size: int | None, vocab_size: int
+) -> DataSplits:
+    """
+    Load a prepared folder.
+
+    Raises:
+        ValueError: If it was made with another tokenizer or block size, or if `config` asks for what was decided then.
+    """
+    folder = Path(str(config.dataset_name))
+    default = DataConfig()
+    asked = [name for name in _DECIDED if getattr(config, name) != getattr(default, name)]
+    if asked:
+        raise ValueError(
+            f"{folder} is prepared: its sets are made. Leave out {', '.join(asked)}, or prepare the data again with it."
+        )
+    request = read_request(folder)
+    if request["tokenizer"] != definition(tokenizer):
+        raise ValueError(
+            f"{folder} was prepared with another tokenizer ({request['vocabulary']} tokens) than the reference's "
+            f"({len(tokenizer)} tokens); prepare the data again with the reference's."
+        )
+    facts = DataFacts.from_dict(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["facts"])
+    if block_size is not None and block_size != facts.block_size:
+        raise ValueError(
+            f"{folder} was prepared with sequences of {facts.block_size} tokens, got block_size {block_size}; set "
+            f"block_size to {facts.block_size}, or prepare the data again."
+        )
+    sets = load_from_disk(folder / _SETS)
+    return DataSplits(sets["train"], sets["selection"], sets["test"], facts)

@@ -1,0 +1,209 @@
+"""Token files (.bin) of nanoGPT and llm.c, read as they are by memory map: no copy, whatever their size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from .encoding import end_of_text
+from .files import TOKENS
+from .packing import document_features
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# llm.c, dev/data/data_common.py: 256 int32 numbers, the first three of them magic number, version, tokens.
+HEADER_BYTES = 1024
+LLM_C = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
+
+_TOKENS_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """
+    One token file.
+
+    Args:
+        path (`str`): Where it is.
+        dtype (`str`): `uint16` or `uint32`.
+        offset (`int`): Bytes before the first token.
+        count (`int`): Tokens.
+    """
+
+    path: str
+    dtype: str
+    offset: int
+    count: int
+
+    def open(self) -> np.ndarray[Any, Any]:
+        """Return its tokens, mapped into memory."""
+        return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=(self.count,))
+
+
+def find_tokens(path: Path, dtype: str) -> TokenFile:
+    """
+    Recognise a token file: llm.c's by its header, nanoGPT's by having none.
+
+    Raises:
+        ValueError: If its size does not fit what its header says, or whole tokens.
+    """
+    size = path.stat().st_size
+    if size >= HEADER_BYTES:
+        magic, version, count = (int(item) for item in np.fromfile(path, dtype="<i4", count=3))
+        if magic in LLM_C:
+            expected, dtype = LLM_C[magic]
+            width = np.dtype(dtype).itemsize
+            if version != expected:
+                raise ValueError(f"{path}: llm.c's header has version {version}, {expected} is known; write it again.")
+            if size != HEADER_BYTES + count * width:
+                raise ValueError(
+                    f"{path} is cut off: its header says {count} tokens ({HEADER_BYTES + count * width} bytes), it has "
+                    f"{size} bytes; fetch or write it again."
+                )
+            return TokenFile(str(path.absolute()), dtype, HEADER_BYTES, count)
+    width = np.dtype(dtype).itemsize
+    if size % width:
+        raise ValueError(f"{path} has {size} bytes, no whole number of {dtype} tokens; set token_dtype, or repair it.")
+    return TokenFile(str(path.absolute()), dtype, 0, size // width)
+
+
+def check_tokens(
+    file: TokenFile, vocab_size: int, tokenizer: PreTrainedTokenizerBase
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """
+    Read every token once: all must be known to the reference, and documents must end.
+
+    Returns:
+        `np.ndarray` of shape `(documents,)`: The place after each end-of-text token, ascending, and the last place.
+
+    Raises:
+        ValueError: If a token is out of range, or there is no end-of-text token at all; with an example.
+    """
+    tokens, end, ends = file.open(), end_of_text(tokenizer), []
+    for start in range(0, file.count, _TOKENS_AT_ONCE):
+        part = np.asarray(tokens[start : start + _TOKENS_AT_ONCE])
+        if part.max() >= vocab_size:
+            place = int(np.argmax(part >= vocab_size))
+            raise ValueError(
+                f"{file.path}: token {int(part[place])} at place {start + place} is out of the reference's range (0 to "
+                f"{vocab_size - 1}); tokenize with the reference's own tokenizer, or set token_dtype "
+                f"(read as {file.dtype})."
+            )
+        ends.append(np.flatnonzero(part == end) + start + 1)
+    places: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate([*ends, np.array([], dtype=np.int64)])
+    if len(places) == 0:
+        raise ValueError(
+            f"{file.path}: the reference's end-of-text token {tokenizer.eos_token!r} ({end}) never occurs; the file "
+            f"begins {tokenizer.decode(tokens[:16].tolist())!r}. Tokenize with the reference's own tokenizer."
+        )
+    return places if places[-1] == file.count else np.append(places, file.count)
+
+
+class TokenSequences:
+    """
+    Sequences of exactly `block_size` tokens out of token files, as rows of a map-style data set.
+
+    Args:
+        runs (`Sequence[tuple[TokenFile, int, int]]`): File, first and last place (half-open) of each run of tokens, in
+            the order in which they are joined.
+        block_size (`int`): Tokens of one sequence.
+    """
+
+    def __init__(self, runs: Sequence[tuple[TokenFile, int, int]], block_size: int) -> None:
+        self.block_size = block_size
+        self.files = list(dict.fromkeys(file for file, _, _ in runs))
+        numbers = {file: number for number, file in enumerate(self.files)}
+        self.run_files = np.array([numbers[file] for file, _, _ in runs], dtype=np.int64)
+        self.run_starts = np.array([start for _, start, _ in runs], dtype=np.int64)
+        self.run_ends = np.concatenate([[0], np.cumsum([stop - start for _, start, stop in runs], dtype=np.int64)])
+        self._open: list[np.ndarray[Any, Any]] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, those of the last partial sequence included."""
+        return int(self.run_ends[-1])
+
+    def __len__(self) -> int:
+        return self.tokens // self.block_size
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers map the files themselves.
+        return {**self.__dict__, "_open": None}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return sequence `index`: `input_ids`, an array of `block_size` tokens."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"There are {len(self)} sequences, got {index}.")
+        if self._open is None:
+            self._open = [file.open() for file in self.files]
+        place = index % len(self) * self.block_size
+        run = int(np.searchsorted(self.run_ends, place, side="right")) - 1
+        parts, missing = [], self.block_size
+        while missing:
+            start = int(self.run_starts[run] + place - self.run_ends[run])
+            length = min(missing, int(self.run_ends[run + 1]) - place)
+            parts.append(self._open[self.run_files[run]][start : start + length])
+            place, missing, run = place + length, missing - length, run + 1
+        return {TOKENS: np.concatenate(parts).astype(np.int64)}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several sequences."""
+        return [self[int(index)] for index in indices]
+
+
+def document_digests(file: TokenFile, ends: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return 64 bits of the sha256 of each document's tokens (as int32, so that it is that of any file)."""
+    tokens, start, found = file.open(), 0, np.empty(len(ends), dtype=np.int64)
+    for number, stop in enumerate(ends.tolist()):
+        data = tokens[start:stop].astype("<i4").tobytes()
+        found[number] = int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+        start = stop
+    return found
+
+
+def token_documents(
+    files: Sequence[tuple[TokenFile, np.ndarray[Any, Any]]], keep: Sequence[np.ndarray[Any, Any]]
+) -> Dataset:
+    """
+    Copy chosen documents out of token files, as `tokenize_documents` would have made them.
+
+    Args:
+        files (`Sequence[tuple[TokenFile, np.ndarray]]`): Each file and the ends of its documents.
+        keep (`Sequence[np.ndarray]`): For each file, the numbers of the documents to copy.
+    """
+    rows: dict[str, list[Any]] = {TOKENS: [], "length": [], "digest": [], "bytes": []}
+    for (file, ends), numbers in zip(files, keep, strict=True):
+        tokens = file.open()
+        for number in numbers.tolist():
+            start, stop = int(ends[number - 1]) if number else 0, int(ends[number])
+            document = tokens[start:stop].astype(np.int32)
+            rows[TOKENS].append(document)
+            rows["length"].append(stop - start)
+            digest = hashlib.sha256(document.astype("<i4").tobytes()).digest()[:8]
+            rows["digest"].append(int.from_bytes(digest, "big", signed=True))
+            rows["bytes"].append(0)
+    return Dataset.from_dict(rows, features=document_features(labelled=False))
+
+
+def runs_without(
+    files: Sequence[tuple[TokenFile, np.ndarray[Any, Any]]], left_out: Sequence[np.ndarray[Any, Any]]
+) -> list[tuple[TokenFile, int, int]]:
+    """Return the runs of tokens that remain of the files without the documents that are left out."""
+    runs: list[tuple[TokenFile, int, int]] = []
+    for (file, ends), numbers in zip(files, left_out, strict=True):
+        place = 0
+        for number in np.sort(numbers).tolist():
+            start, stop = int(ends[number - 1]) if number else 0, int(ends[number])
+            if start > place:
+                runs.append((file, place, start))
+            place = stop
+        if place < file.count:
+            runs.append((file, place, file.count))
+    return runs

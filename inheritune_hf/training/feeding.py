@@ -1,0 +1,164 @@
+"""What a run is fed: checked sequences, the loader of a stream, and the places at which streams go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.streaming import PLACE, PackedStream, Places, StreamCollator
+from ..evaluation import ValidatedTrainer, document_ids
+from ..records import write_json
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return a token to pad with; padding is masked and not counted, so any will do."""
+    if tokenizer is None:
+        return 0
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def check_data(train: Any, selection: Any, config: Any) -> None:
+    """Raise a `ValueError` if there is nothing to train on or to decide by, or sequences the reference cannot read."""
+    if train is None:
+        raise ValueError("There is no train_dataset; pass sequences to train the student on.")
+    if selection is None:
+        raise ValueError(
+            "There is no selection data: pass eval_dataset, sequences of documents that are not trained on; growing "
+            "and stopping are decided by the loss on them."
+        )
+    if len(document_ids(selection)) == 0:
+        raise ValueError("eval_dataset is empty; growing and stopping are decided by the loss on it.")
+    if hasattr(train, "__len__") and len(train) == 0:
+        raise ValueError("train_dataset is empty: the training text is shorter than one sequence of block_size tokens.")
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    for name, dataset in (("train_dataset", train), ("eval_dataset", selection)):
+        length = _row_length(dataset)
+        if limit and length > limit:
+            raise ValueError(
+                f"{name} has sequences of {length} tokens, but the reference reads at most {limit}; set block_size to "
+                f"{limit} or less."
+            )
+
+
+def _row_length(dataset: Any) -> int:
+    if isinstance(dataset, PackedStream):
+        return dataset.block_size
+    return len(dataset[0]["input_ids"]) if hasattr(dataset, "__len__") else 0
+
+
+class StreamedTrainer(ValidatedTrainer):
+    """
+    A `Trainer` that goes on in a `PackedStream` exactly where a checkpoint stopped; other data sets are left to it.
+
+    Each batch of a stream carries its place. What is saved is the place after the last batch that was trained on, not
+    the last that was read ahead. The epoch that is logged is the number of whole passes over the stream.
+    """
+
+    places: Places | None = None
+
+    @property
+    def stream(self) -> PackedStream | None:
+        """The training set, if it is a stream."""
+        return self.train_dataset if isinstance(self.train_dataset, PackedStream) else None
+
+    def begin_stream(self, checkpoint: Path | None) -> None:
+        """Let the next training begin where `checkpoint` stopped, or at the start; without a stream, do nothing."""
+        if self.stream is None:
+            return
+        if not checkpoint:
+            self.places = Places()
+            return
+        path = _places_file(checkpoint, self.args.process_index)
+        try:
+            self.places = Places(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{checkpoint} does not say where process {self.args.process_index} was in the stream ({error}); "
+                "remove the checkpoint."
+            ) from error
+
+    def save_stream(self, checkpoint: Path) -> None:
+        """Write where this process is in the stream into a checkpoint that is not sealed yet."""
+        if self.places is not None:
+            write_json(_places_file(checkpoint, self.args.process_index), self.places.to_dict())
+
+    def stream_facts(self) -> dict[str, Any]:
+        """Return what a run with a stream cannot change when it goes on: its readers."""
+        return {} if self.stream is None else {"args.dataloader_num_workers": self.args.dataloader_num_workers}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the training set; that of a stream begins where it should."""
+        if self.stream is None:
+            return super().get_train_dataloader()
+        args, places = self.args, self.places or Places()
+        return DataLoader(
+            self.stream.begin(args.process_index, args.world_size, places.to_dict()),
+            batch_size=self._train_batch_size,
+            collate_fn=StreamCollator(self.data_collator),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor if args.dataloader_num_workers else None,
+            # Its own: a loader draws a seed for its workers, and how often it begins must not change dropout.
+            generator=torch.Generator(),
+        )
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Train on one batch, and note its place."""
+        place: Any = inputs.pop(PLACE, None)
+        if place is not None and self.places is not None:
+            self.places.note(place)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the passes over a stream for an epoch."""
+        if self.places is not None:
+            self.state.epoch = float(self.places.passes)
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save with the passes over a stream for an epoch."""
+        if self.places is not None:
+            self.state.epoch = float(self.places.passes)
+        super()._save_checkpoint(model, trial)
+
+
+def _places_file(checkpoint: Path, process: int) -> Path:
+    return checkpoint / f"stream_{process}.json"
+
+
+def check_boundaries(model: PreTrainedModel) -> None:
+    """
+    See whether a model keeps documents of one sequence apart if positions restart.
+
+    Raises:
+        ValueError: If it does not: a document's logits would depend on the one before.
+    """
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    tokens = torch.arange(8, device=model.device).remainder(vocabulary)[None].repeat(2, 1)
+    tokens[1, :4] = tokens[1, :4].flip(0)  # another first document, the same second one
+    positions = torch.arange(4, device=model.device).repeat(2)[None].expand(2, -1)
+    training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
+    finally:
+        model.train(training)
+    difference = float((logits[0, 4:] - logits[1, 4:]).abs().max())
+    if not difference <= 1e-3 * float(logits.abs().max().clamp(min=1.0)):
+        raise ValueError(
+            f"document_boundaries: {type(model).__name__} with attn_implementation "
+            f"{model.config._attn_implementation!r} lets a document see the one before it (logits differ by "
+            f"{difference:.3g}), whatever the positions; use 'sdpa' or 'eager', or leave document_boundaries out."
+        )
