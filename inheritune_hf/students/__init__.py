@@ -9,18 +9,14 @@ from .architectures import (
     student_skeleton,
 )
 from .checkpoints import Source, Weights, find_weights, open_tensors
-from .inherit import (
-    InheritancePlan,
-    InheritedGPT2,
-    InheritedModelForCausalLM,
-    Reference,
-    from_pretrained_inherited,
-    load_reference_config,
-    plan_inheritance,
-)
+from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
+from .inspection import InheritancePlan, plan_inheritance
+from .references import Reference, load_reference_config
 from .selection import describe, is_prefix, resolve_layers
+from .tensors import Unread
 
 __all__ = [
+    "DEFAULT_SEED",
     "SUPPORTED_MODEL_TYPES",
     "Architecture",
     "InheritancePlan",
@@ -28,6 +24,7 @@ __all__ = [
     "InheritedModelForCausalLM",
     "Reference",
     "Source",
+    "Unread",
     "Weights",
     "describe",
     "find_weights",

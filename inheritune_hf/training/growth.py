@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..configuration import InherituneConfig
@@ -10,18 +11,20 @@ from ..students import is_prefix, resolve_layers
 from .staging import RunState
 
 
-def first_layers(config: InherituneConfig, depth: int) -> tuple[int, ...]:
+def first_layers(config: InherituneConfig, depth: int, prefix_sizes: Sequence[int] | None = None) -> tuple[int, ...]:
     """
     Return the layers of the first round's student.
 
     Args:
         config (`InherituneConfig`): The recipe.
         depth (`int`): Depth of the reference, in layers.
+        prefix_sizes (sequence of `int`, *optional*): Parameters of a student of the first layer, of the first two, and
+            so on; needed for `"params:350M"`.
 
     Raises:
         ValueError: If the choice is not one of the reference's layers, cannot grow, or is deeper than `max_layers`.
     """
-    layers = resolve_layers(config.keep_layers, depth)
+    layers = resolve_layers(config.keep_layers, depth, prefix_sizes)
     if config.max_layers is not None and not len(layers) <= config.max_layers <= depth:
         raise ValueError(
             f"max_layers must be between {len(layers)} (the first student's depth) and {depth} (the reference's "

@@ -30,7 +30,13 @@ from ..data import CausalCollator, check_tokenizer
 from ..evaluation import ValidatedTrainer, Validation, compare_losses, document_ids
 from ..publishing import push_student, save_student
 from ..records import Lineage, Outcome, Round, RunRecord
-from ..students import Reference, from_pretrained_inherited, load_reference_config, student_skeleton
+from ..students import (
+    Reference,
+    from_pretrained_inherited,
+    inspect_architecture,
+    load_reference_config,
+    student_skeleton,
+)
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .growth import conclude, first_layers, reopen
@@ -108,7 +114,9 @@ class InherituneTrainer(ValidatedTrainer):
         self._budget = args.max_steps
         self.reference_config = load_reference_config(reference, **self.reference_kwargs)
         self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
-        layers = first_layers(inheritune_config, self.reference_depth)
+        self._first_layers = layers = first_layers(
+            inheritune_config, self.reference_depth, inspect_architecture(self.reference_config).prefix_sizes
+        )
         _check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
             check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
@@ -223,7 +231,7 @@ class InherituneTrainer(ValidatedTrainer):
         found: RunState | None = on_main_process(read_state(self.output_dir) if self.args.should_save else None)
         state = found
         if state is None:
-            state = RunState(identity=identity, layers=first_layers(self.inheritune_config, self.reference_depth))
+            state = RunState(identity=identity, layers=self._first_layers)
         check_identity(self.output_dir, state, identity)
         if state.outcome is not None:
             state = reopen(state, self.inheritune_config, self.reference_depth, self._budget)
@@ -297,7 +305,7 @@ class InherituneTrainer(ValidatedTrainer):
             return
         if self.args.should_save:
             recipe = dataclasses.replace(self.inheritune_config, keep_layers=list(state.layers))
-            student = from_pretrained_inherited(self.reference, recipe, **self.reference_kwargs)
+            student = from_pretrained_inherited(self.reference, recipe, seed=self.args.seed, **self.reference_kwargs)
             before = last_checkpoint(self.output_dir, state.round_index - 1)
             history = read_trainer_state(before[0]) if before else self.state
             stage_round(self.output_dir, state.round_index, student, round_trainer_state(history, self.args))
