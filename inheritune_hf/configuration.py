@@ -44,7 +44,7 @@ class InherituneConfig:
             "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10') or a list."
         },
     )
-    inherit: str | list[str] = field(
+    inherit: str = field(
         default="all",
         metadata={
             "help": "What comes along from the reference: 'all', 'paper' (blocks, token embeddings and head), "
@@ -78,6 +78,9 @@ class InherituneConfig:
     )
 
     def __post_init__(self) -> None:
+        given: Any = self.inherit
+        if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
+            self.inherit = ",".join(given)
         _ = self.inherited_parts
         _positive("grow_by", self.grow_by)
         if self.max_layers is not None:
@@ -96,10 +99,10 @@ class InherituneConfig:
     @property
     def inherited_parts(self) -> tuple[str, ...]:
         """The parts that `inherit` names, in the order of `PARTS`."""
-        if isinstance(self.inherit, str) and self.inherit in INHERIT_PRESETS:
+        if self.inherit in INHERIT_PRESETS:
             return INHERIT_PRESETS[self.inherit]
-        parts = self.inherit.split(",") if isinstance(self.inherit, str) else self.inherit
-        named = {part.strip() if isinstance(part, str) else part for part in parts}
+        given: Any = self.inherit
+        named = {part.strip() for part in given.split(",")} if isinstance(given, str) else set()
         if not named or not named <= set(PARTS):
             raise ValueError(
                 f"inherit must be one of {', '.join(INHERIT_PRESETS)}, or parts out of {', '.join(PARTS)}, "

@@ -12,12 +12,16 @@ Make a big causal language model small: inherit its first layers, train, grow un
 verbs:
   train     run a recipe, or the embedded default if there is no --reference
   inherit   cut a student out of a reference and save it
+  doctor    say whether and how a reference can be cut, from its config and file headers alone
+  plan      estimate what a run would take, before any weight is downloaded or loaded
+  verify    check a saved student against its reference, reload it and let it generate
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
   --version  show the version
 
 exit status of train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interrupted (run it again), 2 usage, 1 error
+exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """
 
 
@@ -41,5 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .inherit import inherit
 
         return inherit(rest)
-    print(f"inheritune: error: there is no verb {verb!r}; it is one of: train, inherit.", file=sys.stderr)
+    if verb in ("doctor", "plan", "verify"):
+        from . import inspect
+
+        status: int = getattr(inspect, verb)(rest)
+        return status
+    verbs = "train, inherit, doctor, plan, verify"
+    print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
     return 2

@@ -26,7 +26,6 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
 
     from rich.console import Console
 
-    from ..configuration import InherituneConfig
     from ..publishing import save_inherited
     from .tables import show_plan
 
@@ -34,9 +33,10 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
     try:
         save_inherited(
             options.reference,
-            InherituneConfig(keep_layers=options.keep_layers, inherit=options.inherit),
+            options.keep_layers,
             options.output,
             revision=options.revision,
+            inherit=options.inherit,
             seed=options.seed,
             show=lambda plan: show_plan(console, plan),
             dtype=options.dtype,

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..students import InheritancePlan
+    from ..students import InheritancePlan, RunEstimate, Verification
 
 
 def human_bytes(count: float) -> str:
@@ -53,3 +53,48 @@ def show_plan(console: Console, plan: InheritancePlan) -> None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 48 else f"{text[:45]}..."
+
+
+def show_estimate(console: Console, estimate: RunEstimate) -> None:
+    """Show what every round would take, and the memory of every phase."""
+    show_plan(console, estimate.plan)
+    table = Table(title="rounds, if all are needed", title_justify="left")
+    for name in ("round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"):
+        table.add_column(name, justify="right")
+    for index, item in enumerate(estimate.rounds, start=1):
+        table.add_row(
+            str(index),
+            str(item.layers),
+            f"{item.parameters:,}",
+            f"{item.steps:,}",
+            f"{item.tokens:,}",
+            f"{item.flops:.3g}",
+            _hours(item.seconds),
+        )
+    table.add_section()
+    total = [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
+    table.add_row("all", "", "", *total)
+    console.print(table)
+    table = Table(title="memory of one process at its peak, in float32 with AdamW", title_justify="left")
+    table.add_column("phase")
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
+        table.add_column(name, justify="right")
+    phases = [estimate.measuring, estimate.inheriting, *(item.memory for item in estimate.rounds)]
+    names = ["measure reference", "build student", *(f"train {item.layers} layers" for item in estimate.rounds)]
+    for name, memory in zip(names, phases, strict=True):
+        kinds = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits, memory.peak)
+        table.add_row(name, *(human_bytes(kind) for kind in kinds))
+    console.print(table)
+
+
+def show_verification(console: Console, found: Verification) -> None:
+    """Show what was checked, what was found, and the verdict."""
+    for check in found.checks:
+        word = {True: "ok", False: "FAILED", None: "skipped"}[check.passed]
+        console.print(f"{check.name:<10} {word:<8} {check.detail}", markup=False)
+    kind = "trained" if found.trained else "untrained"
+    console.print(f"{found.student}: {kind} student, {'ok' if found.passed else 'FAILED'}", markup=False)
+
+
+def _hours(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds / 3600:.3g}"

@@ -65,9 +65,10 @@ def save_student(
 
 def save_inherited(
     reference: str,
-    recipe: InherituneConfig,
+    keep_layers: int | str,
     folder: str | os.PathLike[str],
     revision: str | None = None,
+    inherit: str = "all",
     seed: int = DEFAULT_SEED,
     show: Callable[[InheritancePlan], None] | None = None,
     **kwargs: Any,
@@ -77,9 +78,10 @@ def save_inherited(
 
     Args:
         reference (`str`): Hub id or path.
-        recipe (`InherituneConfig`): Its `keep_layers` and `inherit` say what comes along.
+        keep_layers (`int` or `str`): As in the recipe.
         folder (`str` or `os.PathLike`): Where to; a folder that holds something else is refused.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        inherit (`str`, *optional*, defaults to `"all"`): Parts that come along, as in the recipe.
         seed (`int`, *optional*, defaults to `42`): Seed of the parts that do not come along.
         show (`Callable`, *optional*): Called with the plan before any weight is read.
         kwargs: Passed on to `from_pretrained`.
@@ -95,7 +97,8 @@ def save_inherited(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; choose another one, so that nothing is overwritten.")
     source: dict[str, Any] = {} if revision is None else {"revision": revision}
-    plan = plan_inheritance(reference, recipe.keep_layers, recipe.inherit, **source)
+    recipe = InherituneConfig(keep_layers=keep_layers, inherit=inherit)
+    plan = plan_inheritance(reference, keep_layers, inherit, **source)
     if show is not None:
         show(plan)
     student = from_pretrained_inherited(reference, recipe, seed=seed, **source, **kwargs)

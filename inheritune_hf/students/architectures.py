@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,11 @@ def inspect_architecture(config: PreTrainedConfig) -> Architecture:
         parts=_parts(model, block_list),
         conversions=tuple(conversions),
     )
+
+
+def prefix_sizes(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Return the parameters of a student of the first layer of a reference of `config`, of the first two, and so on."""
+    return inspect_architecture(config).prefix_sizes
 
 
 def student_skeleton(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedModel:
@@ -331,6 +337,45 @@ def scale_queries(student: PreTrainedModel, scales: Sequence[float]) -> None:
             width = block.attn.embed_dim
             block.attn.c_attn.weight[:, :width] *= scale
             block.attn.c_attn.bias[:width] *= scale
+
+
+def query_rows(architecture: Architecture, name: str) -> tuple[int, int] | None:
+    """Return which block of a GPT-2 makes its queries by the tensor `name`, and with how many columns, if any does."""
+    found = re.fullmatch(rf"{re.escape(architecture.block_list)}\.(\d+)\.attn\.c_attn\.(weight|bias)", name)
+    return (int(found[1]), architecture.parameters[name][-1] // 3) if found else None
+
+
+def has_experts(architecture: Architecture) -> bool:
+    """Return whether some of the model's tokens pass through some of its weights only."""
+    return any("experts" in name and len(shape) == 3 for name, shape in architecture.parameters.items())
+
+
+def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
+    """
+    Return the floating-point operations of training on one token, forward and backward.
+
+    Six for every weight that a token is multiplied with (the head too, tied or not; of experts those that it is sent
+    to), and twelve for every pair of positions and channel of attention.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        block_size (`int`): Tokens of one sequence.
+
+    Returns:
+        `float`: Operations per token.
+    """
+    architecture = inspect_architecture(config)
+    share = 1.0
+    if has_experts(architecture):
+        experts = next(
+            shape[0] for name, shape in architecture.parameters.items() if "experts" in name and len(shape) == 3
+        )
+        share = getattr(config, "num_experts_per_tok", 1) / experts
+    weights = 0.0
+    for name, shape in architecture.parameters.items():
+        if len(shape) >= 2 and architecture.parts[name] in ("attention", "mlp", "lm_head"):
+            weights += math.prod(shape) * (share if "experts" in name and len(shape) == 3 else 1.0)
+    return 6 * weights + 12 * architecture.depth * int(config.hidden_size) * block_size
 
 
 def random_tensors(config: PreTrainedConfig, names: Iterable[str], seed: int) -> dict[str, torch.Tensor]:

@@ -106,9 +106,7 @@ class InheritancePlan:
         return tuple(found)
 
 
-def plan_inheritance(
-    reference: Reference, choice: Choice, inherit: str | list[str] = "all", **kwargs: Any
-) -> InheritancePlan:
+def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all", **kwargs: Any) -> InheritancePlan:
     """
     Return what a student of `reference` that keeps `choice` would be; no weights are read, and none downloaded.
 
@@ -117,7 +115,7 @@ def plan_inheritance(
             Hub id, folder with config.json, or a loaded causal language model.
         choice (`int`, `str` or sequence of `int`):
             The layers to keep, as in `keep_layers`.
-        inherit (`str` or `list[str]`, *optional*, defaults to `"all"`):
+        inherit (`str`, *optional*, defaults to `"all"`):
             The parts that come along, as in the recipe.
         kwargs:
             As in `load_reference_config`.

@@ -30,13 +30,7 @@ from ..data import CausalCollator, check_tokenizer
 from ..evaluation import ValidatedTrainer, Validation, compare_losses, document_ids
 from ..publishing import push_student, save_student
 from ..records import Lineage, Outcome, Round, RunRecord
-from ..students import (
-    Reference,
-    from_pretrained_inherited,
-    inspect_architecture,
-    load_reference_config,
-    student_skeleton,
-)
+from ..students import Reference, from_pretrained_inherited, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .growth import conclude, first_layers, reopen
@@ -114,9 +108,8 @@ class InherituneTrainer(ValidatedTrainer):
         self._budget = args.max_steps
         self.reference_config = load_reference_config(reference, **self.reference_kwargs)
         self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
-        self._first_layers = layers = first_layers(
-            inheritune_config, self.reference_depth, inspect_architecture(self.reference_config).prefix_sizes
-        )
+        layers = first_layers(inheritune_config, self.reference_depth, prefix_sizes(self.reference_config))
+        self._first_layers = layers
         _check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
             check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)

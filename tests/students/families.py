@@ -19,6 +19,7 @@ ROUTED = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 8,
     "first_k_dense_replace": 2,
+    "num_nextn_predict_layers": 0,
     "n_group": 1,
     "topk_group": 1,
 }
