@@ -14,6 +14,16 @@ import yaml
 
 Config = TypeVar("Config", "InherituneConfig", "DataConfig")
 
+#: Parts of a model, by the role of its modules: what `inherit` names.
+PARTS = ("embeddings", "positions", "attention", "mlp", "norms", "final_norm", "lm_head")
+
+#: Named choices of parts: everything; what the paper's text names; what its released code copies (PAPER: Algorithm 1).
+INHERIT_PRESETS = {
+    "all": PARTS,
+    "paper": ("embeddings", "attention", "mlp", "norms", "lm_head"),
+    "released-code": ("attention", "mlp", "norms", "lm_head"),
+}
+
 
 @dataclass
 class InherituneConfig:
@@ -32,6 +42,15 @@ class InherituneConfig:
         metadata={
             "help": "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
             "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10') or a list."
+        },
+    )
+    inherit: str = field(
+        default="all",
+        metadata={
+            "help": "What comes along from the reference: 'all', 'paper' (blocks, token embeddings and head), "
+            "'released-code' (blocks and head), or parts separated by commas, out of embeddings, positions, attention, "
+            "mlp, norms, final_norm and lm_head. Parts left out begin as the architecture initialises them, under the "
+            "run's seed."
         },
     )
     grow_by: int = field(
@@ -110,6 +129,10 @@ class InherituneConfig:
 
     def __post_init__(self) -> None:
         self._check_growth()
+        given: Any = self.inherit
+        if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
+            self.inherit = ",".join(given)
+        _ = self.inherited_parts
         _positive("grow_by", self.grow_by)
         if self.max_layers is not None:
             _positive("max_layers", self.max_layers)
@@ -149,6 +172,20 @@ class InherituneConfig:
                     )
         if isinstance(self.freeze_steps, bool) or not isinstance(self.freeze_steps, int) or self.freeze_steps < 0:
             raise ValueError(f"freeze_steps must be a whole number of 0 or more, got {self.freeze_steps!r}.")
+
+    @property
+    def inherited_parts(self) -> tuple[str, ...]:
+        """The parts that `inherit` names, in the order of `PARTS`."""
+        if self.inherit in INHERIT_PRESETS:
+            return INHERIT_PRESETS[self.inherit]
+        given: Any = self.inherit
+        named = {part.strip() for part in given.split(",")} if isinstance(given, str) else set()
+        if not named or not named <= set(PARTS):
+            raise ValueError(
+                f"inherit must be one of {', '.join(INHERIT_PRESETS)}, or parts out of {', '.join(PARTS)}, "
+                f"got {self.inherit!r}."
+            )
+        return tuple(part for part in PARTS if part in named)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as a plain dictionary that JSON and YAML can hold."""

@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .configuration import PARTS
+
 Outcome = Literal["matched", "no_more_layers", "budget_exhausted", "interrupted"]
+
+#: Beside a student's weights: the recipe, where the student comes from, and its rounds.
+RECORD_FILE = "inheritune_config.json"
 
 #: Exit status of `inheritune train` for each outcome.
 EXIT_STATUS: dict[str, int] = {"matched": 0, "no_more_layers": 3, "budget_exhausted": 4, "interrupted": 75}
@@ -27,6 +32,10 @@ class Lineage:
         reference_layers (`int`): Depth of the reference, in layers.
         kept_layers (`tuple[int, ...]`): Layers of the reference that the student holds, 0-based, in order.
         versions (`dict[str, str]`): Versions of the libraries that built the student.
+        inherited (`tuple[str, ...]`): Parts of the reference that came along, as in `PARTS`; the others began random.
+        seed (`int`, *optional*): Seed of the parts that began random; None if there are none.
+        query_scales (`tuple[float, ...]`): What each block's queries were multiplied by to compute at a new position
+            what they computed at the old one; empty where none was.
     """
 
     reference: str
@@ -34,15 +43,21 @@ class Lineage:
     reference_layers: int
     kept_layers: tuple[int, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    inherited: tuple[str, ...] = PARTS
+    seed: int | None = None
+    query_scales: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the lineage as a dictionary that JSON can hold."""
-        return {**dataclasses.asdict(self), "kept_layers": list(self.kept_layers)}
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Lineage:
         """Rebuild a lineage from what `to_dict` returned."""
-        return cls(**{**values, "kept_layers": tuple(values["kept_layers"])})
+        lists = ("kept_layers", "inherited", "query_scales")
+        restored: dict[str, Any] = {name: tuple(value) if name in lists else value for name, value in values.items()}
+        return cls(**restored)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,16 @@ verbs:
   train     run a recipe, or the embedded default if there is no --reference
   inherit   cut a student out of a reference and save it
   data      prepare: tokenize and pack data ahead of time
+  doctor    say whether and how a reference can be cut, from its config and file headers alone
+  plan      estimate what a run would take, before any weight is downloaded or loaded
+  verify    check a saved student against its reference, reload it and let it generate
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
   --version  show the version
 
 exit status of train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interrupted (run it again), 2 usage, 1 error
+exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """
 
 
@@ -46,5 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .data import data
 
         return data(rest)
-    print(f"inheritune: error: there is no verb {verb!r}; it is one of: train, inherit, data.", file=sys.stderr)
+    if verb in ("doctor", "plan", "verify"):
+        from . import inspect
+
+        status: int = getattr(inspect, verb)(rest)
+        return status
+    verbs = "train, inherit, data, doctor, plan, verify"
+    print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
     return 2

@@ -9,32 +9,40 @@ from collections.abc import Sequence
 
 def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
     """
-    Build and save a student, and print kept and dropped layers with parameters before and after.
+    Show what is kept, dropped and read, then build and save a student.
 
     Returns:
-        `int`: Exit status, 0 or 1.
+        `int`: Exit status, 0 or 1; wrong usage ends with 2.
     """
     parser = argparse.ArgumentParser(prog=prog, description="Cut a student out of a reference and save it.")
     parser.add_argument("reference", help="Hub id or path of the reference.")
     parser.add_argument("--keep-layers", "--keep_layers", default="half", help="As in the recipe (default: half).")
+    parser.add_argument("--inherit", default="all", help="Parts that come along, as in the recipe (default: all).")
+    parser.add_argument("--seed", type=int, default=42, help="Seed of parts that do not come along (default: 42).")
     parser.add_argument("--output", required=True, help="Folder to save the student in.")
     parser.add_argument("--revision", help="Branch, tag or commit of the reference on the Hub.")
     parser.add_argument("--dtype", default="float32", help="Type of the weights (default: float32).")
     options = parser.parse_args(argv)
 
-    from ..publishing import save_inherited
-    from ..students import describe
+    from rich.console import Console
 
+    from ..publishing import save_inherited
+    from .tables import show_plan
+
+    console = Console(highlight=False, soft_wrap=True)
     try:
-        plan = save_inherited(
-            options.reference, options.keep_layers, options.output, revision=options.revision, dtype=options.dtype
+        save_inherited(
+            options.reference,
+            options.keep_layers,
+            options.output,
+            revision=options.revision,
+            inherit=options.inherit,
+            seed=options.seed,
+            show=lambda plan: show_plan(console, plan),
+            dtype=options.dtype,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
-    share = plan.parameters_after / plan.parameters_before
-    print(f"kept        {describe(plan.kept_layers)} ({len(plan.kept_layers)} of {plan.depth} layers)")
-    print(f"dropped     {describe(plan.dropped_layers) if plan.dropped_layers else 'nothing'}")
-    print(f"parameters  {plan.parameters_before:,} -> {plan.parameters_after:,} ({share:.1%})")
-    print(f"saved in    {options.output}")
+    console.print(f"saved in    {options.output}", markup=False)
     return 0

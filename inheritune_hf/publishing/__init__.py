@@ -1,7 +1,8 @@
 """Publish: standard checkpoints with their card and record, on disk and on the Hub, and a run's table and picture."""
 
+from ..records import RECORD_FILE
 from .card import render_card
-from .hub import PUBLISHED, RECORD_FILE, push_student, save_inherited, save_student
+from .hub import PUBLISHED, push_student, save_inherited, save_student
 from .report import ResultRow, draw_losses, markdown_table, terminal_table
 
 __all__ = [

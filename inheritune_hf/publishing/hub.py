@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,10 @@ from huggingface_hub import HfApi
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration import InherituneConfig
-from ..records import Lineage, RunRecord, write_json, write_text
-from ..students import InheritancePlan, from_pretrained_inherited, plan_inheritance
+from ..records import RECORD_FILE, Lineage, RunRecord, write_json, write_text
+from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, plan_inheritance
 from .card import render_card
 
-RECORD_FILE = "inheritune_config.json"
 #: What may be published; anything else in a folder stays where it is.
 PUBLISHED = [
     "*.safetensors",
@@ -64,7 +64,14 @@ def save_student(
 
 
 def save_inherited(
-    reference: str, keep_layers: int | str, folder: str | os.PathLike[str], revision: str | None = None, **kwargs: Any
+    reference: str,
+    keep_layers: int | str,
+    folder: str | os.PathLike[str],
+    revision: str | None = None,
+    inherit: str = "all",
+    seed: int = DEFAULT_SEED,
+    show: Callable[[InheritancePlan], None] | None = None,
+    **kwargs: Any,
 ) -> InheritancePlan:
     """
     Cut a student out of a reference and save it with the reference's tokenizer, if there is one.
@@ -74,6 +81,9 @@ def save_inherited(
         keep_layers (`int` or `str`): As in the recipe.
         folder (`str` or `os.PathLike`): Where to; a folder that holds something else is refused.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        inherit (`str`, *optional*, defaults to `"all"`): Parts that come along, as in the recipe.
+        seed (`int`, *optional*, defaults to `42`): Seed of the parts that do not come along.
+        show (`Callable`, *optional*): Called with the plan before any weight is read.
         kwargs: Passed on to `from_pretrained`.
 
     Returns:
@@ -86,10 +96,12 @@ def save_inherited(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; choose another one, so that nothing is overwritten.")
-    source = {} if revision is None else {"revision": revision}
-    plan = plan_inheritance(reference, keep_layers, **source)
-    recipe = InherituneConfig(keep_layers=keep_layers)
-    student = from_pretrained_inherited(reference, recipe, **source, **kwargs)
+    source: dict[str, Any] = {} if revision is None else {"revision": revision}
+    recipe = InherituneConfig(keep_layers=keep_layers, inherit=inherit)
+    plan = plan_inheritance(reference, keep_layers, inherit, **source)
+    if show is not None:
+        show(plan)
+    student = from_pretrained_inherited(reference, recipe, seed=seed, **source, **kwargs)
     try:
         tokenizer = AutoTokenizer.from_pretrained(reference, **source)
     except (OSError, ValueError):

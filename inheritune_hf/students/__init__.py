@@ -5,31 +5,38 @@ from .architectures import (
     Architecture,
     inspect_architecture,
     kept_names,
+    prefix_sizes,
     sliced_config,
     student_skeleton,
 )
 from .checkpoints import Source, Weights, find_weights, open_tensors
-from .inherit import (
-    InheritancePlan,
-    InheritedGPT2,
-    InheritedModelForCausalLM,
-    Reference,
-    from_pretrained_inherited,
-    load_reference_config,
-    plan_inheritance,
-)
+from .estimation import MemoryEstimate, RoundEstimate, RunEstimate, estimate_run, training_memory
+from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
+from .inspection import FilePlan, InheritancePlan, plan_inheritance
+from .references import Reference, load_reference_config
 from .selection import describe, is_prefix, resolve_layers
+from .tensors import Unread
+from .verification import Check, Verification, verify_student
 
 __all__ = [
+    "DEFAULT_SEED",
     "SUPPORTED_MODEL_TYPES",
     "Architecture",
+    "Check",
+    "FilePlan",
     "InheritancePlan",
     "InheritedGPT2",
     "InheritedModelForCausalLM",
+    "MemoryEstimate",
     "Reference",
+    "RoundEstimate",
+    "RunEstimate",
     "Source",
+    "Unread",
+    "Verification",
     "Weights",
     "describe",
+    "estimate_run",
     "find_weights",
     "from_pretrained_inherited",
     "inspect_architecture",
@@ -38,7 +45,10 @@ __all__ = [
     "load_reference_config",
     "open_tensors",
     "plan_inheritance",
+    "prefix_sizes",
     "resolve_layers",
     "sliced_config",
     "student_skeleton",
+    "training_memory",
+    "verify_student",
 ]

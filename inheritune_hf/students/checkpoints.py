@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.hf_api import RepoFile
+
+from .tensors import Unread, first_line, open_bin, open_safetensors
+
+#: Given names in files, returns for each kept one its name for the student.
+Choose = Callable[[Iterable[str]], Mapping[str, str]]
 
 #: Arguments of `from_pretrained` that say where files come from.
 SOURCE_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "variant")
@@ -86,10 +88,20 @@ class Source:
             return None
         except HfHubHTTPError as error:
             raise OSError(
-                f"The Hub did not give {name} of {self.reference!r}: {_first_line(error)} "
+                f"The Hub did not give {name} of {self.reference!r}: {first_line(error)} "
                 "Give a folder with config.json or a Hub id; a private or gated model needs `token`."
             ) from error
         return Path(str(found))
+
+    def find_at_hand(self, name: str) -> Path | None:
+        """Return the path of the file `name` if it is on this machine; nothing is fetched."""
+        if self.is_local:
+            return self.find(name)
+        subfolder = f"{self.subfolder}/" if self.subfolder else ""
+        found = try_to_load_from_cache(
+            self.reference, f"{subfolder}{name}", cache_dir=self.cache_dir, revision=self.revision
+        )
+        return Path(found) if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)
@@ -151,41 +163,77 @@ def find_weights(source: Source, use_safetensors: bool | None = None, weights_on
     )
 
 
-@contextmanager
-def open_tensors(weights: Weights, wanted: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """
-    Open the kept tensors, each under its name in the student, without reading any of them.
+def find_weights_unfetched(source: Source) -> Weights | None:
+    """Return where the reference's weights are, or None if there are none; at most an index of shards is fetched."""
+    names = [_with_variant(plain, source.variant) for _, plain in _WEIGHT_FILES]
+    listed = file_sizes(source, names)
+    for (kind, _), name in zip(_WEIGHT_FILES, names, strict=True):
+        if name not in listed:
+            continue
+        path = source.find(name) if name.endswith(".json") else Path(name)
+        if path is not None:
+            return Weights(source, kind, _read_index(path) if name.endswith(".json") else {}, path)
+    return None
 
-    Only the shards that hold a kept tensor are opened (and, from the Hub, downloaded). The values are safetensors
-    slices, or tensors mapped from a `bin` file: `value[...]` reads. They are valid within the context only.
+
+def file_sizes(source: Source, names: Iterable[str]) -> dict[str, int]:
+    """
+    Return the sizes in bytes of those of the named files that there are; for a repository of the Hub it is asked.
+
+    Raises:
+        OSError: If the Hub does not answer.
+    """
+    names = list(names)
+    at_hand = {name: source.find_at_hand(name) for name in names}
+    sizes = {name: path.stat().st_size for name, path in at_hand.items() if path is not None}
+    if source.is_local or source.local_files_only or HF_HUB_OFFLINE or len(sizes) == len(names):
+        return sizes
+    subfolder = f"{source.subfolder}/" if source.subfolder else ""
+    paths = {f"{subfolder}{name}": name for name in names if name not in sizes}
+    try:
+        listed = HfApi(token=source.token).get_paths_info(source.reference, list(paths), revision=source.revision)
+    except HfHubHTTPError as error:
+        raise OSError(
+            f"The Hub did not list the files of {source.reference!r}: {first_line(error)} "
+            "A private or gated model needs `token`."
+        ) from error
+    return {**sizes, **{paths[item.path]: item.size for item in listed if isinstance(item, RepoFile)}}
+
+
+def open_tensors(weights: Weights, choose: Choose) -> dict[str, Unread]:
+    """
+    Return the kept tensors, each under its name for the student, without reading any of them.
+
+    Only the headers of files that hold a kept tensor are read (and, from the Hub, only those files are downloaded).
 
     Args:
         weights (`Weights`): The files, from `find_weights`.
-        wanted (`Mapping[str, str]`): For every name that a kept tensor may have in the files, its name in the student.
+        choose (`Callable`): Given names in files, returns for each kept one its name for the student.
 
-    Yields:
-        `dict[str, Any]`: The slice or tensor of every kept tensor that the files have.
+    Returns:
+        `dict[str, Unread]`: Every kept tensor that the files have.
 
     Raises:
         OSError: If a file is missing or incomplete.
     """
-    with ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for path in _needed_files(weights, wanted):
-            opened = (
-                _open_safetensors(path, stack)
-                if weights.format == "safetensors"
-                else _open_bin(path, weights.weights_only)
-            )
-            tensors.update({wanted[name]: tensor for name, tensor in opened.items() if name in wanted})
-        yield tensors
+    tensors: dict[str, Unread] = {}
+    for path in needed_files(weights, choose):
+        opened = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, weights.weights_only)
+        tensors.update({given: opened[name] for name, given in choose(opened).items()})
+    return tensors
 
 
-def _needed_files(weights: Weights, wanted: Mapping[str, str]) -> list[Path]:
+def needed_files(weights: Weights, choose: Choose) -> list[Path]:
+    """
+    Return the files that hold a kept tensor; from the Hub they are downloaded.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
     if not weights.files:
         return [weights.path]
     found = []
-    for shard in sorted({shard for name, shard in weights.files.items() if name in wanted}):
+    for shard in needed_shards(weights, choose):
         path = weights.source.find(shard)
         if path is None:
             raise FileNotFoundError(
@@ -196,23 +244,9 @@ def _needed_files(weights: Weights, wanted: Mapping[str, str]) -> list[Path]:
     return found
 
 
-def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, Any]:
-    try:
-        file = stack.enter_context(safe_open(str(path), framework="pt"))
-    except SafetensorError as error:
-        raise OSError(f"{path} is not a complete safetensors file ({error}). Download it again.") from error
-    return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is not iterable)
-
-
-def _open_bin(path: Path, weights_only: bool) -> dict[str, Any]:
-    try:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped: they are read whole.
-        tensors = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise OSError(f"{path} cannot be read as PyTorch weights ({_first_line(error)}). Download it again.") from error
-    if not isinstance(tensors, dict):
-        raise OSError(f"{path} must hold a dictionary of tensors, got a {type(tensors).__name__}.")
-    return tensors
+def needed_shards(weights: Weights, choose: Choose) -> list[str]:
+    """Return the names of the shards that hold a kept tensor, as the index says; none for a single file."""
+    return sorted({weights.files[name] for name in choose(weights.files)})
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -235,7 +269,3 @@ def _with_variant(name: str, variant: str | None) -> str:
 
 def _is_repo_id(text: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text, flags=re.ASCII) is not None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

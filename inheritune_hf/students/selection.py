@@ -9,13 +9,17 @@ from collections.abc import Sequence
 #: What `keep_layers` may be; every error message ends in it or in the one form that was meant.
 GRAMMAR = (
     "a number (12), 'half', 'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', "
-    "half-open ranges ('0:8,10') or a list ([0, 2])"
+    "half-open ranges ('0:8,10'), a size ('params:350M') or a list ([0, 2])"
 )
 
-_MEASURES = ("auto", "rank", "influence", "angular", "loss", "params")
+_MEASURES = ("auto", "rank", "influence", "angular", "loss")
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
-def resolve_layers(choice: int | str | Sequence[int], depth: int) -> tuple[int, ...]:
+def resolve_layers(
+    choice: int | str | Sequence[int], depth: int, prefix_sizes: Sequence[int] | None = None
+) -> tuple[int, ...]:
     """
     Return the layers that `choice` selects out of a reference of `depth` layers.
 
@@ -24,10 +28,12 @@ def resolve_layers(choice: int | str | Sequence[int], depth: int) -> tuple[int, 
     Args:
         choice (`int`, `str` or sequence of `int`):
             `12` or `"12"` (the first 12 layers), `"half"`, `"first:12"`, `"last:8"`, `"ends:4+4"`, `"every:2"`,
-            `"spaced:12"` (evenly, the first and the last included), `"0:8,10"` (half-open ranges and single layers) or
-            a list of layers.
+            `"spaced:12"` (evenly, the first and the last included), `"0:8,10"` (half-open ranges and single layers),
+            `"params:350M"` (as many first layers as fit into so many parameters) or a list of layers.
         depth (`int`):
             Depth of the reference, in layers.
+        prefix_sizes (sequence of `int`, *optional*):
+            Parameters of a student of the first layer, of the first two, and so on; needed for `"params:350M"`.
 
     Returns:
         `tuple[int, ...]`: The kept layers.
@@ -41,7 +47,7 @@ def resolve_layers(choice: int | str | Sequence[int], depth: int) -> tuple[int, 
     if isinstance(choice, int):
         return tuple(range(_count(choice, depth)))
     if isinstance(choice, str):
-        return _resolve_text(choice.strip(), depth)
+        return _resolve_text(choice.strip(), depth, prefix_sizes)
     return _checked(choice, depth, choice)
 
 
@@ -63,7 +69,7 @@ def describe(layers: Sequence[int]) -> str:
     return ",".join(f"{start}:{stop}" if single or stop - start > 1 else str(start) for start, stop in runs)
 
 
-def _resolve_text(text: str, depth: int) -> tuple[int, ...]:
+def _resolve_text(text: str, depth: int, prefix_sizes: Sequence[int] | None) -> tuple[int, ...]:
     if re.fullmatch(r"[+-]?\d+", text):
         return tuple(range(_count(int(text), depth)))
     if text == "half":
@@ -74,6 +80,8 @@ def _resolve_text(text: str, depth: int) -> tuple[int, ...]:
             f"keep_layers={text!r} is not resolved here: it needs an analysis of sequences, which this version does "
             f"not have. Give {GRAMMAR}."
         )
+    if word == "params":
+        return _resolve_size(argument, text, prefix_sizes)
     if word in ("first", "last", "every", "spaced", "ends"):
         return _resolve_form(word, argument, text, depth)
     if re.fullmatch(r"\d+\s*-\s*\d+", text) or re.search(r"\d\s*-\s*\d", text):
@@ -82,6 +90,24 @@ def _resolve_text(text: str, depth: int) -> tuple[int, ...]:
             f"range with a colon: {re.sub(r'(?<=[0-9])[ ]*-[ ]*(?=[0-9])', ':', text)!r} leaves the last number out."
         )
     return _resolve_ranges(text, depth)
+
+
+def _resolve_size(argument: str, text: str, prefix_sizes: Sequence[int] | None) -> tuple[int, ...]:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbBgGtT]?)", argument)
+    if found is None:
+        raise ValueError(
+            f"keep_layers={text!r} is not a number of parameters: write it like 'params:350M' (or K, B), "
+            "the size that the student may have."
+        )
+    if prefix_sizes is None:
+        raise ValueError(f"keep_layers={text!r} needs the reference's config, which says how many parameters fit.")
+    limit = float(found[1]) * _UNITS[found[2].lower()]
+    count = sum(size <= limit for size in prefix_sizes)
+    if count == 0:
+        raise ValueError(
+            f"keep_layers={text!r} is too small: a student of the first layer alone has {prefix_sizes[0]:,} parameters."
+        )
+    return tuple(range(count))
 
 
 def _resolve_form(word: str, argument: str, text: str, depth: int) -> tuple[int, ...]:

@@ -47,6 +47,13 @@ def expand_student(
     deeper = from_pretrained_inherited(reference, chosen, **reference_kwargs)
     origin = {wanted.index(layer): place for place, layer in enumerate(layers)}
     new = [place for place in range(len(wanted)) if place not in origin]
+    moved = [place for place, old in origin.items() if place != old]
+    if moved and getattr(deeper.config, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError(
+            f"A trained block would move to layer {moved[0]} of a GPT-2 with scale_attn_by_inverse_layer_idx=True, "
+            "which divides attention by the layer's position; add layers above the trained ones only, or use growth "
+            "'reinherit'."
+        )
     _copy_learned(student, deeper, origin)
     old_blocks, new_blocks = _blocks(student), _blocks(deeper)
     if recipe.new_blocks == "random":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..configuration import InherituneConfig
@@ -10,20 +11,22 @@ from ..students import is_prefix, resolve_layers
 from .staging import RunState
 
 
-def first_layers(config: InherituneConfig, depth: int) -> tuple[int, ...]:
+def first_layers(config: InherituneConfig, depth: int, prefix_sizes: Sequence[int] | None = None) -> tuple[int, ...]:
     """
     Return the layers of the first round's student.
 
     Args:
         config (`InherituneConfig`): The recipe.
         depth (`int`): Depth of the reference, in layers.
+        prefix_sizes (sequence of `int`, *optional*): Parameters of a student of the first layer, of the first two, and
+            so on; needed for `"params:350M"`.
 
     Raises:
         ValueError: If the choice is not one of the reference's layers, cannot grow, or is deeper than `max_layers`.
     """
     if config.schedule:
         return _resolve_schedule(config, depth)[0]
-    layers = resolve_layers(config.keep_layers, depth)
+    layers = resolve_layers(config.keep_layers, depth, prefix_sizes)
     _check_limit(config, len(layers), depth)
     if not is_prefix(layers) and (config.max_layers or depth) > len(layers):
         raise ValueError(
@@ -48,16 +51,6 @@ def next_layers(layers: tuple[int, ...], config: InherituneConfig, depth: int) -
     if len(layers) >= limit:
         return None
     return tuple(range(min(len(layers) + config.grow_by, limit)))
-
-
-def most_rounds(config: InherituneConfig, depth: int) -> int:
-    """Return how many rounds a run can have at the most."""
-    layers: tuple[int, ...] | None = first_layers(config, depth)
-    count = 0
-    while layers is not None:
-        count += 1
-        layers = next_layers(layers, config, depth)
-    return count
 
 
 def _resolve_schedule(config: InherituneConfig, depth: int) -> list[tuple[int, ...]]:

@@ -20,12 +20,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProgressCallback,
     TrainerCallback,
-    TrainerState,
     TrainingArguments,
     enable_full_determinism,
     set_seed,
 )
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..configuration import InherituneConfig
@@ -34,11 +32,10 @@ from ..data.streaming import PackedStream
 from ..evaluation import Validation, compare_losses
 from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
-from ..students import Reference, from_pretrained_inherited, load_reference_config, student_skeleton
+from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
+from .boundary import carried_states, first_log, learned_names, next_student
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
-from .carry import carry_optimizer, group_names
-from .expansion import expand_student, parameter_origins
 from .feeding import StreamedTrainer, check_boundaries, check_data, pad_token
 from .growth import conclude, first_layers, reopen
 from .staging import (
@@ -120,15 +117,16 @@ class InherituneTrainer(StreamedTrainer):
         self.reference_kwargs = dict(reference_kwargs or {})
         self.inheritune_config = inheritune_config
         ready = check_arguments(args, inheritune_config)
-        self._budget = args.max_steps
+        self.budget = args.max_steps
         self.reference_config = load_reference_config(reference, **self.reference_kwargs)
         self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
-        layers = first_layers(inheritune_config, self.reference_depth)
+        layers = first_layers(inheritune_config, self.reference_depth, prefix_sizes(self.reference_config))
+        self._first_layers = layers
         check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
             check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
         self._round_callback = RoundCallback()
-        if isinstance(train_dataset, PackedStream) and self._budget <= 0:
+        if isinstance(train_dataset, PackedStream) and self.budget <= 0:
             ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
         super().__init__(
             model=student_skeleton(self.reference_config, layers),
@@ -243,10 +241,10 @@ class InherituneTrainer(StreamedTrainer):
         found: RunState | None = on_main_process(read_state(self.output_dir) if self.args.should_save else None)
         state = found
         if state is None:
-            state = RunState(identity=identity, layers=first_layers(self.inheritune_config, self.reference_depth))
+            state = RunState(identity=identity, layers=self._first_layers)
         check_identity(self.output_dir, state, identity)
         if state.outcome is not None:
-            state = reopen(state, self.inheritune_config, self.reference_depth, self._budget)
+            state = reopen(state, self.inheritune_config, self.reference_depth, self.budget)
         if state.reference is None and self.inheritune_config.target == "reference":
             state = dataclasses.replace(state, reference=self.measure_reference())
             self._write(state)
@@ -263,7 +261,7 @@ class InherituneTrainer(StreamedTrainer):
         Returns:
             `Validation`: Sums per document.
         """
-        self._hold(student_skeleton(self.reference_config, self._state.layers))
+        self.hold(student_skeleton(self.reference_config, self._state.layers))
         if isinstance(self.reference, PreTrainedModel):
             # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
             reference: Any = copy.deepcopy(self.reference)
@@ -272,10 +270,10 @@ class InherituneTrainer(StreamedTrainer):
             reference = AutoModelForCausalLM.from_pretrained(
                 self.reference, **{"dtype": torch.float32, **self.reference_kwargs}
             )
-        self._hold(reference)
+        self.hold(reference)
         del reference
         self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
-        self._hold(student_skeleton(self.reference_config, self._state.layers))
+        self.hold(student_skeleton(self.reference_config, self._state.layers))
         if self.rounds and self.outcome is not None:
             self._restore_student()
         validation = self.validations[metric_key_prefix]
@@ -287,8 +285,8 @@ class InherituneTrainer(StreamedTrainer):
         self._stage()
         state = self._state
         end = state.start_step + (self.inheritune_config.steps_per_round or 0)
-        if self._budget > 0:
-            end = min(end, self._budget)
+        if self.budget > 0:
+            end = min(end, self.budget)
         found = on_main_process(last_checkpoint(self.output_dir, state.round_index) if self.args.should_save else None)
         folder, seal = found or (round_folder(self.output_dir, state.round_index), None)
         self._load_student(folder)
@@ -318,87 +316,18 @@ class InherituneTrainer(StreamedTrainer):
         if self.args.should_save:
             found = last_checkpoint(self.output_dir, state.round_index - 1)
             before = found[0] if found else None
-            student = self._grown_student(before)
-            history = read_trainer_state(before) if before else self._first_log()
-            carried: dict[str, Any] = {}
-            copied: list[Path] = []
-            if before is not None:
-                carried = self._carried_state(before, student)
-                if self._continues_data:
-                    copied = sorted(before.glob("rng_state*.pth"))
+            student = next_student(self, state, before)
+            history = read_trainer_state(before) if before else first_log(self, state)
             stage_round(
-                self.output_dir, state.round_index, student, round_trainer_state(history, self.args), carried, copied
+                self.output_dir,
+                state.round_index,
+                student,
+                round_trainer_state(history, self.args),
+                carried_states(self, state, before, student) if before else {},
+                sorted(before.glob("rng_state*.pth")) if before and self._continues_data else (),
             )
         self._state = dataclasses.replace(state, staged=True)
         self._write(self._state)
-
-    def _first_log(self) -> TrainerState:
-        """Return the log a run begins with: the reference's figures, whether they were measured just now or before."""
-        reference = self._state.reference
-        log: Any = TrainerState()
-        log.stateful_callbacks = self.state.stateful_callbacks
-        if reference is not None:
-            figures = {"loss": reference.loss, "perplexity": reference.perplexity, "accuracy": reference.accuracy}
-            log.log_history = [{**{f"reference_{name}": value for name, value in figures.items()}, "step": 0}]
-        state: TrainerState = log
-        return state
-
-    def _grown_student(self, before: Path | None) -> PreTrainedModel:
-        """Return the round's student: inherited afresh, or the last one with blocks added."""
-        recipe, layers = self.inheritune_config, self._state.layers
-        if before is None or recipe.growth == "reinherit":
-            chosen = dataclasses.replace(recipe, keep_layers=list(layers))
-            return from_pretrained_inherited(self.reference, chosen, **self.reference_kwargs)
-        trained: PreTrainedModel = type(self.student).from_pretrained(before, dtype=torch.float32)
-        last = self.rounds[-1].kept_layers
-        return expand_student(
-            trained,
-            last,
-            self.reference,
-            layers,
-            recipe,
-            self.args.seed + self._state.round_index,
-            self.reference_kwargs,
-        )
-
-    def _carried_state(self, before: Path, student: PreTrainedModel) -> dict[str, Any]:
-        """Return the optimizer and scheduler states with which the round begins; nothing if both begin afresh."""
-        recipe = self.inheritune_config
-        keep_state, keep_rates = recipe.optimizer_state == "keep", recipe.lr_schedule == "continue"
-        if not keep_state and not keep_rates:
-            return {}
-        trained: PreTrainedModel = type(self.student).from_pretrained(before, dtype=torch.float32)
-        names, optimizers, schedulers = [], [], []
-        for model in (trained, student):
-            self._hold(model)
-            optimizers.append(self.create_optimizer())
-            schedulers.append(self.create_scheduler(self._budget))
-            names.append(group_names(optimizers[-1], model))
-        origins = parameter_origins(trained, self.rounds[-1].kept_layers, student, self._state.layers)
-        optimizer = carry_optimizer(
-            torch.load(before / OPTIMIZER_NAME, map_location="cpu", weights_only=True),
-            names[0],
-            optimizers[1].state_dict(),
-            names[1],
-            origins,
-            keep_state,
-            keep_rates,
-        )
-        scheduler = schedulers[1].state_dict()
-        if keep_rates:
-            scheduler = torch.load(before / SCHEDULER_NAME, weights_only=True)
-        self._hold(student_skeleton(self.reference_config, self._state.layers))
-        return {OPTIMIZER_NAME: optimizer, SCHEDULER_NAME: scheduler}
-
-    def _freeze_learned(self) -> None:
-        """Name the parameters that are left alone at the start of a round that goes on."""
-        callback, state = self._round_callback, self._state
-        callback.frozen, callback.frozen_until = frozenset(), 0
-        if self.rounds and self.inheritune_config.freeze_steps:
-            last = student_skeleton(self.reference_config, self.rounds[-1].kept_layers)
-            learned = parameter_origins(last, self.rounds[-1].kept_layers, self.student, state.layers)
-            callback.frozen = frozenset(learned)
-            callback.frozen_until = state.start_step + self.inheritune_config.freeze_steps
 
     def _begin_round(self, seal: Seal | None, folder: Path) -> None:
         """Set everything that a round starts with, so that it does not depend on what the process did before."""
@@ -415,7 +344,9 @@ class InherituneTrainer(StreamedTrainer):
         if seal is not None and seal.validation is not None:
             self.validations["eval"] = seal.validation
             self._matched_before = self._compare(seal.validation).matched
-        self._freeze_learned()
+        callback, recipe = self._round_callback, self.inheritune_config
+        callback.frozen = learned_names(self, self._state) if recipe.freeze_steps else frozenset()
+        callback.frozen_until = self._state.start_step + recipe.freeze_steps
 
     def _compare(self, validation: Validation) -> Match:
         recipe, reference = self.inheritune_config, self._state.reference
@@ -444,7 +375,7 @@ class InherituneTrainer(StreamedTrainer):
             target=self._target_loss() or float("nan"),
             match=match,
         )
-        self._state = conclude(state, finished, recipe, self.reference_depth, self._budget)
+        self._state = conclude(state, finished, recipe, self.reference_depth, self.budget)
         self._write(self._state)
         logger.info(
             "round %d · %d layers · %.4f nats/token · target %.4f · %s",
@@ -457,7 +388,7 @@ class InherituneTrainer(StreamedTrainer):
 
     # Pieces of the loop
 
-    def _hold(self, model: Any) -> None:
+    def hold(self, model: Any) -> None:
         """Make `model` the one that is trained or evaluated, and forget every trace of the one before."""
         self.accelerator.free_memory()
         self.model = self.model_wrapped = model
@@ -479,7 +410,7 @@ class InherituneTrainer(StreamedTrainer):
         if len(self._state.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
             raise ValueError(f"{folder} does not hold a student of {len(self._state.layers)} layers; it was changed.")
         student.config.use_cache = self.args.use_cache
-        self._hold(student)
+        self.hold(student)
         if isinstance(self.data_collator, CausalCollator) and self.data_collator.end_token_id is not None:
             check_boundaries(student)
 
@@ -564,7 +495,7 @@ class InherituneTrainer(StreamedTrainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Create the schedule of one round, or of all rounds together if the recipe lets it continue."""
         recipe = self.inheritune_config
-        steps = self._budget if recipe.lr_schedule == "continue" else recipe.steps_per_round
+        steps = self.budget if recipe.lr_schedule == "continue" else recipe.steps_per_round
         return super().create_scheduler(steps or num_training_steps, optimizer)
 
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *others: Any) -> tuple[int, int]:

@@ -1,14 +1,16 @@
 """Only the kept tensors are read, from every layout, and broken files are named."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-from safetensors import safe_open
+from safetensors.torch import save_file
 
-from inheritune_hf.students import InheritedGPT2, Source, checkpoints, find_weights, open_tensors
+from inheritune_hf.students import InheritedGPT2, Source, checkpoints, find_weights, inherit, open_tensors, tensors
+from inheritune_hf.students.tensors import open_safetensors
 
 LAYOUTS = ["safetensors", "safetensors-sharded", "bin", "bin-sharded", "legacy-bin"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -44,44 +46,28 @@ def test_shards_of_dropped_layers_are_not_needed(layout, publish, reference):
     assert same_weights(InheritedGPT2.from_pretrained(folder, keep_layers=4), reference, range(4))
 
 
-def test_only_kept_tensors_are_read(published, reference, monkeypatch):
-    """The bytes taken out of a safetensors file are those of the student's parameters, and no more."""
-    read = []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["safetensors", "safetensors-sharded"])
+def test_only_kept_tensors_are_read(layout, dtype, publish, monkeypatch):
+    """The bytes asked of safetensors files are those of the student's parameters, whatever type it is loaded in."""
+    asked = []
+    fill = tensors._fill
+    monkeypatch.setattr(tensors, "_fill", lambda file, flat, path: (asked.append(flat.nbytes), fill(file, flat, path)))
+    student = InheritedGPT2.from_pretrained(publish(layout), keep_layers=[0, 5], dtype=dtype)
+    assert student.dtype is dtype
+    assert sum(asked) == 4 * student.num_parameters()
 
-    class CountedSlice:
-        def __init__(self, name, inner):
-            self.name, self.inner = name, inner
 
-        def __getitem__(self, key):
-            tensor = self.inner[key]
-            read.append((self.name, tensor.numel() * tensor.element_size()))
-            return tensor
-
-        def get_shape(self):
-            return self.inner.get_shape()
-
-    class CountedFile:
-        def __init__(self, *args, **options):
-            self.file = safe_open(*args, **options)
-
-        def __enter__(self):
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *exception):
-            self.file.__exit__(*exception)
-
-        def keys(self):
-            return self.file.keys()
-
-        def get_slice(self, name):
-            return CountedSlice(name, self.file.get_slice(name))
-
-    monkeypatch.setattr(checkpoints, "safe_open", CountedFile)
-    student = InheritedGPT2.from_pretrained(published, keep_layers=[0, 5])
-    assert sum(size for _, size in read) == 4 * student.num_parameters()
-    assert {name.split(".")[1] for name, _ in read if name.startswith("h.")} == {"0", "5"}
-    assert not [name for name, _ in read if name.endswith(".attn.bias")]
+@pytest.mark.parametrize("piece", [8, 40, 4096])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_types_change_piece_by_piece(dtype, piece, published, reference, monkeypatch):
+    """A tensor that is converted while it is read is the converted tensor, however small the pieces."""
+    monkeypatch.setattr(tensors, "_PIECE", piece)
+    for name, unread in open_safetensors(published / "model.safetensors").items():
+        if not name.endswith("attn.bias"):
+            expected = reference.state_dict()[f"transformer.{name}"]
+            assert torch.equal(unread.in_dtype(dtype)[...], expected.to(dtype))
+            assert torch.equal(unread[0], expected[0])
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
@@ -254,9 +240,80 @@ def test_a_repository_that_cannot_be_read_is_named(monkeypatch):
         InheritedGPT2.from_pretrained("org/none", keep_layers=2)
 
 
-def test_slices_are_opened_under_their_names_in_the_student(published):
-    """Opened tensors are unread slices, renamed as wanted; what is not wanted is not there."""
-    with open_tensors(find_weights(Source(str(published))), {"h.3.ln_1.weight": "h.0.ln_1.weight"}) as tensors:
-        assert list(tensors) == ["h.0.ln_1.weight"]
-        assert tensors["h.0.ln_1.weight"].get_shape() == [16]
+def test_tensors_are_opened_under_their_names_in_the_student(published):
+    """Opened tensors are unread, and named as chosen; what is not chosen is not there."""
+    found = open_tensors(find_weights(Source(str(published))), lambda _: {"h.3.ln_1.weight": "h.0.ln_1.weight"})
+    assert list(found) == ["h.0.ln_1.weight"]
+    unread = found["h.0.ln_1.weight"]
+    assert unread.get_shape() == [16]
+    assert unread.nbytes == 64
+    assert unread.in_dtype(torch.int32).dtype is torch.float32
     assert json.loads((published / "config.json").read_text())["n_layer"] == 12
+
+
+def test_whole_numbers_keep_their_type(tmp_path):
+    """A tensor of whole numbers is not turned into floating point."""
+    save_file({"ids": torch.arange(3)}, tmp_path / "model.safetensors")
+    (unread,) = open_safetensors(tmp_path / "model.safetensors").values()
+    assert torch.equal(unread.in_dtype(torch.bfloat16)[...], torch.arange(3))
+
+
+def test_empty_and_single_numbers_are_read(tmp_path):
+    """A tensor without numbers, and one of a single number without axes, are read as they are."""
+    values = {"none": torch.zeros(0, 3), "one": torch.tensor(2.5)}
+    save_file(values, tmp_path / "model.safetensors")
+    for name, unread in open_safetensors(tmp_path / "model.safetensors").items():
+        for dtype in (torch.float32, torch.float64):
+            assert torch.equal(unread.in_dtype(dtype)[...], values[name].to(dtype))
+
+
+def test_a_type_that_is_not_known_is_named(tmp_path):
+    """A safetensors file with numbers of a type that no student is made of is refused with the tensor's name."""
+    save_file({"wte.weight": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "model.safetensors")
+    message = r"model\.safetensors holds wte\.weight in C64; a student is made of plain weights in one of F64, F32, "
+    with pytest.raises(OSError, match=message):
+        open_safetensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+@pytest.mark.parametrize("change", ["replace", "rewrite", "shorten"])
+def test_a_file_that_changes_while_it_is_read_is_named(layout, change, publish, monkeypatch):
+    """A file that is replaced, rewritten or shortened between its header and its tensors gives an error, no weights."""
+    folder = publish(layout)
+    (file,) = [path for path in folder.iterdir() if path.suffix != ".json"]
+    opened = inherit.open_tensors
+
+    def open_then_change(*args):
+        found = opened(*args)
+        if change == "replace":
+            (folder / "new").write_bytes(file.read_bytes())
+            (folder / "new").replace(file)
+        elif change == "rewrite":
+            status = file.stat()
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        else:
+            os.truncate(file, file.stat().st_size - 1)
+        return found
+
+    monkeypatch.setattr(inherit, "open_tensors", open_then_change)
+    with pytest.raises(OSError, match=r"was changed while it was read; run it again when it is whole\."):
+        InheritedGPT2.from_pretrained(folder, keep_layers=2)
+
+
+def test_a_file_that_ends_early_is_named(published, monkeypatch):
+    """If a file gives fewer bytes than its header says, that is an error and not zeros."""
+    monkeypatch.setattr(tensors, "_check_unchanged", lambda *_: None)
+    (unread, *_) = open_safetensors(published / "model.safetensors").values()
+    read = unread.read.__closure__
+    assert read
+    with (published / "model.safetensors").open("rb") as file:
+        file.seek(0, 2)
+        with pytest.raises(OSError, match=r"x ends before one of its tensors does\. Download it again\."):
+            tensors._fill(file, torch.zeros(4), "x")
+
+
+def test_old_files_are_read_whole_and_it_is_said(publish, logged):
+    """A .bin from before PyTorch 1.6 works, with a note that it cannot be read in part."""
+    InheritedGPT2.from_pretrained(publish("legacy-bin"), keep_layers=2)
+    (message,) = logged
+    assert "is in the format from before PyTorch 1.6, which cannot be read in part: all its" in message

@@ -377,8 +377,8 @@ def test_what_transformers_reports_is_checked_too(published, monkeypatch):
     monkeypatch.setattr(inherit, "_gaps", lambda *_: ([], []))
     tensors = inherit.kept_names
 
-    def forget(*args):
-        return {name: new for name, new in tensors(*args).items() if "ln_f" not in name}
+    def forget(*args, **options):
+        return {name: new for name, new in tensors(*args, **options).items() if "ln_f" not in name}
 
     monkeypatch.setattr(inherit, "kept_names", forget)
     with pytest.raises(RuntimeError, match=r"no tensor for transformer\.ln_f\.bias, transformer\.ln_f\.weight\. Check"):

@@ -97,7 +97,7 @@ def test_every_refusal_says_what_came_and_what_is_allowed(choice, message):
         resolve_layers(choice, 12)
 
 
-@pytest.mark.parametrize("choice", ["auto", "rank:12", "influence:12", "angular:12", "loss:12", "params:350M"])
+@pytest.mark.parametrize("choice", ["auto", "rank:12", "influence:12", "angular:12", "loss:12"])
 def test_measures_are_not_resolved_here(choice):
     """Selections by a measure are refused, because they need an analysis of sequences."""
     message = (
@@ -112,6 +112,38 @@ def test_other_types_are_refused(choice):
     """What is neither a number, a string nor a sequence is a type error."""
     with pytest.raises(TypeError, match=r"keep_layers must be a number \(12\), .*, got "):
         resolve_layers(choice, 12)
+
+
+SIZES = (100, 150, 200, 1_000_000, 2_500_000_000)
+
+
+@pytest.mark.parametrize(
+    ("choice", "count"),
+    [("params:100", 1), ("params:0.1K", 1), ("params:199", 2), ("params:1M", 4), ("params:1.5m", 4), ("params:3B", 5)],
+)
+def test_sizes_take_as_many_first_layers_as_fit(choice, count):
+    """A number of parameters selects the deepest student of first layers that has no more."""
+    assert resolve_layers(choice, 5, SIZES) == tuple(range(count))
+
+
+@pytest.mark.parametrize(
+    ("choice", "sizes", "message"),
+    [
+        ("params:99", SIZES, "is too small: a student of the first layer alone has 100 parameters."),
+        ("params:", SIZES, "keep_layers='params:' is not a number of parameters: write it like 'params:350M'"),
+        ("params:-3", SIZES, "is not a number of parameters"),
+        ("params:1X", SIZES, "is not a number of parameters"),
+        (
+            "params:1M",
+            None,
+            "keep_layers='params:1M' needs the reference's config, which says how many parameters fit.",
+        ),
+    ],
+)
+def test_sizes_that_fit_nothing_are_refused(choice, sizes, message):
+    """A size that is none, or too small for one layer, is refused with what would do."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve_layers(choice, 5, sizes)
 
 
 def test_prefixes_are_recognised():

@@ -1,0 +1,100 @@
+"""How the verbs show plans, diagnoses and estimates on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..students import InheritancePlan, RunEstimate, Verification
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes as people read it, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def show_plan(console: Console, plan: InheritancePlan) -> None:
+    """Show which layers are kept and dropped, what that leaves, and what will be read for it."""
+    from ..students import describe
+
+    table = Table(title=f"{plan.reference} ({plan.model_type}, {plan.depth} layers)", title_justify="left")
+    table.add_column("layers")
+    table.add_column("which")
+    table.add_column("parameters", justify="right")
+    for verb, layers in (("kept", plan.kept_layers), ("dropped", plan.dropped_layers)):
+        count = sum(plan.layer_parameters[layer] for layer in layers)
+        table.add_row(verb, describe(layers) if layers else "none", f"{count:,}")
+    outside = plan.parameters_before - sum(plan.layer_parameters)
+    table.add_row("kept", "what is not in a layer", f"{outside:,}")
+    console.print(table)
+    share = plan.parameters_after / plan.parameters_before
+    lines = [
+        f"kept        {describe(plan.kept_layers)} ({len(plan.kept_layers)} of {plan.depth} layers)",
+        f"dropped     {describe(plan.dropped_layers) if plan.dropped_layers else 'nothing'}",
+        f"parameters  {plan.parameters_before:,} -> {plan.parameters_after:,} ({share:.1%})",
+        f"to read     {human_bytes(plan.bytes_to_read)} of {', '.join(file.name for file in plan.files) or 'no file'}",
+    ]
+    if plan.bytes_to_fetch:
+        lines.append(f"to fetch    {human_bytes(plan.bytes_to_fetch)}")
+    for name, (before, after) in plan.changed_fields.items():
+        lines.append(f"config      {name}: {_short(before)} -> {_short(after)}")
+    lines.extend(f"note        {note}" for note in plan.notes)
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
+
+
+def show_estimate(console: Console, estimate: RunEstimate) -> None:
+    """Show what every round would take, and the memory of every phase."""
+    show_plan(console, estimate.plan)
+    table = Table(title="rounds, if all are needed", title_justify="left")
+    for name in ("round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"):
+        table.add_column(name, justify="right")
+    for index, item in enumerate(estimate.rounds, start=1):
+        table.add_row(
+            str(index),
+            str(item.layers),
+            f"{item.parameters:,}",
+            f"{item.steps:,}",
+            f"{item.tokens:,}",
+            f"{item.flops:.3g}",
+            _hours(item.seconds),
+        )
+    table.add_section()
+    total = [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
+    table.add_row("all", "", "", *total)
+    console.print(table)
+    table = Table(title="memory of one process at its peak, in float32 with AdamW", title_justify="left")
+    table.add_column("phase")
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
+        table.add_column(name, justify="right")
+    phases = [estimate.measuring, estimate.inheriting, *(item.memory for item in estimate.rounds)]
+    names = ["measure reference", "build student", *(f"train {item.layers} layers" for item in estimate.rounds)]
+    for name, memory in zip(names, phases, strict=True):
+        kinds = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits, memory.peak)
+        table.add_row(name, *(human_bytes(kind) for kind in kinds))
+    console.print(table)
+
+
+def show_verification(console: Console, found: Verification) -> None:
+    """Show what was checked, what was found, and the verdict."""
+    for check in found.checks:
+        word = {True: "ok", False: "FAILED", None: "skipped"}[check.passed]
+        console.print(f"{check.name:<10} {word:<8} {check.detail}", markup=False)
+    kind = "trained" if found.trained else "untrained"
+    console.print(f"{found.student}: {kind} student, {'ok' if found.passed else 'FAILED'}", markup=False)
+
+
+def _hours(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds / 3600:.3g}"

@@ -1,0 +1,190 @@
+"""Whether a saved student is what its record says: lineage, shapes, identity of its tensors, and that it generates."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from ..records import RECORD_FILE, Lineage
+from .architectures import Architecture, inspect_architecture, kept_names, query_rows, sliced_config
+from .checkpoints import Source, find_weights, open_tensors
+from .references import OpenedReference, Reference, open_reference
+from .selection import describe
+from .tensors import Unread
+
+_NEW_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """
+    One thing that was checked.
+
+    Args:
+        name (`str`): What was checked.
+        passed (`bool`, *optional*): Whether it holds; None if it could not be checked.
+        detail (`str`): What was found.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """
+    What checking a student came to.
+
+    Args:
+        student (`str`): Path of the student.
+        trained (`bool`): Whether its record holds rounds of training.
+        checks (`tuple[Check, ...]`): What was checked, in order.
+    """
+
+    student: str
+    trained: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing that was checked failed."""
+        return all(check.passed is not False for check in self.checks)
+
+
+def verify_student(student: str | os.PathLike[str], reference: Reference | None = None, **kwargs: Any) -> Verification:
+    """
+    Check a saved student: lineage, shapes and, if it was not trained, identity with the reference's tensors.
+
+    Then it is loaded as anyone loads it, by `AutoModelForCausalLM`, and generates with and without cache. Tensors are
+    compared one at a time.
+
+    Args:
+        student (`str` or `os.PathLike`):
+            Folder of the student.
+        reference (`str`, `os.PathLike` or `PreTrainedModel`, *optional*):
+            The reference; what the lineage names if not given. If it cannot be reached, that is said, and the checks
+            that need it are left out.
+        kwargs:
+            Where the reference's files come from (`revision`, `token`, ...).
+
+    Returns:
+        `Verification`: The checks.
+
+    Raises:
+        OSError: If there is no model in the folder.
+    """
+    folder = Path(student)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"There is no student at {str(student)!r}: give a folder with config.json.")
+    config = AutoConfig.from_pretrained(folder)
+    trained = _is_trained(folder)
+    lineage = getattr(config, "inheritune", None)
+    if not isinstance(lineage, dict):
+        checks = [Check("lineage", False, "config.json has no lineage (field `inheritune`)")]
+    else:
+        checks = list(_against_reference(folder, config, Lineage.from_dict(lineage), trained, reference, kwargs))
+    checks.extend(_in_use(folder))
+    return Verification(str(student), trained, tuple(checks))
+
+
+def _is_trained(folder: Path) -> bool:
+    record = folder / RECORD_FILE
+    return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8")).get("rounds"))
+
+
+def _against_reference(
+    folder: Path,
+    config: PreTrainedConfig,
+    lineage: Lineage,
+    trained: bool,
+    reference: Reference | None,
+    options: dict[str, Any],
+) -> list[Check]:
+    options = dict(options)
+    if reference is None and lineage.revision is not None:
+        options.setdefault("revision", lineage.revision)
+    try:
+        opened = open_reference(lineage.reference if reference is None else reference, options)
+    except OSError as error:
+        return [Check("lineage", None, f"the reference cannot be reached: {error}")]
+    depth = int(opened.config.num_hidden_layers)
+    fits = (
+        depth == lineage.reference_layers
+        and len(lineage.kept_layers) == config.num_hidden_layers
+        and all(0 <= layer < depth for layer in lineage.kept_layers)
+        and config.model_type == opened.config.model_type
+    )
+    detail = f"layers {describe(lineage.kept_layers)} of {depth} of {opened.name}"
+    checks = [Check("lineage", fits, detail)]
+    if not fits:
+        return checks
+    before = inspect_architecture(opened.config)
+    blank = inspect_architecture(sliced_config(opened.config, lineage.kept_layers))
+    mine = open_tensors(find_weights(Source(str(folder))), partial(kept_names, blank, range(blank.depth)))
+    checks.append(_shapes(inspect_architecture(config), blank))
+    if trained:
+        checks.append(Check("identity", None, "the student was trained, so its tensors are its own"))
+    else:
+        checks.append(_identity(opened, before, lineage, mine))
+    return checks
+
+
+def _shapes(student: Architecture, expected: Architecture) -> Check:
+    wrong = [name for name, shape in expected.parameters.items() if student.parameters.get(name) != shape]
+    if wrong:
+        return Check("shapes", False, f"{len(wrong)} tensors differ from what the reference gives, such as {wrong[0]}")
+    return Check("shapes", True, f"{len(expected.parameters)} tensors have the shapes that the reference gives")
+
+
+def _identity(opened: OpenedReference, architecture: Architecture, lineage: Lineage, mine: dict[str, Unread]) -> Check:
+    choose = partial(kept_names, architecture, lineage.kept_layers, parts=lineage.inherited)
+    if opened.source is None:
+        state: Any = opened.model.state_dict() if opened.model is not None else {}
+        theirs: dict[str, Any] = {given: state[name] for name, given in choose(state).items()}
+    else:
+        theirs = dict(open_tensors(find_weights(opened.source), choose))
+    compared, different = 0, []
+    for name, unread in mine.items():
+        if name not in theirs:
+            continue
+        expected = theirs[name][...].to(unread.dtype)
+        if lineage.query_scales:
+            rows = query_rows(architecture, name)
+            if rows is not None:
+                position, width = rows
+                expected = expected.clone()
+                expected[..., :width] *= lineage.query_scales[position]
+        compared += 1
+        if not torch.equal(unread[...], expected):
+            different.append(name)
+    if different:
+        return Check("identity", False, f"{len(different)} of {compared} tensors differ, such as {different[0]}")
+    if compared == 0:
+        return Check("identity", False, "no tensor of the student is one of the reference")
+    return Check("identity", True, f"{compared} tensors are the reference's, bit for bit")
+
+
+def _in_use(folder: Path) -> list[Check]:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, info = loaded
+    problems = [
+        f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:3]))}"
+        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
+        if info[kind]
+    ]
+    reload = Check("reload", not problems, "; ".join(problems) or f"AutoModelForCausalLM: {type(model).__name__}")
+    prompt = torch.arange(1, 5)[None] % int(model.config.get_text_config(decoder=True).vocab_size)
+    options = {"max_new_tokens": _NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        runs = [model.generate(prompt, use_cache=cached, **options) for cached in (True, False)]
+    same = torch.equal(*runs)
+    detail = f"{_NEW_TOKENS} tokens, {'the same' if same else 'others'} with and without cache"
+    return [reload, Check("generate", same, detail)]

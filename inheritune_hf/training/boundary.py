@@ -1,0 +1,91 @@
+"""What lies between two rounds: the next student, and what of the last round goes on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from ..students import from_pretrained_inherited, student_skeleton
+from .carry import carry_optimizer, group_names
+from .expansion import expand_student, parameter_origins
+from .staging import RunState
+
+if TYPE_CHECKING:
+    from .trainer import InherituneTrainer
+
+
+def next_student(trainer: InherituneTrainer, state: RunState, before: Path | None) -> PreTrainedModel:
+    """Return the round's student: inherited afresh, or the one in the checkpoint `before` with blocks added."""
+    recipe, seed = trainer.inheritune_config, trainer.args.seed
+    if before is None or recipe.growth == "reinherit":
+        chosen = dataclasses.replace(recipe, keep_layers=list(state.layers))
+        return from_pretrained_inherited(trainer.reference, chosen, seed=seed, **trainer.reference_kwargs)
+    return expand_student(
+        _trained(trainer, before),
+        state.rounds[-1].kept_layers,
+        trainer.reference,
+        state.layers,
+        recipe,
+        seed + state.round_index,
+        trainer.reference_kwargs,
+    )
+
+
+def carried_states(
+    trainer: InherituneTrainer, state: RunState, before: Path, student: PreTrainedModel
+) -> dict[str, Any]:
+    """
+    Return the optimizer and scheduler states with which the round begins, by file name; none if both begin afresh.
+
+    The trainer holds no model afterwards.
+    """
+    recipe = trainer.inheritune_config
+    keep_state, keep_rates = recipe.optimizer_state == "keep", recipe.lr_schedule == "continue"
+    if not keep_state and not keep_rates:
+        return {}
+    trained = _trained(trainer, before)
+    names, optimizers, schedulers = [], [], []
+    for model in (trained, student):
+        trainer.hold(model)
+        optimizers.append(trainer.create_optimizer())
+        schedulers.append(trainer.create_scheduler(trainer.budget))
+        names.append(group_names(optimizers[-1], model))
+    origins = parameter_origins(trained, state.rounds[-1].kept_layers, student, state.layers)
+    saved = torch.load(before / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+    optimizer = carry_optimizer(saved, names[0], optimizers[1].state_dict(), names[1], origins, keep_state, keep_rates)
+    scheduler = schedulers[1].state_dict()
+    if keep_rates:
+        scheduler = torch.load(before / SCHEDULER_NAME, weights_only=True)
+    trainer.hold(student_skeleton(trainer.reference_config, state.layers))
+    return {OPTIMIZER_NAME: optimizer, SCHEDULER_NAME: scheduler}
+
+
+def first_log(trainer: InherituneTrainer, state: RunState) -> TrainerState:
+    """Return the log a run begins with: the reference's figures, whether they were measured just now or before."""
+    reference = state.reference
+    log: Any = TrainerState()
+    log.stateful_callbacks = trainer.state.stateful_callbacks
+    if reference is not None:
+        figures = {"loss": reference.loss, "perplexity": reference.perplexity, "accuracy": reference.accuracy}
+        log.log_history = [{**{f"reference_{name}": value for name, value in figures.items()}, "step": 0}]
+    begun: TrainerState = log
+    return begun
+
+
+def learned_names(trainer: InherituneTrainer, state: RunState) -> frozenset[str]:
+    """Return the names of the parameters in the round's student that were trained in rounds before."""
+    if not state.rounds:
+        return frozenset()
+    last = state.rounds[-1].kept_layers
+    skeleton = student_skeleton(trainer.reference_config, last)
+    return frozenset(parameter_origins(skeleton, last, trainer.student, state.layers))
+
+
+def _trained(trainer: InherituneTrainer, checkpoint: Path) -> PreTrainedModel:
+    model: PreTrainedModel = type(trainer.student).from_pretrained(checkpoint, dtype=torch.float32)
+    return model

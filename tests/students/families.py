@@ -1,0 +1,213 @@
+"""Every supported family: small configs, and what its published files look like where they are not as a model saves."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 6}
+TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+WIDE = {**SHAPE, **TOKENS, "intermediate_size": 32, "max_position_embeddings": 32}
+GROUPED = {**WIDE, "num_key_value_heads": 1}
+EQUAL = {**WIDE, "num_key_value_heads": 2}
+HEADS = {**GROUPED, "head_dim": 8}
+SLIDING = ["sliding_attention", "full_attention"] * 3
+WINDOWS = {"layer_types": SLIDING, "sliding_window": 4}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "first_k_dense_replace": 2,
+    "num_nextn_predict_layers": 0,
+    "n_group": 1,
+    "topk_group": 1,
+}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
+MPT = {"vocab_size": 64, "d_model": 16, "n_heads": 2, "n_layers": 6, "max_seq_len": 32, **TOKENS}
+OPT = {**SHAPE, **TOKENS, "ffn_dim": 32, "max_position_embeddings": 32}
+CONVOLUTIONS = {"layer_types": ["conv", "full_attention", "conv"] * 2}
+
+#: The families that the project promises; their tests are the fast ones.
+PROMISED = {
+    "gpt2": [
+        dict(SHAPE, n_positions=32, **TOKENS),
+        dict(SHAPE, n_positions=32, reorder_and_upcast_attn=True, **TOKENS),
+    ],
+    "bloom": [{**SHAPE, **TOKENS}],
+    "cohere": [{**EQUAL, "use_qk_norm": True}],
+    "exaone4": [{**GROUPED, **WINDOWS}],
+    "falcon": [
+        {**SHAPE, **TOKENS, "alibi": True, "new_decoder_architecture": False},
+        {**SHAPE, **TOKENS, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 1},
+    ],
+    "gemma": [HEADS],
+    "gemma2": [{**HEADS, **WINDOWS}],
+    "gemma3_text": [{**HEADS, **WINDOWS}],
+    "gpt_bigcode": [dict(SHAPE, n_positions=32, **TOKENS)],
+    "gpt_neo": [
+        {
+            **SHAPE,
+            **TOKENS,
+            "max_position_embeddings": 32,
+            "window_size": 4,
+            "attention_types": [[["global", "local"], 2], [["global"], 2]],
+        }
+    ],
+    "gpt_neox": [WIDE, {**WIDE, "use_parallel_residual": False, "tie_word_embeddings": True}],
+    "gptj": [dict(SHAPE, n_positions=32, rotary_dim=4, **TOKENS)],
+    "granite": [{**GROUPED, "logits_scaling": 2.0, "residual_multiplier": 0.5}],
+    "lfm2": [{**GROUPED, **CONVOLUTIONS, "block_auto_adjust_ff_dim": False}],
+    "llama": [GROUPED, {**GROUPED, "tie_word_embeddings": True, "attention_bias": True}],
+    "ministral": [{**HEADS, **WINDOWS}],
+    "mistral": [{**HEADS, "sliding_window": 4}],
+    "mixtral": [{**GROUPED, **LOCAL_EXPERTS}],
+    "mpt": [MPT],
+    "olmo": [GROUPED],
+    "olmo2": [GROUPED],
+    "opt": [OPT, {**OPT, "word_embed_proj_dim": 8, "do_layer_norm_before": False}],
+    "phi": [GROUPED],
+    "phi3": [{**GROUPED, "sliding_window": 4}],
+    "qwen2": [GROUPED, {**GROUPED, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}],
+    "qwen2_moe": [{**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 8, "decoder_sparse_step": 2}],
+    "qwen3": [HEADS, {**HEADS, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}],
+    "qwen3_moe": [{**HEADS, **EXPERTS, "mlp_only_layers": [1, 5]}],
+    "smollm3": [
+        {**GROUPED, "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 4},
+        {**GROUPED, "no_rope_layers": [1, 0, 0, 1, 0, 1]},
+    ],
+    "stablelm": [GROUPED],
+    "starcoder2": [{**GROUPED, "sliding_window": 4}],
+}
+
+#: What the mechanism serves besides; proven the same way, in the slow tests.
+BESIDES = {
+    "apertus": [GROUPED],
+    "arcee": [GROUPED],
+    "biogpt": [WIDE],
+    "codegen": [{**SHAPE, **TOKENS, "n_positions": 32, "n_ctx": 32, "rotary_dim": 4, "num_attention_heads": 4}],
+    "cohere2": [{**EQUAL, **WINDOWS}],
+    "deepseek_v2": [{**EQUAL, **ROUTED, **LATENT}],
+    "deepseek_v3": [{**EQUAL, **ROUTED, **LATENT}],
+    "ernie4_5": [HEADS],
+    "flex_olmo": [{**EQUAL, **EXPERTS}],
+    "glm": [HEADS],
+    "glm4": [HEADS],
+    "glm4_moe": [{**EQUAL, **ROUTED, "head_dim": 8}],
+    "gpt_oss": [{**HEADS, **LOCAL_EXPERTS, **WINDOWS}],
+    "granite_swa": [{**GROUPED, **WINDOWS}],
+    "granitemoe": [{**GROUPED, **LOCAL_EXPERTS}],
+    "granitemoeshared": [{**GROUPED, **LOCAL_EXPERTS, "shared_intermediate_size": 8}],
+    "helium": [HEADS],
+    "hunyuan_v1_dense": [HEADS],
+    "hyperclovax": [GROUPED],
+    "jais2": [GROUPED],
+    "lfm2_moe": [{**GROUPED, **EXPERTS, **CONVOLUTIONS, "num_dense_layers": 2}],
+    "ministral3": [HEADS],
+    "nemotron": [GROUPED],
+    "olmo3": [{**GROUPED, **WINDOWS}],
+    "olmoe": [{**EQUAL, **EXPERTS}],
+    "persimmon": [WIDE],
+    "phimoe": [{**GROUPED, **LOCAL_EXPERTS}],
+    "seed_oss": [HEADS],
+    "vaultgemma": [{**HEADS, **WINDOWS}],
+    "xglm": [
+        {
+            **TOKENS,
+            "vocab_size": 64,
+            "d_model": 16,
+            "attention_heads": 2,
+            "num_layers": 6,
+            "ffn_dim": 32,
+            "max_position_embeddings": 32,
+        }
+    ],
+}
+
+CASES = {**PROMISED, **BESIDES}
+
+
+@dataclass(frozen=True)
+class Published:
+    """How a family's files differ from what a model saves: a prefix left out, other tensors besides, telling names."""
+
+    strip: str = ""
+    extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, tensors):
+        """Return the tensors as the family publishes them."""
+        found = {}
+        for name, tensor in tensors.items():
+            name = name.removeprefix(self.strip)
+            for old, new in self.renamed:
+                name = name.replace(old, new)
+            found[name] = tensor
+        for template, shape in self.extra.items():
+            for layer in range(6) if "{}" in template else [0]:
+                found[template.format(layer)] = torch.ones(shape)
+        assert set(self.names) <= set(found), set(self.names) - set(found)
+        return found
+
+
+MASK = (1, 1, 32, 32)
+PUBLISHED = {
+    # openai-community/gpt2: no prefix, masks, no head.
+    "gpt2": Published("transformer.", {"h.{}.attn.bias": MASK}, ("wte.weight", "h.5.ln_1.bias", "ln_f.weight")),
+    # bigscience/bloom-560m: no prefix.
+    "bloom": Published("transformer.", names=("word_embeddings_layernorm.weight", "h.0.input_layernorm.weight")),
+    # EleutherAI/gpt-neo-125m: masks in every block.
+    "gpt_neo": Published(
+        "",
+        {"transformer.h.{}.attn.attention.bias": MASK, "transformer.h.{}.attn.attention.masked_bias": ()},
+        ("transformer.h.3.attn.attention.q_proj.weight",),
+    ),
+    # EleutherAI/pythia-70m: the head is called embed_out, masks and frequencies in every block.
+    "gpt_neox": Published(
+        "",
+        {
+            "gpt_neox.layers.{}.attention.bias": MASK,
+            "gpt_neox.layers.{}.attention.masked_bias": (),
+            "gpt_neox.layers.{}.attention.rotary_emb.inv_freq": (2,),
+        },
+        ("gpt_neox.layers.5.attention.query_key_value.weight",),
+    ),
+    # EleutherAI/gpt-j-6b: masks in every block, a head with a bias.
+    "gptj": Published(
+        "", {"transformer.h.{}.attn.bias": MASK, "transformer.h.{}.attn.masked_bias": ()}, ("lm_head.bias",)
+    ),
+    # facebook/opt-125m: no prefix of the bare model, and the tied head beside it.
+    "opt": Published("model.", names=("decoder.embed_tokens.weight", "decoder.layers.0.fc1.weight")),
+    # meta-llama/Llama-2-7b-hf and its contemporaries: frequencies in every block.
+    "llama": Published("", {"model.layers.{}.self_attn.rotary_emb.inv_freq": (4,)}),
+    "stablelm": Published("", {"model.layers.{}.self_attn.rotary_emb.inv_freq": (4,)}),
+    # microsoft/Phi-3-mini: fused projections.
+    "phi3": Published("", names=("model.layers.5.self_attn.qkv_proj.weight", "model.layers.5.mlp.gate_up_proj.weight")),
+    # mosaicml/mpt-7b and tiiuae/falcon-7b: fused projections.
+    "mpt": Published("", names=("transformer.blocks.5.attn.Wqkv.weight", "transformer.norm_f.weight")),
+    "falcon": Published("", names=("transformer.h.5.self_attention.query_key_value.weight",)),
+    # One tensor per expert.
+    "mixtral": Published(
+        "",
+        names=(
+            "model.layers.5.block_sparse_moe.experts.3.w1.weight",
+            "model.layers.0.block_sparse_moe.experts.0.w2.weight",
+            "model.layers.0.block_sparse_moe.gate.weight",
+        ),
+    ),
+    "phimoe": Published("", names=("model.layers.5.block_sparse_moe.experts.3.w1.weight",)),
+    "qwen2_moe": Published(
+        "", names=("model.layers.5.mlp.experts.3.gate_proj.weight", "model.layers.5.mlp.shared_expert.up_proj.weight")
+    ),
+    "qwen3_moe": Published(
+        "", names=("model.layers.4.mlp.experts.3.down_proj.weight", "model.layers.5.mlp.down_proj.weight")
+    ),
+    "olmoe": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
+    "flex_olmo": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
+    "deepseek_v2": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
+    "deepseek_v3": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
+    "glm4_moe": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
+    "lfm2": Published("", names=("model.layers.0.conv.conv.weight", "model.embedding_norm.weight")),
+    "codegen": Published("", {"transformer.h.{}.attn.causal_mask": MASK}),
+}
