@@ -6,11 +6,10 @@ Put the runs of several seeds into docs/results/: one table, one picture.
 """
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
-from inheritune_hf.publishing import ResultRow, markdown_table
+from inheritune_hf.publishing import ResultRow, draw_losses, markdown_table
 from inheritune_hf.records import Match, RunRecord, write_text
 
 HERE = Path(__file__).parent
@@ -86,7 +85,8 @@ def main(folders: list[str]) -> None:
         runs=len(runs),
     )
     write_text(HERE / "embedded.md", text)
-    shutil.copyfile(Path(folders[0]) / "losses.png", HERE / "losses.png")
+    curves = dict(first["curves"])
+    draw_losses(HERE / "losses.png", records[0].rounds, curves.pop("student"), records[0].target or 0.0, curves)
 
 
 def _range(values: list[float]) -> str:

@@ -138,15 +138,15 @@ def draw_losses(
             axes.axvline(item.start_step, color="#bbbbbb", linewidth=0.8)
     axes.annotate(
         f"reference {reference_loss:.3f}",
-        (1, reference_loss),
+        (0, reference_loss),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, 4),
+        xytext=(4, -11),
         textcoords="offset points",
-        ha="right",
         color="#444444",
         fontsize=9,
     )
-    _frame_student(axes, [loss for _, loss in student], reference_loss)
+    ends = [curve[-1][1] for curve in (controls or {}).values()]
+    _frame(axes, [reference_loss, *(loss for _, loss in student), *ends])
     axes.set_xlabel("optimizer steps, all rounds together")
     axes.set_ylabel("selection loss (nats per token)")
     axes.grid(alpha=0.25)
@@ -170,9 +170,9 @@ def _shares(count: int) -> list[float]:
     return [1.0] if count == 1 else [number / (count - 1) for number in range(count)]
 
 
-def _frame_student(axes: Any, losses: Sequence[float], reference_loss: float) -> None:
-    """Keep the student and the reference in sight: a control that starts from random weights begins far above."""
-    low, high = min([*losses, reference_loss]), max([*losses, reference_loss])
-    margin = max(high - low, 0.05)
-    bottom = min(low, axes.dataLim.y0)
-    axes.set_ylim(bottom - 0.1 * margin, high + 0.35 * margin)
+def _frame(axes: Any, losses: Sequence[float]) -> None:
+    """Keep the student, the reference and where controls end in sight: random weights begin far above."""
+    low, high = min(losses), max(losses)
+    margin = 0.08 * max(high - low, 0.05)
+    axes.set_ylim(low - margin, high + 2 * margin)
+    axes.set_xlim(left=0)
