@@ -187,6 +187,11 @@ class InherituneConfig:
             )
         return tuple(part for part in PARTS if part in named)
 
+    @property
+    def continues_data(self) -> bool:
+        """Whether a round goes on in the data where the one before stopped."""
+        return self.data_order == "continue" or (self.data_order is None and self.growth == "continue")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as a plain dictionary that JSON and YAML can hold."""
         return dataclasses.asdict(self)

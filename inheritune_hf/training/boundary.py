@@ -9,14 +9,50 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..records import Match, Round
 from ..students import from_pretrained_inherited, student_skeleton
 from .carry import carry_optimizer, group_names
 from .expansion import expand_student, parameter_origins
-from .staging import RunState
+from .staging import RunState, Seal, last_checkpoint, read_trainer_state, round_trainer_state, stage_round
 
 if TYPE_CHECKING:
     from .trainer import InherituneTrainer
+
+
+def stage_next(trainer: InherituneTrainer, state: RunState) -> None:
+    """Put the starting point of the round that comes next on disk."""
+    found = last_checkpoint(trainer.output_dir, state.round_index - 1)
+    before = found[0] if found else None
+    student = next_student(trainer, state, before)
+    history = read_trainer_state(before) if before else first_log(trainer, state)
+    stage_round(
+        trainer.output_dir,
+        state.round_index,
+        student,
+        round_trainer_state(history, trainer.args),
+        carried_states(trainer, state, before, student) if before else {},
+        sorted(before.glob("rng_state*.pth")) if before and trainer.inheritune_config.continues_data else (),
+    )
+
+
+def finished_round(trainer: InherituneTrainer, state: RunState, seal: Seal, match: Match) -> Round:
+    """Return the record of the round that ended with the checkpoint of `seal`."""
+    log = read_trainer_state(trainer.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{seal.step}")
+    return Round(
+        index=state.round_index,
+        kept_layers=state.layers,
+        start_step=state.start_step,
+        end_step=seal.step,
+        tokens=seal.tokens,
+        epochs=round(seal.epochs, 4),
+        flops=float(log.total_flos - sum(item.flops for item in state.rounds)),
+        seconds=round(seal.seconds, 3),
+        loss=seal.validation.loss if seal.validation else float("nan"),
+        target=trainer.target_loss() or float("nan"),
+        match=match,
+    )
 
 
 def next_student(trainer: InherituneTrainer, state: RunState, before: Path | None) -> PreTrainedModel:

@@ -34,7 +34,7 @@ from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
-from .boundary import carried_states, first_log, learned_names, next_student
+from .boundary import finished_round, learned_names, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .feeding import StreamedTrainer, check_boundaries, check_data, pad_token
 from .growth import conclude, first_layers, reopen
@@ -46,9 +46,7 @@ from .staging import (
     read_state,
     read_trainer_state,
     round_folder,
-    round_trainer_state,
     seal_checkpoint,
-    stage_round,
     unseal_checkpoint,
     write_state,
 )
@@ -186,7 +184,7 @@ class InherituneTrainer(StreamedTrainer):
             lineage=Lineage.from_dict(self.student.config.inheritune),
             rounds=self.rounds,
             outcome=self.outcome,
-            target=self._target_loss(),
+            target=self.target_loss(),
         )
 
     # The loop
@@ -228,7 +226,7 @@ class InherituneTrainer(StreamedTrainer):
             "matched": int(self.outcome == "matched"),
             "layers": len(self._state.layers),
             "rounds": len(self.rounds),
-            "reference_loss": self._target_loss(),
+            "reference_loss": self.target_loss(),
             "train_loss": training_loss,
         }
         if last is not None:
@@ -314,24 +312,17 @@ class InherituneTrainer(StreamedTrainer):
         if state.staged:
             return
         if self.args.should_save:
-            found = last_checkpoint(self.output_dir, state.round_index - 1)
-            before = found[0] if found else None
-            student = next_student(self, state, before)
-            history = read_trainer_state(before) if before else first_log(self, state)
-            stage_round(
-                self.output_dir,
-                state.round_index,
-                student,
-                round_trainer_state(history, self.args),
-                carried_states(self, state, before, student) if before else {},
-                sorted(before.glob("rng_state*.pth")) if before and self._continues_data else (),
-            )
+            stage_next(self, state)
         self._state = dataclasses.replace(state, staged=True)
         self._write(self._state)
 
     def _begin_round(self, seal: Seal | None, folder: Path) -> None:
         """Set everything that a round starts with, so that it does not depend on what the process did before."""
-        before = last_checkpoint(self.output_dir, self._state.round_index - 1) if self._continues_data else None
+        before = (
+            last_checkpoint(self.output_dir, self._state.round_index - 1)
+            if self.inheritune_config.continues_data
+            else None
+        )
         self.begin_stream(folder if seal else before[0] if before else None)
         enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
         self._round_tokens = 0
@@ -358,24 +349,9 @@ class InherituneTrainer(StreamedTrainer):
         state = self._state
         if seal.validation is None or seal.validated_at != seal.step:
             raise ValueError(f"The checkpoint of step {seal.step} ends a round but was not evaluated.")
-        recipe = self.inheritune_config
         match = on_main_process(self._compare(seal.validation))
-        checkpoint = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{seal.step}"
-        flops = read_trainer_state(checkpoint).total_flos - sum(item.flops for item in state.rounds)
-        finished = Round(
-            index=state.round_index,
-            kept_layers=state.layers,
-            start_step=state.start_step,
-            end_step=seal.step,
-            tokens=seal.tokens,
-            epochs=round(seal.epochs, 4),
-            flops=float(flops),
-            seconds=round(seal.seconds, 3),
-            loss=seal.validation.loss,
-            target=self._target_loss() or float("nan"),
-            match=match,
-        )
-        self._state = conclude(state, finished, recipe, self.reference_depth, self.budget)
+        finished = finished_round(self, state, seal, match)
+        self._state = conclude(state, finished, self.inheritune_config, self.reference_depth, self.budget)
         self._write(self._state)
         logger.info(
             "round %d · %d layers · %.4f nats/token · target %.4f · %s",
@@ -397,12 +373,6 @@ class InherituneTrainer(StreamedTrainer):
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         if model.device.type != "meta" and self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
-
-    @property
-    def _continues_data(self) -> bool:
-        """Whether a round goes on in the data where the one before stopped."""
-        recipe = self.inheritune_config
-        return recipe.data_order == "continue" or (recipe.data_order is None and recipe.growth == "continue")
 
     def _load_student(self, folder: Path) -> None:
         settings = {name: self.reference_kwargs[name] for name in _MODEL_SETTINGS if name in self.reference_kwargs}
@@ -431,7 +401,8 @@ class InherituneTrainer(StreamedTrainer):
             write_state(self.output_dir, state)
         self.accelerator.wait_for_everyone()
 
-    def _target_loss(self) -> float | None:
+    def target_loss(self) -> float | None:
+        """Return the loss to reach, in nats per token; None before the reference is measured."""
         if self._state.reference is not None:
             return self._state.reference.loss
         return None if self.inheritune_config.target == "reference" else float(self.inheritune_config.target)
@@ -503,7 +474,7 @@ class InherituneTrainer(StreamedTrainer):
         super()._init_training_state(max_steps, num_update_steps_per_epoch, *others)
         if self.stream is not None:
             return 0, 0  # the loader itself begins where it should
-        done = self.state.global_step - (0 if self._continues_data else self._state.start_step)
+        done = self.state.global_step - (0 if self.inheritune_config.continues_data else self._state.start_step)
         epochs, steps = divmod(done, num_update_steps_per_epoch)
         return epochs, steps * self.args.gradient_accumulation_steps
 
