@@ -49,10 +49,10 @@ def test_an_interrupted_preparation_goes_on(tmp_path, build_tokenizer, monkeypat
     tokenizer, calls = build_tokenizer(), []
     whole = type(tokenizer).__call__
     monkeypatch.setattr(
-        type(tokenizer), "__call__", lambda self, texts, **o: calls.append(len(texts)) or whole(self, texts, **o)
+        type(tokenizer), "__call__", lambda self, texts, **o: calls.append(1) or whole(self, texts, **o)
     )
     facts = prepare_data(config, tokenizer, "cut", block_size=16)
-    assert sum(calls) == 20
+    assert len(calls) == 2  # two of the four parts
     assert facts == prepare_data(config, build_tokenizer(), "whole", block_size=16)
     calls.clear()
     assert prepare_data(config, tokenizer, "cut", block_size=16) == facts  # finished: nothing is done

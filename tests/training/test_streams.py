@@ -153,6 +153,9 @@ def test_documents_of_a_sequence_are_kept_apart(attention):
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=2, attn_implementation=attention)
     model = GPT2LMHeadModel(config).eval()
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel .* lets a document see the one before"):
+        check_boundaries(model)  # with a cache, Transformers does not look at the positions
+    model.config.use_cache = False  # as in training
     check_boundaries(model)
     documents = [[5, 6, 7, 0], [9, 8, 0]]
     together = CausalCollator(0, end_token_id=0)([{"input_ids": documents[0] + documents[1]}])
