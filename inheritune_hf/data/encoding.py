@@ -193,11 +193,9 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return str(Hasher.hash(tokenizer))
-    values = json.loads(backend.to_str())
-    # Set by whatever call came last; the calls here override them.
-    values.pop("truncation", None)
-    values.pop("padding", None)
-    text = json.dumps([values, tokenizer.eos_token_id, tokenizer.chat_template], sort_keys=True)
+    # Before the added tokens are truncation and padding, set by whatever call came last; the calls here override them.
+    text = backend.to_str()
+    text = text[text.index('"added_tokens"') :] + json.dumps([tokenizer.eos_token_id, tokenizer.chat_template])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

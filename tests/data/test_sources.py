@@ -5,12 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import Dataset
 from test_splits import TEXTS, documents_of, load, write_jsonl, write_texts
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from inheritune_hf.configuration import DataConfig
+from inheritune_hf.data import load_data_splits
 
 ROWS = [{"text": text} for text in TEXTS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -289,3 +298,83 @@ def test_long_documents_are_damage(tmp_path, tokenizer):
             load(tokenizer, train_files=[name], max_document_bytes=3999)
     facts = load(tokenizer, train_files=[path], max_document_bytes=1000, damaged_rows="skip").facts
     assert facts.damaged_rows == 1
+
+
+LONG_LINE = """
+import json, resource, sys
+from inheritune_hf.data.files import Damage, Layout, read_rows
+from pathlib import Path
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = list(read_rows(Path(sys.argv[1]), Layout(most_bytes=1_000_000, skip=True)))
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(json.dumps({"grown": grown, "rows": [str(row) if isinstance(row, Damage) else row["text"][:9] for row in rows]}))
+"""
+
+
+@pytest.mark.slow
+def test_a_line_of_200_megabytes_is_not_held(tmp_path):
+    """A single line of 200 MB is named or skipped, in a few megabytes of memory, and the next line is read."""
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        file.write('{"text": "the one"}\n{"text": "')
+        for _ in range(200):
+            file.write("a line without an end " * 45_455)
+        file.write('"}\n{"text": "the next"}\n')
+    assert (tmp_path / "rows.jsonl").stat().st_size > 200_000_000
+    command = [sys.executable, "-c", LONG_LINE, str(tmp_path / "rows.jsonl")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert result["rows"][0] == "the one"
+    assert "rows.jsonl, line 2 is longer than max_document_bytes (1,000,000)" in result["rows"][1]
+    assert result["rows"][2] == "the next"
+    assert result["grown"] < 20_000_000
+
+
+# --- the tokenizer and the data --------------------------------------------------------------------------------------
+
+
+def word_tokenizer():
+    """A tokenizer that knows a few words only."""
+    words = {"<end>": 0, "<unk>": 1, "layer": 2, "kept": 3}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_that_the_tokenizer_does_not_know(streaming, tmp_path):
+    """A tokenizer that was made for other text is found at the first documents, with one of them."""
+    known = write_jsonl(tmp_path / "known.jsonl", [{"text": "layer kept"}] * 30)
+    foreign = write_jsonl(tmp_path / "foreign.jsonl", [{"text": "layer kept"}, {"text": "schicht bleibt"}] * 30)
+    sets = {"selection_files": [known], "test_files": [known], "streaming": streaming, "near_duplicates": "ignore"}
+    assert load(word_tokenizer(), train_files=[known], block_size=2, **sets)
+
+    def begin():
+        next(iter(load(word_tokenizer(), train_files=[foreign], block_size=2, **sets).train))
+
+    with pytest.raises(
+        ValueError, match=r"foreign\.jsonl: the tokenizer does not know \d+ of \d+ tokens .*'schicht bl"
+    ):
+        begin()
+
+
+def test_the_end_of_text_token_within_a_document(tmp_path, tokenizer, caplog):
+    """It is warned of, with the document; where documents are to be told apart by it, it is an error."""
+    rows = [*ROWS, {"text": f"one {tokenizer.eos_token} two"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    load(tokenizer, train_files=[path])
+    assert "the end-of-text token '<|endoftext|>' is within a document, as in 'one <|endoftext|> two'" in caplog.text
+    with pytest.raises(ValueError, match=r"rows\.jsonl: the end-of-text token .* is within a document too, as in 'one"):
+        load(tokenizer, train_files=[path], document_boundaries=True)
+
+
+def test_tokens_out_of_range(tmp_path, tokenizer):
+    """A tokenizer, or a row, with more tokens than the reference knows is refused, with the row."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"input_ids": [1, 2]}, {"input_ids": [1, 999]}])
+    with pytest.raises(
+        ValueError, match=r"Token 999 at place 1 of the document '\[1, 999\]' is out of the reference's"
+    ):
+        load(tokenizer, train_files=[path], rows="tokens")
+    with pytest.raises(ValueError, match=r"tokenizer has 292 tokens, the reference only 100; use the reference's own"):
+        load_data_splits(DataConfig(train_files=[path], rows="tokens"), tokenizer, vocab_size=100)
