@@ -1,5 +1,6 @@
 """Run every benchmark."""
 
-from . import demo
+from . import data, demo
 
 demo.main()
+data.main()

@@ -15,7 +15,7 @@ from .files import TOKENS
 #: Tokens of one run; documents are compared by the runs they have in common.
 RUN = 5
 
-_PERMUTATIONS = 128
+_PERMUTATIONS = 64
 _TABLE_BITS = 24
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -90,9 +90,14 @@ def index_documents(sets: Sequence[Dataset], threshold: float) -> Index:
     """Index the documents of sets, numbered through."""
     index = Index(threshold)
     for dataset in sets:
-        for tokens in _documents(dataset):
-            index.add(tokens)
+        add_documents(index, dataset)
     return index
+
+
+def add_documents(index: Index, documents: Dataset) -> None:
+    """Put the documents of a set into an index."""
+    for tokens in _documents(documents):
+        index.add(tokens)
 
 
 def near_duplicates(documents: Dataset, index: Index) -> list[NearDuplicate]:

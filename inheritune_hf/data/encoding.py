@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from datasets.fingerprint import Hasher
@@ -193,11 +193,9 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return str(Hasher.hash(tokenizer))
-    values = json.loads(backend.to_str())
-    # Set by whatever call came last; the calls here override them.
-    values.pop("truncation", None)
-    values.pop("padding", None)
-    text = json.dumps([values, tokenizer.eos_token_id, tokenizer.chat_template], sort_keys=True)
+    # Before the added tokens are truncation and padding, set by whatever call came last; the calls here override them.
+    text = backend.to_str()
+    text = text[text.index('"added_tokens"') :] + json.dumps([tokenizer.eos_token_id, tokenizer.chat_template])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -221,8 +219,7 @@ def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:
 
 
 def _from_texts(rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedTokenizerBase, end: int) -> list[Encoded]:
-    # verbose: documents longer than the model's context are expected, they are cut later.
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    ids = _token_ids(texts, tokenizer)
     found = []
     for row, text, document in zip(rows, texts, ids, strict=True):
         tokens = np.empty(len(document) + 1, dtype=np.int32)
@@ -232,6 +229,23 @@ def _from_texts(rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedToke
         digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True) if row is text else _digest(row)
         found.append(Encoded(tokens, None, digest, len(data)))
     return found
+
+
+def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokenize texts without special tokens; by the backend alone, which keeps no offsets, if it says the same."""
+
+    def whole(items: list[str]) -> Any:
+        # verbose: documents longer than the model's context are expected, they are cut later.
+        return tokenizer(items, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return cast(list[list[int]], whole(texts))
+    start = [texts[0][:500]]
+    expected = whole(start)  # also takes back what the last call made of the backend (truncation, padding)
+    if [item.ids for item in backend.encode_batch_fast(start, add_special_tokens=False)] != expected:
+        return cast(list[list[int]], whole(texts))
+    return [item.ids for item in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _from_tokens(row: tuple[Sequence[int], Sequence[int] | None], end: int) -> Encoded:

@@ -109,7 +109,7 @@ def _open(path: Path) -> BinaryIO:
 def _too_long(place: str, layout: Layout) -> Damage:
     return Damage(
         f"{place} is longer than max_document_bytes ({layout.most_bytes:,}); split the document, or raise "
-        "max_document_bytes (tokenizing needs about 100 times that in memory)."
+        "max_document_bytes (tokenizing takes about 100 times as much memory)."
     )
 
 

@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 
 from ..configuration import DataConfig
 from .corpora import Document
-from .duplicates import index_documents, near_duplicates
+from .duplicates import add_documents, index_documents, near_duplicates
 from .encoding import Encoder, check_tokenizer
 from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
 from .packing import cut_windows, pack_sequences, set_fingerprint, tokenize_documents
@@ -272,11 +272,12 @@ def _see_to_duplicates(documents: _Documents, config: DataConfig) -> None:
     selection_near = np.zeros(len(selection_doubles), dtype=bool)
     if config.near_duplicates != "ignore":
         threshold = config.near_duplicate_threshold
-        index = index_documents([documents.sets[name] for name in EVALUATION], threshold)
+        index = index_documents([documents.sets["test"]], threshold)
+        like_test = near_duplicates(documents.sets["selection"], index)
+        add_documents(index, documents.sets["selection"])
         for dataset, double, found in zip(documents.train, doubles, near, strict=True):
             found[[item.document for item in near_duplicates(dataset, index)]] = True
             found &= ~double
-        like_test = near_duplicates(documents.sets["selection"], index_documents([documents.sets["test"]], threshold))
         selection_near[[item.document for item in like_test]] = True
         selection_near &= ~selection_doubles
         documents.near = int(selection_near.sum()) + sum(int(item.sum()) for item in near)

@@ -27,7 +27,7 @@ PLACE = "place"
 
 # Documents that are tokenized at once: enough to be fast, few enough to be held.
 _GROUP_DOCUMENTS = 64
-_GROUP_BYTES = 1_000_000
+_GROUP_BYTES = 250_000
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,10 @@ class Places:
 
     def total(self, name: str) -> int:
         """Return the sum of a count (`documents`, `tokens`, `damaged`, `left_out`) over all sources and workers."""
-        return sum(source["counts"][name] for place in self.workers.values() for source in place["sources"])
+        whole: int = sum(source["counts"][name] for place in self.workers.values() for source in place["sources"])
+        # The document that a place is in has been read, and its first tokens.
+        begun = {"tokens": [place["offset"] for place in self.workers.values()], "documents": [1] * len(self.workers)}
+        return whole + sum(begun.get(name, ()))
 
     @property
     def passes(self) -> int:

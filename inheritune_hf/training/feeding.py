@@ -152,7 +152,7 @@ def check_boundaries(model: PreTrainedModel) -> None:
     model.train(False)
     try:
         with torch.no_grad():
-            logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
+            logits = model(input_ids=tokens, position_ids=positions).logits.float()
     finally:
         model.train(training)
     difference = float((logits[0, 4:] - logits[1, 4:]).abs().max())
@@ -160,5 +160,5 @@ def check_boundaries(model: PreTrainedModel) -> None:
         raise ValueError(
             f"document_boundaries: {type(model).__name__} with attn_implementation "
             f"{model.config._attn_implementation!r} lets a document see the one before it (logits differ by "
-            f"{difference:.3g}), whatever the positions; use 'sdpa' or 'eager', or leave document_boundaries out."
+            f"{difference:.3g}), whatever the positions; use 'sdpa' or 'eager' without use_cache, or leave it out."
         )

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from inheritune_hf.data import CausalCollator
+from inheritune_hf.configuration import DataConfig
+from inheritune_hf.data import CausalCollator, load_data_splits
 from inheritune_hf.data.encoding import Encoder
+from inheritune_hf.data.sources import sources_fingerprint, training_sources
 from inheritune_hf.data.streaming import PackedStream, Places, StreamCollator, StreamSource
 
+ROOT = Path(__file__).parents[2]
 quick = settings(
     max_examples=25,
     deadline=None,
@@ -27,6 +34,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
 ]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 
 
 def rows_of(shards):
@@ -116,3 +127,191 @@ def test_it_goes_on_with_workers(workers, shards, tokenizer):
         resumed, again = take(stream, 11 - stop, workers=workers, places=after[stop])
         assert resumed == whole[stop + 1 :]
         assert again == after[stop + 1 :]
+
+
+# --- lanes -----------------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(shards=st.integers(1, 6), world=st.integers(1, 3), count=st.integers(3, 12))
+def test_lanes_share_the_documents_out(shards, world, count, tokenizer):
+    """Every document is in exactly one lane, whatever the numbers of shards and processes."""
+    parts = [documents(count, seed=part, words=3) for part in range(shards)]
+    parts = [[f"{text} s{number}" for text in part] for number, part in enumerate(parts)]
+    stream = stream_of(tokenizer, parts, block_size=4)
+    found = []
+    for rank in range(world):
+        tokens, passed = [], 0
+        for row in stream.begin(rank, world):
+            tokens += row["input_ids"].tolist()
+            passed = row["place"]["sources"][0]["counts"]["passes"]
+            if passed:
+                break
+        text = tokenizer.decode(tokens).split(tokenizer.eos_token)
+        own = list(dict.fromkeys(part for part in text[:-1] if part))
+        found += own
+    everything = [text for part in parts for text in part]
+    assert sorted(found) == sorted(everything)
+
+
+def test_a_lane_without_documents_says_so(tokenizer):
+    """More readers than documents: the reader that has none names the numbers."""
+    stream = stream_of(tokenizer, [["only one"]])
+    assert next(iter(stream.begin(0, 2)))
+    with pytest.raises(ValueError, match=r"Reader 2 of 2 found no document in source 0: there are fewer documents tha"):
+        next(iter(stream.begin(1, 2)))
+
+
+def test_sources_of_a_stream_have_their_shares(tokenizer):
+    """The tokens of each source follow its weight from the first sequences on, to within a document."""
+    sources = [[["a a a a"] * 5], [["b b b b b b b b"] * 3]]
+    stream = stream_of(tokenizer, *sources, weights=[3.0, 1.0])
+    rows = iter(stream)
+    for _ in range(200):
+        place = next(rows)["place"]
+    tokens = [source["counts"]["tokens"] for source in place["sources"]]
+    assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.02)
+
+
+def test_places_count_what_was_read(tokenizer):
+    """Passes, documents and tokens are counted, over sources and workers."""
+    stream = stream_of(tokenizer, [documents(6)])
+    _, after = take(stream, 40)
+    places = Places(after[-1])
+    assert places.passes >= 1
+    assert places.total("documents") >= 6 * places.passes
+    assert places.total("tokens") == 40 * 2 * 8
+    assert places.total("left_out") == places.total("damaged") == 0
+    assert Places().passes == 0
+
+
+# --- by settings -----------------------------------------------------------------------------------------------------
+
+
+def write_shards(folder, texts, shards):
+    folder.mkdir()
+    for number in range(shards):
+        part = texts[number::shards]
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    return [f"{folder}/*.jsonl"]
+
+
+def load(tokenizer, block_size=8, **settings):
+    config = DataConfig(**{"streaming": True, "selection_fraction": 0.2, "test_fraction": 0.2, **settings})
+    return load_data_splits(config, tokenizer, block_size=block_size)
+
+
+def texts_of(dataset, tokenizer):
+    found = {}
+    for row in dataset:
+        found.setdefault(row["document"], []).extend(row["input_ids"])
+    return {tokenizer.decode(ids, skip_special_tokens=True) for ids in found.values()}
+
+
+def test_carving_a_stream_does_not_depend_on_order_or_shards(tmp_path, tokenizer):
+    """The same documents are carved whatever the order and the shards, and are trained on by nobody."""
+    texts = [f"document {number} of the stream" for number in range(50)]
+    held = []
+    for name, shards, order in (("a", 1, 1), ("b", 3, -1), ("c", 7, 1)):
+        splits = load(tokenizer, train_files=write_shards(tmp_path / name, texts[::order], shards))
+        held.append((texts_of(splits.selection, tokenizer), texts_of(splits.test, tokenizer)))
+        tokens = []
+        for row in splits.train:
+            tokens += row["input_ids"].tolist()
+            if row["place"]["sources"][0]["counts"]["passes"] > 1:
+                break
+        trained = {text for text in tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1] if text}
+        assert trained == set(texts) - held[-1][0] - held[-1][1]
+    assert held[0] == held[1] == held[2]
+    assert not held[0][0] & held[0][1]
+    assert splits.facts.train.documents is None
+    assert splits.facts.selection.documents == len(held[0][0])
+
+
+def test_given_sets_of_a_stream_are_read_whole(tmp_path, tokenizer):
+    """With given sets nothing is carved, and the stream is the whole source."""
+    texts = [f"document {number}" for number in range(9)]
+    (tmp_path / "s.txt").write_text("the selection")
+    (tmp_path / "t.txt").write_text("the test")
+    splits = load(
+        tokenizer, train_files=write_shards(tmp_path / "a", texts, 1), selection_files=["s.txt"], test_files=["t.txt"]
+    )
+    tokens = [token for _, row in zip(range(20), splits.train, strict=False) for token in row["input_ids"].tolist()]
+    assert tokenizer.decode(tokens).split(tokenizer.eos_token)[:9] == texts
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "saved"])
+def test_tables_and_data_sets_are_streamed(kind, tmp_path, tokenizer):
+    """Parquet files, a folder of a data set and a saved one are streamed, and gone on with, like text."""
+    texts = [f"row {number} of a table" for number in range(40)]
+    table = Dataset.from_dict({"text": texts})
+    (tmp_path / "folder").mkdir()
+    if kind == "saved":
+        table.save_to_disk("folder")
+    else:
+        for number in range(2):
+            table.shard(2, number, contiguous=True).to_parquet(tmp_path / "folder" / f"train-{number}.parquet")
+    source = {"train_files": ["folder/*.parquet"]} if kind == "parquet" else {"dataset_name": "./folder"}
+    stream = load(tokenizer, **source).train
+    whole, after = take(stream, 30)
+    for stop in (0, 5, 17):
+        resumed, _ = take(stream, 29 - stop, places=after[stop])
+        assert resumed == whole[stop + 1 :]
+
+
+def test_a_stream_without_carved_documents_is_named(tmp_path, tokenizer):
+    """A share so small that nothing falls into it is said with what to raise."""
+    files = write_shards(tmp_path / "a", ["one", "two", "three"], 1)
+    with pytest.raises(ValueError, match=r"None of the first 3 documents falls into the selection set \(0\.001 of all"):
+        load(tokenizer, train_files=files, selection_fraction=0.001)
+
+
+def test_fingerprints_tell_streams_apart(tmp_path, tokenizer):
+    """Another file, or the same with more in it, is another stream."""
+    one = write_shards(tmp_path / "a", ["one", "two"], 1)
+    sources = training_sources(DataConfig(train_files=one))
+    before = sources_fingerprint(sources)
+    assert before == sources_fingerprint(sources)
+    (tmp_path / "a" / "0.jsonl").write_text('{"text": "something else"}\n')
+    assert sources_fingerprint(sources) != before
+
+
+MEMORY = """
+import json, resource, sys, threading, time
+from inheritune_hf.configuration import DataConfig
+from inheritune_hf.data import load_data_splits
+from transformers import PreTrainedTokenizerFast
+tokenizer = PreTrainedTokenizerFast.from_pretrained("tokenizer")
+config = DataConfig(train_files=["big.jsonl"], streaming=True, selection_files=["s.txt"], test_files=["s.txt"],
+                    near_duplicates="ignore")
+stream = load_data_splits(config, tokenizer, block_size=1024).train
+rows = iter(stream)
+next(rows)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before, most = resident(), 0
+while True:
+    row = next(rows)
+    most = max(most, resident())
+    if row["place"]["sources"][0]["counts"]["passes"]:
+        break
+print(json.dumps({"grown": most - before, "tokens": row["place"]["sources"][0]["counts"]["tokens"]}))
+"""
+
+
+def test_memory_is_bounded(tmp_path, tokenizer):
+    """A file ten times larger than the bound is streamed within it, after the first sequence."""
+    bound = 4_000_000
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "s.txt").write_text("the selection")
+    line = json.dumps({"text": "layer kept " * 200}) + "\n"
+    with (tmp_path / "big.jsonl").open("w") as file:
+        for _ in range(10 * bound // len(line) + 1):
+            file.write(line)
+    assert (tmp_path / "big.jsonl").stat().st_size > 10 * bound
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, cwd=tmp_path, timeout=550, env=environment()
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["grown"] < bound, result

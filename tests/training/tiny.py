@@ -9,13 +9,17 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import killing
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
 from inheritune_hf import InherituneConfig, InherituneTrainer
+from inheritune_hf.data.encoding import Encoder
+from inheritune_hf.data.files import Layout
+from inheritune_hf.data.streaming import PackedStream, StreamSource
 
 VOCABULARY = 64
 TOKENS = 16
@@ -89,13 +93,28 @@ def arguments(output_dir, **changes):
     return TrainingArguments(str(output_dir), **{**settings, **changes})
 
 
-def make_trainer(output_dir, reference, recipe=None, callbacks=None, **changes):
+def stream_rows(shards):
+    for first, count in shards:
+        for number in range(first, first + count):
+            # Each document is told by its first token, and has its own length.
+            yield {"input_ids": [number % (VOCABULARY - 1) + 1] * (3 + number % 11), "labels": None, "damage": None}
+
+
+def stream(shards):
+    """A stream of rows of tokens; each shard is the number of its first document, and how many there are."""
+    tokenizer = SimpleNamespace(eos_token_id=0, eos_token="<end>", unk_token_id=None)
+    rows = IterableDataset.from_generator(stream_rows, gen_kwargs={"shards": [tuple(shard) for shard in shards]})
+    source = StreamSource(rows, Encoder(tokenizer, Layout(rows="tokens")))
+    return PackedStream([source], TOKENS, fingerprint=str(shards))
+
+
+def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None, **changes):
     settings = {"keep_layers": 1, "grow_by": 1, "steps_per_round": 10, "target": 0.01, "max_layers": 3}
     return InherituneTrainer(
         reference,
         InherituneConfig(**{**settings, **(recipe or {})}),
         arguments(output_dir, **changes),
-        train_dataset=train_set(),
+        train_dataset=train_set() if train is None else train,
         eval_dataset=selection_set(),
         callbacks=callbacks,
     )
@@ -153,6 +172,21 @@ class FullDisk(TrainerCallback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+class Seen(TrainerCallback):
+    """Write down the batches that each process trains on, as they come."""
+
+    def watch(self, trainer, folder):
+        whole, path = trainer.training_step, folder and Path(folder) / f"{trainer.args.process_index}.jsonl"
+
+        def training_step(model, inputs, *others):
+            if path:
+                with path.open("a") as file:
+                    file.write(json.dumps([trainer.state.global_step, inputs["input_ids"].tolist()]) + "\n")
+            return whole(model, inputs, *others)
+
+        trainer.training_step = training_step
+
+
 def main():
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
@@ -161,11 +195,19 @@ def main():
         callbacks.append(Kill(settings["kill_at"], settings.get("signal", signal.SIGKILL)))
     if "full_disk_at" in settings:
         callbacks.append(FullDisk(settings["full_disk_at"]))
+    train = stream(settings["shards"]) if "shards" in settings else None
+    seen = Seen()
     trainer = make_trainer(
-        settings["output_dir"], settings["reference"], settings.get("recipe"), callbacks, **settings.get("args", {})
+        settings["output_dir"],
+        settings["reference"],
+        settings.get("recipe"),
+        [*callbacks, seen],
+        train,
+        **settings.get("args", {}),
     )
     if "moment" in settings:
         killing.install(settings["moment"], settings["output_dir"], settings["moments"])
+    seen.watch(trainer, settings.get("seen"))
     trainer.train()
     if trainer.args.process_index == 0:
         result = {
@@ -174,6 +216,7 @@ def main():
             "layers": [item.layers for item in trainer.rounds],
             "losses": [item.loss for item in trainer.rounds],
             "tokens": [item.tokens for item in trainer.rounds],
+            "epochs": [item.epochs for item in trainer.rounds],
             "reference": trainer.reference_validation.loss if trainer.reference_validation else None,
             "weights": weights_hash(trainer.student),
             "optimizer": optimizer_hash(trainer),

@@ -1,0 +1,252 @@
+"""
+Tokens per second of preparing data and of feeding a training, against what else one would do.
+
+`python -m benchmarks.data --text FILES --tokenizer FOLDER` prints a table; the files are JSON lines with a `text`.
+Prepare is compared with the bare loop (tokenizers and numpy, nothing saved but one array: the floor) and with the
+grouping of Transformers' run_clm. All of them tokenize with one thread for each process, in processes of their own,
+taken in turns; what is shown is the median and the ratio of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BLOCK_SIZE = 1024
+
+
+def texts_of(files: list[str]) -> list[str]:
+    from inheritune_hf.data.files import Layout, read_rows
+
+    return [row["text"] for name in files for row in read_rows(Path(name), Layout()) if isinstance(row, dict)]
+
+
+def run_floor(options: Any) -> tuple[int, float]:
+    """Encode with tokenizers, put the ids into one numpy array, cut it, save it."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    began = time.perf_counter()
+    parts, end = [], tokenizer.eos_token_id
+    texts = texts_of(options.text)
+    for start in range(0, len(texts), 128):
+        for item in tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 128], add_special_tokens=False):
+            parts.append(np.array([*item.ids, end], dtype=np.int32))
+    tokens = np.concatenate(parts)
+    rows = tokens[: len(tokens) // BLOCK_SIZE * BLOCK_SIZE].reshape(-1, BLOCK_SIZE)
+    np.save(Path(options.folder) / "floor.npy", rows)
+    return len(tokens), time.perf_counter() - began
+
+
+def run_clm(options: Any) -> tuple[int, float]:
+    """Do what run_clm does: map the tokenizer, then map the grouping of 1000 rows, then save."""
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    began = time.perf_counter()
+    raw = load_dataset("json", data_files=options.text, split="train", cache_dir=options.folder)
+
+    def tokenize(rows: Any) -> Any:
+        return tokenizer(rows["text"], verbose=False)
+
+    def group(rows: Any) -> Any:
+        joined = {name: list(itertools.chain(*rows[name])) for name in rows}
+        whole = len(joined["input_ids"]) // BLOCK_SIZE * BLOCK_SIZE
+        cut = {name: [row[i : i + BLOCK_SIZE] for i in range(0, whole, BLOCK_SIZE)] for name, row in joined.items()}
+        cut["labels"] = cut["input_ids"].copy()
+        return cut
+
+    processes = None if options.processes == 1 else options.processes
+    tokenized = raw.map(tokenize, batched=True, remove_columns=raw.column_names, num_proc=processes)
+    grouped = tokenized.map(group, batched=True, num_proc=processes)
+    grouped.save_to_disk(Path(options.folder) / "grouped")
+    return len(grouped) * BLOCK_SIZE, time.perf_counter() - began
+
+
+def run_prepare(options: Any) -> tuple[int, float]:
+    """Prepare: read, tokenize, carve, look for duplicates, pack, save."""
+    from transformers import AutoTokenizer
+
+    from inheritune_hf.configuration import DataConfig
+    from inheritune_hf.data import prepare_data
+
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    began = time.perf_counter()
+    workers = None if options.processes == 1 else options.processes
+    config = DataConfig(train_files=options.text, preprocessing_workers=workers)
+    facts = prepare_data(config, tokenizer, Path(options.folder) / "prepared", block_size=BLOCK_SIZE)
+    tokens = sum(item.tokens or 0 for item in (facts.train, facts.selection, facts.test)) + facts.dropped_tokens
+    return tokens, time.perf_counter() - began
+
+
+def run_loader(options: Any) -> tuple[int, float]:
+    """Take every batch of a prepared set, in random order, as a training does; the folder was prepared before."""
+    import torch
+    from datasets import load_from_disk
+    from torch.utils.data import DataLoader
+
+    from inheritune_hf.data import CausalCollator
+
+    torch.set_num_threads(1)
+    train = load_from_disk(Path(options.prepared) / "sets")["train"]
+    loader = DataLoader(train, batch_size=8, shuffle=True, collate_fn=CausalCollator(0))
+    began = time.perf_counter()
+    tokens = sum(batch["input_ids"].numel() for batch in loader)
+    return tokens, time.perf_counter() - began
+
+
+def run_stream(options: Any) -> tuple[int, float]:
+    """Take as many batches of a stream of the same files: read, tokenized and packed in the training's process."""
+    from torch.utils.data import DataLoader
+    from transformers import AutoTokenizer
+
+    from inheritune_hf.configuration import DataConfig
+    from inheritune_hf.data import CausalCollator, load_data_splits
+    from inheritune_hf.data.streaming import StreamCollator
+
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    config = DataConfig(
+        train_files=options.text,
+        selection_files=options.held,
+        test_files=options.held,
+        streaming=True,
+        near_duplicates="ignore",
+    )
+    stream = load_data_splits(config, tokenizer, block_size=BLOCK_SIZE).train
+    loader = DataLoader(stream, batch_size=8, collate_fn=StreamCollator(CausalCollator(0)))
+    began = time.perf_counter()
+    tokens = sum(batch["input_ids"].numel() for batch in itertools.islice(loader, 250))
+    return tokens, time.perf_counter() - began
+
+
+def run_bins(options: Any) -> tuple[int, float]:
+    """Take every batch of a token file of the same tokens."""
+    import numpy as np
+    import torch
+    from datasets import load_from_disk
+    from torch.utils.data import DataLoader
+
+    from inheritune_hf.data import CausalCollator
+    from inheritune_hf.data.token_files import TokenSequences, find_tokens
+
+    torch.set_num_threads(1)
+    train = load_from_disk(Path(options.prepared) / "sets")["train"]
+    path = Path(options.folder) / "train.bin"
+    np.concatenate(train.with_format("numpy")["input_ids"][:]).astype(np.uint16).tofile(path)
+    file = find_tokens(path, "uint16")
+    loader = DataLoader(
+        TokenSequences([(file, 0, file.count)], BLOCK_SIZE), batch_size=8, shuffle=True, collate_fn=CausalCollator(0)
+    )
+    began = time.perf_counter()
+    tokens = sum(batch["input_ids"].numel() for batch in loader)
+    return tokens, time.perf_counter() - began
+
+
+def run_step(options: Any) -> tuple[int, float]:
+    """Train on three batches: a GPT-2 of 12 layers (124 M parameters), as small as a real run gets."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.set_num_threads(1)
+    model = GPT2LMHeadModel(GPT2Config(use_cache=False))
+    batch = torch.randint(0, 50000, (1, BLOCK_SIZE))
+    model(input_ids=batch, labels=batch).loss.backward()
+    began = time.perf_counter()
+    model(input_ids=batch, labels=batch).loss.backward()
+    return batch.numel(), time.perf_counter() - began
+
+
+WAYS = {
+    "floor": run_floor,
+    "run_clm": run_clm,
+    "prepare": run_prepare,
+    "loader": run_loader,
+    "stream": run_stream,
+    "bins": run_bins,
+    "step": run_step,
+}
+
+
+def measure(way: str, processes: int, options: argparse.Namespace, prepared: str) -> float:
+    """Run one way in a process of its own and return its tokens per second."""
+    folder = tempfile.mkdtemp(prefix="data-benchmark-")
+    words = ["--way", way, "--processes", str(processes), "--folder", folder, "--prepared", prepared]
+    words += ["--text", *options.text, "--held", *options.held, "--tokenizer", options.tokenizer]
+    environment = {
+        **os.environ,
+        "HF_DATASETS_CACHE": folder,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        # As many threads as processes, for the floor, which has one process.
+        "RAYON_NUM_THREADS": str(processes) if way == "floor" else "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.data", *words], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        tokens, seconds = json.loads(done.stdout.splitlines()[-1])
+        return float(tokens / seconds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", nargs="+", default=os.environ.get("INHERITUNE_BENCHMARK_TEXT", "").split())
+    parser.add_argument("--held", nargs="+", default=os.environ.get("INHERITUNE_BENCHMARK_HELD", "").split())
+    parser.add_argument("--tokenizer", default=os.environ.get("INHERITUNE_BENCHMARK_TOKENIZER"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--prepared", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(WAYS[options.way](options)))
+        return
+    if not options.text or not options.tokenizer:
+        print("benchmarks.data: no text given; see python -m benchmarks.data --help")
+        return
+    options.held = options.held or options.text[:1]
+    prepared = tempfile.mkdtemp(prefix="data-benchmark-")
+    from transformers import AutoTokenizer
+
+    from inheritune_hf.configuration import DataConfig
+    from inheritune_hf.data import prepare_data
+
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    prepare_data(DataConfig(train_files=options.text), tokenizer, prepared, block_size=BLOCK_SIZE)
+    ways = [("floor", 1), ("run_clm", 1), ("prepare", 1), ("floor", 2), ("run_clm", 2), ("prepare", 2)]
+    ways += [("loader", 1), ("bins", 1), ("stream", 1), ("step", 1)]
+    speeds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    for _ in range(options.repeats):
+        for way in ways:
+            speeds[way].append(measure(*way, options, prepared))
+    medians = {way: statistics.median(values) for way, values in speeds.items()}
+    print("| what | processes | tokens/s, median | lowest to highest | of the floor |\n|---|---|---|---|---|")
+    for (way, processes), values in speeds.items():
+        speed, floor = medians[way, processes], medians["floor", processes]
+        ratio = f"{speed / floor:.2f}" if way in ("run_clm", "prepare", "floor") else ""
+        print(f"| {way} | {processes} | {speed:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {ratio} |")
+    for way in ("loader", "bins", "stream"):
+        print(f"{way}: {medians['step', 1] / medians[way, 1]:.2%} of the time of a step")
+    shutil.rmtree(prepared, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The verb that prepares data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from inheritune_hf.cli import main
+from inheritune_hf.cli.settings import parse_settings
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A tokenizer and some rows."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False)
+    tokenizer.train_from_iterator(["a layer that is kept"], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained("tokenizer")
+    rows = [{"text": f"document {number} is about a layer that is kept"} for number in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": ""}]))
+    return tmp_path
+
+
+def status_of(words):
+    try:
+        return main(words)
+    except SystemExit as end:
+        return end.code
+
+
+def test_prepare_prints_what_it_saved(files, capsys):
+    """The folder is made, its counts are printed, and a second call says the same."""
+    words = ["data", "prepare", "--tokenizer", "tokenizer", "--output", "out", "--train_files", "rows.jsonl"]
+    words += ["--block_size", "16", "--near_duplicates", "ignore"]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "train       36 documents, " in printed.out
+    assert "bytes/token " in printed.out
+    assert "longest     " in printed.out
+    assert "duplicates  0 the same, not looked for nearly; 0 removed" in printed.out
+    assert "skipped     1 blank, 0 damaged" in printed.out
+    assert "tokenized 41 of 41 documents" in printed.err
+    assert main(words) == 0
+    assert capsys.readouterr().out == printed.out
+
+
+def test_settings_come_from_a_file_too(files, capsys):
+    """A recipe's data settings are read from YAML; a mixture can be written on the command line as JSON."""
+    Path("data.yaml").write_text(
+        "tokenizer: tokenizer\noutput: out\nblock_size: 16\nnear_duplicates: ignore\n"
+        "sources:\n- {files: rows.jsonl, weight: 2}\n- {files: [rows.jsonl], weight: 1}\n"
+    )
+    assert main(["data", "prepare", "--config", "data.yaml"]) == 0
+    assert "source      rows.jsonl, rows.jsonl" in capsys.readouterr().out
+    words = ["--sources", '{"files": "a.txt", "weight": 1}', '{"dataset_name": "b", "weight": 3}']
+    settings = parse_settings(["--reference", "gpt2", "--output_dir", "o", "--use_cpu", *words])
+    assert settings.data.sources == [{"files": "a.txt", "weight": 1}, {"dataset_name": "b", "weight": 3}]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ([], 2, "usage: inheritune data prepare --tokenizer ID --output FOLDER"),
+        (
+            ["prepare", "--tokenizer", "t", "--output", "o", "--rows", "pages"],
+            2,
+            "rows must be one of text, tokens, me",
+        ),
+        (["prepare", "--tokenizer", "t", "--output", "o", "--config", "no.yaml"], 2, "There is no file no.yaml"),
+        (["prepare", "--tokenizer", "nothing", "--output", "o"], 1, "There is no tokenizer with the reference nothing"),
+        (
+            ["prepare", "--tokenizer", "tokenizer", "--output", "o"],
+            1,
+            "There is nothing to train on; give dataset_name",
+        ),
+    ],
+)
+def test_what_cannot_be_prepared(files, words, status, message, capsys):
+    """A mistake ends with a status and one line that says what to do."""
+    assert status_of(["data", *words]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_an_interruption_has_its_status(files, capsys, monkeypatch):
+    """Ctrl-C ends with 75, as an interrupted run does: the same command goes on."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inheritune_hf.data.prepare_data", interrupt)
+    assert main(["data", "prepare", "--tokenizer", "tokenizer", "--output", "o", "--train_files", "rows.jsonl"]) == 75
+    assert "interrupted; the same command goes on from the last finished part" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""Documents that are in two sets, word for word or nearly."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_splits import documents_of, load, write_texts
+
+from inheritune_hf.data.duplicates import Index
+
+quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+
+
+def text_of(seed, words=60):
+    draw = random.Random(seed)
+    return " ".join(f"word{draw.randrange(2000)}" for _ in range(words))
+
+
+def nearly(text):
+    words = text.split()
+    words[len(words) // 2] = "other"
+    return " ".join(words)
+
+
+def jaccard(a, b):
+    runs = [{tuple(item[i : i + 5]) for i in range(len(item) - 5)} for item in (a, b)]
+    return len(runs[0] & runs[1]) / len(runs[0] | runs[1])
+
+
+@quick
+@given(seed=st.integers(0, 10**6), changes=st.integers(0, 12))
+def test_similarity_is_that_of_the_runs(seed, changes):
+    """What is found is found with its exact Jaccard similarity, and it is the nearest there is."""
+    draw = np.random.default_rng(seed)
+    documents = [draw.integers(1, 5000, size=120) for _ in range(5)]
+    index = Index(0.5)
+    for document in documents:
+        index.add(document)
+    other = documents[3].copy()
+    other[draw.integers(0, 119, size=changes)] = 6000
+    expected = jaccard(documents[3], other)
+    found = index.find(other)
+    if found is None:
+        assert expected < 0.65  # MinHash may pass over one at the border, not one well above it
+    else:
+        assert found == (3, pytest.approx(expected))
+    assert index.find(draw.integers(1, 5000, size=120)) is None
+
+
+def test_short_documents_are_compared_whole():
+    """A document shorter than a run is near to its like alone; an empty one to none."""
+    index = Index(0.8)
+    for document in ([1, 2, 0], [3, 0], [0]):
+        index.add(np.array(document))
+    assert index.find(np.array([1, 2, 0])) == (0, 1.0)
+    assert index.find(np.array([2, 1, 0])) is None
+    assert index.find(np.array([0])) is None
+
+
+def given_sets(tmp_path):
+    base = [text_of(seed) for seed in range(12)]
+    train = [*base[:6], nearly(base[6]), base[7], nearly(base[10]), base[7]]
+    selection, test = [base[6], base[7], nearly(base[11])], [base[10], base[11]]
+    names = zip(("train", "selection", "test"), (train, selection, test), strict=True)
+    return {f"{name}_files": [write_texts(tmp_path / name, texts)] for name, texts in names}, base
+
+
+def test_documents_in_two_sets_are_reported(tmp_path, tokenizer, caplog):
+    """The same and nearly the same are counted apart, and nothing is taken away."""
+    files, _ = given_sets(tmp_path)
+    facts = load(tokenizer, **files).facts
+    assert (facts.shared_documents, facts.near_duplicates, facts.removed_documents) == (1, 3, 0)
+    assert facts.train.documents == 10
+    assert (
+        "3 documents are nearly the same as one of the selection or test set; near_duplicates 'remove'" in caplog.text
+    )
+    assert load(tokenizer, **files, near_duplicates="ignore").facts.near_duplicates is None
+
+
+def test_documents_in_two_sets_are_removed(tmp_path, tokenizer):
+    """What judges stays: training documents go, and selection documents that are in the test set."""
+    files, base = given_sets(tmp_path)
+    splits = load(tokenizer, **files, duplicates="remove", near_duplicates="remove")
+    assert splits.facts.removed_documents == 5
+    assert splits.facts.train.documents == 6
+    assert documents_of(splits.selection, tokenizer) == [base[6], base[7]]
+    assert documents_of(splits.test, tokenizer) == [base[10], base[11]]
+    exact = load(tokenizer, **files, duplicates="remove")
+    assert (exact.facts.removed_documents, exact.facts.near_duplicates) == (2, 3)
+
+
+def test_a_stream_leaves_them_out(tmp_path, tokenizer):
+    """A stream passes over what is in an evaluation set, and counts it."""
+    files, _ = given_sets(tmp_path)
+    splits = load(tokenizer, **files, duplicates="remove", near_duplicates="remove", streaming=True)
+    rows = iter(splits.train)
+    place = next(rows)["place"]
+    while place["sources"][0]["counts"]["passes"] < 2:
+        place = next(rows)["place"]
+    counts = place["sources"][0]["counts"]
+    assert counts["left_out"] == 2 * 4
+    assert splits.train.exclusion.near is not None
