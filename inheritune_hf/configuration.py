@@ -176,9 +176,9 @@ class InherituneConfig:
     @property
     def inherited_parts(self) -> tuple[str, ...]:
         """The parts that `inherit` names, in the order of `PARTS`."""
-        if self.inherit in INHERIT_PRESETS:
-            return INHERIT_PRESETS[self.inherit]
         given: Any = self.inherit
+        if isinstance(given, str) and given in INHERIT_PRESETS:
+            return INHERIT_PRESETS[given]
         named = {part.strip() for part in given.split(",")} if isinstance(given, str) else set()
         if not named or not named <= set(PARTS):
             raise ValueError(

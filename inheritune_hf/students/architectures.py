@@ -47,7 +47,7 @@ _INDEX_LISTS = ("mlp_only_layers", "full_attn_idxs")
 _THRESHOLDS = ("first_k_dense_replace", "num_dense_layers")
 
 # Every how many layers one is of another kind, with no list beside them: they are right for first layers only.
-_PERIODS = ("moe_layer_interval", "interleave_moe_layer_step", "attn_layer_period", "expert_layer_period")
+_PERIODS = ("moe_layer_interval", "interleave_moe_layer_step")
 
 # Fields that, set to anything but none, zero or false, say that layers cannot be taken one by one.
 _UNCUTTABLE: Mapping[str, str] = {
@@ -58,11 +58,15 @@ _UNCUTTABLE: Mapping[str, str] = {
     "mtp_num_hidden_layers": "layers beyond its depth predict later tokens (multi-token prediction)",
     "hidden_size_per_layer_input": "tensors outside its blocks hold a share for each layer",
     "attn_layer_period": "attention and state-space layers alternate, which is not proven here",
+    "attn_layer_indices": "attention and state-space layers alternate, which is not proven here",
     "layers_block_type": "its layers are of several kinds, which is not proven here",
     "hybrid_override_pattern": "its layers are of several kinds, which is not proven here",
     "full_attention_interval": "attention and recurrent layers alternate, which is not proven here",
     "per_layer_config": "its layers are not of one kind",
 }
+
+# Kinds of layers, as `layer_types` names them, that are proven to stand for themselves.
+_PROVEN_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "conv"}
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,12 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
                 f"{reference} cannot be cut: its config has {field}={_short(config[field])}, and {reason}. "
                 "Give a model whose layers stand for themselves."
             )
+    unproven = sorted({str(kind) for kind in config.get("layer_types") or []} - _PROVEN_KINDS)
+    if unproven:
+        raise ValueError(
+            f"{reference} cannot be cut: its config has layer_types with {unproven[0]!r}, and layers of this kind are "
+            f"not proven here. Give a model whose layers are of these kinds: {', '.join(sorted(_PROVEN_KINDS))}."
+        )
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise ValueError(
             f"{reference} has model_type {model_type!r}, whose layers this version does not know how to cut. "

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..configuration import InherituneConfig
@@ -118,8 +122,9 @@ def estimate_run(
     """
     Estimate what a run of `recipe` would take, before any weight is downloaded or loaded.
 
-    Memory is what PyTorch would keep: the model is run on tensors without content. It is for float32 weights and
-    AdamW, without activation checkpointing and without what the libraries themselves take (about 0.5 GB).
+    Memory is that of PyTorch's tensors: the model is run on tensors without content. It is for float32 weights and
+    AdamW, without activation checkpointing, without what the libraries themselves take (about 0.5 GB) and without what
+    an allocator keeps that is not in use.
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`):
@@ -206,17 +211,14 @@ def training_memory(
     architecture = inspect_architecture(config)
     weights = 4 * architecture.parameter_count
     logit_count = batch_size * block_size * int(config.vocab_size)
-    activations = logits = 0
-    for count, size in _kept_for_backward(config, batch_size, block_size, bf16, has_experts(architecture)):
+    kept, peak = _run_empty(config, batch_size, block_size, accumulation, bf16, has_experts(architecture))
+    logits = activations = 0
+    for count, size in kept:
         if count in (logit_count, logit_count - batch_size * int(config.vocab_size)):  # or without the last token
             logits += size
         else:
             activations += size
-    logits += 4 * logit_count  # the gradient of the logits, the first thing the backward pass makes
-    growing = max(activations + logits, weights) if accumulation == 1 else activations + logits + weights
-    return MemoryEstimate(
-        "training", weights, weights, 2 * weights, activations, logits, peak=weights + 2 * weights + growing
-    )
+    return MemoryEstimate("training", weights, weights, 2 * weights, activations, logits, peak=peak + 2 * weights)
 
 
 def _rounds(plan: InheritancePlan, recipe: InherituneConfig) -> list[tuple[int, ...]]:
@@ -229,30 +231,73 @@ def _rounds(plan: InheritancePlan, recipe: InherituneConfig) -> list[tuple[int, 
     return found
 
 
-def _kept_for_backward(
-    config: PreTrainedConfig, batch_size: int, block_size: int, bf16: bool, experts: bool
-) -> list[tuple[int, int]]:
-    """Return (numbers, bytes) of every storage that a forward pass keeps, run on tensors that have no content."""
+def _run_empty(
+    config: PreTrainedConfig, batch_size: int, block_size: int, accumulation: int, bf16: bool, experts: bool
+) -> tuple[list[tuple[int, int]], int]:
+    """
+    Train a model on tensors that have no content.
+
+    Returns (numbers, bytes) of every storage that a forward pass keeps, and the bytes alive at the worst moment of
+    forward and backward passes: weights, gradients and all that comes between.
+    """
     kept: dict[int, tuple[int, int, Any]] = {}
     # Matrix products over experts exist for bfloat16 only where nothing is computed: there each number counts four.
-    dtype = torch.bfloat16 if experts and not bf16 else torch.float32
+    dtype, scale = (torch.bfloat16, 2) if experts and not bf16 else (torch.float32, 1)
     with FakeTensorMode(allow_non_fake_inputs=True):
         factory: Any = AutoModelForCausalLM
         model = factory.from_config(copy.deepcopy(config), dtype=dtype).train()
+        live = _LiveBytes()
+        for parameter in model.parameters():
+            live.add(parameter.untyped_storage())
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             if storage._cdata not in own:
                 count = storage.nbytes() // tensor.element_size()
-                wide = dtype is torch.bfloat16 and tensor.is_floating_point()
-                kept[storage._cdata] = (count, 4 * count if wide else storage.nbytes(), tensor)
+                kept[storage._cdata] = (count, storage.nbytes() * (scale if tensor.is_floating_point() else 1), storage)
             return tensor
 
         ids = torch.zeros(batch_size, block_size, dtype=torch.long)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext(),
-        ):
+        amp = partial(torch.autocast, "cpu", torch.bfloat16) if bf16 else nullcontext
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), amp():
             model(input_ids=ids, labels=ids, use_cache=False)
-    return [(count, size) for count, size, _ in kept.values()]
+        found = [(count, size) for count, size, _ in kept.values()]
+        kept.clear()
+        with live:
+            for _ in range(min(accumulation, 2)):  # the second begins with gradients there, and so do all after it
+                with amp():
+                    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+                del loss
+    return found, scale * live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, torch.Tensor):
+                self.add(value.untyped_storage())
+        return result
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is gone; one that is counted already stays counted once."""
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def forget(_: Any) -> None:
+            self.now -= size
+            self._alive.pop(key, None)
+
+        self._alive[key] = weakref.ref(storage, forget)
+        self.now += size
+        self.peak = max(self.peak, self.now)

@@ -44,7 +44,7 @@ def expand_student(
     if lost:
         raise ValueError(f"A student that goes on keeps its layers, but {lost} are not in {list(wanted)}.")
     chosen = dataclasses.replace(recipe, keep_layers=list(wanted))
-    deeper = from_pretrained_inherited(reference, chosen, **reference_kwargs)
+    deeper = from_pretrained_inherited(reference, chosen, seed=seed, **reference_kwargs)
     origin = {wanted.index(layer): place for place, layer in enumerate(layers)}
     new = [place for place in range(len(wanted)) if place not in origin]
     moved = [place for place, old in origin.items() if place != old]

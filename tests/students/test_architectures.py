@@ -327,6 +327,17 @@ def test_what_cannot_be_cut_is_refused_by_field_and_reason(values, message, tmp_
         InheritedModelForCausalLM.from_pretrained(tmp_path, keep_layers=1)
 
 
+def test_kinds_of_layers_that_are_not_proven_are_refused(tmp_path):
+    """A hybrid whose `layer_types` names recurrent layers is refused with the kind and those that are proven."""
+    values = {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    message = (
+        r"its config has layer_types with 'linear_attention', .* of these kinds: attention, chunked_attention, conv"
+    )
+    with pytest.raises(ValueError, match=message):
+        InheritedModelForCausalLM.from_pretrained(tmp_path, keep_layers=1)
+
+
 def test_periods_are_right_for_first_layers_only():
     """Where only a period says which layers have experts, other choices than first layers are refused."""
     config = AutoConfig.for_model("llama", **GROUPED, interleave_moe_layer_step=2)

@@ -17,8 +17,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, TrainerCallback
 
-from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer
+from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer, from_pretrained_inherited
 from inheritune_hf.evaluation import ValidatedTrainer
+from inheritune_hf.students import prefix_sizes
 
 PROGRAM = Path(tiny.__file__)
 
@@ -556,3 +557,36 @@ def test_full_disk_fails_the_save_and_leaves_older_checkpoints_whole(reference, 
     assert "Make room on the disk and run the same command again" in full.stderr
     assert (tmp_path / "cut" / "checkpoint-3" / "inheritune_state.json").is_file()
     assert run_program(settings)["weights"] == tiny.weights_hash(whole.student)
+
+
+def test_parts_left_out_begin_under_the_run_seed(reference, tmp_path):
+    """Each round's student takes along what the recipe names; the rest is random under `args.seed`, and recorded."""
+    started = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step in (0, 10):
+                started.append(copy.deepcopy(model.state_dict()))
+
+    trainer = tiny.make_trainer(
+        tmp_path, reference, {"inherit": "released-code", "max_layers": 2}, callbacks=[Watch()], seed=7
+    )
+    trainer.train()
+    lineage = trainer.run_record.lineage
+    assert (lineage.inherited, lineage.seed) == (("attention", "mlp", "norms", "lm_head"), 7)
+    teacher = AutoModelForCausalLM.from_pretrained(reference).state_dict()
+    name, random = "transformer.h.0.mlp.c_fc.weight", "transformer.wpe.weight"
+    assert len(started) == 2
+    for state in started:
+        assert torch.equal(state[name], teacher[name])
+        assert not torch.equal(state[random], teacher[random])
+    recipe = InherituneConfig(keep_layers=2, inherit="released-code")
+    assert torch.equal(from_pretrained_inherited(reference, recipe, seed=7).state_dict()[random], started[1][random])
+
+
+def test_a_size_selects_the_first_layers(reference, tmp_path):
+    """`params:` is resolved from the reference's config before anything is read."""
+    config = AutoModelForCausalLM.from_pretrained(reference).config
+    size = prefix_sizes(config)[1]
+    trainer = tiny.make_trainer(tmp_path, reference, {"keep_layers": f"params:{size}"})
+    assert trainer.model.config.num_hidden_layers == 2
