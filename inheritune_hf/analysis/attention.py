@@ -20,7 +20,7 @@ Seen = Callable[[int, Tensor], None]
 
 _SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
 _FUSED = nn.functional.scaled_dot_product_attention
-# Implementations that end in one of the functions above. Every other one is seen where Transformers hands it its inputs.
+# Implementations that end in one of these. Every other one is seen where Transformers hands it its inputs.
 _SEEN_IN_TORCH = ("eager", "sdpa")
 # Kinds in `config.layer_types` that attend without a softmax over tokens.
 _WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru")
@@ -261,9 +261,9 @@ def _registered(model: PreTrainedModel, watch: _Watch) -> Iterator[None]:
         yield
     finally:
         if had:
-            ALL_ATTENTION_FUNCTIONS[name] = original
+            local[name] = original
         else:
-            del ALL_ATTENTION_FUNCTIONS[name]
+            del local[name]
 
 
 def _has_attention(block: nn.Module) -> bool:

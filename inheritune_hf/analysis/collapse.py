@@ -17,8 +17,8 @@ from . import spectrum
 SHARES = (0.80, 0.85, 0.90, 0.95)
 #: The paper's tau and eta.
 SHARE = 0.90
-#: A layer is called near rank-1 if its MaxRank is at most 1 plus this: each head has rank 1 on half of the sequences, if
-#: its rank is 2 on the others. The paper draws near rank-1 heads without saying where the line is.
+#: A layer is called near rank-1 if its MaxRank is at most 1 plus this: every head has rank 1 on at least half of the
+#: sequences. The paper draws near rank-1 heads without saying where the line is.
 NEAR_RANK_ONE = 0.5
 #: Fewer sequences than this give no interval: a bootstrap over so few is too narrow.
 MIN_SEQUENCES = 30
@@ -91,7 +91,8 @@ def attention_entropy(attention: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(...)`: Nats.
     """
-    return torch.special.entr(attention).sum(-1).mean(-1)
+    entropy: Tensor = torch.special.entr(attention)
+    return entropy.sum(-1).mean(-1)
 
 
 def sink_share(attention: Tensor) -> Tensor:
@@ -257,7 +258,8 @@ def resampled_max_ranks(ranks: ArrayLike) -> NDArray[np.float64] | None:
 
 def _masses(matrices: Tensor, etas: Sequence[float]) -> Tensor:
     """Return the column mass of each matrix at each share, of shape `(batch, etas)`."""
-    energies = torch.linalg.vector_norm(matrices, dim=-2, dtype=torch.float64).square()
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=-2, dtype=torch.float64)
+    energies = norms.square()
     wanted = spectrum.thresholds(energies.sum(-1), etas)
     sums = energies.sort(-1, descending=True)[0].cumsum(-1)
     return ((sums[:, None, :] < wanted[:, :, None]).sum(-1) + 1).clamp(max=matrices.shape[-1])

@@ -10,9 +10,9 @@ from torch import Tensor
 #: Relative slack at a threshold: a share that is reached but for rounding (identity attention, ties) is reached.
 TOLERANCE = 1e-9
 
-# Entries below this change no share by more than 1e-12, and squares of them would be denormal: slow, and worth nothing.
+# Entries below this change no share by more than 1e-12, and their squares would be denormal: slow for nothing.
 _NOTHING = 1e-15
-# Numbers of a group of matrices that is worked on at once: four matrices of 1,024 tokens, all heads of a short sequence.
+# Numbers in the matrices that are worked on at once: four of 1,024 tokens, all heads of a short sequence.
 _GROUP = 1 << 22
 # Up to this size the exact method costs less than asking a cheaper one first.
 _SMALL = 48
@@ -57,7 +57,8 @@ def thresholds(total: Tensor, shares: Sequence[float]) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(batch, shares)`: In float64.
     """
-    return total[:, None] * torch.tensor(list(shares), dtype=torch.float64, device=total.device) * (1 - TOLERANCE)
+    wanted: Tensor = torch.tensor(list(shares), dtype=torch.float64, device=total.device) * (1 - TOLERANCE)
+    return total[:, None] * wanted
 
 
 def _group_ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
@@ -84,7 +85,8 @@ def _energies(matrices: Tensor) -> Tensor:
     """Return the squared singular values, of shape `(batch, min(query, key))` in float64, largest first."""
     wide = matrices.shape[-1] > matrices.shape[-2]
     gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
-    return torch.linalg.eigvalsh(gram).double().flip(-1).clamp(min=0)
+    energies: Tensor = torch.linalg.eigvalsh(gram)
+    return energies.double().flip(-1).clamp(min=0)
 
 
 def _counted(energies: Tensor, wanted: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ Make a big causal language model small: inherit its first layers, train, grow un
 verbs:
   train     run a recipe, or the embedded default if there is no --reference
   inherit   cut a student out of a reference and save it
+  analyze   see which layers of a model are lazy, and how many are worth keeping
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
@@ -41,5 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .inherit import inherit
 
         return inherit(rest)
-    print(f"inheritune: error: there is no verb {verb!r}; it is one of: train, inherit.", file=sys.stderr)
+    if verb == "analyze":
+        from .analyze import analyze
+
+        return analyze(rest)
+    print(f"inheritune: error: there is no verb {verb!r}; it is one of: train, inherit, analyze.", file=sys.stderr)
     return 2

@@ -16,7 +16,7 @@ from inheritune_hf.analysis.attention import attention_kinds, find_blocks, proba
 from inheritune_hf.students import SUPPORTED_MODEL_TYPES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
-from test_architectures import PAIRS, SHAPE, TOKENS, WIDE  # noqa: E402
+from test_architectures import PAIRS, SHAPE, TOKENS, WIDE
 
 IDS = torch.randint(1, 64, (2, 20), generator=torch.Generator().manual_seed(1))
 
@@ -47,7 +47,7 @@ def hooks(model):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("kind", "values"), PAIRS)
 def test_every_architecture_that_students_can_be_made_of(kind, values):
-    """Probabilities are the eager model's own, in float32, for each implementation; its logits stay equal to the bit."""
+    """Probabilities are the eager model's own, in float32, for each implementation; logits stay equal to the bit."""
     eager = build(kind, values, "eager")
     with torch.no_grad():
         wanted = eager(IDS, use_cache=False, output_attentions=True).attentions
@@ -85,7 +85,16 @@ OTHERS = {
     "codegen": [{"vocab_size": 64, "n_embd": 16, "n_head": 4, "n_layer": 6, "n_positions": 32, "rotary_dim": 4}],
     "mixtral": [{**WIDE, "num_key_value_heads": 1, "num_local_experts": 2}],
     "cohere": [{**WIDE, "num_key_value_heads": 1}],
-    "qwen3_moe": [{**WIDE, "num_key_value_heads": 1, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}],
+    "qwen3_moe": [
+        {
+            **WIDE,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 16,
+        }
+    ],
 }
 
 

@@ -71,61 +71,44 @@ def test_null_values_of_random_attention():
     assert float(column_mass(attention).double().mean()) == pytest.approx(34.5, abs=0.3)
 
 
-def adversarial(tokens, count, generator):
-    """Attention and other matrices meant to be hard: ties at the threshold, flat and steep spectra, tiny entries."""
+def of_spectrum(energies, generator):
+    """A matrix of given squared singular values in random directions."""
+    size = (len(energies), len(energies))
+    left, right = (torch.linalg.qr(torch.randn(size, generator=generator, dtype=torch.float64))[0] for _ in range(2))
+    return (left @ torch.diag(energies.double().sqrt()) @ right).float()
 
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator)
 
-    def of_spectrum(energies):
-        left, right = (torch.linalg.qr(normal(tokens, tokens).double())[0] for _ in range(2))
-        return left @ torch.diag(energies.double().sqrt()) @ right
-
-    for index in range(count):
-        kind = index % 12
-        if kind == 0:
-            yield causal(normal(tokens, tokens) * float(torch.rand((), generator=generator) * 6))
-        elif kind == 1:
-            yield causal(normal(tokens, 8) @ normal(8, tokens))
-        elif kind == 2:
-            logits = normal(tokens, tokens)
-            logits[:, int(torch.randint(tokens, (), generator=generator))] += index % 11
-            yield causal(logits)
-        elif kind == 3:
-            yield torch.eye(tokens)[torch.randperm(tokens, generator=generator)]  # all energies tie
-        elif kind == 4:
-            yield of_spectrum(torch.ones(tokens)).float()
-        elif kind == 5:
-            # Nine of ten equal energies: the sum meets the threshold exactly.
-            energies = torch.zeros(tokens)
-            energies[:10] = 1
-            yield of_spectrum(energies).float()
-        elif kind == 6:
-            # A share of exactly 0.9, 0.95 or just beside it in the first value.
-            share = (0.9, 0.95, 0.9 + 1e-6, 0.9 - 1e-6)[index // 12 % 4]
-            energies = torch.full((tokens,), (1 - share) / (tokens - 1))
-            energies[0] = share
-            yield of_spectrum(energies).float()
-        elif kind == 7:
-            yield of_spectrum(torch.arange(1, tokens + 1).double() ** -1.0).float()
-        elif kind == 8:
-            place = torch.arange(tokens)
-            yield causal(-(0.1 + index % 5) * (place[:, None] - place).abs().float())  # local, with denormal tails
-        elif kind == 9:
-            yield uniform_attention(tokens, window=1 + index % tokens).float()
-        elif kind == 10:
-            rows = torch.zeros(tokens, tokens)
-            rows[torch.arange(tokens), torch.randint(tokens, (tokens,), generator=generator)] = 1  # one-hot rows
-            yield rows
-        else:
-            yield 0.5 * torch.eye(tokens) + 0.5 * uniform_attention(tokens).float()
+def hard(index, tokens, generator):
+    """One of a dozen kinds of matrices: attention, ties at the threshold, flat and steep spectra, denormal entries."""
+    normal = torch.randn(tokens, tokens, generator=generator)
+    place = torch.arange(tokens)
+    drawn = torch.randint(tokens, (tokens,), generator=generator)
+    turn, ones, one_hot = index // 12, torch.ones(tokens), torch.zeros(tokens, tokens)
+    one_hot[place, drawn] = 1
+    share = (0.9, 0.95, 0.9 + 1e-6, 0.9 - 1e-6)[turn % 4]  # of the first value: at the threshold, or just beside it
+    peaked = torch.cat([torch.tensor([share]), (1 - share) / (tokens - 1) * ones[1:]])
+    sink = normal + (place == drawn[0]) * (turn % 11)
+    return (
+        lambda: causal(normal * (turn % 7)),
+        lambda: causal(normal[:, :8] @ normal[:8]),
+        lambda: causal(sink),
+        lambda: torch.eye(tokens)[torch.randperm(tokens, generator=generator)],  # all energies tie
+        lambda: of_spectrum(ones, generator),
+        lambda: of_spectrum((place < 10).float(), generator),  # nine of ten equal values are just the share
+        lambda: of_spectrum(peaked, generator),
+        lambda: of_spectrum(1 / (1.0 + place), generator),
+        lambda: causal(-(0.1 + turn % 5) * (place[:, None] - place).abs().float()),  # local
+        lambda: uniform_attention(tokens, window=1 + index % tokens).float(),
+        lambda: one_hot,
+        lambda: 0.5 * torch.eye(tokens) + 0.5 * uniform_attention(tokens).float(),
+    )[index % 12]()
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(12, 240), (64, 480), (100, 240), (160, 48)])
 def test_rank_is_that_of_a_float64_svd(tokens, count):
     """On a thousand random and adversarial matrices, ties included, every rank is the float64 SVD's."""
     generator = torch.Generator().manual_seed(tokens)
-    matrices = torch.stack([matrix.float() for matrix in adversarial(tokens, count, generator)])
+    matrices = torch.stack([hard(index, tokens, generator) for index in range(count)])
     for start in range(0, count, 16):
         part = matrices[start : start + 16]
         assert torch.equal(spectrum.ranks(part, TAUS), by_svd(part, TAUS)), f"matrices from {start}"
