@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +12,25 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import split_standard_library, standard_library_documents
 from ..data.sources import read_files
+from ..students import Reference, load_reference_config
 
 #: The paper measures on 100 sequences of 100 tokens.
 SEQUENCES = 100
 TOKENS = 100
 # Characters of a document that are tokenized: a few windows of each are enough.
 _CHARACTERS = 40_000
+
+
+def paper_tokens(reference: Reference, **kwargs: Any) -> int:
+    """
+    Return how many tokens a sequence has unless told: 100, as in the paper, or the reference's context if it is less.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference; only its config is read.
+        kwargs: Where it comes from, such as `revision`.
+    """
+    config = load_reference_config(reference, **kwargs).get_text_config(decoder=True)
+    return min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
 
 
 def default_sequences(

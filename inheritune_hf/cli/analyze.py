@@ -22,7 +22,7 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
     parser.add_argument("--output", help="Folder for JSON, CSV and pictures (default: analysis-NAME).")
     parser.add_argument("--files", nargs="+", default=[], help="Text, JSONL or Parquet files to measure on.")
     parser.add_argument("--sequences", type=int, default=100, help="Sequences (default: 100, as in the paper).")
-    parser.add_argument("--tokens", type=int, default=100, help="Tokens of each (default: 100, as in the paper).")
+    parser.add_argument("--tokens", type=int, help="Tokens of each (default: 100, as in the paper).")
     parser.add_argument("--tau", type=float, default=0.9, help="Share of the squared spectrum (default: 0.9).")
     parser.add_argument("--revision", help="Branch, tag or commit on the Hub.")
     parser.add_argument("--dtype", default="auto", help="Precision to load in (default: as saved).")
@@ -39,7 +39,7 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
     from ..analysis import SHARES, measure_collapse, recommend_layers
     from ..analysis.measurement import scores_folder
     from ..analysis.plots import draw_report
-    from ..analysis.sequences import default_sequences
+    from ..analysis.sequences import default_sequences, paper_tokens
     from ..analysis.tables import layer_table
 
     transformers_output.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -47,7 +47,8 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
     placed = {} if options.device_map is None else {"device_map": options.device_map}
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.reference, **source)
-        sequences = default_sequences(tokenizer, options.sequences, options.tokens, options.files)
+        tokens = options.tokens or paper_tokens(options.reference, **source)
+        sequences = default_sequences(tokenizer, options.sequences, tokens, options.files)
         report = measure_collapse(
             options.reference,
             sequences,

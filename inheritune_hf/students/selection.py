@@ -12,7 +12,7 @@ GRAMMAR = (
     "half-open ranges ('0:8,10') or a list ([0, 2])"
 )
 
-_MEASURES = ("auto", "rank", "influence", "angular", "loss", "params")
+_MEASURES = ("auto", "rank", "influence", "angular", "loss")
 
 
 def resolve_layers(choice: int | str | Sequence[int], depth: int) -> tuple[int, ...]:
@@ -71,8 +71,9 @@ def _resolve_text(text: str, depth: int) -> tuple[int, ...]:
     word, _, argument = text.partition(":")
     if word in _MEASURES:
         raise ValueError(
-            f"keep_layers={text!r} is not resolved here: it needs an analysis of sequences, which this version does "
-            f"not have. Give {GRAMMAR}."
+            f"keep_layers={text!r} is not resolved here: it needs an analysis of sequences. Give the layers that "
+            "inheritune_hf.analysis.resolve_measured(reference, choice, sequences) returns, as `inheritune train` and "
+            "`inheritune inherit` do."
         )
     if word in ("first", "last", "every", "spaced", "ends"):
         return _resolve_form(word, argument, text, depth)

@@ -1,8 +1,16 @@
 """Train and grow: the loop inside Transformers' own Trainer."""
 
 from .arguments import check_arguments
-from .callbacks import RoundProgress
+from .callbacks import RoundProgress, on_main_process
+from .collapse import CollapseCallback
 from .growth import first_layers
 from .trainer import InherituneTrainer
 
-__all__ = ["InherituneTrainer", "RoundProgress", "check_arguments", "first_layers"]
+__all__ = [
+    "CollapseCallback",
+    "InherituneTrainer",
+    "RoundProgress",
+    "check_arguments",
+    "first_layers",
+    "on_main_process",
+]

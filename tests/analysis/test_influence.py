@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import LAYERS
+from lazy_models import LAYERS
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inheritune_hf.analysis import angular_distances, block_influence, loss_without

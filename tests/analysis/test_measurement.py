@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import HEADS, LAYERS, VOCABULARY, tiny_model
 from datasets import Dataset
+from lazy_models import HEADS, LAYERS, VOCABULARY, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inheritune_hf.analysis import CollapseReport, approximate_rank, compare_laziness, measure_collapse
