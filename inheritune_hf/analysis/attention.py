@@ -156,16 +156,17 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self._seen = seen
         self._layer: int | None = None
-        self._tokens = 0
+        self._shape = (0, 0)
         self._thread = threading.get_ident()
 
     def entering(self, layer: int) -> Callable[..., None]:
-        """Return a hook that says that a block begins, and how many tokens its states have."""
+        """Return a hook that says that a block begins, and of what shape its states are."""
 
         def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             if threading.get_ident() == self._thread:
                 self._layer = layer
-                self._tokens = (args[0] if args else kwargs["hidden_states"]).shape[1]
+                states = args[0] if args else kwargs["hidden_states"]
+                self._shape = (states.shape[0], states.shape[1])
 
         return enter
 
@@ -179,11 +180,19 @@ class _Watch(TorchFunctionMode):
         if self._layer is not None and func is _FUSED:
             self.report(_fused_probabilities(*args, **kwargs))
         elif self._layer is not None and func in _SOFTMAX:
-            logits = args[0] if args else kwargs["input"]
-            # Routers take a softmax too, of another shape; a sink is one key more than there are tokens.
-            if logits.ndim == 4 and logits.shape[-2] == self._tokens <= logits.shape[-1] <= self._tokens + 1:
-                self.report(_softmax(logits.detach().to(torch.float32, copy=True))[..., : self._tokens])
+            self._see_softmax(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
+
+    def _see_softmax(self, logits: Tensor) -> None:
+        """Report the softmax of logits if they are attention's: routers take a softmax too, of another shape."""
+        batch, tokens = self._shape
+        # A learned sink is one key more than there are tokens. Some models have batch and heads in one axis.
+        if logits.ndim not in (3, 4) or not logits.shape[-2] == tokens <= logits.shape[-1] <= tokens + 1:
+            return
+        if logits.ndim == 3 and (logits.shape[0] % batch or bool((logits[:, 0, 1:] > logits[:, 0, :1] - 1e3).any())):
+            return  # not causal: something else of that shape
+        weights = _softmax(logits.detach().to(torch.float32, copy=True))[..., :tokens]
+        self.report(weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:]))
 
     def report(self, weights: Tensor) -> None:
         """Hand on a layer's probabilities; what is computed meanwhile is not watched."""

@@ -80,6 +80,9 @@ def test_the_list_above_is_all_of_them():
 
 
 OTHERS = {
+    "xglm": [
+        {"vocab_size": 64, "d_model": 16, "attention_heads": 2, "num_layers": 6, "ffn_dim": 32, "pad_token_id": 1}
+    ],
     "falcon": [{**SHAPE, **TOKENS}, {**SHAPE, **TOKENS, "alibi": True, "new_decoder_architecture": False}],
     "mpt": [{"vocab_size": 64, "d_model": 16, "n_heads": 2, "n_layers": 6, "max_seq_len": 32}],
     "codegen": [{"vocab_size": 64, "n_embd": 16, "n_head": 4, "n_layer": 6, "n_positions": 32, "rotary_dim": 4}],
