@@ -41,7 +41,8 @@ class InherituneConfig:
         default="half",
         metadata={
             "help": "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
-            "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10') or a list."
+            "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10') or a list; "
+            "experimental: 'auto' and measures ('rank:12', 'influence:12', 'angular:12', 'loss:12')."
         },
     )
     inherit: str = field(
@@ -221,9 +222,17 @@ class RunConfig:
         metadata={"help": "Hub id or path of the reference; the embedded default runs offline if none is given."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the reference on the Hub."})
+    collapse_every: int | None = field(
+        default=None,
+        metadata={"help": "Measure the student's lazy layers at every so many evaluations; never if not given."},
+    )
     require_match: bool = field(
         default=False, metadata={"help": "Let the example script end with the outcome's status, not 0, on a miss."}
     )
+
+    def __post_init__(self) -> None:
+        if self.collapse_every is not None:
+            _positive("collapse_every", self.collapse_every)
 
 
 @dataclass

@@ -16,6 +16,7 @@ verbs:
   doctor    say whether and how a reference can be cut, from its config and file headers alone
   plan      estimate what a run would take, before any weight is downloaded or loaded
   verify    check a saved student against its reference, reload it and let it generate
+  analyze   see which layers of a model are lazy, and how many are worth keeping
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
@@ -55,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         status: int = getattr(inspect, verb)(rest)
         return status
-    verbs = "train, inherit, data, doctor, plan, verify"
+    if verb == "analyze":
+        from .analyze import analyze
+
+        return analyze(rest)
+    verbs = "train, inherit, data, doctor, plan, verify, analyze"
     print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
     return 2

@@ -19,6 +19,12 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
     parser.add_argument("--keep-layers", "--keep_layers", default="half", help="As in the recipe (default: half).")
     parser.add_argument("--inherit", default="all", help="Parts that come along, as in the recipe (default: all).")
     parser.add_argument("--seed", type=int, default=42, help="Seed of parts that do not come along (default: 42).")
+    parser.add_argument(
+        "--files",
+        nargs="+",
+        default=[],
+        help="Text to measure on for 'auto' and measures (default: the embedded text).",
+    )
     parser.add_argument("--output", required=True, help="Folder to save the student in.")
     parser.add_argument("--revision", help="Branch, tag or commit of the reference on the Hub.")
     parser.add_argument("--dtype", default="float32", help="Type of the weights (default: float32).")
@@ -26,14 +32,19 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
 
     from rich.console import Console
 
+    from ..analysis import is_measured
     from ..publishing import save_inherited
+    from ..students import describe
     from .tables import show_plan
 
     console = Console(highlight=False, soft_wrap=True)
     try:
+        choice = options.keep_layers
+        if is_measured(choice):
+            choice = describe(_measured_layers(options.reference, choice, options.files, options.revision))
         save_inherited(
             options.reference,
-            options.keep_layers,
+            choice,
             options.output,
             revision=options.revision,
             inherit=options.inherit,
@@ -46,3 +57,16 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
         return 1
     console.print(f"saved in    {options.output}", markup=False)
     return 0
+
+
+def _measured_layers(reference: str, choice: str, files: Sequence[str], revision: str | None) -> tuple[int, ...]:
+    from transformers import AutoTokenizer
+
+    from ..analysis import resolve_measured
+    from ..analysis.measurement import scores_folder
+    from ..analysis.sequences import default_sequences, paper_tokens
+
+    source = {} if revision is None else {"revision": revision}
+    tokenizer = AutoTokenizer.from_pretrained(reference, **source)
+    sequences = default_sequences(tokenizer, tokens=paper_tokens(reference, **source), files=files)
+    return resolve_measured(reference, choice, sequences, progress=True, cache_dir=scores_folder(), **source)

@@ -36,7 +36,9 @@ def train(argv: Sequence[str], prog: str = "inheritune train") -> tuple[int, Run
     console = Console(quiet=not main_process)
     try:
         if settings.run.reference is None:
-            result = run_embedded(settings.recipe, settings.data, settings.args, console)
+            result = run_embedded(
+                settings.recipe, settings.data, settings.args, console, collapse_every=settings.run.collapse_every
+            )
         else:
             result = run_recipe(*settings, console=console)
     except KeyboardInterrupt:

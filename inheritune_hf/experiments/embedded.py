@@ -29,7 +29,7 @@ from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
 from ..training import InherituneTrainer
 from .controls import Control, random_model, train_control, with_changes
-from .runs import RunResult, finish_run
+from .runs import RunResult, finish_run, measured_recipe, watch_collapse
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"
@@ -85,6 +85,7 @@ def run_embedded(
     args: TrainingArguments,
     console: Console,
     shape: EmbeddedShape | None = None,
+    collapse_every: int | None = None,
 ) -> RunResult:
     """
     Train a tokenizer and a reference on the running interpreter's standard library, then run the recipe on them.
@@ -125,6 +126,7 @@ def run_embedded(
     else:
         _train_reference(reference, tokenizer, splits, args, shape)
     console.rule("3/4 · inherit, train, compare, grow")
+    recipe = measured_recipe(recipe, str(reference), splits, args)
     trainer = InherituneTrainer(
         str(reference),
         recipe,
@@ -133,6 +135,7 @@ def run_embedded(
         eval_dataset=splits.selection,
         processing_class=tokenizer,
     )
+    watch_collapse(trainer, splits, collapse_every)
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", trainer.output_dir)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
+from ..analysis import is_measured, resolve_measured
+from ..analysis.measurement import scores_folder
+from ..analysis.sequences import SEQUENCES, TOKENS
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..evaluation import Validation, compare_losses
 from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
-from ..students import load_reference_config, student_skeleton
-from ..training import InherituneTrainer, check_arguments, first_layers
+from ..students import describe, load_reference_config, prefix_sizes, student_skeleton
+from ..training import CollapseCallback, InherituneTrainer, check_arguments, first_layers, on_main_process
 from .controls import Control
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_BLOCK_SIZE = 1024
 
@@ -53,7 +59,8 @@ def run_recipe(
     # What the trainer would refuse is refused before hours of tokenizing.
     check_arguments(args, recipe)
     config = load_reference_config(run.reference, **kwargs)
-    first_layers(recipe, config.get_text_config(decoder=True).num_hidden_layers)
+    if not is_measured(recipe.keep_layers):
+        first_layers(recipe, config.get_text_config(decoder=True).num_hidden_layers, prefix_sizes(config))
     tokenizer = load_tokenizer(run.reference, **kwargs)
     check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -67,6 +74,7 @@ def run_recipe(
             vocab_size=config.get_text_config(decoder=True).vocab_size,
         )
     end = end_of_text(tokenizer)
+    recipe = measured_recipe(recipe, run.reference, splits, args, **kwargs)
     trainer = InherituneTrainer(
         run.reference,
         recipe,
@@ -77,6 +85,7 @@ def run_recipe(
         data_collator=CausalCollator(end, end) if data.document_boundaries else None,
         reference_kwargs=kwargs,
     )
+    watch_collapse(trainer, splits, run.collapse_every)
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", Path(args.output_dir or "trainer_output"))
@@ -84,6 +93,57 @@ def run_recipe(
     if args.push_to_hub:
         trainer.push_to_hub()
     return result
+
+
+def measured_recipe(
+    recipe: InherituneConfig, reference: str, splits: DataSplits, args: TrainingArguments, **kwargs: Any
+) -> InherituneConfig:
+    """
+    Return the recipe with explicit layers if its `keep_layers` is `auto` or a measure, measured on the selection set.
+
+    Args:
+        recipe (`InherituneConfig`): The recipe; it is not changed.
+        reference (`str`): Id or path of the reference.
+        splits (`DataSplits`): The run's data.
+        args (`TrainingArguments`): The run's arguments; the main process measures.
+        kwargs: Where the reference comes from.
+    """
+    choice = recipe.keep_layers
+    if not is_measured(choice):
+        return recipe
+    layers = None
+    if args.process_index == 0:
+        layers = resolve_measured(
+            reference,
+            str(choice),
+            selection_sequences(splits),
+            progress=not args.disable_tqdm,
+            cache_dir=scores_folder(),
+            **kwargs,
+        )
+    kept: tuple[int, ...] = on_main_process(layers)
+    logger.info("keep_layers=%r: %s", choice, describe(kept))
+    return replace(recipe, keep_layers=list(kept))
+
+
+def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | None) -> None:
+    """Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set."""
+    if every is not None:
+        trainer.add_callback(CollapseCallback(selection_sequences(splits), every, log=trainer.log))
+
+
+def selection_sequences(splits: DataSplits) -> list[list[int]]:
+    """
+    Return 100 sequences of 100 tokens of the selection set, as the paper measures, or as many and as long as there are.
+
+    Raises:
+        ValueError: If no sequence has two tokens.
+    """
+    rows: list[list[int]] = splits.selection["input_ids"][:]
+    tokens = min(TOKENS, max((len(row) for row in rows), default=0))
+    if tokens < 2:
+        raise ValueError("The selection set has no sequence of 2 tokens, so no attention can be measured on it.")
+    return [row[:tokens] for row in rows if len(row) >= tokens][:SEQUENCES]
 
 
 def load_tokenizer(reference: str, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -131,6 +191,11 @@ def finish_run(
     rows = _result_rows(trainer, student, reference, controls, reference_steps)
     if trainer.args.should_save:
         text = remarks(rows) if remarks else ""
+        laziness = next(
+            (item.verdict() for item in trainer.callback_handler.callbacks if isinstance(item, CollapseCallback)), None
+        )
+        if laziness is not None:
+            text = "\n\n".join(part for part in (text, laziness.sentence) if part)
         curve = [(int(item["step"]), item["eval_loss"]) for item in trainer.state.log_history if "eval_loss" in item]
         target = trainer.run_record.target
         draw_losses(
@@ -149,6 +214,7 @@ def finish_run(
                 "curves": {"student": curve, **{name: item.curve for name, item in controls.items()}},
                 "data": splits.facts.to_dict(),
                 "seed": trainer.args.seed,
+                **({} if laziness is None else {"lazy_layers": asdict(laziness)}),
             },
         )
         console.print(terminal_table(rows))

@@ -77,8 +77,9 @@ def _resolve_text(text: str, depth: int, prefix_sizes: Sequence[int] | None) -> 
     word, _, argument = text.partition(":")
     if word in _MEASURES:
         raise ValueError(
-            f"keep_layers={text!r} is not resolved here: it needs an analysis of sequences, which this version does "
-            f"not have. Give {GRAMMAR}."
+            f"keep_layers={text!r} is not resolved here: it needs an analysis of sequences. Give the layers that "
+            "inheritune_hf.analysis.resolve_measured(reference, choice, sequences) returns, as `inheritune train` and "
+            "`inheritune inherit` do."
         )
     if word == "params":
         return _resolve_size(argument, text, prefix_sizes)

@@ -1,8 +1,17 @@
 """Train and grow: the loop inside Transformers' own Trainer."""
 
 from .arguments import check_arguments
-from .callbacks import ReferenceLossStopCallback, RoundProgress
+from .callbacks import ReferenceLossStopCallback, RoundProgress, on_main_process
+from .collapse import CollapseCallback
 from .growth import first_layers
 from .trainer import InherituneTrainer
 
-__all__ = ["InherituneTrainer", "ReferenceLossStopCallback", "RoundProgress", "check_arguments", "first_layers"]
+__all__ = [
+    "CollapseCallback",
+    "InherituneTrainer",
+    "ReferenceLossStopCallback",
+    "RoundProgress",
+    "check_arguments",
+    "first_layers",
+    "on_main_process",
+]

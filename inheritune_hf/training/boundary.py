@@ -11,11 +11,16 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data import CausalCollator
 from ..records import Match, Round
 from ..students import from_pretrained_inherited, student_skeleton
 from .carry import carry_optimizer, group_names
 from .expansion import expand_student, parameter_origins
+from .feeding import check_boundaries
 from .staging import RunState, Seal, last_checkpoint, read_trainer_state, round_trainer_state, stage_round
+
+#: What a student takes over from the way its reference is loaded, and a checkpoint does not keep.
+_MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
 
 if TYPE_CHECKING:
     from .trainer import InherituneTrainer
@@ -35,6 +40,26 @@ def stage_next(trainer: InherituneTrainer, state: RunState) -> None:
         carried_states(trainer, state, before, student) if before else {},
         sorted(before.glob("rng_state*.pth")) if before and trainer.inheritune_config.continues_data else (),
     )
+
+
+def load_student(trainer: InherituneTrainer, state: RunState, folder: Path) -> PreTrainedModel:
+    """
+    Return the student in a staged round or a checkpoint, ready to be trained.
+
+    Raises:
+        ValueError: If the folder holds a student of another depth, or one that lets documents see each other although
+            their boundaries are to be kept.
+    """
+    kwargs = trainer.reference_kwargs
+    settings = {name: kwargs[name] for name in _MODEL_SETTINGS if name in kwargs}
+    student: PreTrainedModel = type(trainer.student).from_pretrained(folder, dtype=torch.float32, **settings)
+    if len(state.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
+        raise ValueError(f"{folder} does not hold a student of {len(state.layers)} layers; it was changed.")
+    student.config.use_cache = trainer.args.use_cache
+    collator = trainer.data_collator
+    if isinstance(collator, CausalCollator) and collator.end_token_id is not None:
+        check_boundaries(student)
+    return student
 
 
 def finished_round(trainer: InherituneTrainer, state: RunState, seal: Seal, match: Match) -> Round:

@@ -34,9 +34,9 @@ from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
-from .boundary import finished_round, learned_names, stage_next
+from .boundary import finished_round, learned_names, load_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
-from .feeding import StreamedTrainer, check_boundaries, check_data, pad_token
+from .feeding import StreamedTrainer, check_data, pad_token
 from .growth import conclude, first_layers, reopen
 from .staging import (
     RunState,
@@ -52,9 +52,6 @@ from .staging import (
 )
 
 logger = logging.getLogger(__name__)
-
-#: What a student takes over from the way its reference is loaded, and a checkpoint does not keep.
-_MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
 
 
 class InherituneTrainer(StreamedTrainer):
@@ -287,7 +284,7 @@ class InherituneTrainer(StreamedTrainer):
             end = min(end, self.budget)
         found = on_main_process(last_checkpoint(self.output_dir, state.round_index) if self.args.should_save else None)
         folder, seal = found or (round_folder(self.output_dir, state.round_index), None)
-        self._load_student(folder)
+        self.hold(load_student(self, self._state, folder))
         self._describe_round()
         training_loss = float("nan")
         if seal is None or (seal.step < end and not seal.confirmed):
@@ -374,23 +371,13 @@ class InherituneTrainer(StreamedTrainer):
         if model.device.type != "meta" and self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
 
-    def _load_student(self, folder: Path) -> None:
-        settings = {name: self.reference_kwargs[name] for name in _MODEL_SETTINGS if name in self.reference_kwargs}
-        student = type(self.student).from_pretrained(folder, dtype=torch.float32, **settings)
-        if len(self._state.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
-            raise ValueError(f"{folder} does not hold a student of {len(self._state.layers)} layers; it was changed.")
-        student.config.use_cache = self.args.use_cache
-        self.hold(student)
-        if isinstance(self.data_collator, CausalCollator) and self.data_collator.end_token_id is not None:
-            check_boundaries(student)
-
     def _restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
         if self.rounds and self.outcome != "interrupted":
             found = last_checkpoint(self.output_dir, self.rounds[-1].index)
             if found is not None:
                 if self.student.device.type == "meta":
-                    self._load_student(found[0])
+                    self.hold(load_student(self, self._state, found[0]))
                 if self.state.global_step != found[1].step:
                     self.state = read_trainer_state(found[0])
         self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)

@@ -1,0 +1,279 @@
+"""Attention probabilities of any causal language model, one layer at a time, beside its own attention."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..students import inspect_architecture
+
+#: What is called with a layer's number and its probabilities, of shape `(batch, heads, query, key)` in float32.
+Seen = Callable[[int, Tensor], None]
+
+_SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
+_FUSED = nn.functional.scaled_dot_product_attention
+# Implementations that end in one of these. Every other one is seen where Transformers hands it its inputs.
+_SEEN_IN_TORCH = ("eager", "sdpa")
+# Kinds in `config.layer_types` that attend without a softmax over tokens.
+_WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru")
+
+
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the model's list of blocks, in the order of its layers."""
+    blocks = model.get_submodule(inspect_architecture(model.config).block_list)
+    if not isinstance(blocks, nn.ModuleList):
+        raise TypeError(f"The blocks of {type(model).__name__} are a {type(blocks).__name__}, not a ModuleList.")
+    return blocks
+
+
+@contextmanager
+def watching_attention(model: PreTrainedModel, seen: Seen) -> Iterator[None]:
+    """
+    Within it, `seen` is called with each layer's attention probabilities while the model runs on whole sequences.
+
+    What the model computes is untouched, with whatever attention implementation it was loaded: probabilities are
+    computed beside it, in float32, from the queries and keys (or, where the model takes the softmax itself, from its
+    logits). They are gone when `seen` returns, so that never more than one layer's are in memory. Afterwards, also
+    after an exception, nothing of this is left on the model.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model; call it without a cache, on sequences without padding.
+        seen (`Callable[[int, Tensor], None]`): Gets the layer and its probabilities, of shape
+            `(batch, heads, query, key)`, on the layer's device. Layers without softmax attention are not heard of.
+    """
+    watch = _Watch(seen)
+    with ExitStack() as undo:
+        for layer, block in enumerate(find_blocks(model)):
+            before = block.register_forward_pre_hook(watch.entering(layer), with_kwargs=True, prepend=True)
+            undo.callback(before.remove)
+            undo.callback(block.register_forward_hook(watch.leave, always_call=True).remove)
+        undo.enter_context(_registered(model, watch))
+        undo.enter_context(torch.no_grad())
+        undo.enter_context(watch)
+        yield
+
+
+def attention_kinds(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return what each layer mixes tokens with, by the config: `attention`, `sliding_attention`, `conv` and so on."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    names = {"full_attention": "attention", "global": "attention", "local": "sliding_attention"}
+    if kinds is not None and len(kinds) == config.num_hidden_layers:
+        return tuple(names.get(kind, kind) for kind in kinds)
+    blocks = find_blocks(model)
+    return tuple("attention" if _has_attention(block) else "other" for block in blocks)
+
+
+def require_seen(model: PreTrainedModel, layer: int, kind: str) -> None:
+    """
+    Refuse a layer that has softmax attention, by its kind, of which nothing was seen.
+
+    Raises:
+        RuntimeError: If the model computes its attention in a way that cannot be watched.
+    """
+    if kind == "other" or any(word in kind for word in _WITHOUT_SOFTMAX):
+        return
+    raise RuntimeError(
+        f"Layer {layer} of {type(model).__name__} has attention ({kind}) but no probabilities were seen with the "
+        f"implementation {model.config._attn_implementation!r}; load the model with attn_implementation='eager'."
+    )
+
+
+def probabilities(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    is_causal: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """
+    Return softmax attention weights in float32, whatever the precision of the model.
+
+    Args:
+        query (`torch.Tensor` of shape `(batch, heads, query, channels)`): Queries.
+        key (`torch.Tensor` of shape `(batch, groups, key, channels)`): Keys; each group serves `heads / groups` heads.
+        mask (`torch.Tensor`, *optional*): Which keys are seen (bool), or what is added to the logits.
+        scale (`float`, *optional*): Factor of the logits; one over the root of the channels if not given.
+        is_causal (`bool`, *optional*, defaults to `False`): Whether a query sees no later key.
+        window (`int`, *optional*): Tokens that a query sees, itself included.
+        softcap (`float`, *optional*): Bound that logits are bent to by a tangent (Gemma 2).
+        sinks (`torch.Tensor` of shape `(heads,)`, *optional*): Logits that take attention away to no key (GPT-OSS).
+        bias (`torch.Tensor`, *optional*): Position bias that is added to the logits.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, heads, query, key)`: Rows sum to one, or to less beside sinks.
+    """
+    batch, heads, queries, channels = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    grouped = query.float().reshape(batch, groups, heads // groups * queries, channels)
+    logits = (grouped @ key.float().mT).reshape(batch, heads, queries, keys)
+    logits.mul_(channels**-0.5 if scale is None else scale)
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    if bias is not None:
+        logits.add_(bias)
+    if mask is not None and mask.dtype == torch.bool:
+        logits.masked_fill_(~mask, -torch.inf)
+    elif mask is not None:
+        logits.add_(mask[..., :keys])
+    if is_causal or window is not None:
+        distance = torch.arange(queries, device=logits.device)[:, None] - torch.arange(keys, device=logits.device)
+        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        logits.masked_fill_(hidden, -torch.inf)
+    return _softmax(logits, sinks)
+
+
+def _softmax(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """Return the softmax over keys, computed in the memory of the logits."""
+    highest = logits.amax(-1, keepdim=True)
+    if sinks is not None:
+        sinks = sinks.float().reshape(1, -1, 1, 1)
+        highest = torch.maximum(highest, sinks)
+    weights = logits.sub_(highest).exp_()
+    total = weights.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + (sinks - highest).exp()
+    return weights.div_(total)
+
+
+class _Watch(TorchFunctionMode):
+    """Computes probabilities beside every attention that torch is asked for while a block runs, in this thread."""
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self._seen = seen
+        self._layer: int | None = None
+        self._shape = (0, 0)
+        self._thread = threading.get_ident()
+
+    def entering(self, layer: int) -> Callable[..., None]:
+        """Return a hook that says that a block begins, and of what shape its states are."""
+
+        def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            if threading.get_ident() == self._thread:
+                self._layer = layer
+                states = args[0] if args else kwargs["hidden_states"]
+                self._shape = (states.shape[0], states.shape[1])
+
+        return enter
+
+    def leave(self, *_: Any) -> None:
+        """Say that a block has ended; a forward hook."""
+        if threading.get_ident() == self._thread:
+            self._layer = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._layer is not None and func is _FUSED:
+            self.report(_fused_probabilities(*args, **kwargs))
+        elif self._layer is not None and func in _SOFTMAX:
+            self._see_softmax(args[0] if args else kwargs["input"])
+        return func(*args, **kwargs)
+
+    def _see_softmax(self, logits: Tensor) -> None:
+        """Report the softmax of logits if they are attention's: routers take a softmax too, of another shape."""
+        batch, tokens = self._shape
+        # A learned sink is one key more than there are tokens. Some models have batch and heads in one axis.
+        if logits.ndim not in (3, 4) or not logits.shape[-2] == tokens <= logits.shape[-1] <= tokens + 1:
+            return
+        if logits.ndim == 3 and (logits.shape[0] % batch or bool((logits[:, 0, 1:] > logits[:, 0, :1] - 1e3).any())):
+            return  # not causal: something else of that shape
+        weights = _softmax(logits.detach().to(torch.float32, copy=True))[..., :tokens]
+        self.report(weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:]))
+
+    def report(self, weights: Tensor) -> None:
+        """Hand on a layer's probabilities; what is computed meanwhile is not watched."""
+        layer, self._layer = self._layer, None
+        if layer is not None:
+            self._seen(layer, weights)
+            self._layer = layer
+
+    def function(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `original`, an attention function of Transformers, with probabilities computed beside it."""
+
+        def watched(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            layer = self._layer if threading.get_ident() == self._thread else None
+            if layer is not None:
+                self.report(_interface_probabilities(module, query, key, mask, kwargs))
+                # It may end in one of the functions that are watched: its attention is one, not two.
+                self._layer = None
+            try:
+                return original(module, query, key, value, mask, *args, **kwargs)
+            finally:
+                if layer is not None:
+                    self._layer = layer
+
+        return watched
+
+
+def _fused_probabilities(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Take the arguments of torch's fused attention."""
+    return probabilities(query, key, attn_mask, scale, is_causal=is_causal)
+
+
+def _interface_probabilities(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: Mapping[str, Any]
+) -> Tensor:
+    """Take the arguments of an attention function of Transformers."""
+    dense = mask if isinstance(mask, Tensor) and mask.ndim == 4 else None
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    return probabilities(
+        query,
+        key,
+        dense,
+        options.get("scaling"),
+        is_causal=dense is None and bool(causal),
+        window=options.get("sliding_window") if dense is None else None,
+        softcap=options.get("softcap"),
+        sinks=options.get("s_aux"),
+        bias=options.get("position_bias"),
+    )
+
+
+@contextmanager
+def _registered(model: PreTrainedModel, watch: _Watch) -> Iterator[None]:
+    """Put a watched function in the place of the model's own, if torch is not asked for a softmax in it."""
+    name = model.config._attn_implementation
+    if name is None or name in _SEEN_IN_TORCH or name not in ALL_ATTENTION_FUNCTIONS:
+        yield
+        return
+    local: dict[str, Any] = ALL_ATTENTION_FUNCTIONS._local_mapping
+    had = name in local
+    original = ALL_ATTENTION_FUNCTIONS[name]
+    ALL_ATTENTION_FUNCTIONS[name] = watch.function(original)
+    try:
+        yield
+    finally:
+        if had:
+            local[name] = original
+        else:
+            del local[name]
+
+
+def _has_attention(block: nn.Module) -> bool:
+    return any("Attention" in type(module).__name__ for module in block.modules())

@@ -1,0 +1,222 @@
+"""What blocks do to the hidden states and to the loss: influence, angular distance, loss by depth, loss without one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..evaluation import sequence_sums
+from .attention import find_blocks
+
+#: Called after every run through the model, for a progress bar.
+Advance = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """
+    What each block changes.
+
+    Args:
+        influence (`tuple[float, ...]`): 1 − cosine of a block's input and output, mean over tokens (arXiv 2403.03853).
+        angular (`tuple[tuple[float, ...], ...]`): `angular[l][n - 1]` is the angle between the last token's states
+            before layer `l` and before layer `l + n`, as a share of pi (arXiv 2403.17887, eq. 4).
+        loss (`float`): The model's own loss, in nats per token.
+        by_depth (`tuple[float, ...]`): Loss after 0, 1, ... all blocks, through the final norm and the head.
+        skipped (`tuple[float, ...]`): Loss of the model without each one of its blocks.
+    """
+
+    influence: tuple[float, ...]
+    angular: tuple[tuple[float, ...], ...]
+    loss: float
+    by_depth: tuple[float, ...]
+    skipped: tuple[float, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BlockScores:
+        """Rebuild the scores from the dictionary that they were turned into."""
+        return cls(
+            influence=tuple(values["influence"]),
+            angular=tuple(tuple(row) for row in values["angular"]),
+            loss=values["loss"],
+            by_depth=tuple(values["by_depth"]),
+            skipped=tuple(values["skipped"]),
+        )
+
+
+def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Advance | None = None) -> BlockScores:
+    """
+    Return what each block changes on `batches`; the model is left as it was.
+
+    Each batch takes one run through the whole model, one through its head for each depth, and one for each block
+    without it. The hidden states of one batch at every depth are in memory, and no attention.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model in evaluation mode.
+        batches (sequence of `torch.Tensor` of shape `(batch, tokens)`): Token ids.
+        advance (`Callable`, *optional*): Called after every run, `2 * layers + 1` times for each batch.
+
+    Returns:
+        `BlockScores`: Means over all sequences.
+    """
+    blocks = find_blocks(model)
+    depth = len(blocks)
+    influence = torch.zeros(depth, dtype=torch.float64)
+    angles = torch.zeros(depth + 1, depth + 1, dtype=torch.float64)
+    by_depth = torch.zeros(depth + 1, 2, dtype=torch.float64)
+    skipped = torch.zeros(depth, 2, dtype=torch.float64)
+    tell = advance or _nothing
+    for tokens in batches:
+        states, tuples, sums = _states(model, blocks, tokens)
+        by_depth[depth] += sums
+        for layer, (before, after) in enumerate(itertools.pairwise(states)):
+            influence[layer] += block_influence(before, after.to(before.device)) * tokens.numel()
+        angles += angular_distances(torch.stack([state[:, -1].float().cpu() for state in states])) * len(tokens)
+        tell()
+        for layer in range(depth):
+            given = [_Given(block, states[layer], size) for block, size in zip(blocks, tuples, strict=True)]
+            with _replaced(blocks, dict(enumerate(given))):
+                by_depth[layer] += _loss_sums(model, tokens)
+            tell()
+            # What comes before the skipped block is as it was: only the blocks after it run.
+            with _replaced(blocks, dict(enumerate(given[: layer + 1]))):
+                skipped[layer] += _loss_sums(model, tokens)
+            tell()
+    count = sum(tokens.numel() for tokens in batches)
+    angles /= sum(len(tokens) for tokens in batches)
+    losses = (by_depth[:, 0] / by_depth[:, 1]).tolist()
+    return BlockScores(
+        influence=tuple((influence / count).tolist()),
+        angular=tuple(tuple(angles[layer, layer + 1 :].tolist()) for layer in range(depth)),
+        loss=losses[-1],
+        by_depth=tuple(losses),
+        skipped=tuple((skipped[:, 0] / skipped[:, 1]).tolist()),
+    )
+
+
+def block_influence(before: Tensor, after: Tensor) -> float:
+    """
+    Return 1 − the cosine between a block's input and output, a mean over tokens: 0 if it changes no direction.
+
+    Args:
+        before (`torch.Tensor` of shape `(..., channels)`): Hidden states that go into the block.
+        after (`torch.Tensor` of the same shape): Hidden states that come out of it.
+    """
+    cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+    return float(1 - cosine.double().mean())
+
+
+def angular_distances(states: Tensor) -> Tensor:
+    """
+    Return the angle between hidden states at each two depths, as a share of pi, a mean over sequences.
+
+    Args:
+        states (`torch.Tensor` of shape `(depths, batch, channels)`): One token's states at every depth.
+
+    Returns:
+        `torch.Tensor` of shape `(depths, depths)`: From `0` (same direction) to `1` (opposite), in float64.
+    """
+    directions = nn.functional.normalize(states.double(), dim=-1)
+    cosines = torch.einsum("ibc,jbc->bij", directions, directions).clamp(-1, 1)
+    return (cosines.arccos() / math.pi).mean(0)
+
+
+def loss_without(
+    model: PreTrainedModel, batches: Sequence[Tensor], removed: Sequence[int], advance: Advance | None = None
+) -> float:
+    """
+    Return the model's loss if some blocks hand on what they get, in nats per token; the model is left as it was.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model in evaluation mode.
+        batches (sequence of `torch.Tensor` of shape `(batch, tokens)`): Token ids.
+        removed (sequence of `int`): Layers to leave out.
+        advance (`Callable`, *optional*): Called after every batch.
+    """
+    blocks = find_blocks(model)
+    sums = torch.zeros(2, dtype=torch.float64)
+    tell = advance or _nothing
+    _, tuples, _ = _states(model, blocks, batches[0][:1, :2])
+    with _replaced(blocks, {layer: _Given(blocks[layer], None, tuples[layer]) for layer in removed}):
+        for tokens in batches:
+            sums += _loss_sums(model, tokens)
+            tell()
+    return float(sums[0] / sums[1])
+
+
+class _Given(nn.Module):
+    """Stands for a block and returns given states, or those that it gets, in the form that the block returns them."""
+
+    def __init__(self, block: nn.Module, states: Tensor | None, size: int) -> None:
+        super().__init__()
+        # In a tuple, so that the block does not become a part of this module.
+        self._block = (block,)
+        self._states = states
+        self._size = size
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        states = self._states
+        if states is None:
+            states = args[0] if args else kwargs["hidden_states"]
+        return (states, *(None,) * (self._size - 1)) if self._size else states
+
+    def __getattr__(self, name: str) -> Any:
+        # Models ask their blocks for their kind, such as `attention_type`.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_block"][0], name)
+
+
+@contextmanager
+def _replaced(blocks: nn.ModuleList, stand_ins: Mapping[int, nn.Module]) -> Iterator[None]:
+    """Let modules stand for blocks for a while; the list is as it was afterwards, also after an exception."""
+    before = list(blocks)
+    try:
+        for layer, module in stand_ins.items():
+            blocks[layer] = module
+        yield
+    finally:
+        for layer in stand_ins:
+            blocks[layer] = before[layer]
+
+
+def _states(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tuple[list[Tensor], list[int], Tensor]:
+    """Return the hidden states before the first block and after each, how long a tuple each returns (0: none), sums."""
+    states: list[Tensor] = []
+    sizes: list[int] = []
+
+    def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+
+    def leave(_block: nn.Module, _args: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+        sizes.append(len(output) if isinstance(output, tuple) else 0)
+
+    handles = [blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    handles += [block.register_forward_hook(leave) for block in blocks]
+    try:
+        sums = _loss_sums(model, tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return states, sizes, sums
+
+
+def _loss_sums(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Return the summed loss in nats and the number of predicted tokens, of shape `(2,)`."""
+    with torch.no_grad():
+        logits = model(input_ids=tokens, use_cache=False).logits
+    return sequence_sums(logits, tokens.to(logits.device))[:, :2].sum(0).double().cpu()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,360 @@
+"""How many layers are worth keeping, and which: with the evidence, and no more certain than it is (experimental)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..students import Reference, describe, is_prefix
+from .attention import find_blocks
+from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
+from .influence import loss_without
+from .measurement import as_tokens, batches_of, evaluating, load_model, measure_collapse, require_fitting
+from .report import CollapseReport
+
+#: Measures that choose a number of layers, as `keep_layers="rank:12"`.
+MEASURES = ("rank", "influence", "angular", "loss")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """
+    Which layers to inherit, and why.
+
+    Args:
+        layers (`tuple[int, ...]`): The layers to keep: always the first ones, as in the paper.
+        depth (`int`): Depth of the reference.
+        basis (`str`): `lazy tail` if the last layers are lazy as a group, else `half`, the paper's practice.
+        interval (`tuple[int, int]`, *optional*): 95 % interval of the number of layers over sequences; None without
+            a lazy tail or for fewer than 30 sequences.
+        tail_share (`float`, *optional*): Share of the resamples of the sequences in which there is a lazy tail.
+        by_measure (`dict[str, tuple[int, ...]]`): The layers that each measure would keep, as many.
+        by_depth (`dict[str, int]`): Other counts: `mass` by AvgMass instead of rank, `near_best_loss` the depth at
+            which the loss through the head is within 0.1 nats per token of the model's own.
+        evidence (`tuple[str, ...]`): Sentences with the figures.
+        disagreements (`tuple[str, ...]`): Where measures contradict the choice, or each other.
+    """
+
+    layers: tuple[int, ...]
+    depth: int
+    basis: str
+    interval: tuple[int, int] | None
+    tail_share: float | None
+    by_measure: dict[str, tuple[int, ...]]
+    by_depth: dict[str, int]
+    evidence: tuple[str, ...]
+    disagreements: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recommendation as a dictionary that JSON can hold."""
+        return asdict(self)
+
+
+def recommend_layers(
+    reference: Reference | CollapseReport, sequences: Any = None, tau: float = SHARE, **kwargs: Any
+) -> Recommendation:
+    """
+    Recommend how many first layers a student should inherit (experimental).
+
+    The paper's Algorithm 1 asks for first layers "with high AvgRank" and names no rule; its practice is half. Here, if
+    the last layers are lazy as a group (definition G.1: floor(AvgRank) is 1, and the first of them is below 2 itself),
+    the layers before the longest such tail are kept. If there is no such tail, ranks say nothing about a depth, and
+    half of the layers are recommended, for want of better evidence. The loop decides in the end: a student that does
+    not match grows.
+
+    Args:
+        reference (`str`, `os.PathLike`, `PreTrainedModel` or `CollapseReport`):
+            The reference, or a report that was measured of it.
+        sequences (`torch.Tensor` of shape `(sequences, tokens)`, *optional*):
+            Sequences to measure on, needed unless a report is given.
+        tau (`float`, *optional*, defaults to `0.9`):
+            Share of the squared spectrum.
+        kwargs:
+            As for `measure_collapse`.
+
+    Returns:
+        `Recommendation`: Layers, interval, evidence and disagreements.
+
+    Raises:
+        ValueError: If there is neither a report nor sequences, or the reference has no softmax attention.
+    """
+    if isinstance(reference, CollapseReport):
+        report = reference
+    elif sequences is None:
+        raise ValueError("recommend_layers needs sequences to measure the reference on, or a CollapseReport of it.")
+    else:
+        report = measure_collapse(reference, sequences, **{"controls": False, **kwargs})
+    values = report.max_ranks(tau)
+    if all(value is None for value in values):
+        raise ValueError(f"{report.model} has no layer with softmax attention, so ranks say nothing about its depth.")
+    count = lazy_tail_start(values)
+    half = max(1, report.depth // 2)
+    keep = half if count is None else max(1, count)
+    interval, tail_share = _interval(report, tau)
+    by_measure = {name: _by_report(report, name, keep, tau) for name in ("rank", "influence", "angular")}
+    by_measure = {name: layers for name, layers in by_measure.items() if layers}
+    by_depth = _other_counts(report, tau)
+    return Recommendation(
+        layers=tuple(range(keep)),
+        depth=report.depth,
+        basis="half" if count is None else "lazy tail",
+        interval=None if count is None else interval,
+        tail_share=tail_share,
+        by_measure=by_measure,
+        by_depth=by_depth,
+        evidence=_evidence(report, count, keep, interval, tail_share, tau),
+        disagreements=_disagreements(report, values, keep, by_measure, by_depth),
+    )
+
+
+def lazy_tail_start(max_ranks: Sequence[float | None]) -> int | None:
+    """
+    Return the first layer of the longest tail of layers that is lazy as a group, or None if there is none.
+
+    The tail's AvgRank is below 2, and so is the MaxRank of its first layer. Layers without softmax attention count in
+    no average.
+    """
+    start, total, seen = None, 0.0, 0
+    for layer in range(len(max_ranks) - 1, -1, -1):
+        value = max_ranks[layer]
+        if value is None:
+            continue
+        total, seen = total + value, seen + 1
+        if value < 2 and total / seen < 2:
+            start = layer
+    return start
+
+
+def is_measured(choice: Any) -> bool:
+    """Tell whether a choice of `keep_layers` needs an analysis: `auto`, or a measure such as `rank:12`."""
+    return isinstance(choice, str) and choice.strip().partition(":")[0] in ("auto", *MEASURES)
+
+
+def resolve_measured(
+    reference: Reference, choice: str, sequences: Any, progress: bool = False, **kwargs: Any
+) -> tuple[int, ...]:
+    """
+    Return the layers that `auto`, or a measure such as `rank:12`, chooses out of a reference.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference.
+        choice (`str`): `auto`, `rank:12`, `influence:12`, `angular:12` or `loss:12`.
+        sequences (`torch.Tensor` of shape `(sequences, tokens)`): Sequences to measure on.
+        progress (`bool`, *optional*, defaults to `False`): Whether a bar with the time left is shown.
+        kwargs: As for `measure_collapse`.
+
+    Returns:
+        `tuple[int, ...]`: An explicit list of layers, for `keep_layers`.
+
+    Raises:
+        ValueError: If the choice is not complete, or asks for more layers than there are.
+    """
+    word, _, argument = choice.strip().partition(":")
+    if word == "auto" and not argument:
+        return recommend_layers(reference, sequences, progress=progress, **kwargs).layers
+    if word not in MEASURES or re.fullmatch(r"\d+", argument) is None:
+        raise ValueError(
+            f"keep_layers={choice!r} is not complete: write 'auto', or a measure with a number of layers, such as "
+            "'rank:12', 'influence:12', 'angular:12' or 'loss:12'."
+        )
+    return layers_by_measure(reference, word, int(argument), sequences, progress=progress, **kwargs)
+
+
+def layers_by_measure(
+    reference: Reference, measure: str, count: int, sequences: Any, *, progress: bool = False, **kwargs: Any
+) -> tuple[int, ...]:
+    """
+    Choose `count` layers of a reference by a measure.
+
+    `rank` keeps the layers of the highest MaxRank, `influence` those that turn the states most, `angular` all but the
+    run of layers whose removal turns the last token's states least, `loss` removes layers one by one, each time the one
+    without which the loss is lowest, measured anew after each removal. Of equals the earlier layer is kept.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference.
+        measure (`str`): `rank`, `influence`, `angular` or `loss`.
+        count (`int`): Layers to keep.
+        sequences (`torch.Tensor` of shape `(sequences, tokens)`): Sequences to measure on.
+        progress (`bool`, *optional*, defaults to `False`): Whether a bar with the time left is shown.
+        kwargs: As for `measure_collapse`.
+
+    Returns:
+        `tuple[int, ...]`: The layers, 0-based, ascending.
+
+    Raises:
+        ValueError: If there is no such measure, or the reference has fewer layers.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}.")
+    if measure == "loss":
+        kwargs.pop("cache_dir", None)
+        model = reference if isinstance(reference, PreTrainedModel) else load_model(reference, **kwargs)
+        _check_count(count, len(find_blocks(model)))
+        return _by_loss(model, as_tokens(sequences), count, progress)
+    settings = {"controls": False, "blocks": measure != "rank", "progress": progress, **kwargs}
+    report = measure_collapse(reference, sequences, **settings)
+    _check_count(count, report.depth)
+    return _by_report(report, measure, count, SHARE)
+
+
+def _check_count(count: int, depth: int) -> None:
+    if not 1 <= count <= depth:
+        raise ValueError(f"keep_layers must be between 1 and {depth} (the reference's depth), got {count}.")
+
+
+def _by_report(report: CollapseReport, measure: str, count: int, tau: float) -> tuple[int, ...]:
+    """Return the layers that a measure of the report keeps; none if it was not measured."""
+    if measure == "rank":
+        # A layer without softmax attention has no rank to be low: it stays.
+        scores = [float("inf") if value is None else value for value in report.max_ranks(tau)]
+        return _highest(scores, count)
+    if report.blocks is None:
+        return ()
+    if measure == "influence":
+        return _highest(report.blocks.influence, count)
+    gone = report.depth - count
+    if gone == 0:
+        return tuple(range(report.depth))
+    turns = [report.blocks.angular[layer][gone - 1] for layer in range(report.depth - gone + 1)]
+    # Of equals the later run goes.
+    start = max(layer for layer, turn in enumerate(turns) if turn == min(turns))
+    return (*range(start), *range(start + gone, report.depth))
+
+
+def _highest(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    order = sorted(range(len(scores)), key=lambda layer: (-scores[layer], layer))
+    return tuple(sorted(order[:count]))
+
+
+def _by_loss(model: PreTrainedModel, tokens: Tensor, count: int, progress: bool) -> tuple[int, ...]:
+    require_fitting(model, tokens)
+    batches = batches_of(tokens, model)
+    left = list(range(len(find_blocks(model))))
+    runs = sum(range(count + 1, len(left) + 1)) * len(batches)
+    removed: list[int] = []
+    with tqdm(total=runs, desc=f"loss:{count}", disable=not progress, leave=False) as bar, evaluating(model):
+        while len(left) > count:
+            losses = {layer: loss_without(model, batches, [*removed, layer], bar.update) for layer in left}
+            least = min(left, key=lambda layer: (losses[layer], -layer))
+            removed.append(least)
+            left.remove(least)
+    return tuple(left)
+
+
+def _interval(report: CollapseReport, tau: float) -> tuple[tuple[int, int] | None, float | None]:
+    """Return the interval of the tail's start over resampled sequences, and the share of them that have a tail."""
+    resampled = [resampled_max_ranks(report.ranks(item.layer, tau)) if item.heads else None for item in report.layers]
+    some = next((values for values in resampled if values is not None), None)
+    if some is None:
+        return None, None
+    starts = [
+        lazy_tail_start([None if values is None else float(values[draw]) for values in resampled])
+        for draw in range(len(some))
+    ]
+    found = [max(1, start) for start in starts if start is not None]
+    share = len(found) / len(starts)
+    if not found:
+        return None, share
+    lower, upper = np.quantile(found, [0.025, 0.975], method="nearest")
+    return (int(lower), int(upper)), share
+
+
+def _other_counts(report: CollapseReport, tau: float) -> dict[str, int]:
+    counts = {}
+    mass = lazy_tail_start(report.avg_masses(tau))
+    if mass is not None:
+        counts["mass"] = max(1, mass)
+    if report.blocks is not None:
+        losses = report.blocks.by_depth
+        counts["near_best_loss"] = next(n for n, loss in enumerate(losses) if loss <= losses[-1] + 0.1)
+    return counts
+
+
+def _evidence(
+    report: CollapseReport,
+    count: int | None,
+    keep: int,
+    interval: tuple[int, int] | None,
+    tail_share: float | None,
+    tau: float,
+) -> tuple[str, ...]:
+    place = report.shares.index(tau)
+    lines = [
+        f"{report.sequences} sequences of {report.tokens} tokens, tau {tau:g}; uniform causal attention would have "
+        f"rank {report.uniform.ranks[place]}."
+    ]
+    lazy, near = report.lazy_layers(tau=tau), report.lazy_layers(NEAR_RANK_ONE, tau)
+    lines.append(
+        f"Lazy layers (MaxRank 1): {describe(lazy) if lazy else 'none'}; near rank-1 (MaxRank at most "
+        f"{1 + NEAR_RANK_ONE:g}): {describe(near) if near else 'none'}."
+    )
+    if count is None:
+        lines.append(
+            "The last layers are not lazy as a group, so ranks give no depth to cut at: half is the paper's practice, "
+            "not a finding."
+        )
+    else:
+        tail = report.avg_rank(range(count, report.depth), tau)
+        head = (
+            f", AvgRank of those before is {report.avg_rank(range(count), tau):.2f}" if _ranked(report, count) else ""
+        )
+        lines.append(f"AvgRank of layers {describe(range(count, report.depth))} is {tail:.2f}{head}.")
+    if tail_share is None:
+        lines.append("No interval: 30 sequences are needed.")
+    elif interval is not None and count is not None:
+        lines.append(
+            f"Over resampled sequences the number is {interval[0]} to {interval[1]} (95 %); {tail_share:.0%} of the "
+            "resamples have a lazy tail."
+        )
+    else:
+        lines.append(f"{tail_share:.0%} of the resamples of the sequences have a lazy tail.")
+    lines.append("That a student of this depth will match is not implied: train it, and let it grow.")
+    return tuple(lines)
+
+
+def _ranked(report: CollapseReport, count: int) -> bool:
+    return any(item.heads for item in report.layers[:count])
+
+
+def _disagreements(
+    report: CollapseReport,
+    values: Sequence[float | None],
+    keep: int,
+    by_measure: dict[str, tuple[int, ...]],
+    by_depth: dict[str, int],
+) -> tuple[str, ...]:
+    lines = []
+    inside = [layer for layer in range(keep) if (rank := values[layer]) is not None and rank < 2]
+    if inside:
+        lines.append(
+            f"Layers {describe(inside)} are kept although their MaxRank is below 2: rank is not monotone in depth."
+        )
+    kept = [value for value in values[:keep] if value is not None]
+    typical = float(np.median(kept)) if kept else 0.0
+    outside = [
+        layer for layer in range(keep, report.depth) if (rank := values[layer]) is not None and rank > max(2.0, typical)
+    ]
+    if outside:
+        lines.append(
+            f"Layers {describe(outside)} are dropped although their MaxRank is above the median of the kept ones; in "
+            "the paper's own ablation the middle layers transferred best (table 4)."
+        )
+    for name, layers in by_measure.items():
+        if not is_prefix(layers):
+            other = len(set(layers) - set(range(keep)))
+            lines.append(f"By {name}, {other} of {keep} layers would be others: {describe(layers)}.")
+    if "mass" in by_depth and by_depth["mass"] != keep:
+        lines.append(f"By AvgMass the lazy tail would begin after {by_depth['mass']} layers.")
+    near = by_depth.get("near_best_loss")
+    if near is not None and near > keep:
+        lines.append(
+            f"The loss through the head comes within 0.1 nats per token of the model's own only after {near} layers."
+        )
+    return tuple(lines)

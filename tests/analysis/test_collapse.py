@@ -1,0 +1,284 @@
+"""The measures on matrices whose answer is known, and the bounds of theorem H.1."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inheritune_hf.analysis import collapse, spectrum
+from inheritune_hf.analysis.collapse import (
+    approximate_rank,
+    attention_entropy,
+    avg_mass,
+    avg_rank,
+    column_mass,
+    is_lazy_group,
+    is_lazy_layer,
+    max_rank,
+    max_rank_interval,
+    rank_of_batch_mean,
+    score_attention,
+    sink_share,
+    uniform_attention,
+)
+
+TAUS = (0.8, 0.85, 0.9, 0.95)
+
+
+def by_svd(matrices, taus):
+    """The definition, word for word: singular values in float64, the same tolerance at the threshold."""
+    energies = torch.linalg.svdvals(matrices.double()).square()
+    sums, total = energies.cumsum(-1), energies.sum(-1, keepdim=True)
+    return torch.stack([(sums < tau * total * (1 - 1e-9)).sum(-1) + 1 for tau in taus], dim=-1)
+
+
+def causal(logits):
+    tokens = logits.shape[-1]
+    return torch.softmax(logits + torch.full((tokens, tokens), -torch.inf).triu(1), dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ranks", "mass"), [(100, (3, 4, 5, 8), 30), (40, None, 14), (1024, None, 221)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_null_values_of_uniform_attention(tokens, ranks, mass, dtype):
+    """Uniform causal attention has rank 5 and mass 30 at 100 tokens, 4 and 14 at 40, 7 and 221 at 1,024."""
+    attention = uniform_attention(tokens).to(dtype)
+    assert int(approximate_rank(attention)) == {100: 5, 40: 4, 1024: 7}[tokens]
+    assert int(column_mass(attention)) == mass
+    if ranks:
+        assert tuple(int(approximate_rank(attention, tau)) for tau in TAUS) == ranks
+
+
+def test_null_values_of_columns_and_identity():
+    """One column has rank and mass 1, also under a tenth of noise; identity has 90 of 100 in both."""
+    column = torch.zeros(100, 100)
+    column[:, 0] = 1
+    mixed = 0.9 * column + 0.1 * uniform_attention(100).float()
+    for attention in (column, mixed):
+        assert (int(approximate_rank(attention)), int(column_mass(attention))) == (1, 1)
+    for dtype in (torch.float32, torch.float64):
+        assert int(approximate_rank(torch.eye(100, dtype=dtype))) == 90
+        assert int(column_mass(torch.eye(100, dtype=dtype))) == 90
+    assert int(approximate_rank(torch.eye(1024))) == 922
+
+
+def test_null_values_of_random_attention():
+    """Softmax of normal causal logits at 100 tokens has a mean rank of 20.9 and a mean mass of 34.5."""
+    attention = causal(torch.randn(200, 100, 100, generator=torch.Generator().manual_seed(0)))
+    assert float(approximate_rank(attention).double().mean()) == pytest.approx(20.9, abs=0.2)
+    assert float(column_mass(attention).double().mean()) == pytest.approx(34.5, abs=0.3)
+
+
+def of_spectrum(energies, generator):
+    """A matrix of given squared singular values in random directions."""
+    size = (len(energies), len(energies))
+    left, right = (torch.linalg.qr(torch.randn(size, generator=generator, dtype=torch.float64))[0] for _ in range(2))
+    return (left @ torch.diag(energies.double().sqrt()) @ right).float()
+
+
+def hard(index, tokens, generator):
+    """One of a dozen kinds of matrices: attention, ties at the threshold, flat and steep spectra, denormal entries."""
+    normal = torch.randn(tokens, tokens, generator=generator)
+    place = torch.arange(tokens)
+    drawn = torch.randint(tokens, (tokens,), generator=generator)
+    turn, ones, one_hot = index // 12, torch.ones(tokens), torch.zeros(tokens, tokens)
+    one_hot[place, drawn] = 1
+    share = (0.9, 0.95, 0.9 + 1e-6, 0.9 - 1e-6)[turn % 4]  # of the first value: at the threshold, or just beside it
+    peaked = torch.cat([torch.tensor([share]), (1 - share) / (tokens - 1) * ones[1:]])
+    sink = normal + (place == drawn[0]) * (turn % 11)
+    return (
+        lambda: causal(normal * (turn % 7)),
+        lambda: causal(normal[:, :8] @ normal[:8]),
+        lambda: causal(sink),
+        lambda: torch.eye(tokens)[torch.randperm(tokens, generator=generator)],  # all energies tie
+        lambda: of_spectrum(ones, generator),
+        lambda: of_spectrum((place < 10).float(), generator),  # nine of ten equal values are just the share
+        lambda: of_spectrum(peaked, generator),
+        lambda: of_spectrum(1 / (1.0 + place), generator),
+        lambda: causal(-(0.1 + turn % 5) * (place[:, None] - place).abs().float()),  # local
+        lambda: uniform_attention(tokens, window=1 + index % tokens).float(),
+        lambda: one_hot,
+        lambda: 0.5 * torch.eye(tokens) + 0.5 * uniform_attention(tokens).float(),
+    )[index % 12]()
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(12, 240), (64, 480), (100, 240), (160, 48)])
+def test_rank_is_that_of_a_float64_svd(tokens, count):
+    """On a thousand random and adversarial matrices, ties included, every rank is the float64 SVD's."""
+    generator = torch.Generator().manual_seed(tokens)
+    matrices = torch.stack([hard(index, tokens, generator) for index in range(count)])
+    for start in range(0, count, 16):
+        part = matrices[start : start + 16]
+        assert torch.equal(spectrum.ranks(part, TAUS), by_svd(part, TAUS)), f"matrices from {start}"
+
+
+def test_rank_of_float64_and_of_rectangles():
+    """Matrices in float64, wide and tall ones, and every share up to 1 are counted as an SVD counts them."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((4, 70, 90), (4, 90, 70), (4, 80, 80), (3, 5, 9)):
+        matrices = torch.rand(shape, generator=generator, dtype=torch.float64)
+        for tau in (0.3, 0.99, 1.0):
+            assert torch.equal(approximate_rank(matrices, tau), by_svd(matrices, (tau,))[:, 0])
+            assert torch.equal(approximate_rank(matrices.float(), tau), by_svd(matrices.float(), (tau,))[:, 0])
+
+
+def test_cheap_method_answers_where_the_rank_is_small():
+    """The block of leading values is sure of collapsed and of uniform heads, and silent about flat spectra."""
+    sink = causal(torch.randn(4, 256, 256, generator=torch.Generator().manual_seed(0)))
+    sink = 0.02 * sink
+    sink[..., 0] += 0.98
+    for attention, sure in ((sink, True), (uniform_attention(256).float()[None], True), (torch.eye(256)[None], False)):
+        total = attention.double().square().sum((-2, -1))
+        found = spectrum._leading_ranks(attention, total, spectrum.thresholds(total, (0.9,)), 1e-5)
+        assert bool((found > 0).all()) is sure
+
+
+def test_nothing_but_zeros_has_rank_one():
+    """A matrix without energy has the smallest rank there is."""
+    assert int(approximate_rank(torch.zeros(3, 3))) == 1
+    assert int(column_mass(torch.zeros(3, 3))) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5, float("nan")])
+def test_shares_are_checked(share):
+    """A share outside (0, 1] is refused."""
+    with pytest.raises(ValueError, match=r"tau must be above 0 and at most 1, got"):
+        approximate_rank(torch.eye(3), share)
+    with pytest.raises(ValueError, match=r"eta must be above 0 and at most 1, got"):
+        column_mass(torch.eye(3), share)
+    with pytest.raises(ValueError, match=r"tau must be above 0 and at most 1, got"):
+        score_attention(torch.eye(3)[None, None], (0.9, share))
+
+
+def test_what_is_no_attention_is_refused():
+    """A vector, an empty matrix and numbers that are not finite are refused."""
+    for attention in (torch.ones(3), torch.ones(3, 0)):
+        with pytest.raises(ValueError, match=r"Attention must be of shape \(..., query, key\), got"):
+            approximate_rank(attention)
+    with pytest.raises(ValueError, match="Attention holds numbers that are not finite"):
+        column_mass(torch.full((3, 3), torch.nan))
+    assert int(column_mass(torch.eye(10, dtype=torch.long))) == 9
+
+
+def test_rank_of_the_batch_mean_is_another_thing():
+    """Two sequences that each look at one token, but not at the same, have rank 1 each and a mean of rank 2."""
+    first, second = torch.zeros(2, 1, 6, 6)
+    first[0, :, 0] = 1
+    second[0, :3, 1] = 1
+    second[0, 3:, 2] = 1
+    batch = torch.stack([first, first.roll(1, -1) * torch.tensor([1.0, 1, 1, 0, 0, 0])[:, None]])
+    batch[1, 0, 3:, 3] = 1
+    assert approximate_rank(batch).tolist() == [[1], [2]]
+    assert rank_of_batch_mean(batch).tolist() == [2]
+    assert rank_of_batch_mean(torch.stack([torch.eye(6)[None], second])).shape == (1,)
+
+
+def test_entropy_and_sink_share():
+    """Uniform rows over n keys have entropy log n; a sink takes all attention but the first query's does not count."""
+    assert float(attention_entropy(torch.full((4, 8), 1 / 8))) == pytest.approx(np.log(8))
+    assert float(attention_entropy(torch.eye(5))) == 0
+    column = torch.zeros(2, 5, 5)
+    column[..., 0] = 1
+    assert sink_share(column).tolist() == [1, 1]
+    assert float(sink_share(torch.eye(5))) == 0
+
+
+def test_uniform_attention_within_a_window():
+    """Each query looks alike at the tokens in its window, and at no other."""
+    attention = uniform_attention(5, window=2)
+    assert attention.sum(-1).tolist() == [1] * 5
+    assert attention[3].tolist() == [0, 0, 0.5, 0.5, 0]
+
+
+def test_scores_are_those_of_the_measures():
+    """A layer's scores are the single measures, by share, sequence and head."""
+    attention = causal(torch.randn(2, 3, 60, 60, generator=torch.Generator().manual_seed(0)))
+    scores = score_attention(attention, TAUS)
+    assert scores.ranks.shape == scores.masses.shape == (4, 2, 3)
+    for place, share in enumerate(TAUS):
+        assert torch.equal(scores.ranks[place], approximate_rank(attention, share))
+        assert torch.equal(scores.masses[place], column_mass(attention, share))
+    assert torch.equal(scores.entropy, attention_entropy(attention))
+    assert torch.equal(scores.sink, sink_share(attention))
+
+
+def test_aggregation_is_the_papers():
+    """Rank is a mean over sequences, MaxRank the largest over heads, AvgRank over layers, AvgMass a mean of both."""
+    ranks = [[1, 3], [1, 6]]  # two sequences, two heads
+    assert max_rank(ranks) == 4.5
+    assert avg_mass(ranks) == 2.75
+    assert avg_rank([1.0, 4.5]) == 2.75
+    with pytest.raises(ValueError, match="AvgRank needs at least one layer with softmax attention"):
+        avg_rank([])
+
+
+def test_lazy_by_definition_and_nearly():
+    """A layer is lazy at MaxRank 1 exactly, near rank-1 within a tolerance; a group while AvgRank is below 2."""
+    assert is_lazy_layer(1.0)
+    assert not is_lazy_layer(1.01)
+    assert is_lazy_layer(1.5, collapse.NEAR_RANK_ONE)
+    assert not is_lazy_layer(1.51, collapse.NEAR_RANK_ONE)
+    assert is_lazy_group([1.0, 2.9])
+    assert not is_lazy_group([1.0, 3.0])
+
+
+def test_interval_over_sequences():
+    """Ranks that vary give an interval around MaxRank, constant ones a point, few sequences none."""
+    ranks = np.random.default_rng(0).integers(1, 9, size=(100, 4))
+    lower, upper = max_rank_interval(ranks)
+    assert lower < max_rank(ranks) < upper
+    assert max_rank_interval(np.ones((30, 2))) == (1.0, 1.0)
+    assert max_rank_interval(np.ones((29, 2))) is None
+
+
+# Theorem H.1: attention that is eps-sink-collapsed to one key.
+
+
+def sink_logits(tokens, strength, generator):
+    logits = torch.randn(tokens, tokens, generator=generator, dtype=torch.float64)
+    logits[:, 0] += strength
+    return logits
+
+
+@given(seed=st.integers(0, 10_000), tokens=st.integers(2, 24), strength=st.floats(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_theorem_h1_distance_and_second_singular_value(seed, tokens, strength):
+    """(i) Attention with eps outside one column is within eps sqrt(2T) of that column, and so is its second value."""
+    logits = sink_logits(tokens, strength, torch.Generator().manual_seed(seed))
+    attention = causal(logits)
+    eps = float(attention[:, 1:].sum(-1).max())
+    column = torch.zeros_like(attention)
+    column[:, 0] = 1
+    bound = eps * (2 * tokens) ** 0.5 + 1e-12
+    assert float(torch.linalg.matrix_norm(attention - column)) <= bound
+    assert float(torch.linalg.svdvals(attention)[1]) <= bound
+    if bound**2 * 10 <= float(attention.square().sum()):
+        assert int(column_mass(attention)) == 1
+
+
+@given(seed=st.integers(0, 10_000), tokens=st.integers(2, 16), width=st.integers(1, 8), strength=st.floats(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_theorem_h1_gradients_vanish(seed, tokens, width, strength):
+    """(ii), (iii) Gradients of a collapsed head's logits and of its query and key weights vanish with eps."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    states, direction = normal(tokens, width), normal(tokens, tokens)
+    query, key = normal(width, width).requires_grad_(), normal(width, width).requires_grad_()
+    logits = (states @ query) @ (states @ key).T / width**0.5
+    logits = logits + torch.tensor([strength] + [0.0] * (tokens - 1), dtype=torch.float64)
+    logits.retain_grad()
+    attention = causal(logits)
+    attention.retain_grad()
+    (attention * direction).sum().backward()
+    eps = float(attention.detach()[:, 1:].sum(-1).max())
+    rows, bounds = logits.grad.norm(dim=-1), 2 * eps * attention.grad.norm(dim=-1)
+    assert bool((rows <= bounds + 1e-12).all())
+    spectral = torch.linalg.matrix_norm
+    whole = 2 * eps / width**0.5 * spectral(states, 2) * torch.linalg.matrix_norm(attention.grad)
+    assert float(query.grad.norm()) <= float(whole * spectral(states @ key.detach(), 2)) + 1e-12
+    assert float(key.grad.norm()) <= float(whole * spectral(states @ query.detach(), 2)) + 1e-12

@@ -1,0 +1,298 @@
+"""A model is measured as it is, whatever it is, and left as it was."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from lazy_models import HEADS, LAYERS, VOCABULARY, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from inheritune_hf.analysis import CollapseReport, approximate_rank, compare_laziness, measure_collapse
+from inheritune_hf.analysis import measurement as measurement_module
+from inheritune_hf.analysis.measurement import as_tokens, batches_of, head_maps, scores_folder, weights_fingerprint
+
+
+def fast(model, sequences, **changes):
+    return measure_collapse(model, sequences, **{"controls": False, "blocks": False, **changes})
+
+
+def weights_hash(model):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_scores_are_those_of_the_models_attention(model, sequences):
+    """Ranks, masses, entropy and sink are those of the probabilities that an eager model returns."""
+    report = fast(model, sequences)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = eager(sequences, output_attentions=True).attentions
+    assert report.depth == LAYERS
+    for layer, attention in enumerate(attentions):
+        for tau in report.shares:
+            assert report.ranks(layer, tau).tolist() == approximate_rank(attention, tau).tolist()
+        assert report.layers[layer].sink == pytest.approx(attention[..., 1:, 0].mean((0, 2)).tolist(), abs=1e-5)
+    assert report.max_ranks()[0] == report.ranks(0).mean(0).max()
+    assert report.avg_rank() == pytest.approx(np.mean(report.max_ranks()))
+    assert report.avg_masses()[0] == report.masses(0).mean()
+
+
+def test_a_model_forced_to_one_column_is_lazy_exactly_there(collapsed, sequences):
+    """Layers whose heads were forced to one column are lazy by the paper's definition, and no other layer is."""
+    report = fast(collapsed, sequences)
+    assert report.lazy_layers() == [2, 4, 5]
+    assert report.lazy_layers(0.5) == [2, 4, 5]
+    assert report.is_lazy_group([4, 5])
+    assert not report.is_lazy_group([0, 1])
+    for layer in (2, 4, 5):
+        assert report.avg_masses()[layer] == 1
+        assert report.layers[layer].sink == pytest.approx([1.0] * HEADS, abs=1e-4)
+
+
+def test_controls(model, sequences):
+    """The random twin is measured on the same sequences, uniform attention is that of the same length."""
+    report = measure_collapse(model, sequences, blocks=False)
+    assert report.uniform.ranks[report.shares.index(0.9)] == int(
+        approximate_rank(torch.ones(24, 24).tril() / torch.arange(1, 25)[:, None])
+    )
+    # Fresh weights are small, so that every query looks at everything nearly alike.
+    assert set(report.max_ranks(random=True)) == {float(report.uniform.ranks[report.shares.index(0.9)])}
+    assert report.avg_masses(random=True)[0] > report.uniform.masses[0] - 3
+    assert fast(model, sequences).random == ()
+
+
+def test_model_is_left_as_it_was(model, sequences):
+    """Weights, mode, hooks, blocks, gradients, config and the random state are those of before."""
+    lent = copy.deepcopy(model).train()
+    lent.transformer.h[1].eval()
+    modes = [module.training for module in lent.modules()]
+    blocks, before, config = list(lent.transformer.h), weights_hash(lent), lent.config.to_dict()
+    random = torch.get_rng_state()
+    measure_collapse(lent, sequences)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [module.training for module in lent.modules()] == modes
+    assert list(lent.transformer.h) == blocks
+    assert weights_hash(lent) == before
+    assert lent.config.to_dict() == config
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in lent.parameters())
+
+
+def test_model_is_left_as_it_was_after_an_exception(model, sequences, monkeypatch):
+    """So it is if measuring is interrupted in the middle of the attention, or of the blocks."""
+    lent = copy.deepcopy(model).train()
+    blocks = list(lent.transformer.h)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for name in ("score_attention", "influence.sequence_sums"):
+        with monkeypatch.context() as patch:
+            owner, _, attribute = name.rpartition(".")
+            target = getattr(measurement_module, owner) if owner else measurement_module
+            calls = iter([False] * 8 + [True])
+            original = getattr(target, attribute)
+            patch.setattr(target, attribute, lambda *x, o=original, c=calls: stop() if next(c) else o(*x))
+            with pytest.raises(KeyboardInterrupt):
+                measure_collapse(lent, sequences)
+        assert list(lent.transformer.h) == blocks
+        assert all(module.training for module in lent.modules())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in lent.modules())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_precision_and_implementation(sequences, attention, dtype):
+    """A model in bfloat16, or with another implementation, is measured in its own precision."""
+    model = tiny_model(attn_implementation=attention).to(dtype)
+    report = measure_collapse(model, sequences[:4])
+    assert all(item.heads == HEADS for item in report.layers)
+    assert model.dtype == dtype
+    assert np.isfinite(report.blocks.loss)
+
+
+def test_from_a_path(model, sequences, tmp_path):
+    """A path gives what the loaded model gives, but for its name and fingerprint."""
+    model.save_pretrained(tmp_path / "model")
+    report = measure_collapse(tmp_path / "model", sequences)
+    same = measure_collapse(model, sequences)
+    assert dataclasses.replace(report, model=same.model, weights=same.weights) == same
+    assert report.model == str(tmp_path / "model")
+
+
+def test_spread_over_devices(model, sequences, tmp_path):
+    """A model that is partly on disk (`device_map`) gives what the whole one gives, and stays where it was."""
+    model.save_pretrained(tmp_path / "model")
+    places = {"transformer": "cpu", "lm_head": "cpu"}
+    parts = {f"transformer.h.{layer}": "disk" if layer > 3 else "cpu" for layer in range(LAYERS)}
+    places = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.drop": "cpu", "transformer.ln_f": "cpu"}
+    spread = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map={**places, **parts, "lm_head": "cpu"}, offload_folder=tmp_path / "disk"
+    )
+    report, whole = measure_collapse(spread, sequences[:8]), measure_collapse(model, sequences[:8])
+    assert [item.ranks for item in report.layers] == [item.ranks for item in whole.layers]
+    assert report.blocks.skipped == pytest.approx(whole.blocks.skipped, abs=1e-6)
+    assert spread.transformer.h[5].attn.c_attn.weight.is_meta
+
+
+def test_hybrids_report_what_has_no_softmax_attention(sequences):
+    """In a hybrid, layers without softmax attention have no rank, are named, and count in no average."""
+    config = AutoConfig.for_model(
+        "lfm2",
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_hidden_layers=4,
+        intermediate_size=32,
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    report = measure_collapse(AutoModelForCausalLM.from_config(config).eval(), sequences[:30])
+    assert [item.kind for item in report.layers] == ["conv", "attention", "conv", "attention"]
+    ranks = report.max_ranks()
+    assert ranks[0] is None
+    assert ranks[2] is None
+    assert report.avg_rank() == pytest.approx((ranks[1] + ranks[3]) / 2)
+    assert report.max_rank_intervals()[0] is None
+    assert report.avg_masses()[0] is None
+    assert report.ranks(0).shape == report.masses(0).shape == (30, 0)
+    assert set(report.to_pandas()["layer"]) == {1, 3}
+    assert CollapseReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_report_goes_through_json_and_into_pandas(model, sequences, tmp_path):
+    """A report read back is equal; the table has a row for each layer, head and share."""
+    report = measure_collapse(model, sequences)
+    report.to_json(tmp_path / "report.json")
+    assert CollapseReport.from_json(tmp_path / "report.json") == report
+    table = report.to_pandas()
+    assert len(table) == LAYERS * HEADS * len(report.shares)
+    chosen = table[(table["layer"] == 2) & (table["head"] == 1) & (table["share"] == 0.9)]
+    assert chosen["rank"].item() == report.ranks(2).mean(0)[1]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.tokens = 3
+
+
+def test_shares_that_were_not_measured_are_refused(model, sequences):
+    """Asking a report for another share names those that were measured."""
+    with pytest.raises(ValueError, match=r"The share 0.5 was not measured \(measured: 0.9\); measure again with it"):
+        fast(model, sequences[:2], shares=(0.9,)).max_ranks(0.5)
+
+
+def test_scores_are_cached(model, sequences, tmp_path, monkeypatch):
+    """Asking again, for any measured share, loads no model; another share measures once more and keeps both."""
+    model.save_pretrained(tmp_path / "model")
+    first = fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores")
+    loads = []
+    load = measurement_module.load_model
+    monkeypatch.setattr(measurement_module, "load_model", lambda *x, **y: loads.append(x) or load(*x, **y))
+    assert fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores", shares=(0.8,)) == first
+    assert loads == []
+    more = fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores", shares=(0.5,))
+    assert more.shares == (0.5, 0.8, 0.85, 0.9, 0.95)
+    assert len(loads) == 1
+    assert fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores") == more
+    # Other data, settings or weights are other scores.
+    fast(tmp_path / "model", sequences[:-1], cache_dir=tmp_path / "scores")
+    measure_collapse(tmp_path / "model", sequences, blocks=False, cache_dir=tmp_path / "scores")
+    tiny_model(seed=1).save_pretrained(tmp_path / "model")
+    assert fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores") != more
+    assert len(loads) == 4
+
+
+def test_fingerprints_tell_weights_apart(model, tmp_path):
+    """One changed number is another fingerprint; a copy has the same."""
+    other = copy.deepcopy(model)
+    assert weights_fingerprint(other) == weights_fingerprint(model)
+    with torch.no_grad():
+        other.transformer.h[3].mlp.c_fc.bias[0] += 1e-3
+    assert weights_fingerprint(other) != weights_fingerprint(model)
+    with pytest.raises(FileNotFoundError, match=r"There is no model at .*nothing"):
+        weights_fingerprint(tmp_path / "nothing")
+    assert scores_folder().parts[-2:] == ("inheritune_hf", "analysis")
+
+
+def test_sharded_checkpoints_have_a_fingerprint(model, tmp_path):
+    """Every shard of a checkpoint counts."""
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    before = weights_fingerprint(tmp_path / "model")
+    shard = next((tmp_path / "model").glob("*-of-*.safetensors"))
+    shard.touch()
+    assert weights_fingerprint(tmp_path / "model") != before
+
+
+def test_sequences_come_in_many_forms(sequences):
+    """A tensor, rows, lists and a data set are the same sequences."""
+    rows = sequences[:3].tolist()
+    for given in (sequences[:3], rows, [{"input_ids": row} for row in rows], Dataset.from_dict({"input_ids": rows})):
+        assert torch.equal(as_tokens(given), sequences[:3])
+
+
+def test_sequences_that_cannot_be_measured_are_refused(model):
+    """Unequal lengths, none, one token, too many tokens and unknown ones are refused before anything is loaded."""
+    with pytest.raises(ValueError, match=r"Sequences must be of one length, .* got lengths from 2 to 3 tokens"):
+        measure_collapse("nowhere", [[1, 2], [1, 2, 3]])
+    for bad in ([], [[1]], torch.ones(3)):
+        with pytest.raises(ValueError, match=r"Sequences must be of shape \(sequences, tokens\)"):
+            measure_collapse("nowhere", bad)
+    with pytest.raises(ValueError, match="Sequences of 65 tokens are longer than the model's context of 64"):
+        measure_collapse(model, [[1] * 65])
+    with pytest.raises(ValueError, match="Sequences have tokens from 1 to 64, the model knows 0 to 63"):
+        measure_collapse(model, [[1, 64]])
+    with pytest.raises(ValueError, match="Sequences have tokens from -1 to 1"):
+        measure_collapse(model, [[1, -1]])
+
+
+def test_batches_hold_at_most_1024_tokens(model):
+    """Short sequences go together, a long one alone."""
+    assert [len(part) for part in batches_of(torch.ones(25, 100, dtype=torch.long), model)] == [10, 10, 5]
+    assert [len(part) for part in batches_of(torch.ones(2, 2000, dtype=torch.long), model)] == [1, 1]
+
+
+def test_unseen_attention_is_an_error(model, sequences, monkeypatch):
+    """A layer that has attention of which nothing was seen is not passed over in silence."""
+    monkeypatch.setattr(measurement_module, "watching_attention", lambda model, seen: torch.no_grad())
+    with pytest.raises(RuntimeError, match=r"Layer 0 of GPT2LMHeadModel has attention .* attn_implementation='eager'"):
+        fast(model, sequences[:2])
+
+
+def test_two_attentions_in_a_layer_are_refused(model, sequences, monkeypatch):
+    """A layer that attends twice has no one rank."""
+    lent = copy.deepcopy(model)
+    inner = lent.transformer.h[1].attn.forward
+    monkeypatch.setattr(lent.transformer.h[1].attn, "forward", lambda *x, **y: (inner(*x, **y), inner(*x, **y))[0])
+    with pytest.raises(RuntimeError, match="Layer 1 attends more than once"):
+        fast(lent, sequences[:2])
+
+
+def test_maps_are_means_over_sequences(model, sequences):
+    """A head's picture is its mean attention over the first three sequences."""
+    (found,) = head_maps(model, sequences, [(2, 1)], length=10)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        wanted = eager(sequences[:3, :10], output_attentions=True).attentions[2][:, 1].mean(0)
+    torch.testing.assert_close(torch.tensor(found.weights), wanted, atol=1e-4, rtol=0)
+
+
+def test_the_papers_question_is_answered(model, collapsed, sequences):
+    """Students and references are compared by their lazy layers, on the same sequences only."""
+    student, reference = fast(model, sequences), fast(collapsed, sequences)
+    comparison = compare_laziness(student, reference)
+    assert (comparison.student, comparison.reference) == (0, 3)
+    assert comparison.sentence.startswith("The student has fewer lazy layers than its reference: 0 of 6 against 3 of 6")
+    assert "more lazy layers" in compare_laziness(reference, student).sentence
+    assert "as many lazy layers as its reference, which has none" in compare_laziness(student, student).sentence
+    with pytest.raises(ValueError, match="Models are compared on the same sequences only, got 40 of 24 tokens"):
+        compare_laziness(student, fast(collapsed, sequences[:, :20]))

@@ -1,0 +1,111 @@
+"""Pictures, the terminal table and default sequences."""
+
+import dataclasses
+import io
+
+import pytest
+import torch
+from lazy_models import LAYERS
+from PIL import Image
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from inheritune_hf.analysis import LayerScores, measure_collapse
+from inheritune_hf.analysis.plots import blocks_figure, draw_report, heads_figure, rank_figure
+from inheritune_hf.analysis.sequences import cut_sequences, default_sequences, paper_tokens
+from inheritune_hf.analysis.tables import layer_table
+
+
+@pytest.fixture(scope="module")
+def report(collapsed, sequences):
+    return measure_collapse(collapsed, sequences)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Characters are tokens."""
+    core = Tokenizer(
+        models.BPE(vocab={c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
+    )
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=8)
+
+
+def test_every_picture_is_drawn(report, tmp_path):
+    """Each is a PNG of a readable size; running again gives the same bytes."""
+    paths = draw_report(report, tmp_path / "pictures")
+    assert [path.name for path in paths] == ["rank.png", "heads.png", "maps.png", "blocks.png", "depth.png"]
+    for path in paths:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 350
+    again = draw_report(report, tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+def test_the_rank_picture_says_what_it_shows(report):
+    """Heads, MaxRank, mean and both controls are drawn and named, with the data they rest on."""
+    figure = rank_figure(report)
+    (axes,) = figure.axes
+    names = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert names == {
+        "heads",
+        "MaxRank (bar: 95 % interval)",
+        "mean over heads",
+        "random weights, MaxRank",
+        "uniform causal attention",
+        "near rank-1",
+    }
+    assert "tau 0.9 · 40 sequences of 24 tokens" in figure.get_suptitle()
+    line = next(line for line in axes.lines if line.get_label().startswith("MaxRank"))
+    assert list(line.get_ydata()) == report.max_ranks()
+
+
+def test_heat_maps_have_the_same_scale_for_every_model(report):
+    """Colours go from 1 to the length of the sequences."""
+    upper = heads_figure(report).axes[0]
+    assert upper.images[0].norm.vmin == 1
+    assert upper.images[0].norm.vmax == 24
+    assert upper.images[0].get_array().shape == (2, LAYERS)
+
+
+def test_pictures_of_what_was_not_measured_are_left_out(report, tmp_path):
+    """Without blocks, controls, maps or softmax attention there is less to draw, and no error."""
+    bare = dataclasses.replace(report, blocks=None, random=(), maps=())
+    assert [path.name for path in draw_report(bare, tmp_path)] == ["rank.png", "heads.png"]
+    none = dataclasses.replace(bare, layers=(LayerScores(0, "mamba"),))
+    assert draw_report(none, tmp_path) == []
+    with pytest.raises(ValueError, match="The report has no figures of blocks; measure with blocks=True"):
+        blocks_figure(bare)
+
+
+def test_table_fits_a_terminal(report):
+    """One line for each layer in 80 columns, lazy ones named; layers without softmax attention say so."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    mixed = dataclasses.replace(report, layers=(*report.layers[:-1], LayerScores(5, "conv")))
+    console.print(layer_table(mixed))
+    text = console.export_text()
+    assert "…" not in text
+    lines = [line for line in text.splitlines() if line.strip()[:1].isdigit()]
+    assert [line.split()[-1] == "lazy" for line in lines[:5]] == [False, False, True, False, True]
+    assert "conv: no" in text
+
+
+def test_documents_take_turns(tokenizer):
+    """Each document gives its first window before any gives its second; short ones give none."""
+    found = cut_sequences(["abcdefgh", "x", "ABCD", "mnopqrst"], tokenizer, count=4, tokens=4)
+    texts = ["".join(tokenizer.convert_ids_to_tokens(row)) for row in found.tolist()]
+    assert texts == ["abcd", "ABCD", "mnop", "efgh"]
+    with pytest.raises(ValueError, match="No document has 9 tokens"):
+        cut_sequences(["abcdefgh"], tokenizer, count=4, tokens=9)
+
+
+def test_default_sequences(tokenizer, tmp_path, model):
+    """They come from the embedded text, or from files; 100 tokens, or the model's context if that is shorter."""
+    assert default_sequences(tokenizer).shape == (100, 100)
+    (tmp_path / "a.txt").write_text("abcdefgh")
+    assert default_sequences(tokenizer, tokens=4, files=[str(tmp_path / "*.txt")]).shape == (2, 4)
+    with pytest.raises(FileNotFoundError, match="files: there is no file"):
+        default_sequences(tokenizer, files=[str(tmp_path / "b.txt")])
+    assert paper_tokens(model) == 64
+    assert isinstance(default_sequences(tokenizer, 2, 5), torch.Tensor)

@@ -1,0 +1,202 @@
+"""What is recommended rests on the ranks, says how sure it is, and where measures disagree."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from lazy_models import LAYERS, VOCABULARY, collapse_layers, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from inheritune_hf.analysis import (
+    BlockScores,
+    CollapseReport,
+    LayerScores,
+    is_measured,
+    layers_by_measure,
+    loss_without,
+    measure_collapse,
+    recommend_layers,
+    resolve_measured,
+)
+from inheritune_hf.analysis.recommendation import lazy_tail_start
+from inheritune_hf.analysis.report import Uniform
+
+
+def report_of(ranks, sequences=40, blocks=None, masses=None):
+    """A report of one head for each layer, whose ranks are given: one number, or one for each sequence."""
+
+    def counts(values):
+        return (tuple((value,) for value in values),)
+
+    rows = [rank if isinstance(rank, list) else [rank] * sequences for rank in ranks]
+    layers = tuple(
+        LayerScores(layer, "attention", counts(row), counts(masses[layer] if masses else row), (0.0,), (0.0,))
+        for layer, row in enumerate(rows)
+    )
+    return CollapseReport("made", "gpt2", "", "", sequences, 100, (0.9,), layers, Uniform((5,), (30,)), blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "start"),
+    [
+        ([9.0, 8.0, 1.0, 1.0], 2),
+        ([9.0, 1.0, 8.0, 1.0, 1.0], 3),  # a lazy layer before a busy one is not a tail
+        ([9.0, 1.0, 2.5, 1.0, 1.0], 1),  # a group is lazy while its mean is below 2
+        ([9.0, 1.9, 2.5], None),  # the last layer alone is not lazy
+        ([1.0, 1.0], 0),
+        ([9.0, 9.0], None),
+        ([9.0, None, 1.0, None], 2),
+        ([9.0, 1.0, None], 1),
+    ],
+    ids=str,
+)
+def test_where_the_lazy_tail_begins(ranks, start):
+    """It is the longest tail whose AvgRank is below 2 and that begins with a layer below 2."""
+    assert lazy_tail_start(ranks) == start
+
+
+def test_a_lazy_tail_is_cut(sequences):
+    """A model whose last layers were forced to one column keeps those before, with a certain interval."""
+    advice = recommend_layers(collapse_layers(tiny_model(), (3, 4, 5)), sequences)
+    assert advice.layers == (0, 1, 2)
+    assert advice.basis == "lazy tail"
+    assert advice.interval == (3, 3)
+    assert advice.tail_share == 1
+    assert advice.by_measure["rank"] == (0, 1, 2)
+    assert set(advice.by_measure) == {"rank", "influence", "angular"}
+    assert any(
+        line.startswith("AvgRank of layers 3:6 is 1.00, AvgRank of those before is ") for line in advice.evidence
+    )
+    assert json.loads(json.dumps(advice.to_dict()))["layers"] == [0, 1, 2]
+
+
+def test_without_a_lazy_tail_half_is_named_a_practice(model, sequences):
+    """If nothing has collapsed, half is recommended, and said to be no finding."""
+    advice = recommend_layers(model, sequences)
+    assert advice.layers == (0, 1, 2)
+    assert advice.basis == "half"
+    assert advice.interval is None
+    assert any("half is the paper's practice, not a finding" in line for line in advice.evidence)
+
+
+def test_uncertain_ranks_give_a_wide_interval():
+    """Where sequences disagree about a layer, the interval spans what they say."""
+    unsure = [1] * 20 + [3] * 20
+    advice = recommend_layers(report_of([9, 9, unsure, 1, 1]))
+    assert advice.interval[0] < advice.interval[1]
+    assert advice.interval[0] <= len(advice.layers) <= advice.interval[1]
+    few = recommend_layers(report_of([9, 9, 1, 1], sequences=10))
+    assert few.interval is None
+    assert few.tail_share is None
+    assert "No interval: 30 sequences are needed." in few.evidence
+    none = recommend_layers(report_of([9, 9, 9, 9]))
+    assert none.tail_share == 0
+
+
+def test_everything_lazy_keeps_one_layer():
+    """There is always a student: a reference that is lazy throughout keeps its first layer."""
+    assert recommend_layers(report_of([1, 1, 1])).layers == (0,)
+
+
+def test_disagreements_are_told():
+    """Lazy layers that are kept, busy ones that are dropped, other measures and the loss are named."""
+    blocks = BlockScores(
+        influence=(0.1, 0.1, 0.1, 0.1, 0.9, 0.1),
+        angular=tuple(tuple(0.1 * (n + 1) for n in range(6 - layer)) for layer in range(6)),
+        loss=3.0,
+        by_depth=(9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0),
+        skipped=(4.0,) * 6,
+    )
+    masses = [[20] * 40, [1] * 40, [20] * 40, [20] * 40, [1] * 40, [1] * 40]
+    advice = recommend_layers(report_of([5, 1, 5, 1, 6, 1], blocks=blocks, masses=masses))
+    assert advice.basis == "lazy tail"
+    assert advice.layers == (0, 1, 2, 3, 4)
+    told = " ".join(advice.disagreements)
+    assert "Layers 1,3 are kept although their MaxRank is below 2: rank is not monotone in depth." in told
+    assert "By AvgMass the lazy tail would begin after 4 layers." in told
+    assert "The loss through the head comes within 0.1 nats per token of the model's own only after 6 layers." in told
+    half = recommend_layers(report_of([2, 3, 2, 9, 8, 9], blocks=blocks))
+    told = " ".join(half.disagreements)
+    assert "Layers 3:6 are dropped although their MaxRank is above the median of the kept ones" in told
+    assert "By rank, 3 of 3 layers would be others: 3:6." in told
+    assert "By influence, 1 of 3 layers would be others: 0:2,4." in told
+
+
+def test_a_report_of_no_attention_says_nothing(model):
+    """Neither sequences nor a report, or a model without softmax attention, is an error."""
+    with pytest.raises(ValueError, match="recommend_layers needs sequences to measure the reference on"):
+        recommend_layers(model)
+    report = dataclasses.replace(report_of([1]), layers=(LayerScores(0, "mamba"),))
+    with pytest.raises(ValueError, match="made has no layer with softmax attention"):
+        recommend_layers(report)
+
+
+def test_layers_by_rank_influence_and_angle(collapsed, sequences):
+    """Each measure keeps what its scores say; of equals the earlier layer stays."""
+    report = measure_collapse(collapsed, sequences)
+    assert layers_by_measure(collapsed, "rank", 3, sequences) == (0, 1, 3)
+    assert layers_by_measure(collapsed, "rank", 5, sequences) == (0, 1, 2, 3, 4)
+    by_influence = layers_by_measure(collapsed, "influence", 3, sequences)
+    least = min(report.blocks.influence[layer] for layer in by_influence)
+    assert all(report.blocks.influence[n] <= least for n in range(LAYERS) if n not in by_influence)
+    by_angle = layers_by_measure(collapsed, "angular", 4, sequences)
+    start = next(layer for layer in range(LAYERS) if layer not in by_angle)
+    assert by_angle == tuple(layer for layer in range(LAYERS) if layer not in (start, start + 1))
+    assert report.blocks.angular[start][1] == min(report.blocks.angular[layer][1] for layer in range(LAYERS - 1))
+    assert layers_by_measure(collapsed, "angular", LAYERS, sequences) == tuple(range(LAYERS))
+
+
+def test_layers_by_loss_are_verified_after_each_removal(model, sequences):
+    """Each removal is the one after which the loss is lowest, measured without those before it."""
+    tokens = sequences[:8]
+    left, removed = list(range(LAYERS)), []
+    while len(left) > 3:
+        losses = {layer: loss_without(model, [tokens], [*removed, layer]) for layer in left}
+        gone = min(left, key=losses.get)
+        removed.append(gone)
+        left.remove(gone)
+    assert layers_by_measure(model, "loss", 3, tokens) == tuple(left)
+    assert layers_by_measure(model, "loss", LAYERS, tokens) == tuple(range(LAYERS))
+
+
+def test_from_a_path_and_with_a_cache(model, sequences, tmp_path):
+    """All choices work on a path too; measures that were cached are not measured again."""
+    model.save_pretrained(tmp_path / "model")
+    for choice in ("auto", "rank:2", "influence:2", "angular:2", "loss:5"):
+        layers = resolve_measured(tmp_path / "model", choice, sequences[:4], cache_dir=tmp_path / "scores")
+        assert layers == resolve_measured(model, choice, sequences[:4])
+    assert len(list((tmp_path / "scores").iterdir())) == 2  # with and without blocks
+
+
+def test_layers_without_softmax_attention_stay():
+    """By rank, a layer that has no rank is not dropped for it."""
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    kinds = ["conv", "full_attention", "conv", "full_attention"]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("lfm2", num_hidden_layers=4, intermediate_size=32, layer_types=kinds, **shape)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert set(layers_by_measure(model, "rank", 3, torch.ones(2, 8, dtype=torch.long))) > {0, 2}
+
+
+def test_what_is_measured():
+    """The words of the grammar that need sequences are known, and no others."""
+    assert all(is_measured(choice) for choice in ("auto", "rank:12", " loss:3", "influence:1", "angular:2", "rank"))
+    assert not any(is_measured(choice) for choice in ("half", "first:3", 3, [0, 1], "12", "params:3M"))
+
+
+@pytest.mark.parametrize("choice", ["rank", "rank:", "rank:x", "auto:3", "loss:-1", "first:3"])
+def test_incomplete_choices_are_refused(model, sequences, choice):
+    """A measure needs a number of layers, auto takes none."""
+    with pytest.raises(ValueError, match=re.escape(f"keep_layers={choice!r} is not complete: write 'auto', or")):
+        resolve_measured(model, choice, sequences)
+
+
+def test_impossible_choices_are_refused(model, sequences):
+    """More layers than there are, none, and measures that do not exist are refused."""
+    for measure, count in (("rank", 7), ("loss", 7), ("influence", 0)):
+        with pytest.raises(ValueError, match=rf"keep_layers must be between 1 and 6 .* got {count}"):
+            layers_by_measure(model, measure, count, sequences[:2])
+    with pytest.raises(ValueError, match="measure must be one of rank, influence, angular, loss, got 'depth'"):
+        layers_by_measure(model, "depth", 3, sequences)

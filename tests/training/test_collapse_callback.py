@@ -1,0 +1,73 @@
+"""Lazy layers are measured during training, told to trackers, and compared with the reference's at the end."""
+
+import pytest
+import torch
+from tiny import VOCABULARY, make_trainer, weights_hash, write_reference
+from transformers import TrainerControl, TrainerState
+
+from inheritune_hf.training import CollapseCallback
+from inheritune_hf.training.collapse import figures
+
+SEQUENCES = torch.randint(1, VOCABULARY, (30, 12), generator=torch.Generator().manual_seed(0))
+
+
+def test_student_and_reference_are_measured(tmp_path):
+    """Every second evaluation and the end are measured, the trackers are told, and the paper's question is answered."""
+    trainer = make_trainer(tmp_path / "run", write_reference(tmp_path / "reference"), {"target": "reference"})
+    callback = CollapseCallback(SEQUENCES, every=2, log=trainer.log)
+    trainer.add_callback(callback)
+    assert callback.verdict() is None
+    trainer.train()
+    steps = [step for step, _ in callback.history]
+    assert steps[0] == 10
+    assert steps[-1] == trainer.rounds[-1].end_step
+    assert callback.reference.depth == 4
+    assert callback.history[-1][1].depth == trainer.rounds[-1].layers
+    logged = [row for row in trainer.state.log_history if "collapse/avg_rank" in row]
+    assert logged[0]["collapse/layers"] == 1
+    assert logged[0]["collapse/avg_rank"] == callback.history[0][1].avg_rank()
+    verdict = callback.verdict()
+    assert verdict.reference_layers == 4
+    assert "lazy layers" in verdict.sentence
+
+
+def test_training_is_not_changed(tmp_path):
+    """A run that is measured ends with the same bits as one that is not."""
+    hashes = []
+    for name in ("plain", "measured"):
+        trainer = make_trainer(tmp_path / name, write_reference(tmp_path / "reference"), {"max_layers": 1})
+        if name == "measured":
+            trainer.add_callback(CollapseCallback(SEQUENCES[:4]))
+        trainer.train()
+        hashes.append(weights_hash(trainer.student))
+    assert hashes[0] == hashes[1]
+
+
+def test_other_processes_and_other_evaluations_do_not_measure():
+    """Only the main process measures, and only at evaluations of the selection set."""
+    callback = CollapseCallback(SEQUENCES)
+    control = TrainerControl()
+    callback.on_evaluate(None, TrainerState(is_world_process_zero=False), control, "model", {"eval_loss": 1.0})
+    callback.on_evaluate(None, TrainerState(is_world_process_zero=True), control, "model", {"test_loss": 1.0})
+    callback.on_evaluate(None, TrainerState(is_world_process_zero=True), control, None, {"eval_loss": 1.0})
+    callback.on_train_end(None, TrainerState(is_world_process_zero=False), control, "model")
+    assert callback.history == []
+    assert callback.reference is None
+
+
+def test_every_is_checked():
+    """An interval below one evaluation is refused."""
+    with pytest.raises(ValueError, match="every must be 1 evaluation or more, got 0"):
+        CollapseCallback(SEQUENCES, every=0)
+
+
+def test_figures_are_numbers(tmp_path):
+    """What a tracker gets are the layers, the lazy and near rank-1 ones, and AvgRank."""
+    trainer = make_trainer(tmp_path / "run", write_reference(tmp_path / "reference"), {"max_layers": 1})
+    callback = CollapseCallback(SEQUENCES[:4], every=100)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert len(callback.history) == 1
+    told = figures(callback.history[0][1])
+    assert set(told) == {"layers", "lazy", "near_rank_one", "avg_rank"}
+    assert all(isinstance(value, float) for value in told.values())
