@@ -89,9 +89,15 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
     Fractions in `logging_steps`, `eval_steps` and `save_steps` become steps of a round.
 
     Raises:
+        TypeError: If `config` is no recipe.
         ValueError: If `steps_per_round` is missing, or arguments are set that cannot work with growth; each is named
             with the reason and what to do instead.
     """
+    if not isinstance(config, InherituneConfig):
+        raise TypeError(
+            f"inheritune_config must be an InherituneConfig, got a {type(config).__name__}; InherituneConfig.from_dict "
+            "makes one of a dictionary."
+        )
     complaints = [f"{name}: {reason}." for name, (refused, reason) in REFUSED.items() if refused(args)]
     if complaints:
         raise ValueError("These training arguments cannot work with growth:\n- " + "\n- ".join(complaints))

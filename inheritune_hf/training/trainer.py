@@ -82,11 +82,6 @@ class InherituneTrainer(StreamedTrainer):
         reference_kwargs (`dict`, *optional*):
             How the reference is loaded (`revision`, `token`, `attn_implementation`, ...), as for `from_pretrained`.
 
-    Attributes:
-        outcome (`str`, *optional*): `matched`, `no_more_layers`, `budget_exhausted` or `interrupted`, after `train()`.
-        rounds (`tuple[Round, ...]`): Finished rounds.
-        reference_validation (`Validation`, *optional*): The reference's loss on the selection set, per document.
-
     Raises:
         ValueError: If arguments, recipe, data and reference do not fit together; nothing has been trained then.
     """
@@ -103,11 +98,6 @@ class InherituneTrainer(StreamedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         reference_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(inheritune_config, InherituneConfig):
-            raise TypeError(
-                f"inheritune_config must be an InherituneConfig, got a {type(inheritune_config).__name__}; "
-                "InherituneConfig.from_dict makes one of a dictionary."
-            )
         self.reference: Reference = reference
         self.reference_kwargs = dict(reference_kwargs or {})
         self.inheritune_config = inheritune_config
@@ -159,7 +149,7 @@ class InherituneTrainer(StreamedTrainer):
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the run ended; None before that."""
+        """How the run ended."""
         return self._state.outcome
 
     @property
@@ -282,7 +272,7 @@ class InherituneTrainer(StreamedTrainer):
         end = state.start_step + (self.inheritune_config.steps_per_round or 0)
         if self.budget > 0:
             end = min(end, self.budget)
-        found = on_main_process(last_checkpoint(self.output_dir, state.round_index) if self.args.should_save else None)
+        found = self._last_checkpoint()
         folder, seal = found or (round_folder(self.output_dir, state.round_index), None)
         self.hold(load_student(self, self._state, folder))
         self._describe_round()
@@ -296,12 +286,14 @@ class InherituneTrainer(StreamedTrainer):
                 self._write(self._state)
                 logger.info("interrupted at step %d; the same command goes on from there", self.state.global_step)
                 return training_loss
-            found = on_main_process(
-                last_checkpoint(self.output_dir, state.round_index) if self.args.should_save else None
-            )
-            folder, seal = found
+            folder, seal = self._last_checkpoint()
         self._conclude(seal)
         return training_loss
+
+    def _last_checkpoint(self) -> Any:
+        """Return the round's last whole checkpoint and its seal, as the main process finds them, or None."""
+        index = self._state.round_index
+        return on_main_process(last_checkpoint(self.output_dir, index) if self.args.should_save else None)
 
     def _stage(self) -> None:
         """Put the round's starting point on disk: a student of its layers, freshly inherited from the reference."""

@@ -16,7 +16,13 @@ from inheritune_hf.analysis.attention import attention_kinds, find_blocks, proba
 from inheritune_hf.students import SUPPORTED_MODEL_TYPES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
-from test_architectures import PAIRS, SHAPE, TOKENS, WIDE
+from families import CASES, SHAPE, TOKENS, WIDE
+
+PAIRS = [
+    pytest.param(kind, values, id=f"{kind}-{number}")
+    for kind, cases in CASES.items()
+    for number, values in enumerate(cases)
+]
 
 IDS = torch.randint(1, 64, (2, 20), generator=torch.Generator().manual_seed(1))
 
@@ -50,7 +56,10 @@ def test_every_architecture_that_students_can_be_made_of(kind, values):
     """Probabilities are the eager model's own, in float32, for each implementation; logits stay equal to the bit."""
     eager = build(kind, values, "eager")
     with torch.no_grad():
-        wanted = eager(IDS, use_cache=False, output_attentions=True).attentions
+        output = eager(IDS, use_cache=False, output_attentions=True)
+    wanted = output.attentions
+    kinds = getattr(eager.config, "layer_types", None) or ["full_attention"] * 6
+    attending = [layer for layer, item in enumerate(kinds) if "attention" in item]
     tried = []
     for name in ("eager", "sdpa"):
         try:
@@ -64,12 +73,17 @@ def test_every_architecture_that_students_can_be_made_of(kind, values):
         logits, seen = watched(model)
         assert torch.equal(logits, before)
         assert hooks(model) == hooked
-        assert sorted(seen) == list(range(6))
-        for layer, weights in seen.items():
+        assert sorted(seen) == attending
+        # Falcon with ALiBi computes something else by sdpa than it does eagerly: there is nothing to compare with.
+        alike = torch.allclose(before, output.logits, atol=1e-3)
+        assert alike or kind == "falcon"
+        for place, layer in enumerate(attending):
+            weights = seen[layer]
             assert weights.dtype == torch.float32
-            if wanted:
-                torch.testing.assert_close(weights, wanted[layer].float(), atol=2e-5, rtol=1e-4)
-            assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+            if wanted and alike:
+                torch.testing.assert_close(weights, wanted[place].float(), atol=2e-5, rtol=1e-4)
+            if kind != "gpt_oss":  # its sinks take a share: see below
+                assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
             assert float(weights.triu(1).abs().max()) == 0
     assert "eager" in tried
 
