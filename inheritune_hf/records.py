@@ -27,6 +27,7 @@ class Lineage:
         reference_layers (`int`): Depth of the reference, in layers.
         kept_layers (`tuple[int, ...]`): Layers of the reference that the student holds, 0-based, in order.
         versions (`dict[str, str]`): Versions of the libraries that built the student.
+        data (`dict[str, str]`): Fingerprints of the sets it was trained and selected on (`train`, `selection`).
     """
 
     reference: str
@@ -34,6 +35,7 @@ class Lineage:
     reference_layers: int
     kept_layers: tuple[int, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the lineage as a dictionary that JSON can hold."""

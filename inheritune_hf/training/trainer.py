@@ -302,6 +302,11 @@ class InherituneTrainer(StreamedTrainer):
         if self.args.should_save:
             recipe = dataclasses.replace(self.inheritune_config, keep_layers=list(state.layers))
             student = from_pretrained_inherited(self.reference, recipe, **self.reference_kwargs)
+            identity = state.identity
+            student.config.inheritune["data"] = {
+                "train": identity["train_dataset"],
+                "selection": identity["eval_dataset"],
+            }
             before = last_checkpoint(self.output_dir, state.round_index - 1)
             history = read_trainer_state(before[0]) if before else self.state
             stage_round(self.output_dir, state.round_index, student, round_trainer_state(history, self.args))
