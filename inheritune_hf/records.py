@@ -36,6 +36,7 @@ class Lineage:
         seed (`int`, *optional*): Seed of the parts that began random; None if there are none.
         query_scales (`tuple[float, ...]`): What each block's queries were multiplied by to compute at a new position
             what they computed at the old one; empty where none was.
+        data (`dict[str, str]`): Fingerprints of the sets it was trained and selected on (`train`, `selection`).
     """
 
     reference: str
@@ -46,6 +47,7 @@ class Lineage:
     inherited: tuple[str, ...] = PARTS
     seed: int | None = None
     query_scales: tuple[float, ...] = ()
+    data: Mapping[str, str | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the lineage as a dictionary that JSON can hold."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
+from datasketch import MinHash, MinHashLSH
 
 from .files import TOKENS
 

@@ -28,6 +28,7 @@ from .token_files import (
     document_digests,
     find_tokens,
     runs_without,
+    token_digests,
     token_documents,
 )
 
@@ -406,6 +407,11 @@ def _load_token_files(
         )
     if config.streaming:
         raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
+    if config.near_duplicates == "remove":
+        raise ValueError(
+            "Near-duplicates are not looked for in token files (.bin), which are read where they lie; leave "
+            "near_duplicates out, or prepare the data from their text."
+        )
     given = {name: source for name in EVALUATION if (source := evaluation_source(config, name)) is not None}
 
     def opened(source: Source) -> list[Any]:
@@ -425,10 +431,10 @@ def _load_token_files(
     chosen = choose_carved(np.concatenate(digests), missing_shares(config, given), seed)
     for name, wanted in chosen.items():
         sets[name] = token_documents(files, [np.flatnonzero(np.isin(own, wanted)) for own in digests])
-    leave = list(chosen.values())
-    shared = [np.isin(own, np.concatenate([_column(item, "digest") for item in sets.values()])) for own in digests]
-    if config.duplicates == "remove":
-        leave += [_column(item, "digest") for item in sets.values()]
+    # Text that was tokenized here is compared by its tokens too.
+    known = np.concatenate([token_digests(dataset) for dataset in sets.values()])
+    shared = [np.isin(own, known) for own in digests]
+    leave = [*chosen.values(), *([known] if config.duplicates == "remove" else [])]
     left_out = [np.flatnonzero(np.isin(own, np.concatenate([*leave, np.array([], np.int64)]))) for own in digests]
     train = TokenSequences(runs_without(files, left_out), block_size)
     if len(train) == 0:

@@ -162,10 +162,19 @@ def document_digests(file: TokenFile, ends: np.ndarray[Any, Any]) -> np.ndarray[
     """Return 64 bits of the sha256 of each document's tokens (as int32, so that it is that of any file)."""
     tokens, start, found = file.open(), 0, np.empty(len(ends), dtype=np.int64)
     for number, stop in enumerate(ends.tolist()):
-        data = tokens[start:stop].astype("<i4").tobytes()
-        found[number] = int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+        found[number] = _digest(tokens[start:stop])
         start = stop
     return found
+
+
+def token_digests(documents: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the same of documents that are a data set."""
+    rows = documents.with_format("numpy")[TOKENS][:]
+    return np.array([_digest(row) for row in rows], dtype=np.int64)
+
+
+def _digest(tokens: np.ndarray[Any, Any]) -> int:
+    return int.from_bytes(hashlib.sha256(tokens.astype("<i4").tobytes()).digest()[:8], "big", signed=True)
 
 
 def token_documents(
@@ -186,8 +195,7 @@ def token_documents(
             document = tokens[start:stop].astype(np.int32)
             rows[TOKENS].append(document)
             rows["length"].append(stop - start)
-            digest = hashlib.sha256(document.astype("<i4").tobytes()).digest()[:8]
-            rows["digest"].append(int.from_bytes(digest, "big", signed=True))
+            rows["digest"].append(_digest(document))
             rows["bytes"].append(0)
     return Dataset.from_dict(rows, features=document_features(labelled=False))
 

@@ -31,6 +31,10 @@ def stage_next(trainer: InherituneTrainer, state: RunState) -> None:
     found = last_checkpoint(trainer.output_dir, state.round_index - 1)
     before = found[0] if found else None
     student = next_student(trainer, state, before)
+    student.config.inheritune["data"] = {
+        "train": state.identity["train_dataset"],
+        "selection": state.identity["eval_dataset"],
+    }
     history = read_trainer_state(before) if before else first_log(trainer, state)
     stage_round(
         trainer.output_dir,

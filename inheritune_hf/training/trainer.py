@@ -307,12 +307,11 @@ class InherituneTrainer(StreamedTrainer):
 
     def _begin_round(self, seal: Seal | None, folder: Path) -> None:
         """Set everything that a round starts with, so that it does not depend on what the process did before."""
-        before = (
-            last_checkpoint(self.output_dir, self._state.round_index - 1)
-            if self.inheritune_config.continues_data
-            else None
-        )
-        self.begin_stream(folder if seal else before[0] if before else None)
+        before = folder if seal else None
+        if seal is None and self.inheritune_config.continues_data and self.args.should_save:
+            found = last_checkpoint(self.output_dir, self._state.round_index - 1)
+            before = found[0] if found else None
+        self.begin_stream(on_main_process(before))
         enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
         self._round_tokens = 0
         self._tokens_before = seal.tokens if seal else 0

@@ -57,13 +57,17 @@ def test_given_sets_are_used(tmp_path, tokenizer):
     """Token files for evaluation, or text, take the place of carving; what they share with training is counted."""
     train = write_nanogpt(tmp_path / "train.bin", tokens_of(tokenizer, TEXTS[:30]))
     val = write_nanogpt(tmp_path / "val.bin", tokens_of(tokenizer, TEXTS[28:35]))
-    test = write_texts(tmp_path / "test", TEXTS[35:])
+    test = write_texts(tmp_path / "test", [*TEXTS[35:], TEXTS[3]])
     splits = load(tokenizer, train_files=[train], selection_files=[val], test_files=[test])
     assert documents_of(splits.selection, tokenizer) == TEXTS[28:35]
-    assert documents_of(splits.test, tokenizer) == TEXTS[35:]
-    assert (splits.facts.train.documents, splits.facts.shared_documents) == (30, 2)
+    assert documents_of(splits.test, tokenizer) == [*TEXTS[35:], TEXTS[3]]
+    assert (splits.facts.train.documents, splits.facts.shared_documents) == (30, 3)
     removed = load(tokenizer, train_files=[train], selection_files=[val], test_files=[test], duplicates="remove")
-    assert (removed.facts.train.documents, removed.facts.removed_documents) == (28, 2)
+    assert (removed.facts.train.documents, removed.facts.removed_documents) == (27, 3)
+    with pytest.raises(
+        ValueError, match=r"Near-duplicates are not looked for in token files \(\.bin\), .* leave near_d"
+    ):
+        load(tokenizer, train_files=[train], near_duplicates="remove")
 
 
 @settings(

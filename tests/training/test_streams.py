@@ -11,7 +11,7 @@ import torch
 from test_trainer import run_program
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from inheritune_hf.data import CausalCollator
+from inheritune_hf.data import CausalCollator, set_fingerprint
 from inheritune_hf.training.feeding import check_boundaries
 
 SHARDS = [(0, 9), (9, 4), (13, 20), (33, 7)]
@@ -199,3 +199,16 @@ def test_a_run_checks_its_student(reference, tmp_path):
     trainer.data_collator = CausalCollator(0, end_token_id=0)
     trainer.train()
     assert trainer.outcome == "no_more_layers"
+
+
+def test_the_lineage_knows_the_data(reference, tmp_path):
+    """A student's lineage holds the fingerprints of the sets it was trained and selected on."""
+    recipe = {"steps_per_round": 2, "max_layers": 1}
+    trainer = tiny.make_trainer(tmp_path / "run", reference, recipe, train=tiny.stream(SHARDS))
+    trainer.train()
+    data = trainer.run_record.lineage.data
+    assert data == {
+        "train": str([tuple(shard) for shard in SHARDS]),
+        "selection": set_fingerprint(tiny.selection_set()),
+    }
+    assert trainer.rounds[0].epochs == 0.0
