@@ -34,8 +34,8 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 
-# Bytes read at once where the type changes on the way: what a read needs beyond the tensor itself.
-_PIECE = 4 * 2**20
+# Bytes read at once where the type changes on the way: so few that they are still in the cache when they are converted.
+_PIECE = 2**18
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,15 @@ def recipe(**changes):
 
 def test_an_estimate_has_every_round(published):
     """Rounds grow as the recipe says; tokens, steps, operations and seconds add up."""
-    run = estimate_run(published, recipe(), batch_size=2, block_size=16, accumulation=3, tokens_per_second=100.0)
-    assert [item.layers for item in run.rounds] == [4, 7, 10, 12]
+    run = estimate_run(
+        published, recipe(max_layers=8), batch_size=2, block_size=16, accumulation=3, tokens_per_second=100.0
+    )
+    assert [item.layers for item in run.rounds] == [4, 7, 8]
     assert all(item.tokens == 10 * 2 * 16 * 3 for item in run.rounds)
-    assert run.tokens == 4 * 960
-    assert run.steps == 40
+    assert run.tokens == 3 * 960
+    assert run.steps == 30
     assert run.rounds[0].seconds == pytest.approx(9.6)
-    assert run.rounds[3].seconds / 9.6 == pytest.approx(run.rounds[3].flops / run.rounds[0].flops)
+    assert run.rounds[2].seconds / 9.6 == pytest.approx(run.rounds[2].flops / run.rounds[0].flops)
     assert run.seconds == pytest.approx(sum(item.seconds for item in run.rounds))
     assert run.flops == sum(item.flops for item in run.rounds)
     assert run.measuring.weights == 4 * run.plan.parameters_before
@@ -68,7 +70,7 @@ def test_memory_grows_with_what_it_should():
     assert training_memory(config, 1, 64, bf16=True).activations < one.activations
 
 
-@pytest.mark.parametrize("kind", ["falcon", "lfm2", "llama", "mpt", "opt", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["falcon", "lfm2", "mpt", "qwen3_moe"])
 def test_memory_is_estimated_for_every_kind(kind):
     """Attention, convolutions and experts alike: the estimate needs no formula for an architecture."""
     memory = training_memory(AutoConfig.for_model(kind, **CASES[kind][0]), 2, 16)

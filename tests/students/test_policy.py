@@ -25,9 +25,11 @@ def inherited_names(student, reference, layers):
     }
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "opt", "mixtral", "lfm2", "bloom"])
 @pytest.mark.parametrize(
-    "inherit", ["all", "paper", "released-code", "attention", "mlp,norms", "embeddings", "final_norm"]
+    ("kind", "inherit"),
+    [("gpt2", inherit) for inherit in ("all", "attention", "mlp,norms", "embeddings", "final_norm", "positions")]
+    + [(kind, preset) for kind in ("gpt2", "llama", "opt", "mixtral", "lfm2") for preset in ("paper", "released-code")]
+    + [("llama", "mlp"), ("mixtral", "mlp"), ("lfm2", "attention"), ("opt", "positions"), ("bloom", "norms")],
 )
 def test_exactly_the_named_parts_come_along(kind, inherit, build, tmp_path):
     """What `inherit` names is the reference's bit for bit, and what it does not name is not, in every family."""
