@@ -1,5 +1,6 @@
 """Run every benchmark."""
 
-from . import demo
+from . import analysis, demo
 
+analysis.main()
 demo.main()
