@@ -1,6 +1,8 @@
 """Run every benchmark."""
 
-from . import data, demo
+from . import analysis, data, demo, loading
 
+analysis.main()
 demo.main()
 data.main()
+loading.main()

@@ -91,8 +91,9 @@ def attention_entropy(attention: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(...)`: Nats.
     """
-    entropy: Tensor = torch.special.entr(attention)
-    return entropy.sum(-1).mean(-1)
+    # Several times faster than torch.special.entr; a weight of zero adds nothing.
+    logarithms = attention.clamp(min=torch.finfo(attention.dtype).tiny).log_()
+    return -logarithms.mul_(attention).sum(-1).mean(-1)
 
 
 def sink_share(attention: Tensor) -> Tensor:
@@ -258,8 +259,7 @@ def resampled_max_ranks(ranks: ArrayLike) -> NDArray[np.float64] | None:
 
 def _masses(matrices: Tensor, etas: Sequence[float]) -> Tensor:
     """Return the column mass of each matrix at each share, of shape `(batch, etas)`."""
-    norms: Tensor = torch.linalg.vector_norm(matrices, dim=-2, dtype=torch.float64)
-    energies = norms.square()
+    energies = torch.cat([part.double().square_().sum(-2) for part, _ in spectrum.groups(matrices)])
     wanted = spectrum.thresholds(energies.sum(-1), etas)
     sums = energies.sort(-1, descending=True)[0].cumsum(-1)
     return ((sums[:, None, :] < wanted[:, :, None]).sum(-1) + 1).clamp(max=matrices.shape[-1])

@@ -124,15 +124,20 @@ def test_rank_of_float64_and_of_rectangles():
             assert torch.equal(approximate_rank(matrices.float(), tau), by_svd(matrices.float(), (tau,))[:, 0])
 
 
-def test_cheap_method_answers_where_the_rank_is_small():
-    """The block of leading values is sure of collapsed and of uniform heads, and silent about flat spectra."""
-    sink = causal(torch.randn(4, 256, 256, generator=torch.Generator().manual_seed(0)))
-    sink = 0.02 * sink
+def test_cheap_methods_answer_where_the_rank_is_small():
+    """Leading values are sure of collapsed and of uniform heads, and silent about flat spectra."""
+    sink = 0.02 * causal(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))
     sink[..., 0] += 0.98
-    for attention, sure in ((sink, True), (uniform_attention(256).float()[None], True), (torch.eye(256)[None], False)):
-        total = attention.double().square().sum((-2, -1))
-        found = spectrum._leading_ranks(attention, total, spectrum.thresholds(total, (0.9,)), 1e-5)
+    for attention, sure in ((sink, True), (uniform_attention(256).float(), True), (torch.eye(256), False)):
+        gram = (attention.T @ attention)[None]
+        total, squares = attention.double().square().sum()[None], gram.double().square().sum()[None]
+        wanted = spectrum.thresholds(total, (0.9,))
+        found = spectrum._leading_ranks(gram, total, squares, wanted, 1e-5, 32)
         assert bool((found > 0).all()) is sure
+        if sure:
+            assert torch.equal(found, by_svd(attention[None], (0.9,)))
+    total = sink.double().square().sum()[None]
+    assert spectrum._collapsed_ranks(sink[None], total, spectrum.thresholds(total, (0.9,)), 1e-5).item() == 1
 
 
 def test_nothing_but_zeros_has_rank_one():

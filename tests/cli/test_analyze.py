@@ -1,0 +1,80 @@
+"""`inheritune analyze`, and layers chosen by a measure, as commands."""
+
+import json
+
+import pytest
+from test_cli import STORIES, reference  # noqa: F401  (a fixture)
+from transformers import AutoModelForCausalLM
+
+import inheritune_hf.analysis.measurement as measurement
+from inheritune_hf.analysis import CollapseReport
+from inheritune_hf.cli import main
+
+
+@pytest.fixture(autouse=True)
+def scores(tmp_path, monkeypatch):
+    """Scores are kept in a folder of the test's own."""
+    monkeypatch.setattr(measurement, "HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "inheritune_hf" / "analysis"
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "stories.jsonl"
+    path.write_text("".join(json.dumps({"text": story}) + "\n" for story in STORIES))
+    return str(path)
+
+
+def test_analyze_writes_and_prints(reference, text, tmp_path, capsys, scores):  # noqa: F811
+    """It leaves report, table, recommendation and pictures, prints what it found, and loads no model the second time."""
+    words = ["analyze", reference, "--files", text, "--sequences", "30", "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "collapse.json",
+        "collapse.csv",
+        "recommendation.json",
+        "rank.png",
+        "heads.png",
+        "maps.png",
+        "blocks.png",
+        "depth.png",
+    }
+    report = CollapseReport.from_json(tmp_path / "out" / "collapse.json")
+    assert (report.sequences, report.tokens, report.depth) == (30, 32, 4)
+    printed = capsys.readouterr().out
+    assert "MaxRank" in printed
+    assert "keep_layers: 2 of 4 (experimental; basis: half)" in printed
+    (kept,) = scores.iterdir()
+    before = kept.stat().st_mtime_ns
+    assert main([*words, "--tau", "0.8"]) == 0
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_errors_have_their_status(reference, tmp_path, capsys):  # noqa: F811
+    """What cannot be measured ends with status 1 and one line."""
+    assert main(["analyze", reference, "--files", str(tmp_path / "none.txt")]) == 1
+    assert "inheritune analyze: error: files: there is no file" in capsys.readouterr().err
+    assert main(["analyze", str(tmp_path / "nowhere")]) == 1
+
+
+def test_inherit_by_a_measure(reference, text, tmp_path, capsys):  # noqa: F811
+    """A student keeps the layers that a measure chose, and its lineage says which."""
+    words = ["inherit", reference, "--files", text, "--output"]
+    assert main([*words, str(tmp_path / "by-rank"), "--keep-layers", "rank:2"]) == 0
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "by-rank")
+    assert len(student.config.inheritune["kept_layers"]) == student.config.n_layer == 2
+    assert main([*words, str(tmp_path / "auto"), "--keep-layers", "auto"]) == 0
+    assert main([*words, str(tmp_path / "wrong"), "--keep-layers", "rank:9"]) == 1
+    assert "keep_layers must be between 1 and 4" in capsys.readouterr().err
+
+
+def test_train_by_a_measure(reference, text, tmp_path):  # noqa: F811
+    """A run resolves the choice on its selection set, watches lazy layers, and reports on them."""
+    words = ["--train_files", text, "--selection_fraction", "0.2", "--test_fraction", "0.2", "--confidence", "none"]
+    words += ["--keep_layers", "auto", "--max_layers", "2", "--steps_per_round", "4", "--collapse_every", "1"]
+    words += ["--use_cpu", "--report_to", "none", "--output_dir", str(tmp_path / "run"), "--eval_strategy", "steps"]
+    assert main(["train", "--reference", reference, *words, "--eval_steps", "2"]) in {0, 3}
+    records = json.loads((tmp_path / "run" / "rounds.json").read_text())
+    assert records["recipe"]["keep_layers"] == [0, 1]
+    assert records["lazy_layers"]["reference_layers"] == 4
+    assert "lazy layers" in (tmp_path / "run" / "results.md").read_text()
