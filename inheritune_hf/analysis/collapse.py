@@ -259,7 +259,7 @@ def resampled_max_ranks(ranks: ArrayLike) -> NDArray[np.float64] | None:
 
 def _masses(matrices: Tensor, etas: Sequence[float]) -> Tensor:
     """Return the column mass of each matrix at each share, of shape `(batch, etas)`."""
-    energies = torch.cat([part.double().square_().sum(-2) for part, _ in spectrum.groups(matrices)])
+    energies = torch.cat([part.double().square().sum(-2) for part, _ in spectrum.groups(matrices)])
     wanted = spectrum.thresholds(energies.sum(-1), etas)
     sums = energies.sort(-1, descending=True)[0].cumsum(-1)
     return ((sums[:, None, :] < wanted[:, :, None]).sum(-1) + 1).clamp(max=matrices.shape[-1])

@@ -140,6 +140,16 @@ def test_cheap_methods_answer_where_the_rank_is_small():
     assert spectrum._collapsed_ranks(sink[None], total, spectrum.thresholds(total, (0.9,)), 1e-5).item() == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_attention_is_not_changed(dtype):
+    """Measuring leaves the matrices as they were."""
+    attention = uniform_attention(20).to(dtype)[None, None]
+    before = attention.clone()
+    score_attention(attention)
+    attention_entropy(attention)
+    assert torch.equal(attention, before)
+
+
 def test_nothing_but_zeros_has_rank_one():
     """A matrix without energy has the smallest rank there is."""
     assert int(approximate_rank(torch.zeros(3, 3))) == 1

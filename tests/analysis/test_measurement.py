@@ -91,9 +91,9 @@ def test_model_is_left_as_it_was_after_an_exception(model, sequences, monkeypatc
     blocks = list(lent.transformer.h)
 
     def hooks():
-        return [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in lent.modules()]
+        return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lent.modules()]
 
-    before = hooks()
+    hooked = hooks()
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -109,7 +109,7 @@ def test_model_is_left_as_it_was_after_an_exception(model, sequences, monkeypatc
                 measure_collapse(lent, sequences)
         assert list(lent.transformer.h) == blocks
         assert all(module.training for module in lent.modules())
-        assert hooks() == before
+        assert hooks() == hooked
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -26,7 +26,7 @@ def text(tmp_path):
 
 
 def test_analyze_writes_and_prints(reference, text, tmp_path, capsys, scores):  # noqa: F811
-    """It leaves report, table, recommendation and pictures, prints them, and loads no model the second time."""
+    """It leaves report, table, advice and pictures, prints what it found, and measures nothing the second time."""
     words = ["analyze", reference, "--files", text, "--sequences", "30", "--output", str(tmp_path / "out")]
     assert main(words) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
