@@ -199,10 +199,9 @@ def main() -> None:
             make_checkpoint(folder, options.layers, layout == "sharded")
             kept = plan_inheritance(folder, keep).bytes_to_read
             print(f"\n{layout}: {sum(path.stat().st_size for path in folder.iterdir()):,} bytes, kept {kept:,}")
-            print(
-                "| type | cache | way | seconds | of load all | CPU seconds | of load all | peak GB | of load all | requested/kept | disk/kept |"
-            )
-            print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+            columns = ["type", "cache", "way", "seconds", "of all", "CPU seconds", "of all", "peak GB", "of all"]
+            columns += ["requested/kept", "disk/kept"]
+            print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
             for dtype in (torch.float32, torch.bfloat16):
                 for cold in (True, False):
                     medians = compare(folder, keep, dtype, cold, options.repeats)
