@@ -124,14 +124,14 @@ def measure(way: str, folder: Path, keep: int, dtype: torch.dtype, results: obje
             parameter.data.view(-1)[::512].sum()
     seconds = time.perf_counter() - began
     after = counters()
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     results.put(  # type: ignore[attr-defined]
         {
             "seconds": seconds,
             "peak": status("VmHWM") - baseline,
             "requested": after["rchar"] - before["rchar"],
             "from_disk": after["read_bytes"] - before["read_bytes"],
-            "faults": faults,
+            "cpu": usage.ru_utime + usage.ru_stime,  # a forked process begins at zero
         }
     )
 
@@ -199,8 +199,9 @@ def main() -> None:
             make_checkpoint(folder, options.layers, layout == "sharded")
             kept = plan_inheritance(folder, keep).bytes_to_read
             print(f"\n{layout}: {sum(path.stat().st_size for path in folder.iterdir()):,} bytes, kept {kept:,}")
-            print("| type | cache | way | seconds | of load all | peak GB | of load all | requested/kept | disk/kept |")
-            print("|---|---|---|---|---|---|---|---|---|", flush=True)
+            columns = ["type", "cache", "way", "seconds", "of all", "CPU seconds", "of all", "peak GB", "of all"]
+            columns += ["requested/kept", "disk/kept"]
+            print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
             for dtype in (torch.float32, torch.bfloat16):
                 for cold in (True, False):
                     medians = compare(folder, keep, dtype, cold, options.repeats)
@@ -209,6 +210,7 @@ def main() -> None:
                         print(
                             f"| {str(dtype).removeprefix('torch.')} | {'cold' if cold else 'warm'} | {way} "
                             f"| {item['seconds']:.2f} | {item['seconds'] / whole['seconds']:.2f} "
+                            f"| {item['cpu']:.2f} | {item['cpu'] / whole['cpu']:.2f} "
                             f"| {item['peak'] / 1e9:.2f} | {item['peak'] / whole['peak']:.2f} "
                             f"| {item['requested'] / kept:.3f} | {item['from_disk'] / kept:.3f} |",
                             flush=True,

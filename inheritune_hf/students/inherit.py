@@ -302,7 +302,8 @@ def _refuse_gaps(
 def _resolve_dtype(given: Any, config: PreTrainedConfig, tensors: Mapping[str, Unread]) -> Any:
     """Return the type to load in; `from_pretrained` would look at the tensors for "auto", and cannot before reading."""
     if given == "auto":
-        return config.dtype or next(tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point)
+        stored = (tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point)
+        return config.dtype or next(stored, torch.float32)
     return getattr(torch, given) if isinstance(given, str) and hasattr(torch, given) else given
 
 
