@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -25,19 +26,29 @@ from typing import Any
 BLOCK_SIZE = 1024
 
 
+def now() -> list[float]:
+    """Seconds by the clock, and seconds of the processors: of this process and of those that it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return [time.perf_counter(), sum(item.ru_utime + item.ru_stime for item in used)]
+
+
+def since(began: list[float]) -> list[float]:
+    return [after - before for after, before in zip(now(), began, strict=True)]
+
+
 def texts_of(files: list[str]) -> list[str]:
     from inheritune_hf.data.files import Layout, read_rows
 
     return [row["text"] for name in files for row in read_rows(Path(name), Layout()) if isinstance(row, dict)]
 
 
-def run_floor(options: Any) -> tuple[int, float]:
+def run_floor(options: Any) -> tuple[int, list[float]]:
     """Encode with tokenizers, put the ids into one numpy array, cut it, save it."""
     import numpy as np
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    began = time.perf_counter()
+    began = now()
     parts, end = [], tokenizer.eos_token_id
     texts = texts_of(options.text)
     for start in range(0, len(texts), 128):
@@ -46,16 +57,16 @@ def run_floor(options: Any) -> tuple[int, float]:
     tokens = np.concatenate(parts)
     rows = tokens[: len(tokens) // BLOCK_SIZE * BLOCK_SIZE].reshape(-1, BLOCK_SIZE)
     np.save(Path(options.folder) / "floor.npy", rows)
-    return len(tokens), time.perf_counter() - began
+    return len(tokens), since(began)
 
 
-def run_clm(options: Any) -> tuple[int, float]:
+def run_clm(options: Any) -> tuple[int, list[float]]:
     """Do what run_clm does: map the tokenizer, then map the grouping of 1000 rows, then save."""
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    began = time.perf_counter()
+    began = now()
     raw = load_dataset("json", data_files=options.text, split="train", cache_dir=options.folder)
 
     def tokenize(rows: Any) -> Any:
@@ -72,10 +83,10 @@ def run_clm(options: Any) -> tuple[int, float]:
     tokenized = raw.map(tokenize, batched=True, remove_columns=raw.column_names, num_proc=processes)
     grouped = tokenized.map(group, batched=True, num_proc=processes)
     grouped.save_to_disk(Path(options.folder) / "grouped")
-    return len(grouped) * BLOCK_SIZE, time.perf_counter() - began
+    return len(grouped) * BLOCK_SIZE, since(began)
 
 
-def run_prepare(options: Any) -> tuple[int, float]:
+def run_prepare(options: Any) -> tuple[int, list[float]]:
     """Prepare: read, tokenize, carve, look for duplicates, pack, save."""
     from transformers import AutoTokenizer
 
@@ -83,31 +94,32 @@ def run_prepare(options: Any) -> tuple[int, float]:
     from inheritune_hf.data import prepare_data
 
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    began = time.perf_counter()
+    began = now()
     workers = None if options.processes == 1 else options.processes
     config = DataConfig(train_files=options.text, preprocessing_workers=workers)
     facts = prepare_data(config, tokenizer, Path(options.folder) / "prepared", block_size=BLOCK_SIZE)
     tokens = sum(item.tokens or 0 for item in (facts.train, facts.selection, facts.test)) + facts.dropped_tokens
-    return tokens, time.perf_counter() - began
+    return tokens, since(began)
 
 
-def run_loader(options: Any) -> tuple[int, float]:
+def run_loader(options: Any) -> tuple[int, list[float]]:
     """Take every batch of a prepared set, in random order, as a training does; the folder was prepared before."""
     import torch
     from datasets import load_from_disk
     from torch.utils.data import DataLoader
 
     from inheritune_hf.data import CausalCollator
+    from inheritune_hf.training.feeding import quick_rows
 
     torch.set_num_threads(1)
-    train = load_from_disk(Path(options.prepared) / "sets")["train"]
+    train = quick_rows(load_from_disk(Path(options.prepared) / "sets")["train"])
     loader = DataLoader(train, batch_size=8, shuffle=True, collate_fn=CausalCollator(0))
-    began = time.perf_counter()
+    began = now()
     tokens = sum(batch["input_ids"].numel() for batch in loader)
-    return tokens, time.perf_counter() - began
+    return tokens, since(began)
 
 
-def run_stream(options: Any) -> tuple[int, float]:
+def run_stream(options: Any) -> tuple[int, list[float]]:
     """Take as many batches of a stream of the same files: read, tokenized and packed in the training's process."""
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer
@@ -126,12 +138,12 @@ def run_stream(options: Any) -> tuple[int, float]:
     )
     stream = load_data_splits(config, tokenizer, block_size=BLOCK_SIZE).train
     loader = DataLoader(stream, batch_size=8, collate_fn=StreamCollator(CausalCollator(0)))
-    began = time.perf_counter()
-    tokens = sum(batch["input_ids"].numel() for batch in itertools.islice(loader, 250))
-    return tokens, time.perf_counter() - began
+    began = now()
+    tokens = sum(batch["input_ids"].numel() for batch in itertools.islice(loader, 100))
+    return tokens, since(began)
 
 
-def run_bins(options: Any) -> tuple[int, float]:
+def run_bins(options: Any) -> tuple[int, list[float]]:
     """Take every batch of a token file of the same tokens."""
     import numpy as np
     import torch
@@ -149,12 +161,12 @@ def run_bins(options: Any) -> tuple[int, float]:
     loader = DataLoader(
         TokenSequences([(file, 0, file.count)], BLOCK_SIZE), batch_size=8, shuffle=True, collate_fn=CausalCollator(0)
     )
-    began = time.perf_counter()
+    began = now()
     tokens = sum(batch["input_ids"].numel() for batch in loader)
-    return tokens, time.perf_counter() - began
+    return tokens, since(began)
 
 
-def run_step(options: Any) -> tuple[int, float]:
+def run_step(options: Any) -> tuple[int, list[float]]:
     """Train on three batches: a GPT-2 of 12 layers (124 M parameters), as small as a real run gets."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -163,9 +175,9 @@ def run_step(options: Any) -> tuple[int, float]:
     model = GPT2LMHeadModel(GPT2Config(use_cache=False))
     batch = torch.randint(0, 50000, (1, BLOCK_SIZE))
     model(input_ids=batch, labels=batch).loss.backward()
-    began = time.perf_counter()
+    began = now()
     model(input_ids=batch, labels=batch).loss.backward()
-    return batch.numel(), time.perf_counter() - began
+    return batch.numel(), since(began)
 
 
 WAYS = {
@@ -179,8 +191,8 @@ WAYS = {
 }
 
 
-def measure(way: str, processes: int, options: argparse.Namespace, prepared: str) -> float:
-    """Run one way in a process of its own and return its tokens per second."""
+def measure(way: str, processes: int, options: argparse.Namespace, prepared: str) -> list[float]:
+    """Run one way in a process of its own and return its tokens per second, and per second of a processor."""
     folder = tempfile.mkdtemp(prefix="data-benchmark-")
     words = ["--way", way, "--processes", str(processes), "--folder", folder, "--prepared", prepared]
     words += ["--text", *options.text, "--held", *options.held, "--tokenizer", options.tokenizer]
@@ -200,7 +212,7 @@ def measure(way: str, processes: int, options: argparse.Namespace, prepared: str
         )
         assert done.returncode == 0, done.stderr[-3000:]
         tokens, seconds = json.loads(done.stdout.splitlines()[-1])
-        return float(tokens / seconds)
+        return [float(tokens / item) for item in seconds]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -232,19 +244,25 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     prepare_data(DataConfig(train_files=options.text), tokenizer, prepared, block_size=BLOCK_SIZE)
     ways = [("floor", 1), ("run_clm", 1), ("prepare", 1), ("floor", 2), ("run_clm", 2), ("prepare", 2)]
-    ways += [("loader", 1), ("bins", 1), ("stream", 1), ("step", 1)]
-    speeds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    ways += [("loader", 1), ("bins", 1), ("stream", 1)]
+    speeds: dict[tuple[str, int], list[list[float]]] = {way: [] for way in ways}
     for _ in range(options.repeats):
         for way in ways:
             speeds[way].append(measure(*way, options, prepared))
-    medians = {way: statistics.median(values) for way, values in speeds.items()}
-    print("| what | processes | tokens/s, median | lowest to highest | of the floor |\n|---|---|---|---|---|")
-    for (way, processes), values in speeds.items():
-        speed, floor = medians[way, processes], medians["floor", processes]
-        ratio = f"{speed / floor:.2f}" if way in ("run_clm", "prepare", "floor") else ""
-        print(f"| {way} | {processes} | {speed:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {ratio} |")
+    medians = {way: [statistics.median(column) for column in zip(*rows, strict=True)] for way, rows in speeds.items()}
+    print("| what | processes | tokens/s | of the floor | tokens per CPU second | range | of the floor |")
+    print("|---|---|---|---|---|---|---|")
+    for (way, processes), (wall, cpu) in medians.items():
+        floor = medians["floor", processes]
+        ratios = [f"{wall / floor[0]:.2f}", f"{cpu / floor[1]:.2f}"]
+        if way in ("loader", "bins", "stream"):
+            ratios = ["", ""]
+        own = [row[1] for row in speeds[way, processes]]
+        spread = f"{min(own):,.0f} to {max(own):,.0f}"
+        print(f"| {way} | {processes} | {wall:,.0f} | {ratios[0]} | {cpu:,.0f} | {spread} | {ratios[1]} |")
+    step = measure("step", 1, options, prepared)[1]
     for way in ("loader", "bins", "stream"):
-        print(f"{way}: {medians['step', 1] / medians[way, 1]:.2%} of the time of a step")
+        print(f"{way}: {step / medians[way, 1][1]:.3%} of the time of a step of GPT-2 (124 M parameters) on one core")
     shutil.rmtree(prepared, ignore_errors=True)
 
 

@@ -16,6 +16,8 @@ from .files import TOKENS
 RUN = 5
 
 _PERMUTATIONS = 64
+# Boilerplate can be near to every document of a set: one is enough to tell.
+_MOST_COMPARED = 32
 _TABLE_BITS = 24
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -70,7 +72,7 @@ class Index:
             self.lsh.insert(number, _sign(runs))
 
     def find(self, tokens: np.ndarray[Any, Any]) -> tuple[int, float] | None:
-        """Return the most similar document that is near enough, with its exact similarity."""
+        """Return the most similar document that is near enough (of the first few), with its exact similarity."""
         runs = _run_hashes(tokens)
         if self.lsh is None or len(runs) == 0 or self.table[_slots(runs)].mean() < self.threshold / 8:
             return None  # too few even if every run that is shared came eight times less often than the others
@@ -78,7 +80,7 @@ class Index:
         if self.table[_slots(runs)].mean() < self.threshold:
             return None
         best: tuple[int, float] | None = None
-        for number in sorted(self.lsh.query(_sign(runs))):
+        for number in sorted(self.lsh.query(_sign(runs)))[:_MOST_COMPARED]:
             common = len(np.intersect1d(runs, self.runs[number], assume_unique=True))
             similarity = common / (len(runs) + len(self.runs[number]) - common)
             if similarity >= self.threshold and (best is None or similarity > best[1]):

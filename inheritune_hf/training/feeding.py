@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -53,6 +54,13 @@ def _row_length(dataset: Any) -> int:
     if isinstance(dataset, PackedStream):
         return dataset.block_size
     return len(dataset[0]["input_ids"]) if hasattr(dataset, "__len__") else 0
+
+
+def quick_rows(dataset: Any) -> Any:
+    """Return a data set whose rows come as tensors: as Python lists they take four times as long."""
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None:
+        return dataset.with_format("torch")
+    return dataset
 
 
 class StreamedTrainer(ValidatedTrainer):

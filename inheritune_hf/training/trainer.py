@@ -36,7 +36,7 @@ from ..students import Reference, load_reference_config, prefix_sizes, student_s
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
-from .feeding import StreamedTrainer, check_data, pad_token
+from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
 from .staging import (
     RunState,
@@ -116,7 +116,7 @@ class InherituneTrainer(StreamedTrainer):
         super().__init__(
             model=student_skeleton(self.reference_config, layers),
             args=ready,
-            train_dataset=train_dataset,
+            train_dataset=quick_rows(train_dataset) if _is_ours(data_collator) else train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or CausalCollator(pad_token(processing_class)),
@@ -555,3 +555,7 @@ class InherituneTrainer(StreamedTrainer):
             revision=revision or self.args.hub_revision,
             commit_message=commit_message or "End of training",
         )
+
+
+def _is_ours(collator: Any) -> bool:
+    return collator is None or isinstance(collator, CausalCollator)
