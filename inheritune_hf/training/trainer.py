@@ -208,7 +208,6 @@ class InherituneTrainer(StreamedTrainer):
                 training_loss = self._run_round()
         self._restore_student()
         self._rounds_handler.on_run_end(self.args, self.state, self.control)
-        last = self.rounds[-1] if self.rounds else None
         metrics: dict[str, Any] = {
             "matched": int(self.outcome == "matched"),
             "layers": len(self._state.layers),
@@ -216,8 +215,8 @@ class InherituneTrainer(StreamedTrainer):
             "reference_loss": self.target_loss(),
             "train_loss": training_loss,
         }
-        if last is not None:
-            metrics["loss"] = last.loss
+        if self.rounds:
+            metrics["loss"] = self.rounds[-1].loss
         return TrainOutput(self.state.global_step, training_loss, metrics)
 
     def _open_run(self) -> RunState:
