@@ -35,7 +35,7 @@ _DTYPES = {
 }
 
 # Bytes read at once where the type changes on the way: so few that they are still in the cache when they are converted.
-_PIECE = 2**18
+_PIECE = 2**20
 
 
 @dataclass(frozen=True)
