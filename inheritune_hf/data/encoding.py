@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +27,8 @@ IGNORED_LABEL = -100
 
 # How many of its tokens a tokenizer may not know.
 MOST_UNKNOWN = 0.01
+
+_CHARACTERS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def _from_texts(rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedToke
     return found
 
 
-def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
     """Tokenize texts without special tokens; by the backend alone, which keeps no offsets, if it says the same."""
 
     def whole(items: list[str]) -> Any:
@@ -240,12 +242,31 @@ def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
 
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return cast(list[list[int]], whole(texts))
+        return cast(Sequence[Any], whole(texts))
     start = [texts[0][:500]]
     expected = whole(start)  # also takes back what the last call made of the backend (truncation, padding)
     if [item.ids for item in backend.encode_batch_fast(start, add_special_tokens=False)] != expected:
-        return cast(list[list[int]], whole(texts))
-    return [item.ids for item in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return cast(Sequence[Any], whole(texts))
+    # As arrays at once: as Python integers they take nine times as much.
+    return [
+        np.array(item.ids, dtype=np.int32)
+        for group in _groups(texts)
+        for item in backend.encode_batch_fast(group, add_special_tokens=False)
+    ]
+
+
+def _groups(texts: list[str]) -> Iterator[list[str]]:
+    """Yield some texts at a time, so that what a tokenizer notes of each character is held for those alone."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _from_tokens(row: tuple[Sequence[int], Sequence[int] | None], end: int) -> Encoded:
