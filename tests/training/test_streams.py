@@ -125,15 +125,25 @@ def test_another_number_of_workers_is_another_run(reference, tmp_path):
         tiny.make_trainer(tmp_path / "run", reference, recipe, train=tiny.stream(SHARDS[:2])).train()
 
 
-def test_a_checkpoint_that_does_not_say_its_place_is_named(reference, tmp_path):
-    """Without the place in the stream a run would begin it again: it stops and says so."""
+def test_a_checkpoint_that_lost_its_place_is_passed_over(reference, tmp_path, caplog):
+    """Without its place in the stream a checkpoint is damaged: the one before is used, and the bits are the same."""
     recipe = {"steps_per_round": 6, "max_layers": 1}
+    whole = tiny.make_trainer(tmp_path / "whole", reference, recipe, train=tiny.stream(SHARDS))
+    whole.train()
     callbacks = [tiny.Kill(3, signal.SIGTERM)]
     tiny.make_trainer(tmp_path / "run", reference, recipe, callbacks, train=tiny.stream(SHARDS)).train()
-    for path in (tmp_path / "run").glob("checkpoint-*/stream_0.json"):
-        path.unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-\d does not say where process 0 was in the stream .*remove the"):
-        tiny.make_trainer(tmp_path / "run", reference, recipe, train=tiny.stream(SHARDS)).train()
+    (tmp_path / "run" / "checkpoint-3" / "stream_0.json").unlink()
+    resumed = tiny.make_trainer(tmp_path / "run", reference, recipe, train=tiny.stream(SHARDS))
+    resumed.train()
+    assert "checkpoint-3 is damaged (stream_0.json is missing)" in caplog.text
+    assert tiny.weights_hash(resumed.student) == tiny.weights_hash(whole.student)
+
+
+def test_a_place_that_cannot_be_read_is_named(reference, tmp_path):
+    """A trainer that is told to begin where no place is written stops and says so."""
+    trainer = tiny.make_trainer(tmp_path / "run", reference, train=tiny.stream(SHARDS))
+    with pytest.raises(ValueError, match=r"does not say where process 0 was in the stream .*remove the"):
+        trainer.begin_stream(tmp_path)
 
 
 def test_sequences_of_a_stream_must_fit_the_reference(reference, tmp_path):
