@@ -1,15 +1,14 @@
 """Students: ordinary Transformers models that hold some of a reference's layers."""
 
 from .architectures import (
-    SUPPORTED_MODEL_TYPES,
     Architecture,
     inspect_architecture,
     kept_names,
     prefix_sizes,
-    sliced_config,
     student_skeleton,
 )
 from .checkpoints import Source, Weights, find_weights, open_tensors
+from .config_fields import SUPPORTED_MODEL_TYPES, sliced_config
 from .estimation import MemoryEstimate, RoundEstimate, RunEstimate, estimate_run, training_memory
 from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
 from .inspection import FilePlan, InheritancePlan, plan_inheritance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..configuration import InherituneConfig
-from .architectures import has_experts, inspect_architecture, operations_per_token, sliced_config
+from .architectures import has_experts, inspect_architecture
+from .config_fields import sliced_config
 from .inspection import InheritancePlan, plan_inheritance
 from .references import Reference, load_reference_config
 
@@ -190,6 +192,34 @@ def estimate_run(
         measuring=MemoryEstimate("measuring the reference", whole, 0, 0, 0, logits, whole + logits),
         inheriting=MemoryEstimate("building a student", part, 0, 0, 0, 0, part),
     )
+
+
+def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
+    """
+    Return the floating-point operations of training on one token, forward and backward.
+
+    Six for every weight that a token is multiplied with (the head too, tied or not; of experts those that it is sent
+    to), and twelve for every pair of positions and channel of attention.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        block_size (`int`): Tokens of one sequence.
+
+    Returns:
+        `float`: Operations per token.
+    """
+    architecture = inspect_architecture(config)
+    share = 1.0
+    if has_experts(architecture):
+        experts = next(
+            shape[0] for name, shape in architecture.parameters.items() if "experts" in name and len(shape) == 3
+        )
+        share = getattr(config, "num_experts_per_tok", 1) / experts
+    weights = 0.0
+    for name, shape in architecture.parameters.items():
+        if len(shape) >= 2 and architecture.parts[name] in ("attention", "mlp", "lm_head"):
+            weights += math.prod(shape) * (share if "experts" in name and len(shape) == 3 else 1.0)
+    return 6 * weights + 12 * architecture.depth * int(config.hidden_size) * block_size
 
 
 def training_memory(

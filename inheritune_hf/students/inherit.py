@@ -25,14 +25,13 @@ from .architectures import (
     kept_names,
     left_out_names,
     name_in_reference,
-    query_scales,
     random_tensors,
-    scale_queries,
-    sliced_config,
     sources_of,
     with_tied_names,
 )
+from .attention_scale import query_scales, scale_queries
 from .checkpoints import Choose, find_weights, open_tensors
+from .config_fields import sliced_config
 from .references import (
     OpenedReference,
     Reference,

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..configuration import PARTS, InherituneConfig
-from .architectures import Architecture, inspect_architecture, kept_names, left_out_names, query_scales, sliced_config
+from .architectures import Architecture, inspect_architecture, kept_names, left_out_names
+from .attention_scale import query_scales
 from .checkpoints import Weights, file_sizes, find_weights_unfetched, needed_shards
+from .config_fields import sliced_config
 from .references import OpenedReference, Reference, open_reference, refuse_adapter
 from .selection import is_prefix, resolve_layers
 from .tensors import Unread, is_readable_in_part, open_bin, open_safetensors

@@ -297,6 +297,10 @@ def test_unproven_architectures_are_refused_with_the_list(tmp_path):
             "num_kv_shared_layers=15, and its last layers reuse",
         ),
         (
+            {"model_type": "gemma3n", "text_config": {"num_kv_shared_layers": 10}},
+            r"text_config\.num_kv_shared_layers=10, and its last layers reuse",
+        ),
+        (
             {"model_type": "gemma4_text", "hidden_size_per_layer_input": 256},
             "hidden_size_per_layer_input=256, and tens",
         ),

@@ -10,7 +10,7 @@ from transformers import AutoConfig, GPT2Config
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.students import estimate_run, training_memory
-from inheritune_hf.students.architectures import operations_per_token
+from inheritune_hf.students.estimation import operations_per_token
 
 
 def recipe(**changes):
