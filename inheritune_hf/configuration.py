@@ -41,8 +41,9 @@ class InherituneConfig:
         default="half",
         metadata={
             "help": "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
-            "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10') or a list; "
-            "experimental: 'auto' and measures ('rank:12', 'influence:12', 'angular:12', 'loss:12')."
+            "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
+            "('params:350M') or a list; experimental: 'auto' and measures ('rank:12', 'influence:12', 'angular:12', "
+            "'loss:12')."
         },
     )
     inherit: str = field(
@@ -52,6 +53,13 @@ class InherituneConfig:
             "'released-code' (blocks and head), or parts separated by commas, out of embeddings, positions, attention, "
             "mlp, norms, final_norm and lm_head. Parts left out begin as the architecture initialises them, under the "
             "run's seed."
+        },
+    )
+    attention_scale: Literal["keep", "position"] = field(
+        default="keep",
+        metadata={
+            "help": "Where attention is scaled by a block's position (GPT-2 with scale_attn_by_inverse_layer_idx), "
+            "whether a block that moves is to 'keep' the scale it had, or takes that of its new 'position'."
         },
     )
     grow_by: int = field(
@@ -439,6 +447,7 @@ def _from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
+    "attention_scale": ("keep", "position"),
     "growth": ("reinherit", "continue"),
     "new_blocks": ("reference", "copy_last", "identity", "random"),
     "optimizer_state": ("reset", "keep"),

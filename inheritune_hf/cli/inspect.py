@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from .inherit import ATTENTION_SCALE
+
 
 def doctor(argv: Sequence[str], prog: str = "inheritune doctor") -> int:
     """
@@ -20,14 +22,14 @@ def doctor(argv: Sequence[str], prog: str = "inheritune doctor") -> int:
         `int`: 0 if it can be cut, 1 if not or if there is no such reference; wrong usage ends with 2.
     """
     parser = _parser(prog, "Say whether and how a reference can be cut, from its config and file headers alone.")
-    parser.add_argument("--inherit", default="all", help="Parts that come along, as in the recipe (default: all).")
     options = parser.parse_args(argv)
 
     from ..students import plan_inheritance
     from .tables import show_plan
 
     def look(console: Console) -> tuple[Any, int]:
-        plan = plan_inheritance(options.reference, options.keep_layers, options.inherit, **_source(options))
+        choice = (options.keep_layers, options.inherit, options.attention_scale)
+        plan = plan_inheritance(options.reference, *choice, **_source(options))
         if not options.json:
             console.print(f"{plan.reference} can be cut.", markup=False)
             show_plan(console, plan)
@@ -46,7 +48,6 @@ def plan(argv: Sequence[str], prog: str = "inheritune plan") -> int:
         `int`: 0, or 1 if the run could not be made; wrong usage ends with 2.
     """
     parser = _parser(prog, "Estimate what a run would take, before any weight is downloaded or loaded.")
-    parser.add_argument("--inherit", default="all", help="Parts that come along, as in the recipe (default: all).")
     parser.add_argument("--steps-per-round", type=int, required=True, help="Optimizer steps of one round.")
     parser.add_argument("--grow-by", type=int, default=2, help="Layers added for each further round (default: 2).")
     parser.add_argument("--max-layers", type=int, help="Deepest student to try (default: the reference's depth).")
@@ -66,6 +67,7 @@ def plan(argv: Sequence[str], prog: str = "inheritune plan") -> int:
         recipe = InherituneConfig(
             keep_layers=options.keep_layers,
             inherit=options.inherit,
+            attention_scale=options.attention_scale,
             grow_by=options.grow_by,
             max_layers=options.max_layers,
             steps_per_round=options.steps_per_round,
@@ -118,6 +120,8 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("reference", help="Hub id or path of the reference.")
     parser.add_argument("--keep-layers", "--keep_layers", default="half", help="As in the recipe (default: half).")
+    parser.add_argument("--inherit", default="all", help="Parts that come along, as in the recipe (default: all).")
+    parser.add_argument("--attention-scale", choices=("keep", "position"), default="keep", help=ATTENTION_SCALE)
     parser.add_argument("--revision", help="Branch, tag or commit of the reference on the Hub.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     return parser

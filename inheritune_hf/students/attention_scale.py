@@ -9,25 +9,34 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..configuration import InherituneConfig
 from .architectures import Architecture
 from .selection import is_prefix
 
 
-def query_scales(config: PreTrainedConfig, layers: Sequence[int]) -> tuple[float, ...]:
+def moves_scaled_blocks(config: PreTrainedConfig, layers: Sequence[int]) -> bool:
+    """Return whether `layers` move blocks whose attention is scaled by position."""
+    return bool(getattr(config, "scale_attn_by_inverse_layer_idx", False)) and not is_prefix(layers)
+
+
+def query_scales(config: PreTrainedConfig, layers: Sequence[int], recipe: InherituneConfig) -> tuple[float, ...]:
     """
     Return by what each kept block's queries are multiplied so that it computes what it computed at its old position.
 
     GPT-2 with `scale_attn_by_inverse_layer_idx` divides the attention logits of the block at position `i` by `i + 1`
-    (PAPER: Appendix A). A moved block would be rescaled, so the difference goes into its weights.
+    (PAPER: Appendix A). A moved block would be rescaled, so the difference goes into its weights, unless the recipe
+    says `attention_scale="position"`.
 
     Args:
         config (`PreTrainedConfig`): The reference's config.
         layers (sequence of `int`): The kept layers, 0-based, ascending.
+        recipe (`InherituneConfig`): Its `attention_scale` and `inherit` count.
 
     Returns:
-        `tuple[float, ...]`: One factor for each kept block, or nothing where no block needs one.
+        `tuple[float, ...]`: One factor for each kept block, or nothing where none is multiplied.
     """
-    if not getattr(config, "scale_attn_by_inverse_layer_idx", False) or is_prefix(layers):
+    keeps = recipe.attention_scale == "keep" and "attention" in recipe.inherited_parts
+    if not keeps or not moves_scaled_blocks(config, layers):
         return ()
     return tuple((position + 1) / (layer + 1) for position, layer in enumerate(layers))
 

@@ -161,7 +161,7 @@ def estimate_run(
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-    plan = plan_inheritance(reference, recipe.keep_layers, recipe.inherit, **kwargs)
+    plan = plan_inheritance(reference, recipe.keep_layers, recipe.inherit, recipe.attention_scale, **kwargs)
     config = load_reference_config(reference, **kwargs)
     limit = getattr(config, "max_position_embeddings", None)
     block_size = min(block_size, limit or block_size)

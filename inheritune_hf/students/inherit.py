@@ -187,7 +187,7 @@ def _inherit(
     layers = resolve_layers(recipe.keep_layers, architecture.depth, architecture.prefix_sizes)
     parts = recipe.inherited_parts
     student_config = sliced_config(opened.config, layers)
-    scales = query_scales(opened.config, layers) if "attention" in parts else ()
+    scales = query_scales(opened.config, layers, recipe)
     student_config.inheritune = _lineage(opened, architecture, layers, parts, seed, scales).to_dict()
     blank = inspect_architecture(student_config)
 

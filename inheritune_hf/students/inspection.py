@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..configuration import PARTS, InherituneConfig
 from .architectures import Architecture, inspect_architecture, kept_names, left_out_names
-from .attention_scale import query_scales
+from .attention_scale import moves_scaled_blocks, query_scales
 from .checkpoints import Weights, file_sizes, find_weights_unfetched, needed_shards
 from .config_fields import sliced_config
 from .references import OpenedReference, Reference, open_reference, refuse_adapter
@@ -58,6 +58,7 @@ class InheritancePlan:
         random_parameters (`int`): Parameters of the student that would not come along and begin random.
         changed_fields (`dict[str, tuple[Any, Any]]`): Config fields that follow the layers: before and after.
         query_scales (`tuple[float, ...]`): What each moved block's queries would be multiplied by; empty where none is.
+        rescaled (`bool`): Whether moved blocks would take the attention scale of their new position.
         files (`tuple[FilePlan, ...]`): Files that would be read; none for a loaded model, or without weights.
         block_list (`str`): Dotted name of the list of blocks.
         tied (`bool`): Whether the head shares the embedding's weights.
@@ -74,6 +75,7 @@ class InheritancePlan:
     random_parameters: int
     changed_fields: dict[str, tuple[Any, Any]]
     query_scales: tuple[float, ...]
+    rescaled: bool
     files: tuple[FilePlan, ...]
     block_list: str
     tied: bool
@@ -97,6 +99,11 @@ class InheritancePlan:
                 "Attention is scaled by position (scale_attn_by_inverse_layer_idx): moved blocks keep their own scale, "
                 "multiplied into their queries."
             )
+        if self.rescaled:
+            found.append(
+                "Attention is scaled by position (scale_attn_by_inverse_layer_idx): moved blocks take the scale of "
+                "their new position, and compute something else than in the reference."
+            )
         if self.random_parameters:
             found.append(f"{self.random_parameters:,} parameters do not come along and begin random.")
         if not is_prefix(self.kept_layers):
@@ -108,7 +115,9 @@ class InheritancePlan:
         return tuple(found)
 
 
-def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all", **kwargs: Any) -> InheritancePlan:
+def plan_inheritance(
+    reference: Reference, choice: Choice, inherit: str = "all", attention_scale: str = "keep", **kwargs: Any
+) -> InheritancePlan:
     """
     Return what a student of `reference` that keeps `choice` would be; no weights are read, and none downloaded.
 
@@ -119,6 +128,8 @@ def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all",
             The layers to keep, as in `keep_layers`.
         inherit (`str`, *optional*, defaults to `"all"`):
             The parts that come along, as in the recipe.
+        attention_scale (`str`, *optional*, defaults to `"keep"`):
+            Whether moved blocks keep their attention scale, as in the recipe.
         kwargs:
             As in `load_reference_config`.
 
@@ -130,12 +141,14 @@ def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all",
         OSError: If there is no model at `reference`, or a file is incomplete.
     """
     opened = open_reference(reference, dict(kwargs))
-    parts = InherituneConfig(inherit=inherit).inherited_parts
+    recipe = InherituneConfig(inherit=inherit, attention_scale=cast(Any, attention_scale))
+    parts = recipe.inherited_parts
     before = inspect_architecture(opened.config)
     kept = resolve_layers(choice, before.depth, before.prefix_sizes)
     sliced = sliced_config(opened.config, kept)
     after = inspect_architecture(sliced)
     old, new = opened.config.to_dict(), sliced.to_dict()
+    scales = query_scales(opened.config, kept, recipe)
     return InheritancePlan(
         reference=opened.name,
         model_type=str(opened.config.model_type),
@@ -151,7 +164,8 @@ def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all",
             if name not in after.tied
         ),
         changed_fields={name: (old.get(name), value) for name, value in new.items() if old.get(name) != value},
-        query_scales=query_scales(opened.config, kept) if "attention" in parts else (),
+        query_scales=scales,
+        rescaled="attention" in parts and not scales and moves_scaled_blocks(opened.config, kept),
         files=_plan_files(opened, before, kept, parts),
         block_list=before.block_list,
         tied=bool(before.tied),

@@ -78,6 +78,17 @@ def test_a_plan_tells_random_parts_and_scales(tmp_path):
     assert plan.notes[1] == "544 parameters do not come along and begin random."
 
 
+def test_a_plan_tells_what_moved_blocks_are_scaled_by(tmp_path):
+    """Blocks that take the scale of their new position are announced; blocks that do not move need no word."""
+    GPT2Config(**CASES["gpt2"][0], scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path)
+    plan = plan_inheritance(tmp_path, [0, 3], attention_scale="position")
+    assert plan.query_scales == ()
+    assert plan.notes[0].endswith(
+        "moved blocks take the scale of their new position, and compute something else than in the reference."
+    )
+    assert not plan_inheritance(tmp_path, 2, attention_scale="position").rescaled
+
+
 @pytest.fixture
 def hub(publish, monkeypatch):
     """A repository of which only small files may be fetched; weights are known by their sizes."""
