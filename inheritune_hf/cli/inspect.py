@@ -55,12 +55,23 @@ def plan(argv: Sequence[str], prog: str = "inheritune plan") -> int:
     parser.add_argument("--block-size", type=int, default=1024, help="Tokens of one sequence (default: 1024).")
     parser.add_argument("--accumulation", type=int, default=1, help="Forward passes of one step (default: 1).")
     parser.add_argument("--processes", type=int, default=1, help="Processes that train together (default: 1).")
-    parser.add_argument("--bf16", action="store_true", help="The forward pass is in bfloat16.")
-    parser.add_argument("--tokens-per-second", type=float, help="Throughput of the first round's student.")
+    parser.add_argument("--dtype", default="float32", help="Type of the weights (default: float32).")
+    half = parser.add_mutually_exclusive_group()
+    for name, kind in (("bf16", "bfloat16"), ("fp16", "float16")):
+        half.add_argument(
+            f"--{name}", dest="mixed", action="store_const", const=name, help=f"The forward pass is in {kind}."
+        )
+    parser.add_argument("--optim", default="adamw_torch_fused", help="As in TrainingArguments (default: fused AdamW).")
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="Blocks keep their inputs only and compute again."
+    )
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--tokens-per-second", type=float, help="Throughput of the first round's student.")
+    speed.add_argument("--measure", action="store_true", help="Measure a few training steps on this machine.")
     options = parser.parse_args(argv)
 
     from ..configuration import InherituneConfig
-    from ..students import estimate_run
+    from ..students import TrainingSetup, estimate_run
     from .tables import show_estimate
 
     def look(console: Console) -> tuple[Any, int]:
@@ -72,15 +83,22 @@ def plan(argv: Sequence[str], prog: str = "inheritune plan") -> int:
             max_layers=options.max_layers,
             steps_per_round=options.steps_per_round,
         )
-        estimate = estimate_run(
-            options.reference,
-            recipe,
+        setup = TrainingSetup(
             batch_size=options.batch_size,
             block_size=options.block_size,
             accumulation=options.accumulation,
             processes=options.processes,
-            bf16=options.bf16,
+            dtype=options.dtype,
+            mixed_precision=options.mixed,
+            optim=options.optim,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
+        estimate = estimate_run(
+            options.reference,
+            recipe,
+            setup,
             tokens_per_second=options.tokens_per_second,
+            measure=options.measure,
             **_source(options),
         )
         if not options.json:
@@ -139,7 +157,7 @@ def _run(prog: str, options: argparse.Namespace, look: Callable[[Console], tuple
     quiet.set_verbosity_error()
     try:
         found, status = look(Console(highlight=False, soft_wrap=True))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     if options.json:

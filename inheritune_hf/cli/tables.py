@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..students import InheritancePlan, RunEstimate, Verification
+    from ..students import InheritancePlan, RunEstimate, StepTime, Verification
 
 
 def human_bytes(count: float) -> str:
@@ -39,7 +39,7 @@ def show_plan(console: Console, plan: InheritancePlan) -> None:
         f"kept        {describe(plan.kept_layers)} ({len(plan.kept_layers)} of {plan.depth} layers)",
         f"dropped     {describe(plan.dropped_layers) if plan.dropped_layers else 'nothing'}",
         f"parameters  {plan.parameters_before:,} -> {plan.parameters_after:,} ({share:.1%})",
-        f"to read     {human_bytes(plan.bytes_to_read)} of {', '.join(file.name for file in plan.files) or 'no file'}",
+        f"to read     {_to_read(plan)}",
     ]
     if plan.bytes_to_fetch:
         lines.append(f"to fetch    {human_bytes(plan.bytes_to_fetch)}")
@@ -50,6 +50,14 @@ def show_plan(console: Console, plan: InheritancePlan) -> None:
         console.print(line, markup=False)
 
 
+def _to_read(plan: InheritancePlan) -> str:
+    if not plan.files:
+        return "nothing: no file of weights was found"
+    whole = sum(file.size or 0 for file in plan.files)
+    names = ", ".join(file.name for file in plan.files)
+    return f"{human_bytes(plan.bytes_to_read)} of the {human_bytes(whole)} of {names}"
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 48 else f"{text[:45]}..."
@@ -57,6 +65,8 @@ def _short(value: object) -> str:
 
 def show_estimate(console: Console, estimate: RunEstimate) -> None:
     """Show what every round would take, and the memory of every phase."""
+    from ..students import KNOWN_OPTIMIZERS
+
     show_plan(console, estimate.plan)
     table = Table(title="rounds, if all are needed", title_justify="left")
     for name in ("round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"):
@@ -75,7 +85,13 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
     total = [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
     table.add_row("all", "", "", *total)
     console.print(table)
-    table = Table(title="memory of one process at its peak, in float32 with AdamW", title_justify="left")
+    if estimate.step_time is not None:
+        console.print(_measured(estimate, estimate.step_time), markup=False)
+    setup = estimate.setup
+    words = [setup.dtype, setup.mixed_precision or "", setup.optim]
+    words += ["checkpointing"] if setup.gradient_checkpointing else []
+    title = f"memory of one process at its peak: {', '.join(filter(None, words))}"
+    table = Table(title=title, title_justify="left")
     table.add_column("phase")
     for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
         table.add_column(name, justify="right")
@@ -83,8 +99,23 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
     names = ["measure reference", "build student", *(f"train {item.layers} layers" for item in estimate.rounds)]
     for name, memory in zip(names, phases, strict=True):
         kinds = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits, memory.peak)
-        table.add_row(name, *(human_bytes(kind) for kind in kinds))
+        table.add_row(name, *("unknown" if kind is None else human_bytes(kind) for kind in kinds))
     console.print(table)
+    if any(memory.optimizer is None for memory in phases):
+        known = ", ".join(KNOWN_OPTIMIZERS)
+        console.print(
+            f"note        {setup.optim}'s states are not known here and left out; known: {known}", markup=False
+        )
+
+
+def _measured(estimate: RunEstimate, measured: StepTime) -> str:
+    depths = " and ".join(str(depth) for depth in measured.depths)
+    deeper = [item.layers for item in estimate.rounds if item.layers not in measured.depths]
+    first = estimate.rounds[0]
+    rate = first.tokens / (first.seconds or 1.0)
+    text = f"measured    {measured.steps} steps of one process on {measured.device} at a depth of {depths}: "
+    text += f"{rate:,.0f} tokens per second with {first.layers} layers"
+    return f"{text} ({'extrapolated in depth' if deeper else 'at that depth'})"
 
 
 def show_verification(console: Console, found: Verification) -> None:
