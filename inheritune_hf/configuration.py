@@ -234,6 +234,13 @@ class RunConfig:
         default=None,
         metadata={"help": "Measure the student's lazy layers at every so many evaluations; never if not given."},
     )
+    reference_cache: bool = field(
+        default=True,
+        metadata={
+            "help": "Take the reference's loss from the user's cache if it was measured before on the same data, and "
+            "keep it there."
+        },
+    )
     require_match: bool = field(
         default=False, metadata={"help": "Let the example script end with the outcome's status, not 0, on a miss."}
     )

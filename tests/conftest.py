@@ -1,7 +1,10 @@
 """Every test: offline, one torch thread, caches and outputs in temporary folders."""
 
 import os
+import shutil
+import tempfile
 
+os.environ["HF_HOME"] = tempfile.mkdtemp()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,4 +27,5 @@ def caches(tmp_path_factory):
     evaluate.config.HF_METRICS_CACHE = str(folder / "metrics")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    return folder
+    yield folder
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)

@@ -1,6 +1,6 @@
 """Measure and compare: losses per document, the match rule, and the metric for `evaluate`."""
 
-from .matching import MIN_DOCUMENTS, compare_losses
+from .matching import MIN_DOCUMENTS, compare_losses, difference_bounds
 from .metric import TokenPerplexity
 from .validation import ValidatedTrainer, Validation, document_ids, sequence_sums, sum_by_document
 
@@ -10,6 +10,7 @@ __all__ = [
     "ValidatedTrainer",
     "Validation",
     "compare_losses",
+    "difference_bounds",
     "document_ids",
     "sequence_sums",
     "sum_by_document",

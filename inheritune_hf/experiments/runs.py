@@ -84,6 +84,7 @@ def run_recipe(
         processing_class=tokenizer,
         data_collator=CausalCollator(end, end) if data.document_boundaries else None,
         reference_kwargs=kwargs,
+        reference_cache=run.reference_cache,
     )
     watch_collapse(trainer, splits, run.collapse_every)
     trainer.train()

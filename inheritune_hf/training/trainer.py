@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import os
@@ -15,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
@@ -38,6 +36,7 @@ from .boundary import finished_round, learned_names, load_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
+from .reference_loss import measure_reference
 from .staging import (
     RunState,
     Seal,
@@ -81,6 +80,8 @@ class InherituneTrainer(StreamedTrainer):
             They hear one beginning and one end of training, however many rounds there are.
         reference_kwargs (`dict`, *optional*):
             How the reference is loaded (`revision`, `token`, `attn_implementation`, ...), as for `from_pretrained`.
+        reference_cache (`bool`, *optional*, defaults to `True`):
+            Whether a loss of the reference that was measured before, in any run, is taken from the user's cache.
 
     Raises:
         ValueError: If arguments, recipe, data and reference do not fit together; nothing has been trained then.
@@ -97,9 +98,11 @@ class InherituneTrainer(StreamedTrainer):
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         reference_kwargs: Mapping[str, Any] | None = None,
+        reference_cache: bool = True,
     ) -> None:
         self.reference: Reference = reference
         self.reference_kwargs = dict(reference_kwargs or {})
+        self.reference_cache = reference_cache
         self.inheritune_config = inheritune_config
         ready = check_arguments(args, inheritune_config)
         self.budget = args.max_steps
@@ -236,7 +239,7 @@ class InherituneTrainer(StreamedTrainer):
 
     def measure_reference(self, dataset: Any = None, metric_key_prefix: str = "reference") -> Validation:
         """
-        Measure the reference's loss by the loop that judges students, then let go of it.
+        Measure the reference's loss by the loop that judges students, then let go of it; once for the same data.
 
         Args:
             dataset (`datasets.Dataset`, *optional*): Sequences to measure on; the selection set if not given.
@@ -245,23 +248,12 @@ class InherituneTrainer(StreamedTrainer):
         Returns:
             `Validation`: Sums per document.
         """
+        data = self.eval_dataset if dataset is None else dataset
         self.hold(student_skeleton(self.reference_config, self._state.layers))
-        if isinstance(self.reference, PreTrainedModel):
-            # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
-            reference: Any = copy.deepcopy(self.reference)
-            reference = reference.float()
-        else:
-            reference = AutoModelForCausalLM.from_pretrained(
-                self.reference, **{"dtype": torch.float32, **self.reference_kwargs}
-            )
-        self.hold(reference)
-        del reference
-        self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+        validation = measure_reference(self, data, metric_key_prefix, self.reference_cache)
         self.hold(student_skeleton(self.reference_config, self._state.layers))
         if self.rounds and self.outcome is not None:
             self._restore_student()
-        validation = self.validations[metric_key_prefix]
-        logger.info("reference · %d layers · %.4f nats/token", self.reference_depth, validation.loss)
         return validation
 
     def _run_round(self) -> float:
@@ -341,12 +333,13 @@ class InherituneTrainer(StreamedTrainer):
         self._state = conclude(state, finished, self.inheritune_config, self.reference_depth, self.budget)
         self._write(self._state)
         logger.info(
-            "round %d · %d layers · %.4f nats/token · target %.4f · %s",
+            "round %d · %d layers · %.4f nats/token · target %.4f · %s%s",
             finished.index,
             finished.layers,
             finished.loss,
             finished.target,
             "matched" if match.matched else f"missed by {match.difference:+.4f}",
+            f" ({match.note})" if match.note else "",
         )
 
     # Pieces of the loop
