@@ -338,7 +338,10 @@ class DataConfig:
     )
     block_size: int | None = field(
         default=None,
-        metadata={"help": "Tokens of one sequence; the reference's context length (at most 1024) if not given."},
+        metadata={
+            "help": "Tokens of one sequence; if not given, that of prepared data, else the reference's context length "
+            "(at most 1024)."
+        },
     )
     max_sequences_per_document: int | None = field(
         default=None,

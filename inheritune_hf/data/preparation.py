@@ -76,8 +76,7 @@ def prepare_data(
     if is_prepared(str(folder)):
         if _plain(read_request(folder)) != _plain(request):
             raise ValueError(f"{folder} holds data that were prepared otherwise; choose another folder, or remove it.")
-        found = load_prepared(DataConfig(dataset_name=str(folder)), tokenizer, size, len(tokenizer))
-        return found.facts
+        return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
     work = folder / _WORK
     work.mkdir(parents=True, exist_ok=True)
     splits = load_data_splits(

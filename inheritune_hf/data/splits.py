@@ -66,6 +66,7 @@ def load_data_splits(
     block_size: int | None = None,
     seed: int = 42,
     vocab_size: int | None = None,
+    context_length: int | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataSplits:
@@ -80,9 +81,11 @@ def load_data_splits(
         config (`DataConfig`): Sources and shares.
         tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
         block_size (`int`, *optional*):
-            Tokens of one sequence; `config.block_size`, else the tokenizer's limit (at most 1024), if not given.
+            Tokens of one sequence; if not given, `config.block_size`, else that of a prepared folder, else
+            `context_length` (at most 1024).
         seed (`int`, *optional*, defaults to `42`): Chooses which documents are carved.
         vocab_size (`int`, *optional*): Tokens that the reference knows; the tokenizer's own if not given.
+        context_length (`int`, *optional*): Most tokens that the reference reads; the tokenizer's limit if not given.
         cache_dir (`Path`, *optional*): Where `datasets` caches what was read and made; its own folder if not given.
         progress (`Callable`, *optional*): Told documents tokenized and documents in all, after each part.
 
@@ -96,13 +99,12 @@ def load_data_splits(
     _refuse_conflicts(config)
     known = len(tokenizer) if vocab_size is None else vocab_size
     check_tokenizer(tokenizer, known)
-    size = config.block_size if block_size is None else block_size
-    if size is None:
-        size = min(tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
-    if size < 2:
-        raise ValueError(f"block_size must be 2 tokens or more, got {size}.")
+    asked = config.block_size if block_size is None else block_size
+    if asked is not None and asked < 2:
+        raise ValueError(f"block_size must be 2 tokens or more, got {asked}.")
     if config.dataset_name and is_prepared(config.dataset_name):
-        return load_prepared(config, tokenizer, size if block_size or config.block_size else None, known)
+        return load_prepared(config, tokenizer, asked, context_length)
+    size = asked or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
     sources = training_sources(config)
     if any(source.token_files() for source in sources):
         return _load_token_files(config, sources, tokenizer, size, seed, known)
