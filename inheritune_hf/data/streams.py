@@ -15,8 +15,18 @@ from .duplicates import Index, index_documents
 from .encoding import Encoder, digests
 from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
 from .packing import cut_windows, tokenize_documents
-from .sources import Source, evaluation_source, read_source, sources_fingerprint, stream_source
-from .splits import EVALUATION, announce, encoder_of, joined, missing_shares, require_tokens, set_facts
+from .sets import (
+    EVALUATION,
+    announce,
+    encoder_of,
+    given_sources,
+    joined,
+    missing_shares,
+    require_tokens,
+    set_facts,
+    tokenize_source,
+)
+from .sources import Source, sources_fingerprint, stream_source
 from .streaming import Exclusion, PackedStream, StreamSource, place_of
 
 if TYPE_CHECKING:
@@ -42,14 +52,9 @@ def load_stream(
     Raises:
         ValueError: If no document was found for a carved set, or a source cannot be used.
     """
-    given = {name: source for name in EVALUATION if (source := evaluation_source(config, name)) is not None}
+    given = given_sources(config)
     opened = [(stream_source(source), encoder_of(config, source, tokenizer, vocab_size)) for source in sources]
-    sets = {
-        name: tokenize_documents(
-            read_source(source), encoder_of(config, source, tokenizer, vocab_size), config.preprocessing_workers
-        )
-        for name, source in given.items()
-    }
+    sets = {name: tokenize_source(config, source, tokenizer, vocab_size) for name, source in given.items()}
     shares = missing_shares(config, given)
     sets |= _carve(opened, shares, config.carve_documents, seed)
     require_tokens(sets)
