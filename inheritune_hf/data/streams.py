@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,9 @@ def load_stream(
         near = index_documents([sets[name] for name in EVALUATION], config.near_duplicate_threshold)
     known = [digest for dataset in sets.values() for digest in dataset["digest"][:]]
     exclusion = Exclusion(seed, sum(shares.values()), frozenset(known if config.duplicates == "remove" else ()), near)
-    fingerprint = sources_fingerprint(sources)
+    # In another order it is another stream: a run cannot go on in it.
+    order = f":{config.shuffle_documents}:{seed}" if config.shuffle_documents else ""
+    fingerprint = hashlib.sha256(f"{sources_fingerprint(sources)}{order}".encode()).hexdigest()
     train = PackedStream(
         [
             StreamSource(rows, encoder, source.weight or 1.0)
@@ -72,6 +75,8 @@ def load_stream(
         block_size,
         exclusion,
         fingerprint,
+        config.shuffle_documents,
+        seed,
     )
     windows = {name: cut_windows(sets[name], block_size, config.max_sequences_per_document) for name in EVALUATION}
     facts = DataFacts(
