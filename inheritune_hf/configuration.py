@@ -345,6 +345,13 @@ class DataConfig:
         default=20_000,
         metadata={"help": "Documents at the start of each streamed source among which carved sets are looked for."},
     )
+    shuffle_documents: int = field(
+        default=1_000,
+        metadata={
+            "help": "Documents of a stream whose order is drawn at once, by the seed (at most 32 million characters of "
+            "them); 0 keeps the order of the source."
+        },
+    )
     selection_fraction: float = field(
         default=0.05, metadata={"help": "Share of the training documents carved for selection if none is given."}
     )
@@ -353,7 +360,10 @@ class DataConfig:
     )
     block_size: int | None = field(
         default=None,
-        metadata={"help": "Tokens of one sequence; the reference's context length (at most 1024) if not given."},
+        metadata={
+            "help": "Tokens of one sequence; if not given, that of prepared data, else the reference's context length "
+            "(at most 1024)."
+        },
     )
     max_sequences_per_document: int | None = field(
         default=None,
@@ -379,6 +389,7 @@ class DataConfig:
                 _positive(name, getattr(self, name))
         for name in ("max_document_bytes", "carve_documents"):
             _positive(name, getattr(self, name))
+        _positive("shuffle_documents", self.shuffle_documents, least=0)
         if self.block_size is not None and self.block_size < 2:
             raise ValueError(f"block_size must be 2 tokens or more, got {self.block_size}.")
         for name in ("train_files", "selection_files", "test_files"):
@@ -474,6 +485,6 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+def _positive(name: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}.")

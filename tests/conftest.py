@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from hub_process import LocalHub, client_process
 
 torch.set_num_threads(1)
 
@@ -29,3 +30,25 @@ def caches(tmp_path_factory):
     transformers.utils.logging.disable_progress_bar()
     yield folder
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def hub_and_client(tmp_path_factory):
+    """A Hub in a process of its own, and a function that runs another one in a process that knows this Hub alone."""
+    hub = LocalHub()
+    with client_process(hub, tmp_path_factory.mktemp("hf_home")) as call:
+        yield hub, call
+    hub.stop()
+
+
+@pytest.fixture
+def hub(hub_and_client):
+    """The local Hub, without faults and with an empty log."""
+    hub_and_client[0].clear()
+    return hub_and_client[0]
+
+
+@pytest.fixture
+def on_hub(hub_and_client, hub):
+    """Run a function of a test module, with arguments, where `HF_ENDPOINT` is the local Hub."""
+    return hub_and_client[1]

@@ -25,8 +25,6 @@ from .controls import Control
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_BLOCK_SIZE = 1024
-
 
 @dataclass(frozen=True)
 class RunResult:
@@ -64,13 +62,12 @@ def run_recipe(
     tokenizer = load_tokenizer(run.reference, **kwargs)
     check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    block_size = data.block_size or min(limit or _DEFAULT_BLOCK_SIZE, _DEFAULT_BLOCK_SIZE)
     with args.main_process_first(desc="reading and packing the data"):
         splits = load_data_splits(
             data,
             tokenizer,
-            block_size=block_size,
             seed=args.seed,
+            context_length=limit,
             vocab_size=config.get_text_config(decoder=True).vocab_size,
         )
     end = end_of_text(tokenizer)
