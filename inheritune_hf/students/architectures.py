@@ -65,6 +65,15 @@ _UNCUTTABLE: Mapping[str, str] = {
     "per_layer_config": "its layers are not of one kind",
 }
 
+# What logits are multiplied by, where it is not 1.
+_LOGIT_FACTORS: Mapping[str, Callable[[Any], float]] = {
+    **dict.fromkeys(("cohere", "cohere2"), lambda config: config.logit_scale),
+    **dict.fromkeys(
+        ("granite", "granite_swa", "granitemoe", "granitemoeshared"), lambda config: 1 / config.logits_scaling
+    ),
+    "hyperclovax": lambda config: config.logits_scaling,
+}
+
 # Kinds of layers, as `layer_types` names them, that are proven to stand for themselves.
 _PROVEN_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "conv"}
 
@@ -386,6 +395,12 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
         if len(shape) >= 2 and architecture.parts[name] in ("attention", "mlp", "lm_head"):
             weights += math.prod(shape) * (share if "experts" in name and len(shape) == 3 else 1.0)
     return 6 * weights + 12 * architecture.depth * int(config.hidden_size) * block_size
+
+
+def logit_shaping(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """Return by what a model of `config` multiplies its head's output, and at what it caps it, if it does."""
+    factor = _LOGIT_FACTORS.get(str(config.model_type), lambda _: 1.0)(config)
+    return float(factor), getattr(config, "final_logit_softcapping", None)
 
 
 def random_tensors(config: PreTrainedConfig, names: Iterable[str], seed: int) -> dict[str, torch.Tensor]:
