@@ -135,6 +135,21 @@ class InherituneConfig:
             "cluster by document. 'none' compares the plain means (with tolerance 0: the paper's rule)."
         },
     )
+    loss: Literal["auto", "full", "chunked", "linear", "liger"] = field(
+        default="auto",
+        metadata={
+            "help": "How the loss is computed: from all logits at once ('full'), or from those of a few tokens at a "
+            "time, by this package ('chunked'), by PyTorch's linear_cross_entropy ('linear') or by Liger's kernel on "
+            "CUDA ('liger'). 'auto' chooses by device and vocabulary and says so in the log. The value is the same."
+        },
+    )
+    compile_scope: Literal["blocks", "model"] = field(
+        default="blocks",
+        metadata={
+            "help": "What torch_compile compiles: each block ('blocks', so that neither depth nor growth adds graphs) "
+            "or the whole 'model', anew for each round."
+        },
+    )
 
     def __post_init__(self) -> None:
         self._check_growth()
@@ -472,6 +487,8 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "lr_schedule": ("restart", "continue"),
     "data_order": ("restart", "continue", None),
     "match_at": ("round_end", "evaluation"),
+    "loss": ("auto", "full", "chunked", "linear", "liger"),
+    "compile_scope": ("blocks", "model"),
 }
 
 

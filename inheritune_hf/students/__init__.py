@@ -8,7 +8,7 @@ from .architectures import (
     student_skeleton,
 )
 from .checkpoints import Source, Weights, find_weights, open_tensors
-from .config_fields import SUPPORTED_MODEL_TYPES, sliced_config
+from .config_fields import SUPPORTED_MODEL_TYPES, logit_shaping, sliced_config
 from .estimation import RoundEstimate, RunEstimate, estimate_run
 from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
 from .inspection import FilePlan, InheritancePlan, plan_inheritance
@@ -47,6 +47,7 @@ __all__ = [
     "is_prefix",
     "kept_names",
     "load_reference_config",
+    "logit_shaping",
     "measure_step",
     "open_tensors",
     "plan_inheritance",

@@ -1,4 +1,4 @@
-"""What a config says about single layers: which fields follow them, and which forbid a cut."""
+"""What configs say in fields of their own: what follows single layers, what forbids a cut, what becomes of logits."""
 
 from __future__ import annotations
 
@@ -55,6 +55,15 @@ _UNCUTTABLE: Mapping[str, str] = {
     "per_layer_config": "its layers are not of one kind",
 }
 
+# What logits are multiplied by, where it is not 1.
+_LOGIT_FACTORS: Mapping[str, Callable[[Any], float]] = {
+    **dict.fromkeys(("cohere", "cohere2"), lambda config: config.logit_scale),
+    **dict.fromkeys(
+        ("granite", "granite_swa", "granitemoe", "granitemoeshared"), lambda config: 1 / config.logits_scaling
+    ),
+    "hyperclovax": lambda config: config.logits_scaling,
+}
+
 # Kinds of layers, as `layer_types` names them, that are proven to stand for themselves.
 _PROVEN_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "conv"}
 
@@ -95,6 +104,12 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
             f"{reference} has model_type {model_type!r}, whose layers this version does not know how to cut. "
             f"Supported are: {', '.join(SUPPORTED_MODEL_TYPES)}."
         )
+
+
+def logit_shaping(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """Return by what a model of `config` multiplies its head's output, and at what it caps it, if it does."""
+    factor = _LOGIT_FACTORS.get(str(config.model_type), lambda _: 1.0)(config)
+    return float(factor), getattr(config, "final_logit_softcapping", None)
 
 
 def sliced_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:

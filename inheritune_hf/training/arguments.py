@@ -277,6 +277,8 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
         ready.ddp_find_unused_parameters = False
     if ready.device.type == "cpu":
         ready.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns
+    if ready.torch_compile and config.compile_scope == "blocks":
+        ready.torch_compile_backend = "no"  # or Accelerate would compile the whole model
     return ready
 
 

@@ -34,6 +34,7 @@ from ..students import Reference, load_reference_config, prefix_sizes, student_s
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
+from .compilation import block_compiler, compile_blocks
 from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
 from .reference_loss import measure_reference
@@ -105,6 +106,7 @@ class InherituneTrainer(StreamedTrainer):
         self.reference_cache = reference_cache
         self.inheritune_config = inheritune_config
         ready = check_arguments(args, inheritune_config)
+        self._compiler = block_compiler(args, inheritune_config)
         self.budget = args.max_steps
         self.reference_config = load_reference_config(reference, **self.reference_kwargs)
         self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
@@ -119,11 +121,12 @@ class InherituneTrainer(StreamedTrainer):
         super().__init__(
             model=student_skeleton(self.reference_config, layers),
             args=ready,
-            train_dataset=quick_rows(train_dataset) if _is_ours(data_collator) else train_dataset,
+            train_dataset=quick_rows(train_dataset, data_collator),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or CausalCollator(pad_token(processing_class)),
             callbacks=[*(callbacks or []), self._round_callback],
+            loss=inheritune_config.loss,
         )
         self._show_one_run()
         self._state = RunState(identity={}, layers=layers)
@@ -353,6 +356,7 @@ class InherituneTrainer(StreamedTrainer):
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         if model.device.type != "meta" and self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
+        compile_blocks(model, self._compiler)
 
     def _restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
@@ -547,7 +551,3 @@ class InherituneTrainer(StreamedTrainer):
             revision=revision or self.args.hub_revision,
             commit_message=commit_message or "End of training",
         )
-
-
-def _is_ours(collator: Any) -> bool:
-    return collator is None or isinstance(collator, CausalCollator)
