@@ -55,7 +55,7 @@ def compare_losses(
     if len(tokens) < MIN_DOCUMENTS:
         note = f"no interval: {len(tokens)} documents, {MIN_DOCUMENTS} are needed; means are compared"
     else:
-        lower, upper = _bootstrap_bounds(excess, tokens, confidence or 0.95)
+        lower, upper = bootstrap_bounds(excess, tokens, confidence or 0.95)
     bound = difference if confidence is None or upper is None else upper
     return Match(
         matched=bound <= tolerance,
@@ -68,10 +68,20 @@ def compare_losses(
     )
 
 
-def _bootstrap_bounds(
+def bootstrap_bounds(
     excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
 ) -> tuple[float, float]:
-    """Return one-sided lower and upper percentile bounds of sum(excess) / sum(tokens), resampling documents."""
+    """
+    Return one-sided bounds of sum(excess) / sum(tokens), by a percentile bootstrap that resamples documents.
+
+    Args:
+        excess (`np.ndarray` of shape `(documents,)`): What is compared, summed over each document's tokens.
+        tokens (`np.ndarray` of shape `(documents,)`): Tokens of each document.
+        confidence (`float`): One-sided confidence.
+
+    Returns:
+        `tuple[float, float]`: Lower and upper bound.
+    """
     documents = len(tokens)
     weights = np.random.default_rng(_SEED).multinomial(documents, np.full(documents, 1 / documents), size=_RESAMPLES)
     ratios = (weights @ excess) / (weights @ tokens)
