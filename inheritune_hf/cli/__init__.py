@@ -17,6 +17,8 @@ verbs:
   plan      estimate what a run would take, before any weight is downloaded or loaded
   verify    check a saved student against its reference, reload it and let it generate
   analyze   see which layers of a model are lazy, and how many are worth keeping
+  evaluate  measure a student beside its reference: loss, speed, memory, drafting, zero-shot tasks
+  report    write what a run came to as one HTML page, with Markdown and a picture
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
@@ -60,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .analyze import analyze
 
         return analyze(rest)
-    verbs = "train, inherit, data, doctor, plan, verify, analyze"
+    if verb == "evaluate":
+        from .evaluate import evaluate
+
+        return evaluate(rest)
+    if verb == "report":
+        from .report import report
+
+        return report(rest)
+    verbs = "train, inherit, data, doctor, plan, verify, analyze, evaluate, report"
     print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
     return 2

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 
 from ..analysis import is_measured, resolve_measured
 from ..analysis.measurement import scores_folder
-from ..analysis.sequences import SEQUENCES, TOKENS
+from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..evaluation import Validation, compare_losses
@@ -114,7 +114,7 @@ def measured_recipe(
         layers = resolve_measured(
             reference,
             str(choice),
-            selection_sequences(splits),
+            leading_sequences(splits.selection),
             progress=not args.disable_tqdm,
             cache_dir=scores_folder(),
             **kwargs,
@@ -127,21 +127,7 @@ def measured_recipe(
 def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | None) -> None:
     """Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set."""
     if every is not None:
-        trainer.add_callback(CollapseCallback(selection_sequences(splits), every, log=trainer.log))
-
-
-def selection_sequences(splits: DataSplits) -> list[list[int]]:
-    """
-    Return 100 sequences of 100 tokens of the selection set, as the paper measures, or as many and as long as there are.
-
-    Raises:
-        ValueError: If no sequence has two tokens.
-    """
-    rows: list[list[int]] = splits.selection["input_ids"][:]
-    tokens = min(TOKENS, max((len(row) for row in rows), default=0))
-    if tokens < 2:
-        raise ValueError("The selection set has no sequence of 2 tokens, so no attention can be measured on it.")
-    return [row[:tokens] for row in rows if len(row) >= tokens][:SEQUENCES]
+        trainer.add_callback(CollapseCallback(leading_sequences(splits.selection), every, log=trainer.log))
 
 
 def load_tokenizer(reference: str, **kwargs: Any) -> PreTrainedTokenizerBase:
