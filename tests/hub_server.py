@@ -3,10 +3,10 @@ A Hub on this machine: the protocol that huggingface_hub and Transformers speak,
 
     python tests/hub_server.py FOLDER [--port 8471]
 
-serves every folder below FOLDER as a repository (`FOLDER/me/student` is `me/student`) until its input ends; clients need
-`HF_ENDPOINT=http://127.0.0.1:8471` and `HF_HUB_DISABLE_XET=1`. Large files are redirected to a second server on another
-host name and port, as the real Hub does, with locations that are signed. Both servers are in this process and need
-nothing but Python. Tests add repositories and faults, and read the log of requests, below `/_control`.
+serves every folder below FOLDER as a repository (`FOLDER/me/student` is `me/student`) until its input ends; clients
+need `HF_ENDPOINT=http://127.0.0.1:8471` and `HF_HUB_DISABLE_XET=1`. Large files are redirected to a second server on
+another host name and port, as the real Hub does, with locations that are signed. Both servers are in this process and
+need nothing but Python. Tests add repositories and faults, and read the log of requests, below `/_control`.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -12,9 +13,11 @@ import torch
 from ..configuration import PARTS, InherituneConfig
 from .architectures import Architecture, inspect_architecture, kept_names, left_out_names
 from .attention_scale import moves_scaled_blocks, query_scales
-from .checkpoints import Weights, file_sizes, find_weights_unfetched, needed_shards
+from .checkpoints import Weights, find_weights_unfetched, needed_shards, size_on_hub
 from .config_fields import sliced_config
+from .connection import NoRanges
 from .references import OpenedReference, Reference, open_reference, refuse_adapter
+from .remote import at_hand, fetched_names, read_header
 from .selection import is_prefix, resolve_layers
 from .tensors import Unread, is_readable_in_part, open_bin, open_safetensors
 
@@ -32,6 +35,8 @@ class FilePlan:
         kept (`int`): Bytes of the tensors that the student keeps; an estimate from the config if `exact` is false.
         at_hand (`bool`): Whether it lies on this machine, so that nothing is fetched.
         exact (`bool`): Whether `kept` comes from the file's header.
+        to_fetch (`int`): Bytes that would be fetched: those of the kept tensors that are not on this machine, or the
+            whole file where it cannot be had in part.
     """
 
     name: str
@@ -39,6 +44,7 @@ class FilePlan:
     kept: int
     at_hand: bool
     exact: bool
+    to_fetch: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,8 @@ class InheritancePlan:
 
     @property
     def bytes_to_fetch(self) -> int:
-        """Bytes that would be downloaded: whole files that hold a kept tensor and are not on this machine."""
-        return sum((file.size or file.kept) for file in self.files if not file.at_hand)
+        """Bytes that would be fetched, headers aside."""
+        return sum(file.to_fetch for file in self.files)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -119,7 +125,7 @@ def plan_inheritance(
     reference: Reference, choice: Choice, inherit: str = "all", attention_scale: str = "keep", **kwargs: Any
 ) -> InheritancePlan:
     """
-    Return what a student of `reference` that keeps `choice` would be; no weights are read, and none downloaded.
+    Return what a student of `reference` that keeps `choice` would be; no weights are read, and none fetched.
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`):
@@ -183,24 +189,34 @@ def _plan_files(
         return ()
     choose = partial(kept_names, architecture, layers, parts=parts)
     names = needed_shards(weights, choose) if weights.files else [weights.path.name]
-    sizes = file_sizes(opened.source, names)
-    return tuple(_plan_file(opened, architecture, weights, name, sizes, choose) for name in names)
+    return tuple(_plan_file(opened, architecture, weights, name, choose) for name in names)
 
 
 def _plan_file(
-    opened: OpenedReference, architecture: Architecture, weights: Weights, name: str, sizes: dict[str, int], choose: Any
+    opened: OpenedReference, architecture: Architecture, weights: Weights, name: str, choose: Any
 ) -> FilePlan:
-    path = weights.source.find_at_hand(name)
+    source = weights.source
+    path = source.find_at_hand(name)
     if path is not None and (weights.format == "safetensors" or is_readable_in_part(path)):
         tensors: dict[str, Unread] = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, True)
         return FilePlan(name, path.stat().st_size, sum(tensors[item].nbytes for item in choose(tensors)), True, True)
     if path is not None:  # a file that is read whole or not at all
         return FilePlan(name, path.stat().st_size, path.stat().st_size, True, True)
+    header = None
+    if weights.format == "safetensors":
+        with suppress(NoRanges, FileNotFoundError):
+            header = at_hand(source.remote(name)) if source.is_offline else read_header(source.remote(name))
+    if header is not None:
+        kept = choose(header.tensors)
+        missing = set(kept) - fetched_names(source.remote(name))
+        whole = header.bytes_of(kept)
+        return FilePlan(name, header.size, whole, not missing, True, header.bytes_of(missing))
+    size = size_on_hub(source, name)
     stored = opened.config.dtype if isinstance(opened.config.dtype, torch.dtype) else torch.float32
     listed = weights.files or dict.fromkeys(architecture.parameters, name)
-    kept = sum(
+    estimate = sum(
         torch.Size(architecture.parameters.get(item, ())).numel() * stored.itemsize
         for item in choose([item for item, file in listed.items() if file == name])
         if item in architecture.parameters and item not in architecture.tied
     )
-    return FilePlan(name, sizes.get(name), kept, False, False)
+    return FilePlan(name, size, estimate, False, False, size or estimate)
