@@ -26,7 +26,7 @@ from ..students import (
 from ..students.architectures import scale_queries
 from ..training.expansion import make_identity
 
-#: Parts that come along in the sub-module ablation, by its name (PAPER: Table 3); what is outside the blocks always does.
+#: Parts of blocks that come along in the sub-module ablation, by its name (PAPER: Table 3).
 SUBMODULES = {
     "attention+norms": ("attention", "norms"),
     "mlp+norms": ("mlp", "norms"),
@@ -106,7 +106,7 @@ def assembled(
                 "experts."
             )
     donor = from_pretrained_inherited(reference, InherituneConfig(keep_layers=list(kept)), seed=seed, **kwargs)
-    model = fresh_model(sliced_config(config, places), reference, seed).to(donor.dtype)
+    model = fresh_model(sliced_config(config, places), reference, seed, donor.dtype)
     prefix = f"{inspect_architecture(model.config).block_list}."
     state, given = model.state_dict(), donor.state_dict()
     with torch.no_grad():
@@ -120,7 +120,8 @@ def assembled(
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         scale_queries(model, [_scale(place, layer, kept, keep_scale) for place, layer in enumerate(blocks)])
     model.config.inheritune = _lineage(reference, depth, tuple(places), seed).to_dict()
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def hybrid_stacked(
@@ -208,7 +209,7 @@ def half_width(reference: Reference, seed: int, **kwargs: Any) -> PreTrainedMode
     config = narrowed_config(load_reference_config(reference, **_of_source(kwargs)))
     depth = int(config.num_hidden_layers)
     donor = from_pretrained_inherited(reference, InherituneConfig(keep_layers=depth), seed=seed, **kwargs)
-    model = fresh_model(config, reference, seed).to(donor.dtype)
+    model = fresh_model(config, reference, seed, donor.dtype)
     given = donor.state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -217,7 +218,8 @@ def half_width(reference: Reference, seed: int, **kwargs: Any) -> PreTrainedMode
             )
             tensor.copy_(_leading(given[name], tensor.shape, fused))
     model.config.inheritune = _lineage(reference, depth, tuple(range(depth)), seed).to_dict()
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -229,8 +231,8 @@ def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     if config.model_type not in NARROWED_MODEL_TYPES:
         raise ValueError(
-            f"A {config.model_type} cannot be halved in width: how its heads and neurons lie is not known here. Known are "
-            f"{', '.join(NARROWED_MODEL_TYPES)}."
+            f"A {config.model_type} cannot be halved in width: how its heads and neurons lie is not known here. It is "
+            f"known of {', '.join(NARROWED_MODEL_TYPES)}."
         )
     heads = int(config.num_attention_heads)
     if heads < 2:
@@ -258,14 +260,17 @@ def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return narrow
 
 
-def fresh_model(config: PreTrainedConfig, reference: Reference, seed: int) -> PreTrainedModel:
+def fresh_model(
+    config: PreTrainedConfig, reference: Reference, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """Return a model of random weights, by its architecture's own initialisation; the caller's random state stays."""
     auto: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = auto.from_config(copy.deepcopy(config), dtype=torch.float32)
+        model: PreTrainedModel = auto.from_config(copy.deepcopy(config), dtype=dtype)
     model.config.inheritune = _lineage(reference, int(config.num_hidden_layers), (), seed).to_dict()
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _scale(place: int, layer: int | None, kept: Sequence[int], keep: bool) -> float:
@@ -300,7 +305,7 @@ def _blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _lineage(reference: Reference, depth: int, layers: tuple[int, ...], seed: int) -> Lineage:
-    name = reference.name_or_path if isinstance(reference, PreTrainedModel) else str(reference)
+    name = str(reference.name_or_path) if isinstance(reference, PreTrainedModel) else str(reference)
     versions = {
         "inheritune_hf": __version__,
         "transformers": transformers.__version__,

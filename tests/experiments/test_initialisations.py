@@ -84,7 +84,8 @@ def test_random_weights_have_nothing_of_the_reference(reference):
     state = torch.get_rng_state()
     first, again, other = (initialisations.random_weights(reference, 4, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert same(first, again) and not same(first, other)
+    assert same(first, again)
+    assert not same(first, other)
     whole = loaded(reference)
     assert map_of(first, whole) == [None] * 4
     assert not any(
@@ -184,7 +185,7 @@ def test_half_width_keeps_queries_with_their_keys(tmp_path, kind, changes, queri
 
 
 def test_moved_blocks_keep_their_scale_unless_asked(tmp_path):
-    """A block moved in a GPT-2 that scales attention by depth computes what it did, or, if asked, what its weights say."""
+    """A block moved in a GPT-2 that scales attention by depth computes what it did; if asked, what its weights say."""
     whole = make_gpt2(scale_attn_by_inverse_layer_idx=True)
     whole.save_pretrained(tmp_path)
     given = torch.randn(1, 6, 12, generator=torch.Generator().manual_seed(3))
