@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
-from .boundary import finished_round, learned_names, load_student, stage_next
+from .boundary import finished_round, learned_names, load_student, next_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
@@ -114,7 +114,7 @@ class InherituneTrainer(StreamedTrainer):
         if isinstance(train_dataset, PackedStream) and self.budget <= 0:
             ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
         super().__init__(
-            model=student_skeleton(self.reference_config, layers),
+            model=self.skeleton(layers),
             args=ready,
             train_dataset=quick_rows(train_dataset) if _is_ours(data_collator) else train_dataset,
             eval_dataset=eval_dataset,
@@ -245,7 +245,7 @@ class InherituneTrainer(StreamedTrainer):
         Returns:
             `Validation`: Sums per document.
         """
-        self.hold(student_skeleton(self.reference_config, self._state.layers))
+        self.hold(self.skeleton(self._state.layers))
         if isinstance(self.reference, PreTrainedModel):
             # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
             reference: Any = copy.deepcopy(self.reference)
@@ -257,12 +257,20 @@ class InherituneTrainer(StreamedTrainer):
         self.hold(reference)
         del reference
         self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
-        self.hold(student_skeleton(self.reference_config, self._state.layers))
+        self.hold(self.skeleton(self._state.layers))
         if self.rounds and self.outcome is not None:
             self._restore_student()
         validation = self.validations[metric_key_prefix]
         logger.info("reference · %d layers · %.4f nats/token", self.reference_depth, validation.loss)
         return validation
+
+    def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
+        """Return the student of `layers` without weights."""
+        return student_skeleton(self.reference_config, layers)
+
+    def next_student(self, state: RunState, before: Path | None) -> PreTrainedModel:
+        """Return the student with which a round begins; `before` is the last round's last checkpoint, if any."""
+        return next_student(self, state, before)
 
     def _run_round(self) -> float:
         """Train the current student to the end of its round, judge it, and write down what comes next."""
