@@ -12,7 +12,7 @@ from .downstream import (
 from .drafting import Draft, measure_draft
 from .efficiency import Efficiency, Size, Speed, measure_efficiency
 from .isolation import undisturbed
-from .matching import MIN_DOCUMENTS, compare_losses, difference_bounds
+from .matching import MIN_DOCUMENTS, SeedDifference, compare_losses, compare_over_seeds, difference_bounds
 from .metric import TokenPerplexity
 from .timing import Spread
 from .validation import ValidatedTrainer, Validation, document_ids, sequence_sums, sum_by_document
@@ -25,6 +25,7 @@ __all__ = [
     "Draft",
     "Efficiency",
     "Figures",
+    "SeedDifference",
     "Size",
     "Speed",
     "Spread",
@@ -35,6 +36,7 @@ __all__ = [
     "Validation",
     "compare_losses",
     "compare_on",
+    "compare_over_seeds",
     "compare_tasks",
     "difference_bounds",
     "document_ids",

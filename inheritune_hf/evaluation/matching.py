@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
@@ -39,18 +42,11 @@ def compare_losses(
     Raises:
         ValueError: If student and reference were not measured on the same documents and tokens.
     """
-    excess = np.asarray(student.loss_sums, dtype=np.float64)
     tokens = np.asarray(student.tokens, dtype=np.float64)
     if isinstance(target, Validation):
-        if student.documents != target.documents or student.tokens != target.tokens:
-            raise ValueError(
-                f"Student and reference must be measured on the same sequences, got {len(student.documents)} documents "
-                f"with {sum(student.tokens)} tokens against {len(target.documents)} with {sum(target.tokens)}; "
-                "evaluate both on one data set."
-            )
-        excess = excess - np.asarray(target.loss_sums, dtype=np.float64)
+        excess = _excess(student, target)
     else:
-        excess = excess - target * tokens
+        excess = np.asarray(student.loss_sums, dtype=np.float64) - target * tokens
     difference = float(excess.sum() / tokens.sum())
 
     lower = upper = None
@@ -130,3 +126,73 @@ def _effective_documents(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return how many documents of equal length weigh as much as those of `tokens`, shape `(..., documents)`."""
     effective: NDArray[np.float64] = tokens.sum(-1) ** 2 / (tokens**2).sum(-1)
     return effective
+
+
+@dataclass(frozen=True)
+class SeedDifference:
+    """
+    How the losses of one kind of model, trained with several seeds, differ from those of another.
+
+    Args:
+        difference (`float`): Mean over seeds of the paired difference, in nats per token.
+        lower (`float`, *optional*): Lower bound of its two-sided interval.
+        upper (`float`, *optional*): Upper bound.
+        documents (`int`): Documents that it rests on.
+        seeds (`int`): Seeds that it rests on.
+        note (`str`): What the interval does not cover, or why there is none.
+    """
+
+    difference: float
+    lower: float | None
+    upper: float | None
+    documents: int
+    seeds: int
+    note: str = ""
+
+
+def compare_over_seeds(
+    models: Sequence[Validation], targets: Sequence[Validation], confidence: float = 0.95
+) -> SeedDifference:
+    """
+    Compare models with targets, seed by seed, with an interval that resamples documents and seeds.
+
+    Args:
+        models (sequence of `Validation`): One for each seed.
+        targets (sequence of `Validation`): The same seeds in the same order, on the same documents.
+        confidence (`float`, *optional*, defaults to `0.95`): Of the two-sided interval.
+
+    Returns:
+        `SeedDifference`: Model minus target, in nats per token.
+
+    Raises:
+        ValueError: If there are not as many targets, or they were measured on other documents.
+    """
+    if not models or len(models) != len(targets):
+        raise ValueError(f"Models and targets are paired by seed, got {len(models)} and {len(targets)}.")
+    excess = np.stack([_excess(model, target) for model, target in zip(models, targets, strict=True)])
+    tokens = np.asarray(models[0].tokens, dtype=np.float64)
+    seeds, documents = excess.shape
+    difference = float((excess.sum(1) / tokens.sum()).mean())
+    if documents < MIN_DOCUMENTS:
+        return SeedDifference(
+            difference, None, None, documents, seeds, f"no interval: {documents} documents, {MIN_DOCUMENTS} are needed"
+        )
+    draw = np.random.default_rng(_SEED)
+    weights = draw.multinomial(documents, np.full(documents, 1 / documents), size=_RESAMPLES)
+    by_seed = (weights @ excess.T) / (weights @ tokens)[:, None]
+    drawn = draw.multinomial(seeds, np.full(seeds, 1 / seeds), size=_RESAMPLES) / seeds
+    tail = (1 - confidence) / 2
+    lower, upper = np.quantile((by_seed * drawn).sum(1), [tail, 1 - tail])
+    note = "" if seeds >= 5 else f"{seeds} seed{'s' if seeds > 1 else ''}: the spread between seeds is understated"
+    return SeedDifference(difference, float(lower), float(upper), documents, seeds, note)
+
+
+def _excess(student: Validation, target: Validation) -> NDArray[np.float64]:
+    """Return the student's summed loss above the target's, per document."""
+    if student.documents != target.documents or student.tokens != target.tokens:
+        raise ValueError(
+            f"Student and reference must be measured on the same sequences, got {len(student.documents)} documents "
+            f"with {sum(student.tokens)} tokens against {len(target.documents)} with {sum(target.tokens)}; "
+            "evaluate both on one data set."
+        )
+    return np.asarray(student.loss_sums, dtype=np.float64) - np.asarray(target.loss_sums, dtype=np.float64)

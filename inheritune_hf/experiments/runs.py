@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from ..analysis import is_measured, resolve_measured
 from ..analysis.measurement import scores_folder
@@ -42,14 +42,45 @@ class RunResult:
     rows: list[ResultRow] = field(default_factory=list)
 
 
-def run_recipe(
-    run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments, console: Console
-) -> RunResult:
+@dataclass(frozen=True)
+class PreparedRun:
     """
-    Run a recipe from its reference to a saved student: the job of `inheritune train` and the example script.
+    A reference and its data, ready to be trained on.
+
+    Args:
+        reference (`str`): Hub id or path.
+        kwargs (`dict[str, Any]`): Where it comes from.
+        config (`PreTrainedConfig`): Its config.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        splits (`DataSplits`): The three sets.
+        document_boundaries (`bool`): Whether documents of a sequence are kept apart.
+    """
+
+    reference: str
+    kwargs: dict[str, Any]
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    splits: DataSplits
+    document_boundaries: bool = False
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of one sequence."""
+        return self.splits.facts.block_size
+
+    @property
+    def collator(self) -> CausalCollator | None:
+        """What turns rows into batches, where it is not the trainer's own."""
+        end = end_of_text(self.tokenizer)
+        return CausalCollator(end, end) if self.document_boundaries else None
+
+
+def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> PreparedRun:
+    """
+    Read a run's reference and data: what its trainer, and everything it is compared with, starts from.
 
     Raises:
-        ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+        ValueError: If settings, data and reference do not fit together.
     """
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
@@ -70,24 +101,36 @@ def run_recipe(
             context_length=limit,
             vocab_size=config.get_text_config(decoder=True).vocab_size,
         )
-    end = end_of_text(tokenizer)
-    recipe = measured_recipe(recipe, run.reference, splits, args, **kwargs)
+    return PreparedRun(run.reference, kwargs, config, tokenizer, splits, data.document_boundaries)
+
+
+def run_recipe(
+    run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments, console: Console
+) -> RunResult:
+    """
+    Run a recipe from its reference to a saved student: the job of `inheritune train` and the example script.
+
+    Raises:
+        ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+    """
+    ready = prepare_run(run, recipe, data, args)
+    recipe = measured_recipe(recipe, ready.reference, ready.splits, args, **ready.kwargs)
     trainer = InherituneTrainer(
-        run.reference,
+        ready.reference,
         recipe,
         args,
-        train_dataset=splits.train,
-        eval_dataset=splits.selection,
-        processing_class=tokenizer,
-        data_collator=CausalCollator(end, end) if data.document_boundaries else None,
-        reference_kwargs=kwargs,
+        train_dataset=ready.splits.train,
+        eval_dataset=ready.splits.selection,
+        processing_class=ready.tokenizer,
+        data_collator=ready.collator,
+        reference_kwargs=ready.kwargs,
         reference_cache=run.reference_cache,
     )
-    watch_collapse(trainer, splits, run.collapse_every)
+    watch_collapse(trainer, ready.splits, run.collapse_every)
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", Path(args.output_dir or "trainer_output"))
-    result = finish_run(trainer, splits, console)
+    result = finish_run(trainer, ready.splits, console)
     if args.push_to_hub:
         trainer.push_to_hub()
     return result

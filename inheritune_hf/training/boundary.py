@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data import CausalCollator
 from ..records import Match, Round
-from ..students import from_pretrained_inherited, student_skeleton
+from ..students import from_pretrained_inherited
 from .carry import carry_optimizer, group_names
 from .expansion import expand_student, parameter_origins
 from .feeding import check_boundaries
@@ -30,7 +30,7 @@ def stage_next(trainer: InherituneTrainer, state: RunState) -> None:
     """Put the starting point of the round that comes next on disk."""
     found = last_checkpoint(trainer.output_dir, state.round_index - 1)
     before = found[0] if found else None
-    student = next_student(trainer, state, before)
+    student = trainer.next_student(state, before)
     student.config.inheritune["data"] = {
         "train": state.identity["train_dataset"],
         "selection": state.identity["eval_dataset"],
@@ -126,7 +126,7 @@ def carried_states(
     scheduler = schedulers[1].state_dict()
     if keep_rates:
         scheduler = torch.load(before / SCHEDULER_NAME, weights_only=True)
-    trainer.hold(student_skeleton(trainer.reference_config, state.layers))
+    trainer.hold(trainer.skeleton(state.layers))
     return {OPTIMIZER_NAME: optimizer, SCHEDULER_NAME: scheduler}
 
 
@@ -161,7 +161,7 @@ def learned_names(trainer: InherituneTrainer, state: RunState) -> frozenset[str]
     if not state.rounds:
         return frozenset()
     last = state.rounds[-1].kept_layers
-    skeleton = student_skeleton(trainer.reference_config, last)
+    skeleton = trainer.skeleton(last)
     return frozenset(parameter_origins(skeleton, last, trainer.student, state.layers))
 
 

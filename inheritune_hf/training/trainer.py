@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
-from .boundary import finished_round, learned_names, load_student, stage_next
+from .boundary import finished_round, learned_names, load_student, next_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .compilation import block_compiler, compile_blocks
 from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
@@ -119,7 +119,7 @@ class InherituneTrainer(StreamedTrainer):
         if isinstance(train_dataset, PackedStream) and self.budget <= 0:
             ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
         super().__init__(
-            model=student_skeleton(self.reference_config, layers),
+            model=self.skeleton(layers),
             args=ready,
             train_dataset=quick_rows(train_dataset, data_collator),
             eval_dataset=eval_dataset,
@@ -252,12 +252,20 @@ class InherituneTrainer(StreamedTrainer):
             `Validation`: Sums per document.
         """
         data = self.eval_dataset if dataset is None else dataset
-        self.hold(student_skeleton(self.reference_config, self._state.layers))
+        self.hold(self.skeleton(self._state.layers))
         validation = measure_reference(self, data, metric_key_prefix, self.reference_cache)
-        self.hold(student_skeleton(self.reference_config, self._state.layers))
+        self.hold(self.skeleton(self._state.layers))
         if self.rounds and self.outcome is not None:
             self._restore_student()
         return validation
+
+    def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
+        """Return the student of `layers` without weights."""
+        return student_skeleton(self.reference_config, layers)
+
+    def next_student(self, state: RunState, before: Path | None) -> PreTrainedModel:
+        """Return the student with which a round begins; `before` is the last round's last checkpoint, if any."""
+        return next_student(self, state, before)
 
     def _run_round(self) -> float:
         """Train the current student to the end of its round, judge it, and write down what comes next."""
