@@ -106,8 +106,9 @@ def compare_seconds() -> None:
         "| tokens | attention | mean rank | svdvals | ranks at 0.9 | ratio | the model | usual way | analysis | ratio |"
     )
     print("|---|" + "---|" * 9)
-    for tokens, sequences, repeats in ((100, 10, 5), (256, 4, 4), (1024, 1, 2)):
-        for kind in KINDS:
+    # A collapsed layer of 1,024 tokens is left out: `svdvals` takes minutes for it, on numbers next to zero.
+    for tokens, sequences, repeats, kinds in ((100, 10, 5, KINDS), (256, 4, 4, KINDS), (1024, 1, 2, KINDS[:2])):
+        for kind in kinds:
             model = xl_model(1, kind)
             batches = data(model, sequences, tokens)
             rows = []
