@@ -4,10 +4,10 @@ What an analysis costs on GPT-2-XL-shaped layers, beside `output_attentions=True
     python -m benchmarks.analysis [seconds] [memory] [linear] [protocol] [THREADS]
 
 Both ways are timed in turn in one process, on the same weights and tokens, with as many threads (torch's own number
-unless THREADS says otherwise), on the device that is at hand; the best of the repeats counts. The usual way gives ranks at one share in float32; the analysis gives ranks and masses at four, with
-entropy and sink share. Ranks alone, at one share, are timed on one layer's attention beside `svdvals`. Peak memory is
-that of a process of its own, above the model and a plain forward pass. `protocol` measures 100 sequences of 100 tokens
-on all 48 layers and is meant for a GPU.
+unless THREADS says otherwise), on the device that is at hand; the best of the repeats counts. The usual way gives ranks
+at one share in float32; the analysis gives ranks and masses at four, with entropy and sink share. Ranks alone, at one
+share, are timed on one layer's attention beside `svdvals`. Peak memory is that of a process of its own, above the model
+and a plain forward pass. `protocol` measures 100 sequences of 100 tokens on all 48 layers and is meant for a GPU.
 """
 
 import resource
@@ -109,29 +109,34 @@ def compare_seconds() -> None:
     # A collapsed layer of 1,024 tokens is left out: `svdvals` takes minutes for it, on numbers next to zero.
     for tokens, sequences, repeats, kinds in ((100, 10, 5, KINDS), (256, 4, 4, KINDS), (1024, 1, 2, KINDS[:2])):
         for kind in kinds:
-            model = xl_model(1, kind)
-            batches = data(model, sequences, tokens)
-            rows = []
-            for _ in range(repeats):
-                kept: list[torch.Tensor] = []
-                with watching_attention(model, lambda _, weights, kept=kept: kept.append(weights[0])):
-                    model.transformer(batches[0][:1])
-                rows.append(
-                    (
-                        sequences * seconds(torch.linalg.svdvals, kept[0]),
-                        sequences * seconds(ranks, kept[0], (0.9,)),
-                        seconds(plain_pass, model, batches),
-                        seconds(usual_way, model, batches),
-                        seconds(our_way, model, batches),
-                    )
-                )
-            best = [1e3 * min(column) / sequences for column in zip(*rows, strict=True)]
-            rank = ranks(kept[0], (0.9,)).double().mean()
-            print(
-                f"| {tokens} | {kind} | {rank:.1f} | {best[0]:.1f} | {best[1]:.1f} | {best[0] / best[1]:.1f} × "
-                f"| {best[2]:.0f} | {best[3]:.0f} | {best[4]:.0f} | {best[3] / best[4]:.2f} × |",
-                flush=True,
+            compare_kind(tokens, sequences, repeats, kind)
+
+
+def compare_kind(tokens: int, sequences: int, repeats: int, kind: str) -> None:
+    """Print one line of the table."""
+    model = xl_model(1, kind)
+    batches = data(model, sequences, tokens)
+    rows = []
+    for _ in range(repeats):
+        kept: list[torch.Tensor] = []
+        with watching_attention(model, lambda _, weights, kept=kept: kept.append(weights[0])):
+            model.transformer(batches[0][:1])
+        rows.append(
+            (
+                sequences * seconds(torch.linalg.svdvals, kept[0]),
+                sequences * seconds(ranks, kept[0], (0.9,)),
+                seconds(plain_pass, model, batches),
+                seconds(usual_way, model, batches),
+                seconds(our_way, model, batches),
             )
+        )
+    best = [1e3 * min(column) / sequences for column in zip(*rows, strict=True)]
+    rank = ranks(kept[0], (0.9,)).double().mean()
+    print(
+        f"| {tokens} | {kind} | {rank:.1f} | {best[0]:.1f} | {best[1]:.1f} | {best[0] / best[1]:.1f} × "
+        f"| {best[2]:.0f} | {best[3]:.0f} | {best[4]:.0f} | {best[3] / best[4]:.2f} × |",
+        flush=True,
+    )
 
 
 def compare_memory() -> None:
