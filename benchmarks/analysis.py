@@ -10,10 +10,11 @@ share, are timed on one layer's attention beside `svdvals`. Peak memory is that 
 and a plain forward pass. `protocol` measures 100 sequences of 100 tokens on all 48 layers and is meant for a GPU.
 """
 
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -157,14 +158,20 @@ def peak(way: str, tokens: int, layers: int) -> None:
     """Print the peak memory of one way above the model and a plain forward pass, in MiB."""
     model = xl_model(layers, "fresh")
     batches = data(model, 1, tokens)
-    with torch.no_grad():
-        model.transformer(batches[0])
     # Libraries set themselves up at their first call.
     torch.linalg.eigvalsh(torch.linalg.qr(torch.rand(8, 8))[0])
     torch.linalg.svdvals(torch.rand(8, 8))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    globals()[way](model, batches)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    plain_pass(model, batches)
+    before = highest_memory(plain_pass, model, batches)
+    print((highest_memory(globals()[way], model, batches) - before) / 1024)
+
+
+def highest_memory(function: Callable[..., object], *args: object) -> int:
+    """Return the most memory that this process had while a function ran, in KiB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: building a model takes more than running it
+    function(*args)
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1])
 
 
 def show_linear() -> None:
