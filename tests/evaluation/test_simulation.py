@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inheritune_hf.evaluation import difference_bounds
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,6 +34,17 @@ def test_populations_are_what_they_say(simulation):
         assert (tokens * population.trend(tokens)).sum() / tokens.sum() == pytest.approx(0, abs=5e-4)
         assert noise.mean() == pytest.approx(0, abs=5e-3)
         assert noise.std() == pytest.approx(1, abs=0.05)
+
+
+def test_the_rule_that_is_tried_is_the_package_s(simulation):
+    """The simulated bounds are those of `difference_bounds`, on the documents that were drawn."""
+    population, draw = simulation.POPULATIONS[1], np.random.default_rng([10, 1])
+    tokens = population.tokens(draw, (20, 10))
+    excess = tokens * (population.spread * population.noise(draw, tokens.shape) + population.trend(tokens))
+    _, lower, upper, _ = simulation.bounds_of_draws(population, 10, 20)
+    found = difference_bounds(excess, tokens, simulation.CONFIDENCE)
+    assert np.array_equal(found[0], lower)
+    assert np.array_equal(found[1], upper)
 
 
 def test_a_page_is_made_of_tables(simulation, tmp_path):
