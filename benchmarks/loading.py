@@ -9,7 +9,6 @@ side each parameter is in memory of its own and was touched. Cold: the files are
 """
 
 import argparse
-import gc
 import json
 import multiprocessing
 import os
@@ -94,17 +93,16 @@ def build(way: str, folder: Path, keep: int, dtype: torch.dtype) -> object:
     if dtype is torch.float32:  # the parameters are the file's mapped pages: a student must not change with its file
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
-    gc.collect()
     return model
 
 
-def bare_read(folder: Path, keep: int) -> list[bytearray]:
+def bare_read(folder: Path, keep: int) -> list[torch.Tensor]:
     """Read as many bytes as the kept tensors have from the files' beginnings: what no way can do without."""
     found = []
     for file in plan_inheritance(folder, keep).files:
-        buffer = bytearray(file.kept)
+        buffer = torch.empty(file.kept, dtype=torch.uint8)
         with (folder / file.name).open("rb", buffering=0) as stream:
-            view = memoryview(buffer)
+            view = memoryview(buffer.numpy())
             while view:
                 view = view[stream.readinto(view) :]
         found.append(buffer)
@@ -199,18 +197,20 @@ def main() -> None:
             make_checkpoint(folder, options.layers, layout == "sharded")
             kept = plan_inheritance(folder, keep).bytes_to_read
             print(f"\n{layout}: {sum(path.stat().st_size for path in folder.iterdir()):,} bytes, kept {kept:,}")
-            columns = ["type", "cache", "way", "seconds", "of all", "CPU seconds", "of all", "peak GB", "of all"]
-            columns += ["requested/kept", "disk/kept"]
+            columns = ["type", "cache", "way", "seconds", "of all", "of fewer", "CPU seconds", "of all", "of fewer"]
+            columns += ["peak GB", "of all", "requested/kept", "disk/kept"]
             print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
             for dtype in (torch.float32, torch.bfloat16):
                 for cold in (True, False):
                     medians = compare(folder, keep, dtype, cold, options.repeats)
-                    whole = medians["load all, slice"]
+                    whole, fewer = medians["load all, slice"], medians["fewer layers"]
                     for way, item in medians.items():
                         print(
                             f"| {str(dtype).removeprefix('torch.')} | {'cold' if cold else 'warm'} | {way} "
                             f"| {item['seconds']:.2f} | {item['seconds'] / whole['seconds']:.2f} "
+                            f"| {item['seconds'] / fewer['seconds']:.2f} "
                             f"| {item['cpu']:.2f} | {item['cpu'] / whole['cpu']:.2f} "
+                            f"| {item['cpu'] / fewer['cpu']:.2f} "
                             f"| {item['peak'] / 1e9:.2f} | {item['peak'] / whole['peak']:.2f} "
                             f"| {item['requested'] / kept:.3f} | {item['from_disk'] / kept:.3f} |",
                             flush=True,

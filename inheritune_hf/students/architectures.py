@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..configuration import PARTS
@@ -209,8 +210,11 @@ def random_tensors(config: PreTrainedConfig, names: Iterable[str], seed: int) ->
 
 def _empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     model_class = cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    with torch.device("meta"):
-        return model_class(copy.deepcopy(config))
+    # As `from_pretrained` does: drawing numbers for tensors that have no room for them takes a second all the same.
+    with torch.device("meta"), no_init_weights():
+        model = model_class(copy.deepcopy(config))
+        model.tie_weights()
+    return model
 
 
 def _find_blocks(model: PreTrainedModel, depth: int) -> str:
