@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
@@ -160,7 +161,7 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
         FileNotFoundError: If a pattern matches no file.
         ValueError: If a file is empty, or damaged, or has no such column; the message names file and place.
     """
-    stamps = _stamps(find_files(patterns, setting))
+    stamps = _stamps(find_files(patterns, setting, layout.skip))
     try:
         dataset = Dataset.from_generator(
             _rows_of_files,
@@ -178,9 +179,9 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
     return dataset
 
 
-def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
+def find_files(patterns: Sequence[str], setting: str, skip: bool = False) -> list[Path]:
     """
-    Return the files that `patterns` match, each once, and refuse empty ones.
+    Return the files that `patterns` match, each once, and refuse empty ones, unless they are to be skipped later.
 
     Raises:
         FileNotFoundError: If a pattern matches no file.
@@ -200,7 +201,7 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
         for path in files:
             found.setdefault(path.resolve(), path)
     for path in found.values():
-        if path.stat().st_size == 0:
+        if path.stat().st_size == 0 and not skip:
             raise ValueError(f"{setting}: {path} is empty; leave it out or give a file with text.")
     return list(found.values())
 
@@ -221,7 +222,15 @@ def read_dataset(
     if _is_saved(name):
         dataset = _saved_split(load_from_disk(name), name, split)
     else:
-        dataset = load_dataset(name, config_name, split=split, cache_dir=None if cache_dir is None else str(cache_dir))
+        try:
+            dataset = load_dataset(
+                name, config_name, split=split, cache_dir=None if cache_dir is None else str(cache_dir)
+            )
+        except (DatasetGenerationError, pyarrow.ArrowInvalid) as error:
+            raise ValueError(
+                f"{name} ({split}) cannot be read: {error.__cause__ or error}; repair it, or give its files by "
+                "train_files, which names the damaged one."
+            ) from error
     return dataset.select_columns(_columns(dataset.features, layout, f"{name} ({split})"))
 
 
@@ -237,7 +246,7 @@ def stream_source(source: Source) -> IterableDataset:
         ValueError: If a file is empty, there is no such split, or no text in the column.
     """
     if source.name is None:
-        stamps = _stamps(find_files(source.files, source.setting))
+        stamps = _stamps(find_files(source.files, source.setting, source.layout.skip))
         return IterableDataset.from_generator(
             _rows_of_files, features=_features(source.layout), gen_kwargs={"stamps": stamps, "layout": source.layout}
         )
@@ -257,7 +266,8 @@ def source_identity(source: Source) -> dict[str, Any]:
     values = dataclasses.asdict(source)
     values.pop("setting")
     if source.name is None:
-        values["files"] = [(path.name, path.stat().st_size) for path in find_files(source.files, source.setting)]
+        files = find_files(source.files, source.setting, source.layout.skip)
+        values["files"] = [(path.name, path.stat().st_size) for path in files]
     return values
 
 
@@ -273,12 +283,16 @@ def _stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
 
 def _rows_of_files(stamps: Sequence[tuple[str, int, int]], layout: Layout) -> Iterator[dict[str, Any]]:
     empty = dict.fromkeys(_features(layout))
-    for name, _, _ in stamps:
+    for name, size, _ in stamps:
         count = 0
-        for count, row in enumerate(read_rows(Path(name), layout), start=1):  # noqa: B007 (the number of rows)
-            yield {**empty, DAMAGE: str(row)} if isinstance(row, Damage) else {**empty, **row}
+        if size:
+            for count, row in enumerate(read_rows(Path(name), layout), start=1):  # noqa: B007 (the number of rows)
+                yield {**empty, DAMAGE: str(row)} if isinstance(row, Damage) else {**empty, **row}
         if count == 0:
-            raise ValueError(f"{name} holds no document; leave it out or give a file with text.")
+            reason = f"{name} holds no document; leave it out or give a file with text."
+            if not layout.skip:
+                raise ValueError(reason)
+            yield {**empty, DAMAGE: reason}
 
 
 def _features(layout: Layout) -> Features:

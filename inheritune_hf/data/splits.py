@@ -20,7 +20,7 @@ from .encoding import Encoder, check_tokenizer
 from .facts import DataFacts, DataSplits, SourceFacts
 from .overlaps import count_shared, find_overlaps
 from .packing import cut_windows, pack_sequences, tokenize_documents
-from .prepared import is_prepared, load_prepared
+from .prepared import is_prepared, load_prepared, refuse_unfinished
 from .sets import (
     EVALUATION,
     announce,
@@ -103,6 +103,8 @@ def load_data_splits(
     asked = config.block_size if block_size is None else block_size
     if asked is not None and asked < 2:
         raise ValueError(f"block_size must be 2 tokens or more, got {asked}.")
+    if config.dataset_name:
+        refuse_unfinished(config.dataset_name)
     if config.dataset_name and is_prepared(config.dataset_name):
         return load_prepared(config, tokenizer, asked, context_length)
     size = asked or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
