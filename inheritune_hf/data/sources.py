@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import logging
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 from datasets.exceptions import DatasetGenerationError
 
 from ..configuration import DataConfig, reject_unknown_keys
+from .corpora import standard_library_documents
 from .files import LABELS, MESSAGES, TOKENS, Damage, Layout, missing_column, names, read_rows
 
 logger = logging.getLogger(__name__)
 
 TOKEN_FILE = ".bin"
+#: Name of the data set that is on every machine: the source of the interpreter's own library.
+EMBEDDED = "standard_library"
 #: Column that says why a row was skipped.
 DAMAGE = "damage"
 
@@ -210,7 +214,8 @@ def read_dataset(
     name: str, config_name: str | None, split: str, layout: Layout, cache_dir: Path | None = None
 ) -> Dataset:
     """
-    Read one split of a data set from the Hub, a local folder of files, or a folder that `save_to_disk` wrote.
+    Read one split of a data set from the Hub, a local folder of files, a folder that `save_to_disk` wrote, or the
+    embedded one.
 
     Its rows are the documents: for a folder of text files those would be their lines, so name the files instead.
 
@@ -219,7 +224,9 @@ def read_dataset(
         ValueError: If there is no such split, or no text in the column.
     """
     _require_folder(name)
-    if _is_saved(name):
+    if name == EMBEDDED:
+        dataset = _embedded(split)
+    elif _is_saved(name):
         dataset = _saved_split(load_from_disk(name), name, split)
     else:
         try:
@@ -251,7 +258,9 @@ def stream_source(source: Source) -> IterableDataset:
             _rows_of_files, features=_features(source.layout), gen_kwargs={"stamps": stamps, "layout": source.layout}
         )
     _require_folder(source.name)
-    if _is_saved(source.name):
+    if source.name == EMBEDDED:
+        stream = _embedded(source.split).to_iterable_dataset(num_shards=8)
+    elif _is_saved(source.name):
         saved = _saved_split(load_from_disk(source.name), source.name, source.split)
         stream = saved.to_iterable_dataset(num_shards=max(1, min(64, len(saved))))
     else:
@@ -265,6 +274,8 @@ def source_identity(source: Source) -> dict[str, Any]:
     """Return what tells a source from another: names and sizes of its files, or the name of its data set."""
     values = dataclasses.asdict(source)
     values.pop("setting")
+    if source.name == EMBEDDED:
+        values["version"] = platform.python_version()
     if source.name is None:
         files = find_files(source.files, source.setting, source.layout.skip)
         values["files"] = [(path.name, path.stat().st_size) for path in files]
@@ -315,6 +326,13 @@ def _columns(features: Features, layout: Layout, place: str) -> list[str]:
             f"set text_column to a column of strings ({names(features)})."
         )
     return [layout.wanted, *([LABELS] if layout.rows == "tokens" and LABELS in features else [])]
+
+
+def _embedded(split: str) -> Dataset:
+    if split != "train":
+        raise ValueError(f"{EMBEDDED} has no split {split!r}; its evaluation sets are carved, or given as files.")
+    texts = [document.text for document in standard_library_documents()]
+    return Dataset.from_dict({"text": texts}, features=Features({"text": Value("large_string")}))
 
 
 def _require_folder(name: str) -> None:

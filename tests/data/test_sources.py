@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inheritune_hf.configuration import DataConfig
-from inheritune_hf.data import load_data_splits
+from inheritune_hf.data import Document, load_data_splits, sources
 
 ROWS = [{"text": text} for text in TEXTS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -58,6 +58,27 @@ def test_arrow_files_are_read(tmp_path, tokenizer):
     plain = load(tokenizer, train_files=[write_jsonl(tmp_path / "rows.jsonl", ROWS)]).facts
     for name in ("s.arrow", "f.arrow"):
         assert load(tokenizer, train_files=[name]).facts.train == plain.train
+
+
+@pytest.fixture
+def small_library(monkeypatch):
+    documents = [Document(str(number), "group", text) for number, text in enumerate(TEXTS)]
+    monkeypatch.setattr(sources, "standard_library_documents", lambda: documents)
+
+
+def test_the_embedded_corpus_is_a_source(small_library, tmp_path, tokenizer):
+    """The standard library is a data set like any other: whole, mixed or streamed, without a network or a file."""
+    plain = load(tokenizer, train_files=[write_jsonl(tmp_path / "rows.jsonl", ROWS)]).facts
+    facts = load(tokenizer, dataset_name="standard_library").facts
+    assert (facts.train, facts.selection, facts.test) == (plain.train, plain.selection, plain.test)
+    mixed = [{"dataset_name": "standard_library"}, {"files": write_jsonl(tmp_path / "b.jsonl", ROWS)}]
+    assert load(tokenizer, sources=mixed).facts.train.documents == 2 * facts.train.documents
+    streamed = load(
+        tokenizer, dataset_name="standard_library", streaming=True, selection_fraction=0.2, test_fraction=0.2
+    )
+    assert len(next(iter(streamed.train))["input_ids"]) == 16
+    with pytest.raises(ValueError, match=r"standard_library has no split 'dev'; its evaluation sets are carved, or"):
+        load(tokenizer, dataset_name="standard_library", selection_split="dev")
 
 
 # --- rows of tokens and of messages ----------------------------------------------------------------------------------
