@@ -278,7 +278,11 @@ class DataConfig:
     """
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id, or local folder, of a data set with a text column."}
+        default=None,
+        metadata={
+            "help": "Hub id, or local folder, of a data set with a text column; or standard_library, the source of "
+            "this Python's own library, which needs no download."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split of the Hub data set to train on."})

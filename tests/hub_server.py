@@ -3,10 +3,11 @@ A Hub on this machine: the protocol that huggingface_hub and Transformers speak,
 
     python tests/hub_server.py FOLDER [--port 8471]
 
-serves every folder below FOLDER as a repository (`FOLDER/me/student` is `me/student`) until its input ends; clients
-need `HF_ENDPOINT=http://127.0.0.1:8471` and `HF_HUB_DISABLE_XET=1`. Large files are redirected to a second server on
-another host name and port, as the real Hub does, with locations that are signed. Both servers are in this process and
-need nothing but Python. Tests add repositories and faults, and read the log of requests, below `/_control`.
+serves every folder below FOLDER as a repository (`FOLDER/me/student` is `me/student`) until its input ends; that of a
+data set is called `datasets/me/texts`. Clients need `HF_ENDPOINT=http://127.0.0.1:8471` and `HF_HUB_DISABLE_XET=1`.
+Large files are redirected to a second server on another host name and port, as the real Hub does, with locations that
+are signed. Both servers are in this process and need nothing but Python. Tests add repositories and faults, and read
+the log of requests, below `/_control`.
 """
 
 import argparse
@@ -378,7 +379,8 @@ class HubHandler(Handler):
         repository, commit = self.commit(repo, revision)
         files = [{"rfilename": path} for path in sorted(repository.commits[commit])]
         gated = "manual" if repository.gated_for is not None else False
-        known = {"id": repo, "modelId": repo, "sha": commit, "private": repository.private, "gated": gated}
+        name = repo.removeprefix("datasets/")
+        known = {"id": name, "modelId": name, "sha": commit, "private": repository.private, "gated": gated}
         self.send_json({**known, "siblings": files, "tags": [], "downloads": 0, "likes": 0})
 
     def tree(self, repo, revision, path=""):
@@ -386,6 +388,11 @@ class HubHandler(Handler):
         prefix = f"{path}/" if path else ""
         files = repository.commits[commit]
         found = [blob.listed(name) for name, blob in sorted(files.items()) if name.startswith(prefix)]
+        if parse_qs(self.url.query).get("recursive", ["false"])[0].lower() != "true":
+            below = {item["path"].removeprefix(prefix).partition("/")[0::2] for item in found}
+            found = [item for item in found if "/" not in item["path"].removeprefix(prefix)]
+            folders = sorted({name for name, rest in below if rest})
+            found += [{"type": "directory", "path": prefix + name, "oid": "0" * 40, "size": 0} for name in folders]
         if prefix and not found:
             raise Refusal(404, f"{path} does not exist", "EntryNotFound")
         self.send_json(found)
@@ -543,8 +550,8 @@ class HubHandler(Handler):
             self.send_json({path: binascii.b2a_base64(item).decode() for path, item in content.items()})
 
 
-_REPO = r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
-_MODEL = rf"/api/models/{_REPO}"
+_REPO = r"(?P<repo>(?:datasets/)?[\w.-]+(?:/[\w.-]+)?)"
+_MODEL = rf"/api/(?:models/|(?=datasets/)){_REPO}"
 ROUTES = (
     (r"/_control", "control"),
     (r"/api/whoami-v2", "whoami"),

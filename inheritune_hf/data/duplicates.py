@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ _TOKENS_AT_ONCE = 500_000
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+#: Some documents: their tokens end to end, and how many each has.
+Group = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -114,30 +116,25 @@ def index_documents(sets: Sequence[Dataset], threshold: float) -> Index:
     """Index the documents of sets, numbered through."""
     index = Index(threshold)
     for dataset in sets:
-        add_documents(index, dataset)
+        for tokens, lengths in document_groups(dataset):
+            for document in np.split(tokens, np.cumsum(lengths)[:-1]):
+                index.add(document)
     return index
 
 
-def add_documents(index: Index, documents: Dataset) -> None:
-    """Put the documents of a set into an index."""
-    for tokens in _documents(documents):
-        index.add(tokens)
-
-
-def near_duplicates(documents: Dataset, index: Index) -> list[NearDuplicate]:
+def near_duplicates(groups: Iterable[Group], index: Index) -> list[NearDuplicate]:
     """
     Find the documents that are near one of the index.
 
     Args:
-        documents (`datasets.Dataset`): What `tokenize_documents` returned.
+        groups (`Iterable[tuple[np.ndarray, np.ndarray]]`): The documents, some at a time, as `document_groups` does.
         index (`Index`): The documents to compare with.
 
     Returns:
         `list[NearDuplicate]`: In the order of the documents.
     """
-    found = []
-    first = 0
-    for tokens, lengths in _groups(documents):
+    found, first = [], 0
+    for tokens, lengths in groups:
         ends = np.cumsum(lengths)
         for number in index.likely(tokens, lengths).tolist():
             like = index.find(tokens[ends[number] - lengths[number] : ends[number]])
@@ -147,20 +144,20 @@ def near_duplicates(documents: Dataset, index: Index) -> list[NearDuplicate]:
     return found
 
 
-def _groups(dataset: Dataset) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Yield some documents at a time: their tokens end to end, and how many each has."""
-    for batch in dataset.with_format("arrow").iter(batch_size=64):
+def document_groups(documents: Dataset) -> Iterator[Group]:
+    """Yield the documents of a set, what `tokenize_documents` returned, in groups that are not too long."""
+    for batch in documents.with_format("arrow").iter(batch_size=64):
         rows = batch[TOKENS].combine_chunks()
         lengths = np.asarray(rows.value_lengths()).astype(np.int64)
-        group = np.cumsum(lengths) // _TOKENS_AT_ONCE
-        for number in np.unique(group):
-            places = np.flatnonzero(group == number)
+        for places in grouped(lengths):
             yield rows.slice(places[0], len(places)).flatten().to_numpy(), lengths[places]
 
 
-def _documents(dataset: Dataset) -> Iterator[np.ndarray[Any, Any]]:
-    for tokens, lengths in _groups(dataset):
-        yield from np.split(tokens, np.cumsum(lengths)[:-1])
+def grouped(lengths: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the places of documents that are looked at together, given how many tokens each has."""
+    if len(lengths):
+        number = np.cumsum(lengths) // _TOKENS_AT_ONCE
+        yield from np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(number)) + 1)
 
 
 def _run_hashes(tokens: np.ndarray[Any, Any]) -> Hashes:

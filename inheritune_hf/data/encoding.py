@@ -89,7 +89,7 @@ class Encoder:
         """
         Let workers that are forked from now on use this tokenizer, instead of a copy.
 
-        A copy's tables would take their own part of the processor's cache: two workers would be a fifth slower.
+        With a copy each, two workers were a fifth slower.
         """
         _SHARED[definition(self.tokenizer)] = self.tokenizer
 

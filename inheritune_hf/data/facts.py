@@ -65,7 +65,7 @@ class DataFacts:
         shared_documents (`int`): Documents of the selection or test set whose very text is in another set as well.
         near_duplicates (`int`, *optional*):
             Training documents nearly the same as one of the selection or test set, and selection documents nearly the
-            same as one of the test set; None if they were not looked for.
+            same as one of the test set; None if they were not looked for. Those of a stream are counted as they come.
         removed_documents (`int`): Documents removed because they are in another set too.
         damaged_rows (`int`): Rows that could not be read and were skipped.
         longest_document (`int`): Tokens of the longest training document.

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from ..configuration import DataConfig
 from .encoding import definition
 from .facts import DataFacts
-from .prepared import is_prepared, load_prepared, read_request, save_prepared
+from .prepared import WORK, is_prepared, load_prepared, read_request, save_prepared
 from .sets import given_sources
 from .sources import source_identity, training_sources
 from .splits import DEFAULT_BLOCK_SIZE, load_data_splits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_WORK = ".work"
 
 
 def prepare_data(
@@ -73,11 +71,12 @@ def prepare_data(
         "vocabulary": len(tokenizer),
         "sources": [_plain(source_identity(source)) for source in [*sources, *given_sources(config).values()]],
     }
+    work = folder / WORK
     if is_prepared(str(folder)):
         if _plain(read_request(folder)) != _plain(request):
             raise ValueError(f"{folder} holds data that were prepared otherwise; choose another folder, or remove it.")
+        shutil.rmtree(work, ignore_errors=True)
         return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
-    work = folder / _WORK
     work.mkdir(parents=True, exist_ok=True)
     splits = load_data_splits(
         config, tokenizer, block_size=size, seed=seed, vocab_size=vocab_size, cache_dir=work, progress=progress

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _FACTS = "prepared.json"
 _SETS = "sets"
+#: Folder of unfinished work in a folder that is being prepared.
+WORK = ".work"
 
 # What has been decided when data are prepared; a run that asks for something else must prepare again.
 _DECIDED = ("selection_files", "test_files", "selection_split", "test_split", "streaming", "max_sequences_per_document")
@@ -28,6 +30,12 @@ _DECIDED = ("selection_files", "test_files", "selection_split", "test_split", "s
 def is_prepared(name: str) -> bool:
     """Return whether `name` is a folder that `save_prepared` finished."""
     return (Path(name) / _FACTS).is_file()
+
+
+def refuse_unfinished(name: str) -> None:
+    """Raise a `ValueError` if `name` is a folder whose preparation was interrupted."""
+    if (Path(name) / WORK).is_dir() and not is_prepared(name):
+        raise ValueError(f"{name} is not prepared to its end; give the command that prepares it again, and it goes on.")
 
 
 def read_request(folder: Path) -> dict[str, Any]:

@@ -110,3 +110,8 @@ def column(documents: Dataset, name: str) -> Integers:
     """Return a column of whole numbers."""
     values: Integers = np.asarray(documents.with_format("numpy")[name][:], dtype=np.int64)
     return values
+
+
+def where(dataset: Dataset, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Dataset:
+    """Return the rows that are to be kept."""
+    return dataset if keep.all() else dataset.select(np.flatnonzero(keep))

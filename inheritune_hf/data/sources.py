@@ -7,20 +7,25 @@ import glob
 import hashlib
 import json
 import logging
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from ..configuration import DataConfig, reject_unknown_keys
+from .corpora import standard_library_documents
 from .files import LABELS, MESSAGES, TOKENS, Damage, Layout, missing_column, names, read_rows
 
 logger = logging.getLogger(__name__)
 
 TOKEN_FILE = ".bin"
+#: Name of the data set that is on every machine: the source of the interpreter's own library.
+EMBEDDED = "standard_library"
 #: Column that says why a row was skipped.
 DAMAGE = "damage"
 
@@ -160,7 +165,7 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
         FileNotFoundError: If a pattern matches no file.
         ValueError: If a file is empty, or damaged, or has no such column; the message names file and place.
     """
-    stamps = _stamps(find_files(patterns, setting))
+    stamps = _stamps(find_files(patterns, setting, layout.skip))
     try:
         dataset = Dataset.from_generator(
             _rows_of_files,
@@ -178,9 +183,9 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
     return dataset
 
 
-def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
+def find_files(patterns: Sequence[str], setting: str, skip: bool = False) -> list[Path]:
     """
-    Return the files that `patterns` match, each once, and refuse empty ones.
+    Return the files that `patterns` match, each once, and refuse empty ones, unless they are to be skipped later.
 
     Raises:
         FileNotFoundError: If a pattern matches no file.
@@ -200,7 +205,7 @@ def find_files(patterns: Sequence[str], setting: str) -> list[Path]:
         for path in files:
             found.setdefault(path.resolve(), path)
     for path in found.values():
-        if path.stat().st_size == 0:
+        if path.stat().st_size == 0 and not skip:
             raise ValueError(f"{setting}: {path} is empty; leave it out or give a file with text.")
     return list(found.values())
 
@@ -209,7 +214,8 @@ def read_dataset(
     name: str, config_name: str | None, split: str, layout: Layout, cache_dir: Path | None = None
 ) -> Dataset:
     """
-    Read one split of a data set from the Hub, a local folder of files, or a folder that `save_to_disk` wrote.
+    Read one split of a data set from the Hub, a local folder of files, a folder that `save_to_disk` wrote, or the
+    embedded one.
 
     Its rows are the documents: for a folder of text files those would be their lines, so name the files instead.
 
@@ -218,10 +224,20 @@ def read_dataset(
         ValueError: If there is no such split, or no text in the column.
     """
     _require_folder(name)
-    if _is_saved(name):
+    if name == EMBEDDED:
+        dataset = _embedded(split)
+    elif _is_saved(name):
         dataset = _saved_split(load_from_disk(name), name, split)
     else:
-        dataset = load_dataset(name, config_name, split=split, cache_dir=None if cache_dir is None else str(cache_dir))
+        try:
+            dataset = load_dataset(
+                name, config_name, split=split, cache_dir=None if cache_dir is None else str(cache_dir)
+            )
+        except (DatasetGenerationError, pyarrow.ArrowInvalid) as error:
+            raise ValueError(
+                f"{name} ({split}) cannot be read: {error.__cause__ or error}; repair it, or give its files by "
+                "train_files, which names the damaged one."
+            ) from error
     return dataset.select_columns(_columns(dataset.features, layout, f"{name} ({split})"))
 
 
@@ -237,12 +253,14 @@ def stream_source(source: Source) -> IterableDataset:
         ValueError: If a file is empty, there is no such split, or no text in the column.
     """
     if source.name is None:
-        stamps = _stamps(find_files(source.files, source.setting))
+        stamps = _stamps(find_files(source.files, source.setting, source.layout.skip))
         return IterableDataset.from_generator(
             _rows_of_files, features=_features(source.layout), gen_kwargs={"stamps": stamps, "layout": source.layout}
         )
     _require_folder(source.name)
-    if _is_saved(source.name):
+    if source.name == EMBEDDED:
+        stream = _embedded(source.split).to_iterable_dataset(num_shards=8)
+    elif _is_saved(source.name):
         saved = _saved_split(load_from_disk(source.name), source.name, source.split)
         stream = saved.to_iterable_dataset(num_shards=max(1, min(64, len(saved))))
     else:
@@ -256,8 +274,11 @@ def source_identity(source: Source) -> dict[str, Any]:
     """Return what tells a source from another: names and sizes of its files, or the name of its data set."""
     values = dataclasses.asdict(source)
     values.pop("setting")
+    if source.name == EMBEDDED:
+        values["version"] = platform.python_version()
     if source.name is None:
-        values["files"] = [(path.name, path.stat().st_size) for path in find_files(source.files, source.setting)]
+        files = find_files(source.files, source.setting, source.layout.skip)
+        values["files"] = [(path.name, path.stat().st_size) for path in files]
     return values
 
 
@@ -273,12 +294,16 @@ def _stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
 
 def _rows_of_files(stamps: Sequence[tuple[str, int, int]], layout: Layout) -> Iterator[dict[str, Any]]:
     empty = dict.fromkeys(_features(layout))
-    for name, _, _ in stamps:
+    for name, size, _ in stamps:
         count = 0
-        for count, row in enumerate(read_rows(Path(name), layout), start=1):  # noqa: B007 (the number of rows)
-            yield {**empty, DAMAGE: str(row)} if isinstance(row, Damage) else {**empty, **row}
+        if size:
+            for count, row in enumerate(read_rows(Path(name), layout), start=1):  # noqa: B007 (the number of rows)
+                yield {**empty, DAMAGE: str(row)} if isinstance(row, Damage) else {**empty, **row}
         if count == 0:
-            raise ValueError(f"{name} holds no document; leave it out or give a file with text.")
+            reason = f"{name} holds no document; leave it out or give a file with text."
+            if not layout.skip:
+                raise ValueError(reason)
+            yield {**empty, DAMAGE: reason}
 
 
 def _features(layout: Layout) -> Features:
@@ -301,6 +326,13 @@ def _columns(features: Features, layout: Layout, place: str) -> list[str]:
             f"set text_column to a column of strings ({names(features)})."
         )
     return [layout.wanted, *([LABELS] if layout.rows == "tokens" and LABELS in features else [])]
+
+
+def _embedded(split: str) -> Dataset:
+    if split != "train":
+        raise ValueError(f"{EMBEDDED} has no split {split!r}; its evaluation sets are carved, or given as files.")
+    texts = [document.text for document in standard_library_documents()]
+    return Dataset.from_dict({"text": texts}, features=Features({"text": Value("large_string")}))
 
 
 def _require_folder(name: str) -> None:

@@ -8,18 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from ..configuration import DataConfig
 from .corpora import Document
-from .duplicates import add_documents, index_documents, near_duplicates
+from .duplicates import document_groups
 from .encoding import Encoder, check_tokenizer
 from .facts import DataFacts, DataSplits, SourceFacts
+from .overlaps import count_shared, find_overlaps
 from .packing import cut_windows, pack_sequences, tokenize_documents
-from .prepared import is_prepared, load_prepared
+from .prepared import is_prepared, load_prepared, refuse_unfinished
 from .sets import (
     EVALUATION,
     announce,
@@ -31,6 +32,7 @@ from .sets import (
     missing_shares,
     require_tokens,
     set_facts,
+    where,
 )
 from .sources import DAMAGE, Source, read_source, training_sources
 from .token_sets import load_token_files
@@ -101,6 +103,8 @@ def load_data_splits(
     asked = config.block_size if block_size is None else block_size
     if asked is not None and asked < 2:
         raise ValueError(f"block_size must be 2 tokens or more, got {asked}.")
+    if config.dataset_name:
+        refuse_unfinished(config.dataset_name)
     if config.dataset_name and is_prepared(config.dataset_name):
         return load_prepared(config, tokenizer, asked, context_length)
     size = asked or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
@@ -159,7 +163,8 @@ def splits_from_documents(
     }
     skipped = sum(len(items) - len(sets[name]) for name, items in given.items())
     documents = _Documents([sets.pop("train")], [SourceFacts(source)], sets, skipped)
-    documents.shared = _count_shared(documents)
+    judging = [column(sets[name], "digest") for name in EVALUATION]
+    documents.shared = count_shared(judging[0], judging[1], [column(dataset, "digest") for dataset in documents.train])
     return _assemble(documents, source, block_size, max_sequences_per_document)
 
 
@@ -194,7 +199,15 @@ def read_documents(
         damaged,
     )
     _carve_documents(documents, missing_shares(config, given), seed)
-    _see_to_duplicates(documents, config)
+    found = find_overlaps(
+        documents.sets,
+        [column(dataset, "digest") for dataset in documents.train],
+        [document_groups(dataset) for dataset in documents.train],
+        config,
+    )
+    documents.shared, documents.near, documents.removed = found.shared, found.near, found.removed
+    documents.train = [where(dataset, ~drop) for dataset, drop in zip(documents.train, found.drop_train, strict=True)]
+    documents.sets["selection"] = where(documents.sets["selection"], ~found.drop_selection)
     return documents
 
 
@@ -220,52 +233,13 @@ def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: i
     chosen = choose_carved(np.concatenate(digests), shares, seed)
     for name, wanted in chosen.items():
         documents.sets[name] = joined(
-            [_where(dataset, np.isin(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
+            [where(dataset, np.isin(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
         )
     if chosen:
         taken = np.concatenate(list(chosen.values()))
         documents.train = [
-            _where(dataset, ~np.isin(own, taken)) for dataset, own in zip(documents.train, digests, strict=True)
+            where(dataset, ~np.isin(own, taken)) for dataset, own in zip(documents.train, digests, strict=True)
         ]
-
-
-def _see_to_duplicates(documents: _Documents, config: DataConfig) -> None:
-    """Count, and remove if asked, documents that are in two sets: test documents stay, then selection documents."""
-    documents.shared = _count_shared(documents)
-    exact = {name: column(documents.sets[name], "digest") for name in EVALUATION}
-    both = np.concatenate(list(exact.values()))
-    doubles = [np.isin(column(dataset, "digest"), both) for dataset in documents.train]
-    selection_doubles = np.isin(exact["selection"], exact["test"])
-    near = [np.zeros(len(item), dtype=bool) for item in doubles]
-    selection_near = np.zeros(len(selection_doubles), dtype=bool)
-    if config.near_duplicates != "ignore":
-        threshold = config.near_duplicate_threshold
-        index = index_documents([documents.sets["test"]], threshold)
-        like_test = near_duplicates(documents.sets["selection"], index)
-        add_documents(index, documents.sets["selection"])
-        for dataset, double, found in zip(documents.train, doubles, near, strict=True):
-            found[[item.document for item in near_duplicates(dataset, index)]] = True
-            found &= ~double
-        selection_near[[item.document for item in like_test]] = True
-        selection_near &= ~selection_doubles
-        documents.near = int(selection_near.sum()) + sum(int(item.sum()) for item in near)
-        if documents.near:
-            logger.warning(
-                "%d documents are nearly the same as one of the selection or test set%s.",
-                documents.near,
-                ": they are left out"
-                if config.near_duplicates == "remove"
-                else "; near_duplicates 'remove' leaves them out",
-            )
-    drop_near, drop_exact = config.near_duplicates == "remove", config.duplicates == "remove"
-    if drop_near or drop_exact:
-        for number, dataset in enumerate(documents.train):
-            drop = (near[number] & drop_near) | (doubles[number] & drop_exact)
-            documents.removed += int(drop.sum())
-            documents.train[number] = _where(dataset, ~drop)
-        drop = (selection_near & drop_near) | (selection_doubles & drop_exact)
-        documents.removed += int(drop.sum())
-        documents.sets["selection"] = _where(documents.sets["selection"], ~drop)
 
 
 def _assemble(documents: _Documents, source: str, block_size: int, max_per_document: int | None) -> DataSplits:
@@ -337,12 +311,6 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
     return mixed, [want / count for want, count in zip(wanted, counts, strict=True)]
 
 
-def _count_shared(documents: _Documents) -> int:
-    selection, test = (column(documents.sets[name], "digest") for name in EVALUATION)
-    train = np.concatenate([column(dataset, "digest") for dataset in documents.train])
-    return int(np.isin(selection, train).sum() + np.isin(test, np.concatenate([train, selection])).sum())
-
-
 def _count_damaged(dataset: Dataset) -> int:
     if DAMAGE not in dataset.column_names:
         return 0
@@ -351,7 +319,3 @@ def _count_damaged(dataset: Dataset) -> int:
     for reason in reasons[:3]:
         logger.warning("skipped: %s", reason)
     return len(reasons)
-
-
-def _where(dataset: Dataset, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Dataset:
-    return dataset if keep.all() else dataset.select(np.flatnonzero(keep))

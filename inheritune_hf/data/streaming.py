@@ -15,7 +15,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
-from .duplicates import Index
+from .duplicates import Index, near_duplicates
 from .encoding import Encoded, Encoder, check_fit
 from .files import LABELS, TOKENS
 from .sources import DAMAGE
@@ -30,6 +30,9 @@ _GROUP = (64, 250_000)
 # Characters (or tokens) of the documents whose order is drawn at once.
 _WINDOW_SIZE = 32_000_000
 
+# Counts that grow when a group is read, not when its documents are taken.
+_READ = ("passes", "damaged", "left_out", "shared", "near")
+
 # Where a pass begins: the shard, the row at which a window begins, the window's number, and its rows that were passed.
 _BEGINNING: dict[str, Any] = {"shard": 0, "rows": None, "window": 0, "passed": 0}
 
@@ -37,25 +40,38 @@ _BEGINNING: dict[str, Any] = {"shard": 0, "rows": None, "window": 0, "passed": 0
 @dataclass(frozen=True)
 class Exclusion:
     """
-    Which documents of a stream are not trained on, because they are judged by.
+    Which documents of a stream are also judged by: those are left out, or counted.
 
     Args:
         seed (`int`): Chooses what is carved.
         share (`float`): Share of the documents that is carved, by the hash of their text, wherever they are.
-        digests (`frozenset[int]`): Documents of given sets.
-        near (`Index`, *optional*): Documents that others must not be near to.
+        digests (`frozenset[int]`): Documents of the evaluation sets.
+        near (`Index`, *optional*): The same documents, if others that are near to one are looked for.
+        remove (`frozenset[str]`): What is left out: `shared` documents, `near` ones; carved ones always are.
     """
 
     seed: int = 0
     share: float = 0.0
     digests: frozenset[int] = frozenset()
     near: Index | None = None
+    remove: frozenset[str] = frozenset()
 
-    def __call__(self, document: Encoded) -> bool:
-        """Return whether a document is left out."""
-        if document.digest in self.digests or place_of(document.digest, self.seed) < self.share:
-            return True
-        return self.near is not None and self.near.find(document.tokens) is not None
+    def __call__(self, documents: Sequence[Encoded]) -> list[str]:
+        """Return of each document what it is: `carved`, `shared`, `near`, or an empty string."""
+        found = [
+            "carved"
+            if place_of(document.digest, self.seed) < self.share
+            else "shared"
+            if document.digest in self.digests
+            else ""
+            for document in documents
+        ]
+        if self.near is not None and documents:
+            lengths = np.array([len(document.tokens) for document in documents])
+            tokens = np.concatenate([document.tokens for document in documents])
+            for item in near_duplicates([(tokens, lengths)], self.near):
+                found[item.document] = found[item.document] or "near"
+        return found
 
 
 def place_of(digest: int, seed: int) -> float:
@@ -82,6 +98,8 @@ class _Counts:
     tokens: int = 0
     damaged: int = 0
     left_out: int = 0
+    shared: int = 0
+    near: int = 0
 
 
 class PackedStream(TorchIterableDataset[dict[str, Any]]):
@@ -229,7 +247,7 @@ class _Reader:
         return document
 
     def _read_counts(self) -> dict[str, int]:
-        return {name: getattr(self.counts, name) for name in ("passes", "damaged", "left_out")}
+        return {name: getattr(self.counts, name) for name in _READ}
 
     def _groups(self, place: dict[str, Any]) -> Iterator[list[Encoded]]:
         """Yield some documents at a time, pass after pass, and note where each group began."""
@@ -288,8 +306,17 @@ class _Reader:
         found = encoder(batch)
         if first or encoder.boundaries:
             check_fit(batch, found, encoder)
-        kept = [document for document in found if not self.stream.exclusion(document)]
-        self.counts.left_out += len(found) - len(kept)
+        exclusion = self.stream.exclusion
+        kept = []
+        for document, kind in zip(found, exclusion(found), strict=True):
+            if kind == "shared":
+                self.counts.shared += 1
+            elif kind == "near":
+                self.counts.near += 1
+            if kind == "carved" or kind in exclusion.remove:
+                self.counts.left_out += 1
+            else:
+                kept.append(document)
         return kept
 
 
@@ -341,7 +368,7 @@ class Places:
         return {"workers": self.workers, "next": self.next}
 
     def total(self, name: str) -> int:
-        """Return the sum of a count (`documents`, `tokens`, `damaged`, `left_out`) over all sources and workers."""
+        """Return the sum of a count (`documents`, `tokens`, `damaged`, `left_out`, `shared`, `near`)."""
         whole: int = sum(source["counts"][name] for place in self.workers.values() for source in place["sources"])
         # The document that a place is in has been read, and its first tokens.
         begun = {"tokens": [place["offset"] for place in self.workers.values()], "documents": [1] * len(self.workers)}

@@ -8,13 +8,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from datasets import Dataset, IterableDataset
 
 from ..configuration import DataConfig
 from .duplicates import Index, index_documents
 from .encoding import Encoder, digests
 from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
+from .overlaps import find_overlaps
 from .packing import cut_windows, tokenize_documents
 from .sets import (
     EVALUATION,
@@ -26,6 +26,7 @@ from .sets import (
     require_tokens,
     set_facts,
     tokenize_source,
+    where,
 )
 from .sources import Source, sources_fingerprint, stream_source
 from .streaming import Exclusion, PackedStream, StreamSource, place_of
@@ -58,12 +59,20 @@ def load_stream(
     sets = {name: tokenize_source(config, source, tokenizer, vocab_size) for name, source in given.items()}
     shares = missing_shares(config, given)
     sets |= _carve(opened, shares, config.carve_documents, seed)
+    found = find_overlaps(sets, [], [], config)
+    sets["selection"] = where(sets["selection"], ~found.drop_selection)
     require_tokens(sets)
     near: Index | None = None
-    if config.near_duplicates == "remove":
+    if config.near_duplicates != "ignore":
         near = index_documents([sets[name] for name in EVALUATION], config.near_duplicate_threshold)
-    known = [digest for dataset in sets.values() for digest in dataset["digest"][:]]
-    exclusion = Exclusion(seed, sum(shares.values()), frozenset(known if config.duplicates == "remove" else ()), near)
+    settings = {"shared": config.duplicates, "near": config.near_duplicates}
+    exclusion = Exclusion(
+        seed,
+        sum(shares.values()),
+        frozenset(digest for dataset in sets.values() for digest in dataset["digest"][:]),
+        near,
+        frozenset(name for name, value in settings.items() if value == "remove"),
+    )
     # In another order it is another stream: a run cannot go on in it.
     order = f":{config.shuffle_documents}:{seed}" if config.shuffle_documents else ""
     fingerprint = hashlib.sha256(f"{sources_fingerprint(sources)}{order}".encode()).hexdigest()
@@ -85,7 +94,9 @@ def load_stream(
         train=SetFacts(None, None, None, fingerprint),
         selection=set_facts(len(sets["selection"]), windows["selection"]),
         test=set_facts(len(sets["test"]), windows["test"]),
-        shared_documents=int(np.isin(sets["selection"]["digest"][:], sets["test"]["digest"][:]).sum()),
+        shared_documents=found.shared,
+        near_duplicates=found.near,
+        removed_documents=found.removed,
         sources=tuple(SourceFacts(source.label, weight=source.weight) for source in sources),
     )
     announce(facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
+from .duplicates import Group, grouped
 from .encoding import end_of_text
 from .files import TOKENS
 from .packing import document_features
@@ -165,6 +166,15 @@ def document_digests(file: TokenFile, ends: np.ndarray[Any, Any]) -> np.ndarray[
         found[number] = _digest(tokens[start:stop])
         start = stop
     return found
+
+
+def token_groups(file: TokenFile, ends: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> Iterator[Group]:
+    """Yield some documents of a token file, in groups that are not too long."""
+    tokens, starts = file.open(), np.concatenate([[0], ends[:-1]])
+    lengths = (ends - starts)[numbers]
+    for places in grouped(lengths):
+        chosen = numbers[places]
+        yield np.concatenate([tokens[starts[number] : ends[number]] for number in chosen.tolist()]), lengths[places]
 
 
 def token_digests(documents: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:

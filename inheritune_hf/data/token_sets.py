@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ..configuration import DataConfig
 from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
+from .overlaps import find_overlaps
 from .packing import cut_windows, set_fingerprint
 from .sets import (
     EVALUATION,
@@ -20,6 +21,7 @@ from .sets import (
     require_tokens,
     set_facts,
     tokenize_source,
+    where,
 )
 from .sources import Source, find_files
 from .token_files import (
@@ -30,6 +32,7 @@ from .token_files import (
     runs_without,
     token_digests,
     token_documents,
+    token_groups,
 )
 
 if TYPE_CHECKING:
@@ -57,11 +60,6 @@ def load_token_files(
         )
     if config.streaming:
         raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
-    if config.near_duplicates == "remove":
-        raise ValueError(
-            "Near-duplicates are not looked for in token files (.bin), which are read where they lie; leave "
-            "near_duplicates out, or prepare the data from their text."
-        )
     given = given_sources(config)
 
     def opened(source: Source) -> list[Any]:
@@ -76,15 +74,23 @@ def load_token_files(
             own = opened(source)
             sets[name] = token_documents(own, [np.arange(len(ends)) for _, ends in own])
         else:
-            sets[name] = tokenize_source(config, source, tokenizer, vocab_size)
+            documents = tokenize_source(config, source, tokenizer, vocab_size)
+            # Text that was tokenized here is compared by its tokens too.
+            sets[name] = documents.remove_columns("digest").add_column("digest", token_digests(documents))
     chosen = choose_carved(np.concatenate(digests), missing_shares(config, given), seed)
     for name, wanted in chosen.items():
         sets[name] = token_documents(files, [np.flatnonzero(np.isin(own, wanted)) for own in digests])
-    # Text that was tokenized here is compared by its tokens too.
-    known = np.concatenate([token_digests(dataset) for dataset in sets.values()])
-    shared = [np.isin(own, known) for own in digests]
-    leave = [*chosen.values(), *([known] if config.duplicates == "remove" else [])]
-    left_out = [np.flatnonzero(np.isin(own, np.concatenate([*leave, np.array([], np.int64)]))) for own in digests]
+    carved = [np.isin(own, np.concatenate([*chosen.values(), np.empty(0, dtype=np.int64)])) for own in digests]
+    rest = [np.flatnonzero(~own) for own in carved]
+    found = find_overlaps(
+        sets,
+        [own[numbers] for own, numbers in zip(digests, rest, strict=True)],
+        [token_groups(file, ends, numbers) for (file, ends), numbers in zip(files, rest, strict=True)],
+        config,
+    )
+    sets["selection"] = where(sets["selection"], ~found.drop_selection)
+    dropped = [numbers[drop] for numbers, drop in zip(rest, found.drop_train, strict=True)]
+    left_out = [np.concatenate([np.flatnonzero(own), drop]) for own, drop in zip(carved, dropped, strict=True)]
     train = TokenSequences(runs_without(files, left_out), block_size)
     if len(train) == 0:
         raise ValueError(
@@ -94,7 +100,6 @@ def load_token_files(
     require_tokens(sets)
     windows = {name: cut_windows(sets[name], block_size, config.max_sequences_per_document) for name in EVALUATION}
     count = sum(len(own) for own in digests) - sum(map(len, left_out))
-    carved = sum(int(np.isin(own, np.concatenate(list(chosen.values()))).sum()) for own in digests) if chosen else 0
     facts = DataFacts(
         source=sources[0].label,
         block_size=block_size,
@@ -102,8 +107,9 @@ def load_token_files(
         selection=set_facts(len(sets["selection"]), windows["selection"]),
         test=set_facts(len(sets["test"]), windows["test"]),
         dropped_tokens=train.tokens % block_size,
-        shared_documents=sum(int(own.sum()) for own in shared) - carved,
-        removed_documents=sum(map(len, left_out)) - carved,
+        shared_documents=found.shared,
+        near_duplicates=found.near,
+        removed_documents=found.removed,
         longest_document=max(int(np.diff(ends, prepend=0).max()) for _, ends in files),
         sources=(SourceFacts(sources[0].label, count, train.tokens, passes=1.0),),
     )

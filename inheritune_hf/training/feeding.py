@@ -137,9 +137,11 @@ class StreamedTrainer(LossTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the passes over a stream for an epoch."""
+        """Log with the passes over a stream for an epoch, and what this process met in it that it should not have."""
         if self.places is not None:
             self.state.epoch = float(self.places.passes)
+            counts = {f"stream_{name}": self.places.total(name) for name in ("damaged", "left_out", "shared", "near")}
+            logs = {**logs, **{name: count for name, count in counts.items() if count}}
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

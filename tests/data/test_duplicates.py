@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_splits import documents_of, load, write_texts
 
 from inheritune_hf.data import duplicates
-from inheritune_hf.data.duplicates import Index, near_duplicates
+from inheritune_hf.data.duplicates import Index, document_groups, near_duplicates
 
 quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 
@@ -68,7 +68,7 @@ def test_documents_are_looked_at_together_as_one_by_one(lengths, seed, at_once):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_TOKENS_AT_ONCE", at_once)
         dataset = Dataset.from_dict({"input_ids": documents}, features=Features({"input_ids": List(Value("int32"))}))
-        found = near_duplicates(dataset, index)
+        found = near_duplicates(document_groups(dataset), index)
     assert [(item.document, item.like, item.similarity) for item in found] == expected
     # One by one and without the first look: nothing that is near enough is lost by it.
     for number, document in enumerate(documents[::2]):
@@ -118,14 +118,32 @@ def test_documents_in_two_sets_are_removed(tmp_path, tokenizer):
     assert (exact.facts.removed_documents, exact.facts.near_duplicates) == (2, 3)
 
 
-def test_a_stream_leaves_them_out(tmp_path, tokenizer):
-    """A stream passes over what is in an evaluation set, and counts it."""
+def counts_after_two_passes(splits):
+    for row in splits.train:
+        counts = row["place"]["sources"][0]["counts"]
+        if counts["passes"] == 2:
+            return {name: count // 2 for name, count in counts.items()}
+    return None
+
+
+def test_a_stream_counts_them_as_they_come(tmp_path, tokenizer):
+    """A stream counts what is in an evaluation set, the same and nearly, in each pass; nothing is left out."""
     files, _ = given_sets(tmp_path)
+    splits = load(tokenizer, **files, streaming=True)
+    counts = counts_after_two_passes(splits)
+    assert (counts["shared"], counts["near"], counts["left_out"]) == (2, 2, 0)
+    assert (splits.facts.shared_documents, splits.facts.near_duplicates) == (0, 1)  # between selection and test
+    ignored = load(tokenizer, **files, streaming=True, near_duplicates="ignore")
+    assert counts_after_two_passes(ignored)["near"] == 0
+    assert ignored.facts.near_duplicates is None
+
+
+def test_a_stream_leaves_them_out(tmp_path, tokenizer):
+    """A stream passes over what is in an evaluation set, and counts it; selection documents in the test set go too."""
+    files, base = given_sets(tmp_path)
     splits = load(tokenizer, **files, duplicates="remove", near_duplicates="remove", streaming=True)
-    rows = iter(splits.train)
-    place = next(rows)["place"]
-    while place["sources"][0]["counts"]["passes"] < 2:
-        place = next(rows)["place"]
-    counts = place["sources"][0]["counts"]
-    assert counts["left_out"] == 2 * 4
-    assert splits.train.exclusion.near is not None
+    assert counts_after_two_passes(splits)["left_out"] == 4
+    assert splits.facts.removed_documents == 1
+    assert documents_of(splits.selection, tokenizer) == [base[6], base[7]]
+    exact = counts_after_two_passes(load(tokenizer, **files, duplicates="remove", streaming=True))
+    assert (exact["left_out"], exact["near"]) == (2, 2)

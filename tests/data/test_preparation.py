@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from test_splits import TEXTS, load, write_jsonl, write_texts
@@ -64,6 +69,46 @@ def test_an_interrupted_preparation_goes_on(tmp_path, build_tokenizer, monkeypat
     calls.clear()
     assert prepare_data(config, tokenizer, "cut", block_size=16) == facts  # finished: nothing is done
     assert not calls
+
+
+KILLED = """
+import os, signal, sys
+from transformers import PreTrainedTokenizerFast
+from inheritune_hf.configuration import DataConfig
+from inheritune_hf.data import packing, prepare_data, prepared
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+packing.DOCUMENTS_PER_PART = 10
+progress = None
+if sys.argv[1] == "tokenizing":
+    progress = lambda done, total: done == 20 and kill()
+elif sys.argv[1] == "saving":
+    prepared.DatasetDict.save_to_disk = kill
+else:
+    prepared.write_json = kill
+tokenizer = PreTrainedTokenizerFast.from_pretrained("tokenizer")
+prepare_data(DataConfig(train_files=["rows.jsonl"]), tokenizer, "cut", block_size=16, progress=progress)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_goes_on(tmp_path, tokenizer):
+    """Killed while it tokenizes, while it saves and before it says so, it ends with what it would have made at once."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    tokenizer.save_pretrained("tokenizer")
+    for moment in ("tokenizing", "saving", "saying"):
+        command = [sys.executable, "-c", KILLED, moment]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+        with pytest.raises(ValueError, match=r"\./cut is not prepared to its end; give the command that prepares it"):
+            load(tokenizer, dataset_name="./cut")
+    facts = prepare(tokenizer, "cut", train_files=[path])
+    assert facts == prepare(tokenizer, "whole", train_files=[path])
+    for name in ("train", "selection", "test"):
+        one, two = (getattr(load(tokenizer, dataset_name=folder), name)[:] for folder in ("cut", "whole"))
+        assert one == two
+    assert sorted(item.name for item in (tmp_path / "cut").iterdir()) == ["prepared.json", "sets"]
 
 
 def test_a_folder_is_not_written_over(tmp_path, tokenizer, build_tokenizer):

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inheritune_hf.configuration import DataConfig
-from inheritune_hf.data import load_data_splits
+from inheritune_hf.data import Document, load_data_splits, sources
 
 ROWS = [{"text": text} for text in TEXTS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -58,6 +58,27 @@ def test_arrow_files_are_read(tmp_path, tokenizer):
     plain = load(tokenizer, train_files=[write_jsonl(tmp_path / "rows.jsonl", ROWS)]).facts
     for name in ("s.arrow", "f.arrow"):
         assert load(tokenizer, train_files=[name]).facts.train == plain.train
+
+
+@pytest.fixture
+def small_library(monkeypatch):
+    documents = [Document(str(number), "group", text) for number, text in enumerate(TEXTS)]
+    monkeypatch.setattr(sources, "standard_library_documents", lambda: documents)
+
+
+def test_the_embedded_corpus_is_a_source(small_library, tmp_path, tokenizer):
+    """The standard library is a data set like any other: whole, mixed or streamed, without a network or a file."""
+    plain = load(tokenizer, train_files=[write_jsonl(tmp_path / "rows.jsonl", ROWS)]).facts
+    facts = load(tokenizer, dataset_name="standard_library").facts
+    assert (facts.train, facts.selection, facts.test) == (plain.train, plain.selection, plain.test)
+    mixed = [{"dataset_name": "standard_library"}, {"files": write_jsonl(tmp_path / "b.jsonl", ROWS)}]
+    assert load(tokenizer, sources=mixed).facts.train.documents == 2 * facts.train.documents
+    streamed = load(
+        tokenizer, dataset_name="standard_library", streaming=True, selection_fraction=0.2, test_fraction=0.2
+    )
+    assert len(next(iter(streamed.train))["input_ids"]) == 16
+    with pytest.raises(ValueError, match=r"standard_library has no split 'dev'; its evaluation sets are carved, or"):
+        load(tokenizer, dataset_name="standard_library", selection_split="dev")
 
 
 # --- rows of tokens and of messages ----------------------------------------------------------------------------------
@@ -267,10 +288,24 @@ def test_damage_can_be_skipped_and_is_counted(tmp_path, tokenizer, caplog):
     bad = [b'{"text": ', b'{"text": "\xff"}', b'{"body": "b"}', b"[1]", b'{"text": 3}', b'{"text": "\\ud800"}']
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*good[:20], *bad, *good[20:]]))
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    files = ["rows.jsonl", "latin.txt"]
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    whole = {"gz": gzip.compress(b"a text " * 99), "xz": lzma.compress(b"a text " * 99)}
+    files = [
+        "rows.jsonl",
+        "latin.txt",
+        "empty.txt",
+        "blank.jsonl",
+        "cut.parquet",
+        *(f"cut.txt.{kind}" for kind in whole),
+    ]
+    for kind, data in whole.items():
+        (tmp_path / f"cut.txt.{kind}").write_bytes(data[:-9])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "cut.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:-9])
     for _ in range(2):  # the second time from the cache
         facts = load(tokenizer, train_files=files, damaged_rows="skip").facts
-        assert facts.damaged_rows == len(bad) + 1
+        assert facts.damaged_rows == len(bad) + 6
         assert facts.skipped_documents == 0
         assert facts.train.documents + facts.selection.documents + facts.test.documents == 40
     assert "skipped: " in caplog.text
@@ -282,7 +317,15 @@ def test_damage_can_be_skipped_and_is_counted(tmp_path, tokenizer, caplog):
     for _ in range(100):
         place = next(rows)["place"]
     counts = place["sources"][0]["counts"]
-    assert counts["damaged"] == counts["passes"] * (len(bad) + 1)
+    assert counts["damaged"] == counts["passes"] * (len(bad) + 6)
+
+
+def test_a_damaged_data_set_is_named(tmp_path, tokenizer):
+    """A folder of a data set with a file that cannot be read is named, with what to do."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(ValueError, match=r"\./folder \(train\) cannot be read: .*give its files by train_files, which"):
+        load(tokenizer, dataset_name="./folder")
 
 
 def test_long_documents_are_damage(tmp_path, tokenizer):

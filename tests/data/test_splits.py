@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import random
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import Document, load_data_splits, set_fingerprint, splits_from_documents
+from inheritune_hf.data.sets import choose_carved
 
 TEXTS = [f"def layer_{index}(x):\n    return x + {index}\n" for index in range(40)]
 
@@ -76,6 +80,39 @@ def test_carving_does_not_depend_on_the_order(tmp_path, tokenizer):
         assert found == [text for text in texts if text in found]
         sets.append(set(found))
     assert sets[0] == sets[1]
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(
+    digests=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=60, unique=True),
+    seed=st.integers(0, 9),
+    shares=st.tuples(st.floats(0.01, 0.49), st.floats(0.01, 0.49)),
+    data=st.data(),
+)
+def test_carving_depends_on_the_documents_alone(digests, seed, shares, data):
+    """Any order of the documents, and any repetition, carves the same disjoint sets and leaves some to train on."""
+    shares = dict(zip(("selection", "test"), shares, strict=True))
+    again = data.draw(st.permutations(digests + data.draw(st.lists(st.sampled_from(digests), max_size=20))))
+    one, two = (choose_carved(np.array(items, dtype=np.int64), shares, seed) for items in (digests, again))
+    assert {name: set(chosen.tolist()) for name, chosen in one.items()} == {
+        name: set(chosen.tolist()) for name, chosen in two.items()
+    }
+    sets = [set(chosen.tolist()) for chosen in one.values()]
+    assert not sets[0] & sets[1]
+    assert all(sets)
+    assert len(sets[0] | sets[1]) < len(digests)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_carving_does_not_depend_on_workers_or_files(tmp_path, tokenizer):
+    """One file or five, one process or two: the same sets, token for token."""
+    whole = write_jsonl(tmp_path / "whole.jsonl", [{"text": text} for text in TEXTS])
+    for number in range(5):
+        write_jsonl(tmp_path / f"part{number}.jsonl", [{"text": t} for t in TEXTS[8 * number : 8 * number + 8]])
+    plain = load(tokenizer, train_files=[whole]).facts
+    for files, workers in (([whole], 2), (["part*.jsonl"], None), (["part*.jsonl"], 2)):
+        facts = load(tokenizer, train_files=files, preprocessing_workers=workers).facts
+        assert (facts.train, facts.selection, facts.test) == (plain.train, plain.selection, plain.test)
 
 
 def test_equal_documents_stay_on_one_side(tmp_path, tokenizer):

@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_duplicates import given_sets
 from test_splits import TEXTS, documents_of, load, write_texts
 
 from inheritune_hf.data import set_fingerprint
@@ -64,10 +65,29 @@ def test_given_sets_are_used(tmp_path, tokenizer):
     assert (splits.facts.train.documents, splits.facts.shared_documents) == (30, 3)
     removed = load(tokenizer, train_files=[train], selection_files=[val], test_files=[test], duplicates="remove")
     assert (removed.facts.train.documents, removed.facts.removed_documents) == (27, 3)
-    with pytest.raises(
-        ValueError, match=r"Near-duplicates are not looked for in token files \(\.bin\), .* leave near_d"
-    ):
-        load(tokenizer, train_files=[train], near_duplicates="remove")
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_documents_in_two_sets_are_found(foreign, tmp_path, tokenizer):
+    """Exact and near-duplicates are counted and removed as those of text are, whether the sets are text or tokens."""
+    files, _ = given_sets(tmp_path)
+    sets = {
+        name: [path.read_text() for path in sorted((tmp_path / name).iterdir())]
+        for name in ("train", "selection", "test")
+    }
+    bins = {
+        f"{name}_files": [write_nanogpt(tmp_path / f"{name}.bin", tokens_of(tokenizer, texts))]
+        for name, texts in sets.items()
+    }
+    if foreign:
+        bins = {**files, "train_files": bins["train_files"]}
+    for ways in ({}, {"duplicates": "remove"}, {"duplicates": "remove", "near_duplicates": "remove"}):
+        expected, found = load(tokenizer, **files, **ways), load(tokenizer, **bins, **ways)
+        for name in ("shared_documents", "near_duplicates", "removed_documents", "selection", "test"):
+            assert getattr(found.facts, name) == getattr(expected.facts, name)
+        assert found.facts.train == expected.facts.train
+    assert found.facts.near_duplicates == 3
+    assert load(tokenizer, **bins, near_duplicates="ignore").facts.near_duplicates is None
 
 
 @settings(

@@ -12,6 +12,7 @@ from test_trainer import run_program
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from inheritune_hf.data import CausalCollator, set_fingerprint
+from inheritune_hf.data.streaming import Exclusion
 from inheritune_hf.training.feeding import check_boundaries
 
 SHARDS = [(0, 9), (9, 4), (13, 20), (33, 7)]
@@ -53,10 +54,11 @@ def tokens_of(batches):
     return [token for step in sorted(batches) for row in batches[step] for token in row]
 
 
-@pytest.mark.parametrize(("order", "workers"), [("restart", 0), ("continue", 2)])
-def test_killed_run_goes_on_token_by_token(reference, tmp_path, order, workers):
+@pytest.mark.parametrize(("order", "workers", "shuffle"), [("restart", 0, 0), ("continue", 2, 5)])
+def test_killed_run_goes_on_token_by_token(reference, tmp_path, order, workers, shuffle):
     """SIGKILL in round 2: the batches, the weights and the log of an uninterrupted run."""
-    common = {"recipe": {**TWO_ROUNDS, "data_order": order}, "args": {"dataloader_num_workers": workers}}
+    recipe = {**TWO_ROUNDS, "data_order": order}
+    common = {"recipe": recipe, "args": {"dataloader_num_workers": workers}, "shuffle": shuffle}
     whole = run_program(settings_of(tmp_path, reference, "whole", **common))
     cut = settings_of(tmp_path, reference, "cut", **common)
     assert run_program({**cut, "kill_at": 14}, check=False).returncode == -signal.SIGKILL
@@ -112,6 +114,17 @@ def test_two_processes_share_documents_out_and_go_on(reference, tmp_path):
     assert not documents[0] & documents[1]
     state = json.loads((tmp_path / "whole" / "checkpoint-20" / "stream_0.json").read_text())
     assert state["workers"]["0"]["sources"][0]["counts"]["passes"] > 1
+
+
+def test_what_a_stream_leaves_out_is_logged(reference, tmp_path):
+    """The log says how many documents a process left out so far (of groups read whole), and nothing else."""
+    stream = tiny.stream(SHARDS)
+    stream.exclusion = Exclusion(seed=0, share=0.5)
+    trainer = tiny.make_trainer(tmp_path / "run", reference, {"steps_per_round": 4, "max_layers": 1}, train=stream)
+    trainer.train()
+    assert trainer.places.total("left_out") > 0
+    assert trainer.state.log_history[-1]["stream_left_out"] == trainer.places.total("left_out")
+    assert not any("stream_damaged" in row or "stream_near" in row for row in trainer.state.log_history)
 
 
 def test_another_number_of_workers_is_another_run(reference, tmp_path):

@@ -101,12 +101,12 @@ def stream_rows(shards):
             yield {"input_ids": [number % (VOCABULARY - 1) + 1] * (3 + number % 11), "labels": None, "damage": None}
 
 
-def stream(shards):
+def stream(shards, shuffle=0):
     """A stream of rows of tokens; each shard is the number of its first document, and how many there are."""
     tokenizer = SimpleNamespace(eos_token_id=0, eos_token="<end>", unk_token_id=None)
     rows = IterableDataset.from_generator(stream_rows, gen_kwargs={"shards": [tuple(shard) for shard in shards]})
     source = StreamSource(rows, Encoder(tokenizer, Layout(rows="tokens")))
-    return PackedStream([source], TOKENS, fingerprint=str(shards))
+    return PackedStream([source], TOKENS, fingerprint=str(shards), shuffle_documents=shuffle)
 
 
 def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None, reference_cache=False, **changes):
@@ -223,7 +223,7 @@ def main():
         callbacks.append(Kill(settings["kill_at"], settings.get("signal", signal.SIGKILL)))
     if "full_disk_at" in settings:
         callbacks.append(FullDisk(settings["full_disk_at"]))
-    train = stream(settings["shards"]) if "shards" in settings else None
+    train = stream(settings["shards"], settings.get("shuffle", 0)) if "shards" in settings else None
     seen = Seen()
     trainer = make_trainer(
         settings["output_dir"],
