@@ -1,0 +1,173 @@
+"""Several processes: how they are started, what of sharding is refused, and that growth and kills change nothing."""
+
+import signal
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from accelerate.utils import DistributedType
+from test_growth_modes import CONTINUE, EVERYTHING, check_kill
+from test_trainer import run_program
+
+from inheritune_hf import InherituneConfig
+from inheritune_hf.training.carry import by_name, by_place, group_names
+from inheritune_hf.training.distribution import REFUSED_SHARDING, check_launch, check_sharding
+
+KEEP = {**CONTINUE, "optimizer_state": "keep"}
+FSDP = {"fsdp": True, "per_device_train_batch_size": 2, "save_steps": 2}
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    return tiny.write_reference(tmp_path_factory.mktemp("reference") / "tiny", steps=60)
+
+
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def test_one_process_where_several_were_asked_for_is_an_error():
+    """What accelerate's launcher leaves when it starts one process for several is an error that says what to do."""
+    with pytest.raises(ValueError, match=r"asked for several processes but started one.*torchrun --nproc_per_node N"):
+        check_launch(LAUNCHED, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes"),
+    [
+        ({}, 1),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, 1),
+        ({"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}, 1),
+        ({**LAUNCHED, "WORLD_SIZE": "1"}, 1),
+        ({**LAUNCHED, "OMPI_COMM_WORLD_SIZE": "1"}, 1),
+        ({**LAUNCHED, "WORLD_SIZE": "2"}, 2),
+    ],
+)
+def test_other_launches_are_fine(environment, processes):
+    """One process by python, by a launcher that was asked for one, or by a scheduler, and several processes, pass."""
+    check_launch(environment, processes)
+
+
+def fsdp(**changes):
+    plugin = {"fsdp_version": 2, "state_dict_type": "StateDictType.FULL_STATE_DICT", "cpu_ram_efficient_loading": False}
+    return SimpleNamespace(distributed_type=DistributedType.FSDP, fsdp_plugin=SimpleNamespace(**{**plugin, **changes}))
+
+
+def deepspeed(stage=2, **changes):
+    config = {"zero_optimization": {"stage": stage}, **changes}
+    return SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED, deepspeed_plugin=SimpleNamespace(deepspeed_config=config)
+    )
+
+
+ON_CPU = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+MEGATRON = SimpleNamespace(distributed_type=DistributedType.MEGATRON_LM)
+REFUSALS = {
+    "fsdp without a device": (ON_CPU, {}, "ACCELERATE_USE_FSDP"),
+    "deepspeed without an engine": (ON_CPU, {}, "ACCELERATE_USE_DEEPSPEED"),
+    "fsdp_version": (fsdp(fsdp_version=1), {}, None),
+    "fsdp_state_dict_type": (fsdp(state_dict_type="StateDictType.SHARDED_STATE_DICT"), {}, None),
+    "fsdp_cpu_ram_efficient_loading": (fsdp(cpu_ram_efficient_loading=True), {}, None),
+    "deepspeed with optimizer_state 'keep'": (deepspeed(), KEEP, None),
+    "deepspeed with lr_schedule 'continue'": (deepspeed(), {"lr_schedule": "continue"}, None),
+    "deepspeed with freeze_steps": (deepspeed(), {**CONTINUE, "freeze_steps": 3}, None),
+    "scheduler in the DeepSpeed configuration": (deepspeed(scheduler={"type": "WarmupLR"}), {}, None),
+    "stage3_gather_16bit_weights_on_model_save": (deepspeed(stage=3), {}, None),
+    "distributed_type": (MEGATRON, {}, None),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED_SHARDING))
+def test_refused_sharding_says_why(name, monkeypatch):
+    """What of FSDP and DeepSpeed cannot work with rounds is refused by name, with its reason, and nothing else is."""
+    state, recipe, variable = REFUSALS[name]
+    if variable:
+        monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match="cannot work with growth on several devices") as error:
+        check_sharding(state, InherituneConfig(**recipe))
+    assert str(error.value).splitlines()[1:] == [f"- {name}: {REFUSED_SHARDING[name][1]}."]
+
+
+@pytest.mark.parametrize("state", [ON_CPU, fsdp(), deepspeed(1), deepspeed(2)])
+def test_other_sharding_is_taken(state):
+    """Several processes, FSDP2 with whole checkpoints, and ZeRO for fresh optimizers are taken."""
+    check_sharding(state, InherituneConfig())
+
+
+def test_optimizer_states_by_name_are_complete():
+    """An optimizer's state goes from names to places and back; what has none begins with zeros of the right shapes."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = [item for item in model.parameters() if item.dim() == 2]
+    biases = [item for item in model.parameters() if item.dim() == 1]
+    optimizer = torch.optim.AdamW([{"params": weights}, {"params": biases}], lr=1e-2)
+    saved = {
+        "state": {"0.weight": {"step": torch.tensor(3.0), "exp_avg": torch.ones(3, 2), "exp_avg_sq": torch.ones(3, 2)}},
+        "param_groups": [{"params": ["0.weight", "1.weight"], "lr": 0.5}, {"params": ["0.bias", "1.bias"], "lr": 0.1}],
+    }
+    places = by_place(saved)
+    assert places["param_groups"] == [{"params": [0, 1], "lr": 0.5}, {"params": [2, 3], "lr": 0.1}]
+    assert list(places["state"]) == [0]
+    named = by_name(places, group_names(optimizer, model), optimizer)
+    assert named["param_groups"] == saved["param_groups"]
+    assert named["state"]["0.weight"] is saved["state"]["0.weight"]
+    for name, parameter in model.named_parameters():
+        assert named["state"][name]["exp_avg"].shape == parameter.shape
+        assert named["state"][name]["step"] == (3 if name == "0.weight" else 0)
+    assert not named["state"]["1.bias"]["exp_avg_sq"].any()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_sharded_rounds_equal_those_that_are_not(reference, tmp_path):
+    """FSDP2 in two processes: parameters are sharded, and losses, layers and tokens are those of one process."""
+    settings = {"reference": reference, "result": str(tmp_path / "result.json")}
+    recipe = {**KEEP, "target": "reference", "tolerance": 0.0, "confidence": None, "max_layers": 2}
+    one = run_program({**settings, "recipe": recipe, "output_dir": str(tmp_path / "one")})
+    two = run_program({**settings, "recipe": recipe, "args": FSDP, "output_dir": str(tmp_path / "two")}, processes=2)
+    assert (one["world_size"], one["sharded"]) == (1, [False])
+    assert (two["world_size"], two["sharded"]) == (2, [True])
+    assert two["layers"] == one["layers"] == [1, 2]
+    assert two["tokens"] == one["tokens"]
+    assert two["reference"] == pytest.approx(one["reference"], abs=1e-6)
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
+
+
+FSDP_RUNS = {
+    "reinherit": {},
+    "continue": CONTINUE,
+    "continue-keep": KEEP,
+    "continue-rates": {**CONTINUE, "lr_schedule": "continue"},
+    "everything": EVERYTHING,
+    "freeze": {**KEEP, "freeze_steps": 4, "new_blocks": "identity"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FSDP_RUNS))
+@pytest.mark.parametrize("kill_at", [10, 14])
+def test_killed_sharded_runs_go_on_to_the_same_bits(reference, tmp_path, name, kill_at):
+    """FSDP2 in two processes, killed at the boundary of a round and within the next: the same final bits."""
+    whole = check_kill(reference, tmp_path, {"recipe": FSDP_RUNS[name], "args": {**FSDP, "max_steps": 30}}, kill_at, 2)
+    assert whole["sharded"] == [True]
+
+
+@pytest.mark.slow
+def test_fsdp_on_processors_is_refused(reference, tmp_path):
+    """Without an accelerator `fsdp` would be DDP: two processes say so and end."""
+    settings = {"reference": reference, "result": str(tmp_path / "r.json"), "output_dir": str(tmp_path / "run")}
+    done = run_program({**settings, "args": FSDP, "as_it_is": True}, processes=2, check=False)
+    assert done.returncode == 1
+    assert "fsdp without a device: Accelerate does not shard on processors" in done.stderr
+
+
+@pytest.mark.slow
+def test_interrupted_sharded_run_is_saved_and_goes_on(reference, tmp_path):
+    """SIGTERM to two processes of FSDP2 finishes the step on both and saves; the run goes on to the same bits."""
+    settings = {"reference": reference, "result": str(tmp_path / "r.json"), "args": FSDP}
+    whole = run_program({**settings, "output_dir": str(tmp_path / "whole")}, processes=2)
+    settings["output_dir"] = str(tmp_path / "cut")
+    cut = run_program({**settings, "kill_at": 13, "signal": int(signal.SIGTERM)}, processes=2)
+    assert cut["outcome"] == "interrupted"
+    assert (tmp_path / "cut" / "checkpoint-13").is_dir()
+    resumed = run_program(settings, processes=2)
+    assert (resumed["weights"], resumed["optimizer"]) == (whole["weights"], whole["optimizer"])
