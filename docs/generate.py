@@ -37,6 +37,13 @@ def refused_table() -> str:
     return _table(("argument", "why, and what to do"), [(f"`{name}`", why) for name, (_, why) in REFUSED.items()])
 
 
+def refused_sharding_table() -> str:
+    """Return what of FSDP and DeepSpeed is refused, with the reasons, as a Markdown table."""
+    from inheritune_hf.training.distribution import REFUSED_SHARDING
+
+    return _table(("what", "why, and what to do"), [(f"`{name}`", why) for name, (_, why) in REFUSED_SHARDING.items()])
+
+
 def outcome_table() -> str:
     """Return the outcomes with their exit statuses as a Markdown table."""
     from inheritune_hf.records import EXIT_STATUS
@@ -67,6 +74,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "DataConfig": _named("DataConfig"),
     "RunConfig": _named("RunConfig"),
     "refused": refused_table,
+    "refused-sharding": refused_sharding_table,
     "outcomes": outcome_table,
     "architectures": architecture_list,
 }

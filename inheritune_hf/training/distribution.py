@@ -131,6 +131,13 @@ class DistributedTrainer(StreamedTrainer):
         """Whether the model is sharded while it trains."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
+    @property
+    def sharding(self) -> str:
+        """How a model is spread over devices while it trains: `none`, `fsdp` or `zero1` to `zero3`."""
+        if self.is_deepspeed_enabled:
+            return f"zero{_zero(self.accelerator.state).get('stage', 0)}"
+        return "fsdp" if self.is_fsdp_enabled else "none"
+
     def hold(self, model: Any) -> None:
         """Make `model` the one that is trained or evaluated, and forget every trace of the one before."""
         self.accelerator.free_memory()

@@ -383,6 +383,7 @@ class InherituneTrainer(DistributedTrainer):
         name = self.reference.name_or_path if isinstance(self.reference, PreTrainedModel) else str(self.reference)
         return {
             **self.stream_facts(),
+            "sharding": self.sharding,
             "reference": name,
             "reference.revision": self.reference_kwargs.get("revision"),
             "reference.layers": self.reference_depth,

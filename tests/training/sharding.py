@@ -29,3 +29,10 @@ class Shards(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for parameter in model.parameters():
             self.seen.add(isinstance(parameter, DTensor) or hasattr(parameter, "ds_tensor"))
+
+
+def communicate_by_gloo():
+    """Let DeepSpeed communicate by gloo alone: it would compile shared-memory code of its own first, for a minute."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from accelerate.utils import DistributedType
-from test_growth_modes import CONTINUE, EVERYTHING, check_kill
+from test_growth_modes import CONTINUE, EVERYTHING
 from test_trainer import run_program
 
 from inheritune_hf import InherituneConfig
@@ -16,6 +16,19 @@ from inheritune_hf.training.distribution import REFUSED_SHARDING, check_launch, 
 
 KEEP = {**CONTINUE, "optimizer_state": "keep"}
 FSDP = {"fsdp": True, "per_device_train_batch_size": 2, "save_steps": 2}
+
+
+def zero(stage, **changes):
+    """Arguments of two processes with DeepSpeed; the last two settings are there for processors and for stage 3."""
+    config = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+    }
+    return {"deepspeed": config, "per_device_train_batch_size": 2, "save_steps": 2, **changes}
 
 
 @pytest.fixture(scope="session")
@@ -132,32 +145,38 @@ def test_sharded_rounds_equal_those_that_are_not(reference, tmp_path):
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
 
 
-FSDP_RUNS = {
-    "reinherit": {},
-    "continue": CONTINUE,
-    "continue-keep": KEEP,
-    "continue-rates": {**CONTINUE, "lr_schedule": "continue"},
-    "everything": EVERYTHING,
-    "freeze": {**KEEP, "freeze_steps": 4, "new_blocks": "identity"},
+RUNS = {
+    "fsdp-reinherit": ({}, FSDP, [10, 14]),
+    "fsdp-continue-keep": (KEEP, FSDP, [10, 14]),
+    "fsdp-continue-rates": ({**CONTINUE, "lr_schedule": "continue"}, FSDP, [14]),
+    "fsdp-everything": (EVERYTHING, FSDP, [14]),
+    "fsdp-freeze": ({**KEEP, "freeze_steps": 4, "new_blocks": "identity"}, FSDP, [14]),
+    "zero1-reinherit": ({}, zero(1), [14]),
+    "zero2-reinherit": ({}, zero(2), [14]),
+    "zero3-reinherit": ({}, zero(3), [10, 14]),
+    "zero3-continue": (CONTINUE, zero(3), [14]),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(FSDP_RUNS))
-@pytest.mark.parametrize("kill_at", [10, 14])
-def test_killed_sharded_runs_go_on_to_the_same_bits(reference, tmp_path, name, kill_at):
-    """FSDP2 in two processes, killed at the boundary of a round and within the next: the same final bits."""
-    whole = check_kill(reference, tmp_path, {"recipe": FSDP_RUNS[name], "args": {**FSDP, "max_steps": 30}}, kill_at, 2)
-    assert whole["sharded"] == [True]
-
-
-@pytest.mark.slow
-def test_fsdp_on_processors_is_refused(reference, tmp_path):
-    """Without an accelerator `fsdp` would be DDP: two processes say so and end."""
-    settings = {"reference": reference, "result": str(tmp_path / "r.json"), "output_dir": str(tmp_path / "run")}
-    done = run_program({**settings, "args": FSDP, "as_it_is": True}, processes=2, check=False)
-    assert done.returncode == 1
-    assert "fsdp without a device: Accelerate does not shard on processors" in done.stderr
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_killed_sharded_runs_go_on_to_the_same_bits(reference, tmp_path, name):
+    """Two processes of FSDP2 or ZeRO, killed in round 2: weights, optimizer state and log are those of a whole run."""
+    recipe, args, kills = RUNS[name]
+    settings = {
+        "reference": reference,
+        "result": str(tmp_path / "result.json"),
+        "recipe": {**recipe, "max_layers": 2},
+        "args": {**args, "max_steps": 20},
+    }
+    whole = run_program({**settings, "output_dir": str(tmp_path / "whole")}, processes=2)
+    assert (whole["world_size"], whole["layers"]) == (2, [1, 2])
+    assert whole["sharded"] == [name.startswith(("fsdp", "zero3"))]
+    for kill_at in kills:
+        cut = {**settings, "output_dir": str(tmp_path / f"cut-{kill_at}")}
+        killed = run_program({**cut, "kill_at": kill_at}, processes=2, check=False)
+        assert not isinstance(killed, dict)
+        assert run_program(cut, processes=2) == whole, f"killed at step {kill_at}"
 
 
 @pytest.mark.slow

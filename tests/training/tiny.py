@@ -218,8 +218,10 @@ def main():
         callbacks.append(Kill(settings["kill_at"], settings.get("signal", signal.SIGKILL)))
     if "full_disk_at" in settings:
         callbacks.append(FullDisk(settings["full_disk_at"]))
-    if "fsdp" in settings.get("args", {}) and not settings.get("as_it_is"):
+    if "fsdp" in settings.get("args", {}):
         sharding.shard_on_processors()
+    if "deepspeed" in settings.get("args", {}):
+        sharding.communicate_by_gloo()
     shards = sharding.Shards()
     train = stream(settings["shards"]) if "shards" in settings else None
     seen = Seen()
