@@ -190,3 +190,35 @@ def test_interrupted_sharded_run_is_saved_and_goes_on(reference, tmp_path):
     assert (tmp_path / "cut" / "checkpoint-13").is_dir()
     resumed = run_program(settings, processes=2)
     assert (resumed["weights"], resumed["optimizer"]) == (whole["weights"], whole["optimizer"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("args", [{"per_device_train_batch_size": 2}, FSDP], ids=["ddp", "fsdp"])
+def test_main_process_decides_within_rounds(reference, tmp_path, args):
+    """With match_at 'evaluation' a process that judges otherwise goes the main process's way, and nobody waits."""
+    recipe = {"target": 3.0, "confidence": None, "steps_per_round": 40, "match_at": "evaluation", "max_layers": 2}
+    settings = {"reference": reference, "result": str(tmp_path / "r.json"), "recipe": recipe, "args": args}
+    agreed = run_program({**settings, "output_dir": str(tmp_path / "agreed")}, processes=2)
+    settings["disagree"] = True
+    assert run_program({**settings, "output_dir": str(tmp_path / "other")}, processes=2) == agreed
+    assert agreed["outcome"] == "matched"
+    assert agreed["history"][-1]["step"] % 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("args", [FSDP, zero(2)], ids=["fsdp", "zero2"])
+def test_killed_with_accumulation_reduced_precision_and_workers(reference, tmp_path, args):
+    """The same bits with accumulation of 2, bfloat16 and data workers, while the student is sharded."""
+    args = {**args, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "bf16": True}
+    settings = {
+        "reference": reference,
+        "result": str(tmp_path / "result.json"),
+        "recipe": {"max_layers": 2},
+        "args": {**args, "dataloader_num_workers": 2},
+    }
+    whole = run_program({**settings, "output_dir": str(tmp_path / "whole")}, processes=2)
+    cut = {**settings, "output_dir": str(tmp_path / "cut")}
+    killed = run_program({**cut, "kill_at": 14}, processes=2, check=False)
+    assert not isinstance(killed, dict)
+    assert run_program(cut, processes=2) == whole
+    assert (whole["world_size"], whole["layers"]) == (2, [1, 2])

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -233,6 +234,9 @@ def main():
         train,
         **settings.get("args", {}),
     )
+    if settings.get("disagree") and trainer.args.process_index:
+        compare = trainer._compare
+        trainer._compare = lambda validation: replace(compare(validation), matched=not compare(validation).matched)
     if "moment" in settings:
         killing.install(settings["moment"], settings["output_dir"], settings["moments"])
     seen.watch(trainer, settings.get("seen"))
