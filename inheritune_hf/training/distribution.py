@@ -207,9 +207,9 @@ class DistributedTrainer(StreamedTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Do nothing: the model was built from this very folder, with every weight accounted for."""
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Go on with the random state of the staged folder too."""
-        super()._load_rng_state(checkpoint or self.staged)
+    def _run_epoch(self, *, resume_from_checkpoint: str | None, **others: Any) -> None:
+        """Go on at the place in the data and with the random state of the staged folder too."""
+        super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint or self.staged, **others)
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any

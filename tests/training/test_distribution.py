@@ -131,18 +131,20 @@ def test_optimizer_states_by_name_are_complete():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_sharded_rounds_equal_those_that_are_not(reference, tmp_path):
-    """FSDP2 in two processes: parameters are sharded, and losses, layers and tokens are those of one process."""
-    settings = {"reference": reference, "result": str(tmp_path / "result.json")}
-    recipe = {**KEEP, "target": "reference", "tolerance": 0.0, "confidence": None, "max_layers": 2}
-    one = run_program({**settings, "recipe": recipe, "output_dir": str(tmp_path / "one")})
-    two = run_program({**settings, "recipe": recipe, "args": FSDP, "output_dir": str(tmp_path / "two")}, processes=2)
-    assert (one["world_size"], one["sharded"]) == (1, [False])
+@pytest.mark.parametrize(("args", "recipe"), [(FSDP, KEEP), (zero(3), {})], ids=["fsdp", "zero3"])
+def test_sharded_rounds_equal_those_that_are_not(tmp_path, args, recipe):
+    """Two processes with parts of parameters: losses, layers and tokens are those of one process with all of them."""
+    reference = tiny.write_reference(tmp_path / "reference", steps=60, dropout=0.0)
+    recipe = {**recipe, "target": "reference", "tolerance": 0.0, "confidence": None, "max_layers": 2}
+    one = tiny.make_trainer(tmp_path / "one", reference, recipe)
+    one.train()
+    settings = {"reference": reference, "result": str(tmp_path / "result.json"), "recipe": recipe, "args": args}
+    two = run_program({**settings, "output_dir": str(tmp_path / "two")}, processes=2)
     assert (two["world_size"], two["sharded"]) == (2, [True])
-    assert two["layers"] == one["layers"] == [1, 2]
-    assert two["tokens"] == one["tokens"]
-    assert two["reference"] == pytest.approx(one["reference"], abs=1e-6)
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    assert two["layers"] == [item.layers for item in one.rounds] == [1, 2]
+    assert two["tokens"] == [item.tokens for item in one.rounds]
+    assert two["reference"] == pytest.approx(one.reference_validation.loss, abs=1e-5)
+    assert two["losses"] == pytest.approx([item.loss for item in one.rounds], abs=1e-3)
 
 
 RUNS = {
