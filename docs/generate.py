@@ -43,6 +43,13 @@ def arguments_table() -> str:
     return _table(("argument", "across rounds", "what is refused: why, and what to do"), rows)
 
 
+def refused_sharding_table() -> str:
+    """Return what of FSDP and DeepSpeed is refused, with the reasons, as a Markdown table."""
+    from inheritune_hf.training.distribution import REFUSED_SHARDING
+
+    return _table(("what", "why, and what to do"), [(f"`{name}`", why) for name, (_, why) in REFUSED_SHARDING.items()])
+
+
 def outcome_table() -> str:
     """Return the outcomes with their exit statuses as a Markdown table."""
     from inheritune_hf.records import EXIT_STATUS
@@ -73,6 +80,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "DataConfig": _named("DataConfig"),
     "RunConfig": _named("RunConfig"),
     "arguments": arguments_table,
+    "refused-sharding": refused_sharding_table,
     "outcomes": outcome_table,
     "architectures": architecture_list,
 }

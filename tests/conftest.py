@@ -10,6 +10,7 @@ os.environ["HF_HOME"] = tempfile.mkdtemp()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed says on standard output that it found no other
 
 import pytest
 import torch

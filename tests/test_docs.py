@@ -127,6 +127,7 @@ def check_command(words):
 
         options, unknown = launch_command_parser().parse_known_args(words[2:])
         assert not unknown
+        assert options.config_file is None or (ROOT / options.config_file).is_file()
         check_script(options.training_script, options.training_script_args)
     elif words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
@@ -217,11 +218,14 @@ def test_tables_of_arguments_outcomes_and_architectures_are_complete(site):
     from inheritune_hf.records import EXIT_STATUS
     from inheritune_hf.students import SUPPORTED_MODEL_TYPES
     from inheritune_hf.training.arguments import HONOURED, REFUSED
+    from inheritune_hf.training.distribution import REFUSED_SHARDING
 
     arguments = text_of(site / "reference" / "arguments" / "index.html")
     assert [name for name, (_, why) in REFUSED.items() if name not in arguments or why not in arguments] == []
     notes = {name: note.replace("`", "") for name, note in HONOURED.items()}
     assert [name for name, note in notes.items() if name not in arguments or note not in arguments] == []
+    sharding = text_of(site / "how-to" / "processes" / "index.html")
+    assert [name for name, (_, why) in REFUSED_SHARDING.items() if name not in sharding or why not in sharding] == []
     outcomes = text_of(site / "reference" / "outcomes" / "index.html")
     assert [name for name, status in EXIT_STATUS.items() if f"{name} {status} " not in outcomes] == []
     types = text_of(site / "reference" / "architectures" / "index.html")

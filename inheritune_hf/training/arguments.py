@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
 from ..data.streaming import PackedStream
+from .distribution import check_launch
 
 #: Name of an argument that may be refused: (is it refused as it stands?, why, and what to do).
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
@@ -142,8 +144,6 @@ REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
         "its hooks cannot read the masks of padded selection sequences; leave it out: a loss or a weight that is not "
         "finite ends a run anyway",
     ),
-    "deepspeed": (lambda args: args.deepspeed is not None, "a student cannot grow inside its engine yet; use DDP"),
-    "fsdp": (lambda args: bool(args.fsdp), "a student cannot grow while it is sharded yet; use DDP"),
 }
 
 
@@ -231,6 +231,8 @@ HONOURED: dict[str, str] = {
     "ddp_static_graph": "The same in every round.",
     "ddp_backend": "As in `Trainer`.",
     "ddp_timeout": "As in `Trainer`.",
+    "deepspeed": "Each round begins with an engine of its own. What is refused: see the table below.",
+    "fsdp": "Each round's student is sharded anew. What is refused: see the table below.",
     "fsdp_config": "Read with `fsdp` only.",
     "skip_memory_metrics": "As in `Trainer`, for the last round.",
     "do_train": "Not read: a run always trains.",
@@ -249,13 +251,14 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
     Raises:
         TypeError: If `config` is no recipe.
         ValueError: If `steps_per_round` is missing, or arguments are set that cannot work with growth; each is named
-            with the reason and what to do instead.
+            with the reason and what to do instead; or if several processes were asked for and one was started.
     """
     if not isinstance(config, InherituneConfig):
         raise TypeError(
             f"inheritune_config must be an InherituneConfig, got a {type(config).__name__}; InherituneConfig.from_dict "
             "makes one of a dictionary."
         )
+    check_launch(os.environ, args.world_size)
     complaints = [f"{name}: {reason}." for name, (refused, reason) in REFUSED.items() if refused(args)]
     if complaints:
         raise ValueError("These training arguments cannot work with growth:\n- " + "\n- ".join(complaints))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data import CausalCollator
 from ..records import Match, Round
 from ..students import from_pretrained_inherited
-from .carry import carry_optimizer, group_names
+from .carry import by_name, by_place, carry_optimizer, group_names
 from .expansion import expand_student, parameter_origins
 from .feeding import check_boundaries
 from .staging import RunState, Seal, last_checkpoint, read_trainer_state, round_trainer_state, stage_round
@@ -56,7 +56,7 @@ def load_student(trainer: InherituneTrainer, state: RunState, folder: Path) -> P
     """
     kwargs = trainer.reference_kwargs
     settings = {name: kwargs[name] for name in _MODEL_SETTINGS if name in kwargs}
-    student: PreTrainedModel = type(trainer.student).from_pretrained(folder, dtype=torch.float32, **settings)
+    student: PreTrainedModel = trainer.student_class.from_pretrained(folder, dtype=torch.float32, **settings)
     if len(state.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
         raise ValueError(f"{folder} does not hold a student of {len(state.layers)} layers; it was changed.")
     student.config.use_cache = trainer.args.use_cache
@@ -121,13 +121,18 @@ def carried_states(
         schedulers.append(trainer.create_scheduler(trainer.budget))
         names.append(group_names(optimizers[-1], model))
     origins = parameter_origins(trained, state.rounds[-1].kept_layers, student, state.layers)
-    saved = torch.load(before / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+    file = OPTIMIZER_NAME_BIN if trainer.is_fsdp_enabled else OPTIMIZER_NAME
+    saved = torch.load(before / file, map_location="cpu", weights_only=True)
+    if trainer.is_fsdp_enabled:
+        names[0], saved = [list(group["params"]) for group in saved["param_groups"]], by_place(saved)
     optimizer = carry_optimizer(saved, names[0], optimizers[1].state_dict(), names[1], origins, keep_state, keep_rates)
     scheduler = schedulers[1].state_dict()
+    if trainer.is_fsdp_enabled:
+        optimizer = by_name(optimizer, names[1], optimizers[1])
     if keep_rates:
         scheduler = torch.load(before / SCHEDULER_NAME, weights_only=True)
     trainer.hold(trainer.skeleton(state.layers))
-    return {OPTIMIZER_NAME: optimizer, SCHEDULER_NAME: scheduler}
+    return {file: optimizer, SCHEDULER_NAME: scheduler}
 
 
 def loss_scale(trainer: InherituneTrainer, before: Path | None) -> dict[str, Any]:
@@ -166,5 +171,5 @@ def learned_names(trainer: InherituneTrainer, state: RunState) -> frozenset[str]
 
 
 def _trained(trainer: InherituneTrainer, checkpoint: Path) -> PreTrainedModel:
-    model: PreTrainedModel = type(trainer.student).from_pretrained(checkpoint, dtype=torch.float32)
+    model: PreTrainedModel = trainer.student_class.from_pretrained(checkpoint, dtype=torch.float32)
     return model

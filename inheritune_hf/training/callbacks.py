@@ -71,7 +71,8 @@ class RoundCallback(TrainerCallback):
     ) -> None:
         """Take the gradients of frozen parameters away: the optimizer then passes over them, decay included."""
         if state.global_step < self.frozen_until:
-            for name, parameter in model.named_parameters():
+            # FSDP hands on a compiled model as it is, and that one's names are others.
+            for name, parameter in getattr(model, "_orig_mod", model).named_parameters():
                 if name in self.frozen:
                     parameter.grad = None
 

@@ -65,5 +65,48 @@ def carry_optimizer(
     return result
 
 
+def by_place(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state dictionary that tells parameters by name, as FSDP saves it, with places instead."""
+    places = {name: place for place, name in enumerate(_flat([group["params"] for group in saved["param_groups"]]))}
+    return {
+        "state": {places[name]: state for name, state in saved["state"].items()},
+        "param_groups": [
+            {**group, "params": [places[name] for name in group["params"]]} for group in saved["param_groups"]
+        ],
+    }
+
+
+def by_name(
+    carried: Mapping[str, Any], names: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """
+    Return an optimizer's state dictionary with names instead of places, and complete, as FSDP loads it.
+
+    Args:
+        carried (`Mapping`): State dictionary with places.
+        names (sequence of sequences of `str`): Parameter names, by group.
+        optimizer (`torch.optim.Optimizer`): A new one for these parameters. A parameter without state in `carried`
+            begins with zeros of what this one would hold.
+    """
+    unborn = _state_before_first_step(optimizer)
+    groups = [{**group, "params": list(own)} for group, own in zip(carried["param_groups"], names, strict=True)]
+    state = {name: carried["state"].get(place, unborn[place]) for place, name in enumerate(_flat(names))}
+    return {"state": state, "param_groups": groups}
+
+
+def _state_before_first_step(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    # What an optimizer holds it makes at its first step: one without gradients at a rate of nothing changes no weight.
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {
+        place: {name: torch.zeros_like(torch.as_tensor(value)) for name, value in state.items()}
+        for place, state in optimizer.state_dict()["state"].items()
+    }
+
+
 def _flat(names: Sequence[Sequence[str]]) -> list[str]:
     return [name for group in names for name in group]

@@ -102,12 +102,12 @@ def _measure(trainer: InherituneTrainer, dataset: Any, metric_key_prefix: str) -
     if isinstance(reference, PreTrainedModel):
         # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
         copied: Any = copy.deepcopy(reference)
-        trainer.hold(copied.float())
+        model = copied.float()
         del copied
     else:
         kwargs = {"dtype": torch.float32, **trainer.reference_kwargs}
-        trainer.hold(AutoModelForCausalLM.from_pretrained(reference, **kwargs))
-    trainer.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+        model = AutoModelForCausalLM.from_pretrained(reference, **kwargs)
+    trainer.evaluate_once(model, dataset, metric_key_prefix=metric_key_prefix)
     return trainer.validations[metric_key_prefix]
 
 

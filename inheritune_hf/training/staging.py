@@ -214,7 +214,11 @@ def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
     write_json(
         checkpoint / _SEAL,
         {
-            "files": {file.name: _checksum(file) for file in sorted(checkpoint.iterdir()) if file.name != _SEAL},
+            "files": {
+                file.relative_to(checkpoint).as_posix(): _checksum(file)
+                for file in sorted(checkpoint.rglob("*"))
+                if file.is_file() and file.name != _SEAL
+            },
             "round_index": seal.round_index,
             "step": seal.step,
             "tokens": seal.tokens,

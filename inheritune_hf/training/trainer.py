@@ -35,7 +35,8 @@ from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .compilation import block_compiler, compile_blocks
-from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
+from .distribution import DistributedTrainer, build_whole_models
+from .feeding import check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
 from .reference_loss import measure_reference
 from .staging import (
@@ -54,7 +55,7 @@ from .staging import (
 logger = logging.getLogger(__name__)
 
 
-class InherituneTrainer(StreamedTrainer):
+class InherituneTrainer(DistributedTrainer):
     """
     Train a student of the reference's first layers, and grow it until its loss matches the reference's.
 
@@ -116,11 +117,16 @@ class InherituneTrainer(StreamedTrainer):
         if processing_class is not None:
             check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
         self._round_callback = RoundCallback()
+        build_whole_models()
+        skeleton = self.skeleton(layers)
+        #: The class of every student: sharding changes that of the model in training.
+        self.student_class = type(skeleton)
         if isinstance(train_dataset, PackedStream) and self.budget <= 0:
             ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
         super().__init__(
-            model=self.skeleton(layers),
-            args=ready,
+            inheritune_config,
+            ready,
+            model=skeleton,
             train_dataset=quick_rows(train_dataset, data_collator),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -282,7 +288,7 @@ class InherituneTrainer(StreamedTrainer):
         if seal is None or (seal.step < end and not seal.confirmed):
             self._begin_round(seal, folder)
             self.args.max_steps = end
-            training_loss = super().train(resume_from_checkpoint=str(folder)).training_loss
+            training_loss = super().train(self.resume_from(folder, seal is not None)).training_loss
             if self.state.global_step < end and not self._confirmed:
                 self._state = dataclasses.replace(state, outcome="interrupted")
                 self._write(self._state)
@@ -356,25 +362,19 @@ class InherituneTrainer(StreamedTrainer):
     # Pieces of the loop
 
     def hold(self, model: Any) -> None:
-        """Make `model` the one that is trained or evaluated, and forget every trace of the one before."""
-        self.accelerator.free_memory()
-        self.model = self.model_wrapped = model
-        self.optimizer = self.lr_scheduler = None
-        self.callback_handler.model = model
-        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
-        if model.device.type != "meta" and self.place_model_on_device:
-            self._move_model_to_device(model, self.args.device)
+        """Make `model` the one that is trained or evaluated, and compile its blocks if that was asked for."""
+        super().hold(model)
         compile_blocks(model, self._compiler)
 
     def _restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
-        if self.rounds and self.outcome != "interrupted":
-            found = last_checkpoint(self.output_dir, self.rounds[-1].index)
-            if found is not None:
-                if self.student.device.type == "meta":
-                    self.hold(load_student(self, self._state, found[0]))
-                if self.state.global_step != found[1].step:
-                    self.state = read_trainer_state(found[0])
+        index = self._state.round_index if self.outcome == "interrupted" else len(self.rounds)
+        found = last_checkpoint(self.output_dir, index)
+        if found is not None:
+            if self.sharded or self.student.device.type == "meta":
+                self.hold(load_student(self, self._state, found[0]))
+            if self.state.global_step != found[1].step:
+                self.state = read_trainer_state(found[0])
         self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.student.config.use_cache = getattr(self.reference_config, "use_cache", True)
 
@@ -393,6 +393,7 @@ class InherituneTrainer(StreamedTrainer):
         name = self.reference.name_or_path if isinstance(self.reference, PreTrainedModel) else str(self.reference)
         return {
             **self.stream_facts(),
+            "sharding": self.sharding,
             "reference": name,
             "reference.revision": self.reference_kwargs.get("revision"),
             "reference.layers": self.reference_depth,
@@ -435,14 +436,6 @@ class InherituneTrainer(StreamedTrainer):
             self._matched_before, self._validated_at = now, self.state.global_step
         return metrics
 
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Leave the skeleton where it is: it has no weights to move."""
-        if not any(parameter.is_meta for parameter in model.parameters()):
-            super()._move_model_to_device(model, device)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Do nothing: the student was built from this very folder, with every weight accounted for."""
-
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -476,7 +469,7 @@ class InherituneTrainer(StreamedTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as Trainer does, then seal: only a sealed checkpoint is ever used."""
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.student.parameters()):
+        if not self.weights_are_finite():
             raise FloatingPointError(
                 f"The student's weights are not finite at step {self.state.global_step}; the last good checkpoint in "
                 f"{self.output_dir} is kept. Lower the learning rate or clip gradients (max_grad_norm)."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -18,6 +19,7 @@ from inheritune_hf import InherituneTrainer, __version__
 from inheritune_hf.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+CONFIGS = EXAMPLES / "accelerate_configs"
 STORIES = [f"The {thing} of number {number} is {number} and {number}. " * 12 for number in range(30) for thing in "ab"]
 
 
@@ -161,7 +163,7 @@ def test_example_script_ends_with_0_on_a_miss_unless_asked(recipe):
     "launcher",
     [
         ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint"],
-        ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+        ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu.yaml"), "--main_process_port", "0"],
     ],
     ids=["torchrun", "accelerate"],
 )
@@ -174,6 +176,41 @@ def test_example_script_runs_in_two_processes(recipe, tmp_path, launcher):
     state = json.loads((tmp_path / "run" / "_inheritune" / "state.json").read_text())
     assert state["identity"]["args.world_size"] == 2
     assert done.stdout.count("test loss") == 1
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configurations(path):
+    """Each ready configuration is one of accelerate's, for two processes, and asks for no CPU of the launcher."""
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 2
+    assert not config.use_cpu
+    assert config.distributed_type == {"f": "FSDP", "z": "DEEPSPEED"}.get(path.stem[0], "MULTI_GPU")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_configurations_start_two_processes(recipe, tmp_path, name):
+    """Each configuration for GPUs runs on processors too, in two processes; FSDP says that it needs a device."""
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml")]
+    script = [str(EXAMPLES / "run_inheritune.py"), "--config", str(recipe), "--per_device_train_batch_size", "2"]
+    done = program(sys.executable, *launcher, "--main_process_port", "0", *script, "--target", "0.01")
+    if name == "fsdp2":
+        assert "fsdp without a device: Accelerate does not shard on processors" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((tmp_path / "run" / "_inheritune" / "state.json").read_text())
+    assert state["identity"]["args.world_size"] == 2
+    assert [len(item["kept_layers"]) for item in state["rounds"]] == [1, 2]
+    assert (tmp_path / "run" / "checkpoint-12" / "optimizer.pt").exists() == (name == "ddp")
+
+
+def test_launcher_that_starts_one_process_for_two_is_an_error(recipe, tmp_path):
+    """accelerate launch with --cpu starts one process, whatever is asked for: the run does not begin, and says why."""
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    done = program(sys.executable, *launcher, str(EXAMPLES / "run_inheritune.py"), "--config", str(recipe))
+    assert done.returncode != 0
+    assert "asked for several processes but started one" in done.stderr
+    assert not (tmp_path / "run" / "_inheritune").exists()
 
 
 def test_students_load_with_transformers_alone(recipe, tmp_path):

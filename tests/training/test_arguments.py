@@ -42,22 +42,13 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(REFUSED) - {"deepspeed", "fsdp", "parallelism_config", "use_liger_kernel"}))
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - {"parallelism_config", "use_liger_kernel"}))
 def test_refused_arguments_say_why(tmp_path, name):
     """Each argument that cannot work with growth is refused by name, with its reason."""
     args = tiny.arguments(tmp_path, **REFUSALS[name])
     with pytest.raises(ValueError, match=f"cannot work with growth:\n(.*\n)*- {name}: ") as error:
         check_arguments(args, RECIPE)
     assert REFUSED[name][1] in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["deepspeed", "fsdp"])
-def test_sharding_engines_are_refused(tmp_path, name):
-    """Engines that a student cannot grow in yet are refused by name."""
-    args = tiny.arguments(tmp_path)
-    setattr(args, name, {"some": "config"})
-    with pytest.raises(ValueError, match=f"- {name}: a student cannot grow"):
-        check_arguments(args, RECIPE)
 
 
 @pytest.mark.parametrize("name", ["parallelism_config", "use_liger_kernel"])

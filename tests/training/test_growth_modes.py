@@ -219,3 +219,4 @@ def check_kill(reference, tmp_path, settings, kill_at, processes=1):
     assert resumed == whole
     assert whole["world_size"] == processes
     assert whole["layers"] == [1, 2, 3]
+    return whole

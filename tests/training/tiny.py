@@ -8,10 +8,12 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import killing
+import sharding
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
@@ -146,13 +148,35 @@ def saved_log(trainer):
 
 
 def optimizer_hash(trainer):
-    """The moments in the last checkpoint."""
+    """The moments in the last checkpoint, or those of each process."""
     checkpoint = trainer.output_dir / f"checkpoint-{trainer.state.global_step}"
-    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    if trainer.is_deepspeed_enabled:
+        return engine_hash(checkpoint)
+    file = "optimizer.bin" if trainer.is_fsdp_enabled else "optimizer.pt"
+    state = torch.load(checkpoint / file, weights_only=True)["state"]
     digest = hashlib.sha256()
     for place in sorted(state):
         for name, value in sorted(state[place].items()):
             digest.update(f"{place} {name}".encode() + torch.as_tensor(value).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def engine_hash(checkpoint):
+    digest = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            digest.update(value.detach().contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for name in sorted(value, key=str):
+                digest.update(str(name).encode())
+                add(value[name])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                add(item)
+
+    for file in sorted(checkpoint.glob("global_step*/*optim_states.pt")):
+        add(torch.load(file, weights_only=False)["optimizer_state_dict"])
     return digest.hexdigest()
 
 
@@ -223,17 +247,25 @@ def main():
         callbacks.append(Kill(settings["kill_at"], settings.get("signal", signal.SIGKILL)))
     if "full_disk_at" in settings:
         callbacks.append(FullDisk(settings["full_disk_at"]))
+    if "fsdp" in settings.get("args", {}):
+        sharding.shard_on_processors()
+    if "deepspeed" in settings.get("args", {}):
+        sharding.communicate_by_gloo()
+    shards = sharding.Shards()
     train = stream(settings["shards"], settings.get("shuffle", 0)) if "shards" in settings else None
     seen = Seen()
     trainer = make_trainer(
         settings["output_dir"],
         settings["reference"],
         settings.get("recipe"),
-        [*callbacks, seen],
+        [*callbacks, seen, shards],
         train,
         settings.get("reference_cache", False),
         **settings.get("args", {}),
     )
+    if settings.get("disagree") and trainer.args.process_index:
+        compare = trainer._compare
+        trainer._compare = lambda validation: replace(compare(validation), matched=not compare(validation).matched)
     if "moment" in settings:
         killing.install(settings["moment"], settings["output_dir"], settings["moments"])
     seen.watch(trainer, settings.get("seen"))
@@ -249,6 +281,7 @@ def main():
             "reference": trainer.reference_validation.loss if trainer.reference_validation else None,
             "weights": weights_hash(trainer.student),
             "optimizer": optimizer_hash(trainer),
+            "sharded": sorted(shards.seen),
             "history": without_times(saved_log(trainer)),
         }
         Path(settings["result"]).write_text(json.dumps(result))
