@@ -16,6 +16,7 @@ verbs:
   doctor    say whether and how a reference can be cut, from its config and file headers alone
   plan      estimate what a run would take, before any weight is downloaded or loaded
   verify    check a saved student against its reference, reload it and let it generate
+  publish   put a saved student on the Hub, or show what would go up
   analyze   see which layers of a model are lazy, and how many are worth keeping
 
 options:
@@ -56,10 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         status: int = getattr(inspect, verb)(rest)
         return status
+    if verb == "publish":
+        from .publish import publish
+
+        return publish(rest)
     if verb == "analyze":
         from .analyze import analyze
 
         return analyze(rest)
-    verbs = "train, inherit, data, doctor, plan, verify, analyze"
+    verbs = "train, inherit, data, doctor, plan, verify, publish, analyze"
     print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
     return 2

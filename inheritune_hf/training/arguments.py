@@ -75,7 +75,8 @@ REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
     ),
     "hub_strategy": (
         lambda args: args.push_to_hub and args.hub_strategy != HubStrategy.END,
-        "it uploads optimizer states; use 'end'",
+        "'checkpoint' and 'all_checkpoints' upload optimizer states, and all but 'end' pickled arguments; use 'end', "
+        "and inheritune publish --rounds for every round's student",
     ),
     "deepspeed": (lambda args: args.deepspeed is not None, "a student cannot grow inside its engine yet; use DDP"),
     "fsdp": (lambda args: bool(args.fsdp), "a student cannot grow while it is sharded yet; use DDP"),

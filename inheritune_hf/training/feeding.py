@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data import CausalCollator
 from ..data.streaming import PLACE, PackedStream, Places, StreamCollator
 from ..evaluation import ValidatedTrainer, document_ids
 from ..records import write_json
@@ -54,6 +55,11 @@ def _row_length(dataset: Any) -> int:
     if isinstance(dataset, PackedStream):
         return dataset.block_size
     return len(dataset[0]["input_ids"]) if hasattr(dataset, "__len__") else 0
+
+
+def is_ours(collator: Any) -> bool:
+    """Return whether rows become batches as they do where nothing else is asked for."""
+    return collator is None or isinstance(collator, CausalCollator)
 
 
 def quick_rows(dataset: Any) -> Any:

@@ -36,7 +36,7 @@ from ..students import Reference, load_reference_config, prefix_sizes, student_s
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
-from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
+from .feeding import StreamedTrainer, check_data, is_ours, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
 from .staging import (
     RunState,
@@ -116,7 +116,7 @@ class InherituneTrainer(StreamedTrainer):
         super().__init__(
             model=student_skeleton(self.reference_config, layers),
             args=ready,
-            train_dataset=quick_rows(train_dataset) if _is_ours(data_collator) else train_dataset,
+            train_dataset=quick_rows(train_dataset) if is_ours(data_collator) else train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or CausalCollator(pad_token(processing_class)),
@@ -172,6 +172,7 @@ class InherituneTrainer(StreamedTrainer):
             rounds=self.rounds,
             outcome=self.outcome,
             target=self.target_loss(),
+            training=self._state.training,
         )
 
     # The loop
@@ -528,10 +529,9 @@ class InherituneTrainer(StreamedTrainer):
         **kwargs: Any,
     ) -> str | None:
         """
-        Publish the student as a standard checkpoint: weights, config, tokenizer, record and card, nothing else.
+        Publish the student as a standard checkpoint, after a trial in a fresh process, as `publish_student` does.
 
-        The repository is `args.hub_model_id`, or the name of `output_dir`. What is not passed is taken from `args`
-        (`hub_token`, `hub_revision`, `hub_private_repo`).
+        The repository is `args.hub_model_id`, or the name of `output_dir`; what is not passed is taken from `args`.
 
         Returns:
             `str`, *optional*: Address of the commit, on the main process.
@@ -549,12 +549,9 @@ class InherituneTrainer(StreamedTrainer):
             self.run_record,
             self.tokenizer,
             repo_id=self.args.hub_model_id or self.output_dir.resolve().name,
+            run_folder=self.output_dir,
             token=token or self.args.hub_token,
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
             commit_message=commit_message or "End of training",
         )
-
-
-def _is_ours(collator: Any) -> bool:
-    return collator is None or isinstance(collator, CausalCollator)
