@@ -117,7 +117,8 @@ def update_card(existing: str, new: str) -> str:
     added to, and anything else is kept. The text that was generated before is replaced; a card without one gets it
     below its own text.
     """
-    old, fresh = ModelCard(existing, ignore_metadata_errors=True), ModelCard(new)
+    old: Any = ModelCard(existing, ignore_metadata_errors=True)
+    fresh: Any = ModelCard(new)
     before, now = old.data.to_dict(), fresh.data.to_dict()
     metadata = {**now, **before, **{name: now[name] for name in _MANAGED if name in now}}
     for name in ("tags", "datasets"):
@@ -210,11 +211,13 @@ def _loading(name: str) -> list[str]:
 
 def _layers(record: RunRecord, facts: CardFacts) -> list[str]:
     lineage = record.lineage
-    drawn = "".join("\u2588" if layer in lineage.kept_layers else "\u2591" for layer in range(lineage.reference_layers))
-    picture = ["![The layers of the reference and those of this model](layers.png)", ""]
-    lines = [*(picture if "layers.png" in facts.pictures else []), "```text", drawn, "```", ""]
+    if "layers.png" in facts.pictures:
+        drawn = ["![The layers of the reference, and which of them this model holds](layers.png)"]
+    else:
+        marks = ("\u2588" if layer in lineage.kept_layers else "\u2591" for layer in range(lineage.reference_layers))
+        drawn = ["```text", "".join(marks), "```"]
     kept = ", ".join(map(str, lineage.kept_layers))
-    return [*lines, f"Inherited (\u2588): layers {kept} of {lineage.reference_layers}, counted from 0."]
+    return [*drawn, "", f"Inherited: layers {kept} of {lineage.reference_layers}, counted from 0."]
 
 
 def _curve(facts: CardFacts) -> list[str]:
@@ -264,8 +267,8 @@ def _evaluation(record: RunRecord, facts: CardFacts) -> list[str]:
         *rows,
         "",
         "Losses are nats per token: the sum over all tokens divided by their number. Every decision of the run was "
-        "made on the selection set; the test set, where there is one, was opened once, after the run. Both hold "
-        "documents that the student was not trained on here.",
+        "made on the selection set; the test set, where there is one, was opened once, after the run. Sets that "
+        "`load_data_splits` makes share no document with the training set.",
     ]
 
 
@@ -327,7 +330,7 @@ def _limits(record: RunRecord) -> list[str]:
 def _reproduction(record: RunRecord) -> list[str]:
     lineage = record.lineage
     recipe = {name: value for name, value in record.recipe.items() if value != _DEFAULTS.get(name, _DEFAULTS)}
-    source = f" at commit `{lineage.revision}`" if lineage.revision else ""
+    source = ", which is not on the Hub" if lineage.base_model is None else f" at commit `{lineage.revision}`"
     versions = ", ".join(f"{name} {version}" for name, version in lineage.versions.items())
     lines = [
         f"The reference was `{lineage.reference_name}`{source}." + (f" Built with {versions}." if versions else "")
