@@ -58,6 +58,8 @@ def folder(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("inheritune_hf.publishing.hub.HfApi", FolderHub)
+    # The trial in a fresh process takes seconds; commands make it, and blocks of Python would make it again.
+    monkeypatch.setattr("inheritune_hf.publishing.hub.try_out", lambda _: None)
     return tmp_path
 
 
