@@ -1,8 +1,9 @@
 """Run every benchmark."""
 
-from . import analysis, data, demo, loading
+from . import analysis, data, demo, download, loading
 
 analysis.main()
 demo.main()
 data.main()
 loading.main()
+download.main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,21 @@ class Lineage:
     seed: int | None = None
     query_scales: tuple[float, ...] = ()
     data: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def base_model(self) -> str | None:
+        """Id of the reference on the Hub, or None if it was a folder or a model in memory: then it has no commit."""
+        is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", self.reference, flags=re.ASCII)
+        return self.reference if is_id and self.revision is not None else None
+
+    @property
+    def reference_name(self) -> str:
+        """What the reference may be called in public: its id on the Hub, or the last part of its path."""
+        return self.base_model or re.split(r"[/\\]", self.reference.rstrip("/\\"))[-1]
+
+    def published(self) -> Lineage:
+        """Return the lineage as others may read it: no path of a machine is in it."""
+        return dataclasses.replace(self, reference=self.reference_name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the lineage as a dictionary that JSON can hold."""
@@ -144,6 +160,7 @@ class RunRecord:
         outcome (`str`, *optional*): `matched`, `no_more_layers`, `budget_exhausted` or `interrupted`; None if the
             student was not trained.
         target (`float`, *optional*): The loss to reach, in nats per token.
+        training (`dict`): Training arguments that change the numbers of a run, seeds among them.
     """
 
     recipe: Mapping[str, Any]
@@ -151,6 +168,11 @@ class RunRecord:
     rounds: tuple[Round, ...] = ()
     outcome: Outcome | None = None
     target: float | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def published(self) -> RunRecord:
+        """Return the record as others may read it: no path of a machine is in it."""
+        return dataclasses.replace(self, lineage=self.lineage.published())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as a dictionary that JSON can hold."""
@@ -160,6 +182,7 @@ class RunRecord:
             "rounds": [item.to_dict() for item in self.rounds],
             "outcome": self.outcome,
             "target": self.target,
+            "training": dict(self.training),
         }
 
     @classmethod
@@ -171,6 +194,7 @@ class RunRecord:
             rounds=tuple(Round.from_dict(item) for item in values["rounds"]),
             outcome=values["outcome"],
             target=values["target"],
+            training=values["training"],
         )
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 #: Tokens and the users they belong to; a user may write below their own name.
-TOKENS = {"hf_writer": "me", "hf_reader": "reader"}
+TOKENS = {"hf_writer": "me", "hf_reader": "reader", "hf_name": "my-name"}
 _LFS = re.compile(r"\.(safetensors|bin|pt|png)$")
 _PIECE = 2**18
 

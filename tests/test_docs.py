@@ -25,6 +25,7 @@ from documentation import (
     make_targets,
     offline_environment,
 )
+from huggingface_hub.errors import EntryNotFoundError
 
 RUNNABLE = [page for page in PAGES if any(block.language in {"python", "bash"} for block in blocks(page))]
 # Long runs; their options are read, and nothing is trained.
@@ -57,6 +58,8 @@ def folder(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("inheritune_hf.publishing.hub.HfApi", FolderHub)
+    # The trial in a fresh process takes seconds; commands make it, and blocks of Python would make it again.
+    monkeypatch.setattr("inheritune_hf.publishing.hub.try_out", lambda _: None)
     return tmp_path
 
 
@@ -70,7 +73,12 @@ class FolderHub:
         Path(repo_id).mkdir(parents=True, exist_ok=exist_ok)
         return SimpleNamespace(repo_id=repo_id)
 
-    def upload_folder(self, repo_id, folder_path, allow_patterns, revision=None, commit_message=None):
+    def hf_hub_download(self, repo_id, filename, revision=None, local_dir=None):
+        raise EntryNotFoundError(filename)
+
+    def upload_folder(
+        self, repo_id, folder_path, allow_patterns, delete_patterns=None, revision=None, commit_message=None
+    ):
         for pattern in allow_patterns:
             for file in Path(folder_path).glob(pattern):
                 shutil.copy(file, repo_id)
@@ -78,7 +86,7 @@ class FolderHub:
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
-def test_code_of_a_page_runs_from_top_to_bottom(page, folder):
+def test_code_of_a_page_runs_from_top_to_bottom(page, folder, request):
     """A reader who copies every block of a page, in order, gets through to its end."""
     namespace = {"__name__": "__main__"}
     for block in blocks(page):
@@ -88,7 +96,8 @@ def test_code_of_a_page_runs_from_top_to_bottom(page, folder):
             run_python(block, page, namespace)
         elif block.language == "bash":
             for command in block.commands:
-                run_or_check(command, folder)
+                hub = request.getfixturevalue("hub") if "--push" in command else None
+                run_or_check(command, folder, hub)
 
 
 def run_python(block, page, namespace):
@@ -100,16 +109,20 @@ def run_python(block, page, namespace):
         assert expected in printed.getvalue().splitlines()
 
 
-def run_or_check(command, folder):
+def run_or_check(command, folder, hub=None):
     words = shlex.split(command)
     if command.startswith(("inheritune ", "python examples/")) and not command.startswith(LONG):
-        run_command(words, folder)
+        run_command(words, folder, hub)
     else:
         check_command(words)
 
 
-def run_command(words, folder):
-    result = subprocess.run(words, cwd=folder, env=offline_environment(folder), capture_output=True, text=True)
+def run_command(words, folder, hub=None):
+    environment = offline_environment(folder)
+    if hub is not None:
+        known = hub.environment(folder / "cache", HF_TOKEN="hf_name")
+        environment = {**known, **{name: environment[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}}
+    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     # A miss is a result too.
     assert result.returncode in {0, 3, 4}, result.stderr
 

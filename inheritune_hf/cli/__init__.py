@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 _USAGE = """usage: inheritune VERB [OPTIONS]
 
@@ -20,6 +21,7 @@ verbs:
   analyze   see which layers of a model are lazy, and how many are worth keeping
   evaluate  measure a student beside its reference: loss, speed, memory, drafting, zero-shot tasks
   report    write what a run came to as one HTML page, with Markdown and a picture
+  publish   put a saved student on the Hub, or show what would go up
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
@@ -29,6 +31,22 @@ exit status of train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interr
 exit status of compare: 0 complete, 75 interrupted (run it again), 2 usage, 1 error
 exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """
+
+
+#: The module that holds each verb, as a function of its name.
+_MODULES = {
+    "train": "train",
+    "inherit": "inherit",
+    "data": "data",
+    "doctor": "inspect",
+    "plan": "inspect",
+    "verify": "inspect",
+    "compare": "compare",
+    "analyze": "analyze",
+    "evaluate": "evaluate",
+    "report": "report",
+    "publish": "publish",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,39 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"inheritune-hf {__version__}")
         return 0
     verb, rest = words[0], words[1:]
-    if verb == "train":
-        from .train import train
-
-        return train(rest)[0]
-    if verb == "inherit":
-        from .inherit import inherit
-
-        return inherit(rest)
-    if verb == "data":
-        from .data import data
-
-        return data(rest)
-    if verb in ("doctor", "plan", "verify"):
-        from . import inspect
-
-        status: int = getattr(inspect, verb)(rest)
-        return status
-    if verb == "compare":
-        from .compare import compare
-
-        return compare(rest)
-    if verb == "analyze":
-        from .analyze import analyze
-
-        return analyze(rest)
-    if verb == "evaluate":
-        from .evaluate import evaluate
-
-        return evaluate(rest)
-    if verb == "report":
-        from .report import report
-
-        return report(rest)
-    verbs = "train, inherit, data, doctor, plan, verify, compare, analyze, evaluate, report"
-    print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
-    return 2
+    if verb not in _MODULES:
+        verbs = ", ".join(_MODULES)
+        print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
+        return 2
+    # What a verb needs is imported when it is run: help and mistakes are answered at once.
+    status: int | tuple[int, object] = getattr(import_module(f".{_MODULES[verb]}", __name__), verb)(rest)
+    return status[0] if isinstance(status, tuple) else status

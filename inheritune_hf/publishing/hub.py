@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration import InherituneConfig
 from ..records import RECORD_FILE, Lineage, RunRecord, write_json, write_text
 from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, plan_inheritance
-from .card import render_card
+from ..students.connection import CONNECTION_ERRORS
+from ..students.tensors import first_line
+from .bundle import PUBLISHED, find_private, mentions_user, read_record, stage, try_out
+from .card import CardFacts, render_card, update_card
+from .facts import gather_facts
+from .licences import obligation
+from .report import draw_layers
 
-#: What may be published; anything else in a folder stays where it is.
-PUBLISHED = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    RECORD_FILE,
-    "README.md",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "added_tokens.json",
-    "chat_template.jinja",
-]
+
+@dataclass(frozen=True)
+class Publication:
+    """
+    What goes up, or went up.
+
+    Args:
+        repo_id (`str`): The repository.
+        files (`dict[str, int]`): Bytes of each file, by name.
+        left_out (`dict[str, str]`): What stays behind, by name, with the reason.
+        notes (`tuple[str, ...]`): What is worth knowing before: sentences.
+        card (`str`): The model card.
+        url (`str`, *optional*): Address of the commit; None if nothing was pushed.
+    """
+
+    repo_id: str
+    files: dict[str, int]
+    left_out: dict[str, str]
+    notes: tuple[str, ...]
+    card: str
+    url: str | None = None
 
 
 def save_student(
@@ -59,7 +71,7 @@ def save_student(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     write_json(folder / RECORD_FILE, record.to_dict())
-    write_text(folder / "README.md", render_card(record, name or folder.resolve().name))
+    _write_card(folder / "README.md", render_card(record, name or folder.resolve().name))
     _share_as_usual(folder)
 
 
@@ -108,6 +120,8 @@ def save_inherited(
         tokenizer = AutoTokenizer.from_pretrained(reference, **source)
     except (OSError, ValueError):
         tokenizer = None  # a reference without a tokenizer gives a student without one
+    if tokenizer is not None and set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        tokenizer = None  # nor does one that Transformers made up, without any words
     record = RunRecord(recipe.to_dict(), Lineage.from_dict(student.config.inheritune))
     save_student(student, folder, record, tokenizer)
     return plan
@@ -118,29 +132,156 @@ def push_student(
     record: RunRecord,
     tokenizer: PreTrainedTokenizerBase | None,
     repo_id: str,
-    token: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "End of training",
+    run_folder: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> str:
     """
-    Publish a student on the Hub as a standard checkpoint; makes the repository if it is not there.
+    Publish a student that is in memory as a standard checkpoint; makes the repository if it is not there.
+
+    Args:
+        model (`PreTrainedModel`): The student.
+        record (`RunRecord`): Its record.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The reference's tokenizer.
+        repo_id (`str`): The repository, `owner/name`; your own if there is no owner.
+        run_folder (`str` or `os.PathLike`, *optional*): Output folder of the run, for its results and picture.
+        options: Passed on to `publish_student`.
 
     Returns:
         `str`: Address of the commit.
     """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         save_student(model, folder, record, tokenizer, name=repo_id)
+        return str(publish_student(folder, repo_id, push=True, run_folder=run_folder, **options).url)
+
+
+def publish_student(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    push: bool = False,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Publish a student",
+    run_folder: str | os.PathLike[str] | None = None,
+    license: str | None = None,
+    language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+) -> Publication:
+    """
+    Publish a saved student on the Hub, or find out what would go up.
+
+    A copy is made of what may be published. It is looked through for paths and tokens, loaded in a fresh process
+    without this package, run and generated from; only then it goes up, in one commit. The folder is never changed, and
+    a push that failed can be made again.
+
+    Args:
+        folder (`str` or `os.PathLike`): The student, from `save_student`, `inheritune inherit` or `inheritune train`.
+        repo_id (`str`): The repository, `owner/name`; your own if there is no owner.
+        push (`bool`, *optional*, defaults to `False`): Upload; without it nothing leaves this machine.
+        private (`bool`, *optional*): Whether the repository is private if it is made now.
+        revision (`str`, *optional*): Branch to commit to, made if it is not there; `main` if not given.
+        token (`str`, *optional*): Token that may write; that of the login if not given.
+        commit_message (`str`, *optional*): Message of the commit.
+        run_folder (`str` or `os.PathLike`, *optional*): Output folder of the run; `folder` if not given.
+        license (`str`, *optional*): Licence, as the Hub calls it; the reference's if not given.
+        language (sequence of `str`): Languages, as the Hub calls them; the reference's if not given.
+        datasets (sequence of `str`): Data sets of the Hub that it was trained on.
+
+    Returns:
+        `Publication`: Files, what stays behind, the card and, after a push, the address of the commit.
+
+    Raises:
+        FileNotFoundError: If there is no student in `folder`.
+        ValueError: If it holds something private, or needs code of its own.
+        RuntimeError: If it does not work in a fresh process.
+        OSError: If the Hub does not take it; nothing was changed there then.
+    """
+    folder, run_folder = Path(folder), Path(run_folder or folder)
+    record = read_record(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary)
+        left_out = stage(folder, target)
+        if (run_folder / "losses.png").is_file():
+            shutil.copyfile(run_folder / "losses.png", target / "losses.png")
+        draw_layers(target / "layers.png", record.lineage.kept_layers, record.lineage.reference_layers)
+        pictures = sorted(path.name for path in target.glob("*.png"))
+        facts = gather_facts(folder, record, run_folder, token, license, language, datasets, pictures)
+        card = render_card(record, repo_id, facts)
+        _write_card(target / "README.md", card)
+        private_things = find_private(target, (token, str(folder.resolve())))
+        if private_things:
+            raise ValueError("Nothing is published: " + " ".join(private_things))
+        try_out(target)
+        url = None
+        if push:
+            repo_id, url = _upload(target, record, facts, repo_id, private, revision, token, commit_message)
+        return Publication(
+            repo_id=repo_id,
+            files={path.name: path.stat().st_size for path in sorted(target.iterdir())},
+            left_out=left_out,
+            notes=tuple(_notes(target, repo_id, facts)),
+            card=(target / "README.md").read_text(encoding="utf-8"),
+            url=url,
+        )
+
+
+def _upload(
+    target: Path,
+    record: RunRecord,
+    facts: CardFacts,
+    repo_id: str,
+    private: bool | None,
+    revision: str | None,
+    token: str | None,
+    commit_message: str,
+) -> tuple[str, str]:
+    """Upload a staged student in one commit; returns the repository's whole name and the commit's address."""
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision not in (None, "main"):
+            api.create_branch(repo_id, branch=str(revision), exist_ok=True)
+        own = (target / "README.md").read_text(encoding="utf-8")
+        write_text(target / "README.md", update_card(own, render_card(record, repo_id, facts)))
+        with tempfile.TemporaryDirectory() as there:
+            try:
+                theirs = Path(api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=there))
+            except EntryNotFoundError:
+                pass
+            else:
+                merged = update_card(theirs.read_text(encoding="utf-8"), (target / "README.md").read_text("utf-8"))
+                write_text(target / "README.md", merged)
         commit = api.upload_folder(
             repo_id=repo_id,
-            folder_path=folder,
+            folder_path=target,
             allow_patterns=PUBLISHED,
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],  # weights of another depth
             revision=revision,
             commit_message=commit_message,
         )
-    return str(commit.commit_url)
+    except (HfHubHTTPError, RuntimeError, *CONNECTION_ERRORS) as error:
+        raise OSError(
+            f"The push to {repo_id} failed: {first_line(error)} The student on this machine is as it was; what was "
+            "uploaded is not uploaded again. Push again."
+        ) from error
+    return repo_id, str(commit.commit_url)
+
+
+def _notes(target: Path, repo_id: str, facts: CardFacts) -> Iterator[str]:
+    if facts.license is None:
+        yield "The licence of the reference is not known; name it if you know it: it applies to the student."
+    asked = obligation(facts.license, facts.license_name)
+    if asked is not None:
+        yield f"The reference's licence is {asked}."
+    for name in mentions_user(target, repo_id):
+        yield f"{name} names this machine's user."
+    if facts.reference_parameters is None:
+        yield "The reference could not be reached, so the card says less of it."
+
+
+def _write_card(path: Path, card: str) -> None:
+    """Write a card; one that is there already is updated, so that its author's words stay."""
+    write_text(path, update_card(path.read_text(encoding="utf-8"), card) if path.is_file() else card)
 
 
 def _share_as_usual(folder: Path) -> None:

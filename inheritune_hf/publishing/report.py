@@ -154,6 +154,35 @@ def draw_losses(
     figure.savefig(Path(path), metadata={"Software": None})
 
 
+def draw_layers(path: str | os.PathLike[str], kept: Sequence[int], depth: int) -> None:
+    """
+    Draw which layers of the reference a student holds: one square for each, those that are kept filled.
+
+    Args:
+        path (`str` or `os.PathLike`): PNG file to write.
+        kept (`Sequence[int]`): The kept layers, 0-based.
+        depth (`int`): Depth of the reference, in layers.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.1), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    names = [layer for layer in range(depth) if layer % max(1, depth // 12) == 0 or layer == depth - 1]
+    for kind, layers, color in (
+        (f"inherited ({len(kept)})", list(kept), "#08519c"),
+        (f"left out ({depth - len(kept)})", [layer for layer in range(depth) if layer not in kept], "#dddddd"),
+    ):
+        axes.bar(layers, 1, width=0.85, color=color, label=kind)
+    axes.set_xticks(names)
+    axes.set_xlim(-0.6, depth - 0.4)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_xlabel("layer of the reference", fontsize=8)
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95))
+    figure.savefig(Path(path), metadata={"Software": None})
+
+
 _CONTROL_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#b35806", "linestyle": "-."},
     {"color": "#542788", "linestyle": ":"},

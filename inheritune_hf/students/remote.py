@@ -244,11 +244,17 @@ def _fetch(file: RemoteFile, location: Location, header: Header, names: Sequence
     total = sum(end - begin for begin, end in pieces)
     left = sum(end - begin for begin, end in todo)
     description = f"{file.name} ({len(names)} of {len(header.tensors)} tensors)"
+    progress: Any = tqdm
     with (
-        tqdm(total=total, initial=total - left, unit="B", unit_scale=True, desc=description) as bar,
+        progress(total=total, initial=total - left, unit="B", unit_scale=True, desc=description) as bar,
         journal.open("a", encoding="utf-8") as finished,
     ):
-        _fetch_pieces(location, todo, spans, unfinished, finished, bar)
+        try:
+            _fetch_pieces(location, todo, spans, unfinished, finished, bar)
+        except NoRanges:
+            unfinished.unlink()  # what such a server gave before is not to be trusted either
+            journal.unlink()
+            raise
     unfinished.replace(folder / f"{key}.safetensors")
     journal.unlink()
 

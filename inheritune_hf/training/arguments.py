@@ -75,7 +75,8 @@ REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
     ),
     "hub_strategy": (
         lambda args: args.push_to_hub and args.hub_strategy != HubStrategy.END,
-        "it uploads optimizer states; use 'end'",
+        "'checkpoint' and 'all_checkpoints' upload optimizer states, and all but 'end' pickled arguments; use 'end', "
+        "and inheritune publish --rounds for every round's student",
     ),
     "metric_for_best_model": (
         lambda args: args.metric_for_best_model is not None and not args.load_best_model_at_end,

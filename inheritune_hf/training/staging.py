@@ -56,6 +56,12 @@ class RunState:
         """Number of the round that is being trained, from 1."""
         return len(self.rounds) + 1
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """Training arguments that change the numbers of the run."""
+        named = ((name.partition(".")[2], value) for name, value in self.identity.items() if name.startswith("args."))
+        return dict(named)
+
 
 @dataclass(frozen=True)
 class Seal:

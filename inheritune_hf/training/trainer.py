@@ -184,6 +184,7 @@ class InherituneTrainer(DistributedTrainer):
             rounds=self.rounds,
             outcome=self.outcome,
             target=self.target_loss(),
+            training=self._state.training,
         )
 
     # The loop
@@ -526,10 +527,9 @@ class InherituneTrainer(DistributedTrainer):
         **kwargs: Any,
     ) -> str | None:
         """
-        Publish the student as a standard checkpoint: weights, config, tokenizer, record and card, nothing else.
+        Publish the student as a standard checkpoint, after a trial in a fresh process, as `publish_student` does.
 
-        The repository is `args.hub_model_id`, or the name of `output_dir`. What is not passed is taken from `args`
-        (`hub_token`, `hub_revision`, `hub_private_repo`).
+        The repository is `args.hub_model_id`, or the name of `output_dir`; what is not passed is taken from `args`.
 
         Returns:
             `str`, *optional*: Address of the commit, on the main process.
@@ -547,6 +547,7 @@ class InherituneTrainer(DistributedTrainer):
             self.run_record,
             self.tokenizer,
             repo_id=self.args.hub_model_id or self.output_dir.resolve().name,
+            run_folder=self.output_dir,
             token=token or self.args.hub_token,
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,

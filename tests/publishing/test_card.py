@@ -1,9 +1,13 @@
 """The card: records in, text out."""
 
+import math
+import re
+
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
-from inheritune_hf.publishing import render_card
+from inheritune_hf.publishing import CardFacts, render_card, update_card
 from inheritune_hf.records import Lineage, Match, Round, RunRecord
 
 LINEAGE = Lineage("gpt2-medium", "abc", 24, tuple(range(14)), {"torch": "2.13"})
@@ -13,18 +17,50 @@ ROUNDS = (
 )
 
 
-def card(outcome="matched", lineage=LINEAGE, rounds=ROUNDS, **facts):
-    return render_card(RunRecord({"keep_layers": "half"}, lineage, rounds, outcome, 2.81), "me/student", facts)
+def card(outcome="matched", lineage=LINEAGE, rounds=ROUNDS, training=None, **facts):
+    recipe = {"keep_layers": "half", "tolerance": 0.01, "confidence": 0.95, "steps_per_round": 100}
+    record = RunRecord(recipe, lineage, rounds, outcome, 2.81, training or {})
+    return render_card(record, "me/student", CardFacts(**facts))
 
 
 def test_metadata_is_valid():
-    """Hugging Face's own class reads the card: base model, tags, library and task."""
-    data = ModelCard(card(license="mit")).data
+    """Hugging Face's own class reads the card: base model and its relation, tags, library, task, licence, languages."""
+    data = ModelCard(card(license="mit", language=("en", "de"), datasets=("org/text",))).data
     assert data.base_model == "gpt2-medium"
+    assert data.base_model_relation == "finetune"
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "text-generation"
-    assert "inheritune" in data.tags
+    assert data.tags == ["inheritune", "generated_from_trainer", "arxiv:2404.08634"]
     assert data.license == "mit"
+    assert data.language == ["en", "de"]
+    assert data.datasets == ["org/text"]
+    assert "generated_from_trainer" not in ModelCard(card(None, rounds=())).data.tags
+
+
+def test_results_are_of_student_and_reference():
+    """The model index holds loss and perplexity of both, on the selection set and on the test set if it was opened."""
+    data = ModelCard(card(test_loss=2.9, reference_test_loss=2.95)).data
+    assert data.model_name == "student"
+    found = {(item.dataset_split, item.metric_name): item.metric_value for item in data.eval_results}
+    assert found == {
+        ("selection", "loss (nats per token)"): 2.8,
+        ("selection", "perplexity"): round(math.exp(2.8), 4),
+        ("selection", "loss of the reference (nats per token)"): 2.81,
+        ("selection", "perplexity of the reference"): round(math.exp(2.81), 4),
+        ("test", "loss (nats per token)"): 2.9,
+        ("test", "perplexity"): round(math.exp(2.9), 4),
+        ("test", "loss of the reference (nats per token)"): 2.95,
+        ("test", "perplexity of the reference"): round(math.exp(2.95), 4),
+    }
+    assert ModelCard(card(None, rounds=())).data.eval_results is None
+    assert "| selection | 2.8000 | 16.44 | 2.8100 | 16.61 |" in card()
+    by_number = RunRecord({"target": 2.81}, LINEAGE, ROUNDS, "matched", 2.81)
+    assert "| selection | 2.8000 | 16.44 |  |  |" in render_card(by_number, "me/student")
+
+
+def test_the_same_record_gives_the_same_card():
+    """A card is a pure function of its record: the same text each time."""
+    assert card(license="mit", parameters=5) == card(license="mit", parameters=5)
 
 
 @pytest.mark.parametrize(
@@ -34,12 +70,21 @@ def test_metadata_is_valid():
         ("no_more_layers", "**missed** its target: there were no more layers"),
         ("budget_exhausted", "**missed** its target: the step budget"),
         ("interrupted", "**interrupted**"),
-        (None, "**not trained**"),
+        (None, "The student of round 2 **missed** its target; the run went on with more layers."),
     ],
 )
 def test_every_outcome_is_said(outcome, words):
     """A miss is stated as plainly as a match."""
     assert words in card(outcome)
+
+
+def test_a_cut_that_was_not_trained_says_so():
+    """Without rounds there are no losses, and the command that made the cut is told."""
+    text = card(None, rounds=())
+    assert "**not trained**" in text
+    assert "inheritune inherit gpt2-medium --keep-layers half --revision abc --output student" in text
+    assert "## Rounds" not in text
+    assert "## Evaluation" not in text
 
 
 def test_layers_and_rounds_are_shown():
@@ -70,5 +115,75 @@ def test_paths_of_a_machine_stay_there(tmp_path):
 
 def test_unknown_licence_is_said():
     """Without a licence the card says that the reference's applies."""
-    assert "licence of the reference is not known" in card()
-    assert "licence of the reference is not known" not in card(license="mit")
+    assert "The licence of the reference, `gpt2-medium`, is not known here." in card()
+    assert "is not known here" not in card(license="mit")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"license": "llama3.2"}, "display 'Built with Llama'"),
+        ({"license": "other", "license_name": "llama-4-community"}, "display 'Built with Llama'"),
+        ({"license": "llama2"}, "the Llama 2 community licence"),
+        ({"license": "gemma"}, "the Gemma terms of use"),
+    ],
+    ids=str,
+)
+def test_restricted_licences_are_carried_with_their_names(given, words):
+    """What Llama's and Gemma's licences ask for is in the card, with their names and links in the metadata."""
+    text = card(**given, license_link="https://example.org/licence")
+    assert words in text
+    data = ModelCard(text).data
+    assert data.license == given["license"]
+    assert data.license_name == given.get("license_name")
+    assert data.license_link == "https://example.org/licence"
+    assert f"[{given.get('license_name', given['license'])}](https://example.org/licence)" in text
+    assert "Built with Llama" not in card(license="apache-2.0")
+
+
+def test_size_budget_and_pictures_are_shown():
+    """Size against the reference, the budget of all rounds and the pictures are there if they are known."""
+    text = card(
+        parameters=60, reference_parameters=100, operations=3e2, reference_operations=5e2, pictures=("layers.png",)
+    )
+    assert "| layers | 14 | 24 | 58.3% |" in text
+    assert "| parameters | 60 | 100 | 60.0% |" in text
+    assert "| operations for each token | 300 | 500 | 60.0% |" in text
+    assert "200 optimizer steps, 12,800 tokens, 2e+09 floating-point operations" in text
+    assert "(layers.png)" in text
+    assert "(losses.png)" not in text
+    assert "| parameters | 60 |  | |" in card(parameters=60)
+
+
+def test_a_run_can_be_made_again():
+    """What differs from the defaults is a recipe, with commit, seed and versions."""
+    text = card(training={"seed": 7, "learning_rate": 0.001, "neftune_noise_alpha": None})
+    found = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    expected = {"reference": "gpt2-medium", "revision": "abc", "steps_per_round": 100}
+    assert found == {**expected, "learning_rate": 0.001, "seed": 7}
+    assert "torch 2.13" in text
+    assert "inheritune train --config recipe.yaml" in text
+
+
+def test_an_existing_card_is_updated():
+    """The author's words, title and metadata stay; the run's own fields and text are renewed."""
+    mine = "---\nlicense: mit\ntags:\n- mine\nbase_model: other\n---\n# Mine\n\nMy words.\n"
+    once = update_card(mine, card())
+    data = ModelCard(once).data
+    assert data.license == "mit"
+    assert data.base_model == "gpt2-medium"
+    assert data.tags == ["mine", "inheritune", "generated_from_trainer", "arxiv:2404.08634"]
+    assert "My words." in once
+    assert once.index("My words.") < once.index("# me/student")
+    assert update_card(once, card()) == once
+    missed = update_card(once.replace("My words.", "Other words."), card("budget_exhausted"))
+    assert "Other words." in missed
+    assert "the step budget was used up" in missed
+    assert "**matched** its target" not in missed
+    assert update_card(card(), card()) == card()
+
+
+def test_a_card_without_metadata_is_updated():
+    """A plain text is a card too."""
+    assert "Plain." in update_card("Plain.\n", card())
+    assert ModelCard(update_card("Plain.\n", card())).data.library_name == "transformers"

@@ -3,15 +3,15 @@
 import json
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import HfApi
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from huggingface_hub import ModelCard
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from inheritune_hf import from_pretrained_inherited
-from inheritune_hf.publishing import push_student, save_inherited, save_student
+from inheritune_hf.publishing import bundle, hub, publish_student, push_student, save_inherited, save_student
 from inheritune_hf.records import Lineage, RunRecord
 
 
@@ -19,8 +19,67 @@ from inheritune_hf.records import Lineage, RunRecord
 def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference") / "tiny"
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=8, n_embd=8, n_layer=4, n_head=2)).save_pretrained(folder)
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
+    core = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>").save_pretrained(folder)
+    shape = {"vocab_size": 257, "n_positions": 64, "n_embd": 8, "n_layer": 4, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=256, eos_token_id=256)).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: gemma\nlanguage: en\n---\n# The reference\n")
     return str(folder)
+
+
+@pytest.fixture
+def saved(reference, tmp_path):
+    """A student in a folder, with things beside it that are nobody's business."""
+    save_inherited(reference, 2, tmp_path / "student")
+    (tmp_path / "student" / "training_args.bin").write_bytes(b"pickle")
+    (tmp_path / "student" / "notes.md").write_text("to myself")
+    (tmp_path / "student" / "checkpoint-10").mkdir()
+    return tmp_path / "student"
+
+
+@pytest.fixture
+def not_tried(monkeypatch):
+    """Leave the trial in a fresh process out: other tests are about it, and it takes seconds."""
+    monkeypatch.setattr(hub, "try_out", lambda _: None)
+
+
+def publish(folder, repo_id, **options):
+    """Publish in a client process; returns the publication, or the error's text."""
+    try:
+        return publish_student(folder, repo_id, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def publish_untried(folder, repo_id, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "try_out", lambda _: None)
+        return publish(folder, repo_id, **options)
+
+
+def push(folder, repo_id, token, **options):
+    """Push a loaded student, as the trainer does."""
+    student = AutoModelForCausalLM.from_pretrained(folder)
+    record = bundle.read_record(Path(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "try_out", lambda _: None)
+        return push_student(student, record, None, repo_id, token=token, **options)
+
+
+def use(repo_id):
+    """Load a published student as anybody does; returns some of what it is and says."""
+    from transformers import pipeline
+
+    model = AutoModelForCausalLM.from_pretrained(repo_id)
+    said = pipeline("text-generation", model=repo_id)("Once upon", max_new_tokens=4, do_sample=False)
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}, said[0]["generated_text"]
+
+
+def hub_files(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 @pytest.fixture
@@ -60,31 +119,187 @@ def test_full_folder_is_refused(reference, tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["kept.txt"]
 
 
-def test_only_what_is_listed_goes_up(student, monkeypatch):
-    """A push uploads weights, config, record and card, named for the repository, and nothing that is pickled."""
-    uploads = []
-
-    def create_repo(self, repo_id, private=None, exist_ok=False):
-        return SimpleNamespace(repo_id=f"me/{repo_id}")
-
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, revision, commit_message):
-        files = {item.name: item.read_bytes() for item in Path(folder_path).iterdir()}
-        uploads.append((repo_id, files, allow_patterns, self.token))
-        return SimpleNamespace(commit_url=f"https://example.org/{repo_id}/commit/1")
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    assert push_student(student, record(student), None, "student", token="secret").endswith("me/student/commit/1")
-    ((repo_id, files, allowed, token),) = uploads
-    assert repo_id == "me/student"
-    assert token == "secret"
-    assert set(files) <= {
+@pytest.mark.usefixtures("not_tried")
+def test_a_dry_run_says_what_would_go_up(saved):
+    """Without a push nothing leaves the machine, and every file is named with where it would stay or go."""
+    before = hub_files(saved)
+    found = publish_student(saved, "me/student")
+    assert found.url is None
+    assert set(found.files) == {
         "README.md",
         "config.json",
         "generation_config.json",
         "inheritune_config.json",
+        "layers.png",
         "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
     }
-    assert not any(name.endswith((".bin", ".pt", ".pth")) for name in allowed)
-    assert not any(b"secret" in content for content in files.values())
-    assert b'from_pretrained("me/student")' in files["README.md"]
+    assert found.left_out == {
+        "checkpoint-10/": "folders stay here",
+        "notes.md": "not part of a student",
+        "training_args.bin": "pickled files are never published",
+    }
+    assert "The reference's licence is the Gemma terms of use" in found.notes[0]
+    assert hub_files(saved) == before
+
+
+def test_a_published_student_is_anybodys(hub, on_hub, saved, reference):
+    """It goes up over the real protocol and comes back by AutoModelForCausalLM and pipeline, bit for bit."""
+    before = hub_files(saved)
+    found = on_hub(publish, saved, "me/round-trip", push=True, token="hf_writer")
+    assert found.url.startswith(f"{hub.endpoint}/me/round-trip/commit/")
+    files = hub.files("me/round-trip")
+    assert set(found.files) == set(files) - {".gitattributes"}
+    assert all(len(content) == found.files[name] for name, content in files.items() if name in found.files)
+    tensors, said = on_hub(use, "me/round-trip")
+    expected = AutoModelForCausalLM.from_pretrained(saved).state_dict()
+    assert all(torch.equal(torch.from_numpy(tensors[name]), tensor) for name, tensor in expected.items())
+    assert said.startswith("Once upon")
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "gemma"
+    assert card.data.language == ["en"]
+    assert "# me/round-trip" in card.text
+    assert "the Gemma terms of use" in card.text
+    for name, content in files.items():
+        for secret in (str(Path(reference).parent), str(saved), "hf_writer"):
+            assert secret.encode() not in content, name
+    lineage = json.loads(files["config.json"])["inheritune"]
+    assert lineage["reference"] == "tiny"
+    assert hub_files(saved) == before
+    assert not any(entry["authorization"] for entry in hub.log if entry["server"] == "storage")
+
+
+def test_a_loaded_student_goes_up(hub, on_hub, saved):
+    """A student in memory is pushed to the owner of the token if no owner is named; again it is no new commit."""
+    url = on_hub(push, saved, "no-owner", "hf_writer", revision="v2", private=True)
+    assert "/me/no-owner/commit/" in url
+    assert "# me/no-owner" in hub.files("me/no-owner", "v2")["README.md"].decode()
+    assert set(hub.files("me/no-owner")) == {".gitattributes"}
+    assert on_hub(push, saved, "no-owner", "hf_writer", revision="v2") == url
+
+
+def test_a_push_that_fails_can_be_made_again(hub, on_hub, reference, tmp_path):
+    """A push that breaks half way leaves the student and the repository whole; the next one goes on from there."""
+    saved = tmp_path / "deeper"
+    save_inherited(reference, 3, saved)
+    before = hub_files(saved)
+    hub.break_by({"server": "hub", "path": "/commit/", "kind": "status", "status": 500, "times": 1})
+    message = on_hub(publish_untried, saved, "me/half-way", push=True, token="hf_writer")
+    assert message.startswith("OSError: The push to me/half-way failed: ")
+    assert "The student on this machine is as it was; what was uploaded is not uploaded again. Push again." in message
+    assert set(hub.files("me/half-way")) == {".gitattributes"}
+    assert hub_files(saved) == before
+    uploaded = [entry["path"] for entry in hub.log if entry["method"] == "PUT"]
+    hub.clear()
+    assert on_hub(publish_untried, saved, "me/half-way", push=True, token="hf_writer").url
+    assert len(uploaded) == 2  # weights and picture
+    assert not [entry for entry in hub.log if entry["method"] == "PUT"]
+    assert set(hub.files("me/half-way")) > {"model.safetensors", "README.md"}
+
+
+@pytest.mark.parametrize(("token", "words"), [("hf_reader", "403"), ("hf_wrong", "401"), (False, "401")])
+def test_who_may_not_write_is_told(hub, on_hub, saved, token, words):
+    """A token that may not write, or none, ends in an error that names the repository."""
+    message = on_hub(publish_untried, saved, "me/denied", push=True, token=token)
+    assert message.startswith("OSError: The push to me/denied failed: ")
+    assert words in message
+
+
+def test_a_card_on_the_hub_is_updated(hub, on_hub, saved, tmp_path):
+    """What an author wrote on the Hub stays; stale weights go, and other files are left alone."""
+    folder = tmp_path / "before"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: [mine]\n---\n# My title\n\nMy words.\n")
+    (folder / "model-00001-of-00002.safetensors").write_text("stale")
+    (folder / "plot.svg").write_text("mine")
+    hub.add("me/authored", folder)
+    assert on_hub(publish_untried, saved, "me/authored", push=True, token="hf_writer").url
+    files = hub.files("me/authored")
+    card = ModelCard(files["README.md"].decode())
+    assert card.text.strip().startswith("# My title\n\nMy words.")
+    assert "2 of the 4 layers of `tiny`" in card.text
+    assert card.data.license == "mit"
+    assert card.data.tags[0] == "mine"
+    assert "inheritune" in card.data.tags
+    assert "plot.svg" in files
+    assert "model-00001-of-00002.safetensors" not in files
+    again = on_hub(publish_untried, saved, "me/authored", push=True, token="hf_writer")
+    assert hub.files("me/authored")["README.md"] == files["README.md"]
+    assert again.card.count("inheritune: begin") == 1
+
+
+@pytest.mark.parametrize("kind", ["weights", "nan", pytest.param("class", marks=pytest.mark.slow)])
+def test_what_does_not_work_is_not_published(saved, kind):
+    """A student that does not load, run or generate where this package is not stops before anything goes up."""
+    if kind == "weights":
+        (saved / "model.safetensors").write_bytes(b"no weights")
+        expected = "The student does not load in a fresh process, so nothing is published"
+    elif kind == "nan":
+        model = AutoModelForCausalLM.from_pretrained(saved)
+        model.transformer.wte.weight.data[0] = float("nan")
+        model.save_pretrained(saved)
+        expected = "The student does not work in a fresh process, so nothing is published: not finite"
+    else:
+        config = json.loads((saved / "config.json").read_text())
+        (saved / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
+        expected = "does not work in a fresh process, so nothing is published: missing_keys"
+    with pytest.raises(RuntimeError, match=expected):
+        publish_student(saved, "me/student")
+
+
+@pytest.mark.usefixtures("not_tried")
+@pytest.mark.parametrize(
+    ("file", "field", "value", "complaint"),
+    [
+        ("tokenizer_config.json", "vocab_file", "/home/somebody/vocab.json", "tokenizer_config.json holds a path"),
+        ("generation_config.json", "origin", "C:\\\\Users\\\\x", "generation_config.json holds a path"),
+        ("config.json", "note", "hf_" + "a1" * 12, "config.json holds a token"),
+    ],
+    ids=["path", "windows", "token"],
+)
+def test_private_things_stop_a_publication(saved, file, field, value, complaint):
+    """A path of a machine or a token in any file is named, and nothing is published."""
+    values = json.loads((saved / file).read_text())
+    (saved / file).write_text(json.dumps({**values, field: value.replace("\\\\", "\\")}))
+    with pytest.raises(ValueError, match=f"Nothing is published: {complaint}"):
+        publish_student(saved, "me/student")
+
+
+@pytest.mark.usefixtures("not_tried")
+def test_what_is_no_student_is_named(saved, tmp_path):
+    """A folder without a record, with a damaged one, without weights or with code of its own is refused."""
+    with pytest.raises(FileNotFoundError, match="There is no student in"):
+        publish_student(tmp_path, "me/student")
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "code.Model"}}))
+    with pytest.raises(ValueError, match="needs code of its own"):
+        publish_student(saved, "me/student")
+    (saved / "config.json").write_text(json.dumps(config))
+    (saved / "model.safetensors").rename(saved / "model.bin")
+    with pytest.raises(ValueError, match="There are no weights as safetensors"):
+        publish_student(saved, "me/student")
+    (saved / "inheritune_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"cannot be read .* save the student again"):
+        publish_student(saved, "me/student")
+
+
+@pytest.mark.usefixtures("not_tried")
+def test_a_users_name_is_noted(saved, monkeypatch):
+    """If a card names the machine's user that is said, unless the repository is theirs."""
+    monkeypatch.setattr(bundle.getpass, "getuser", lambda: "somebody")
+    readme = saved / "README.md"
+    readme.write_text(readme.read_text() + "\nTrained by somebody.\n")
+    assert "README.md names this machine's user." in publish_student(saved, "me/student").notes
+    assert "README.md names this machine's user." not in publish_student(saved, "somebody/student").notes
+
+
+def test_a_card_in_a_folder_is_updated(student, tmp_path):
+    """Saving a student again keeps what was written into its card."""
+    save_student(student, tmp_path / "a", record(student))
+    card = tmp_path / "a" / "README.md"
+    card.write_text(card.read_text() + "\nMy own remark.\n")
+    save_student(student, tmp_path / "a", record(student), name="me/renamed")
+    assert "My own remark." in card.read_text()
+    assert "# me/renamed" in card.read_text()
+    assert "# a\n" not in card.read_text()

@@ -235,6 +235,7 @@ def test_broken_connections_end_in_the_right_bytes(fault, hub, on_hub, publish, 
     hub.break_by(rule)
     found = on_hub(load, "me/broken", cache, piece=4096)
     assert is_cut(found)
+    assert not list(cache.rglob("*.incomplete"))
     if message is None:
         assert found["logged"] == []
     else:

@@ -1,0 +1,238 @@
+"""What goes up: a student's allowed files, with nothing private in them, tried out where this package is not."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+
+from ..records import RECORD_FILE, Lineage, RunRecord, write_json
+
+#: What may be published; anything else in a folder stays where it is.
+PUBLISHED = [
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    RECORD_FILE,
+    "README.md",
+    "layers.png",
+    "losses.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "added_tokens.json",
+    "chat_template.jinja",
+]
+
+# Vocabularies hold any text there is; they were learned, and say nothing of a machine.
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"}
+_TEXTS = (".json", ".md", ".jinja", ".txt")
+_PATH = re.compile(r"^(?:file://|~/|/(?:[\w.@+-]+/)+[\w.@+-]*$|[A-Za-z]:[\\/])")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+
+_TRIAL = """
+import json, sys
+sys.modules["inheritune_hf"] = None  # importing it is an error from here on
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder, architecture, has_tokenizer = sys.argv[1], sys.argv[2], sys.argv[3] == "tokenizer"
+model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+problems = [f"{kind}: {sorted(map(str, info[kind]))[:3]}" for kind in info if kind.endswith("_keys") and info[kind]]
+if type(model).__name__ != architecture:
+    problems.append(f"it loads as {type(model).__name__}, and config.json says {architecture}")
+broken = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
+if broken:
+    problems.append(f"not finite: {broken[:3]}")
+vocabulary = model.config.get_text_config(decoder=True).vocab_size
+prompt = torch.arange(1, 5)[None] % vocabulary
+if has_tokenizer:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = tokenizer("The first layers", return_tensors="pt").input_ids
+    if ids.numel() and int(ids.max()) >= vocabulary:
+        problems.append(f"the tokenizer gives token {int(ids.max())}, and the model knows {vocabulary}")
+    elif ids.numel():
+        prompt = ids
+room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 64
+prompt = prompt[:, : max(1, room // 2)]
+if not problems:
+    with torch.no_grad():
+        if not torch.isfinite(model(prompt).logits).all():
+            problems.append("its logits are not finite")
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        options["max_new_tokens"] = min(8, room - prompt.shape[1])
+        runs = [model.generate(prompt, use_cache=cached, **options) for cached in (True, False)]
+    if not torch.equal(*runs):
+        problems.append("it generates other tokens with cache than without")
+print(json.dumps(problems))
+"""
+
+
+def read_record(folder: Path) -> RunRecord:
+    """
+    Return the record beside a student's weights.
+
+    Raises:
+        FileNotFoundError: If the folder holds no student.
+        ValueError: If the record cannot be read.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file() or not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"There is no student in {folder}: it needs config.json and {RECORD_FILE}, as `inheritune inherit`, "
+            "`inheritune train` and save_student write them."
+        )
+    try:
+        return RunRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); save the student again.") from error
+
+
+def stage(folder: Path, target: Path) -> dict[str, str]:
+    """
+    Copy what may be published from a student's folder, with the lineage as others may read it.
+
+    Args:
+        folder (`Path`): The student; it is not changed.
+        target (`Path`): Empty folder for the copy.
+
+    Returns:
+        `dict[str, str]`: What stays behind, by name, with the reason.
+
+    Raises:
+        ValueError: If it needs code of its own, or has no weights as safetensors.
+    """
+    left = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in PUBLISHED):
+            _copy(path, target / path.name)
+        else:
+            left[path.name + ("/" if path.is_dir() else "")] = _reason(path)
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    if config.get("auto_map") or not config.get("architectures"):
+        raise ValueError(
+            f"{folder} needs code of its own (config.json has an auto_map, or no architectures): only models that "
+            "Transformers itself loads are published."
+        )
+    if not any(target.glob("*.safetensors")):
+        raise ValueError(f"There are no weights as safetensors in {folder}; save the student with save_student.")
+    if isinstance(config.get("inheritune"), dict):
+        config["inheritune"] = Lineage.from_dict(config["inheritune"]).published().to_dict()
+    write_json(target / "config.json", _without_names(config))
+    write_json(target / RECORD_FILE, read_record(folder).published().to_dict())
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        if (target / name).is_file():
+            write_json(target / name, _without_names(json.loads((target / name).read_text(encoding="utf-8"))))
+    return left
+
+
+def find_private(folder: Path, secrets: tuple[str | None, ...] = ()) -> list[str]:
+    """
+    Return what in a folder's files is nobody's business, each as a sentence: paths of a machine, tokens.
+
+    Args:
+        folder (`Path`): A staged student.
+        secrets (`tuple[str]`): Texts that must not be in it.
+    """
+    hidden = [text for text in (*secrets, get_token()) if text]
+    home = str(Path.home())
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _TEXTS or path.name in _VOCABULARIES:
+            continue
+        text = path.read_text(encoding="utf-8")
+        if _TOKEN.search(text) or any(secret in text for secret in hidden):
+            found.append(f"{path.name} holds a token.")
+        if path.suffix == ".json":
+            found += [f"{path.name} holds a path: {item}." for item in _strings(json.loads(text)) if _PATH.match(item)]
+        elif len(home) > 1 and re.search(re.escape(home) + r"[/\\]", text):
+            found.append(f"{path.name} holds a path below {home}.")
+    return found
+
+
+def mentions_user(folder: Path, repo_id: str) -> list[str]:
+    """Return the names of files in which this machine's user is named, although the repository is not named so."""
+    user = getpass.getuser()
+    if len(user) < 4 or user in {"root", "user", "ubuntu"} or user in repo_id:
+        return []
+    named = re.compile(rf"\b{re.escape(user)}\b")
+    return [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.suffix in _TEXTS and path.name not in _VOCABULARIES and named.search(path.read_text(encoding="utf-8"))
+    ]
+
+
+def try_out(folder: Path) -> None:
+    """
+    Load a staged student in a fresh process where this package cannot be imported, run it and let it generate.
+
+    Raises:
+        RuntimeError: If anything about that fails; the message says what.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tokenizer = "tokenizer" if (folder / "tokenizer_config.json").is_file() else "none"
+    done = subprocess.run(
+        [sys.executable, "-c", _TRIAL, str(folder), config["architectures"][0], tokenizer],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise RuntimeError(f"The student does not load in a fresh process, so nothing is published: {last}")
+    problems = json.loads(done.stdout.strip().splitlines()[-1])
+    if problems:
+        raise RuntimeError(f"The student does not work in a fresh process, so nothing is published: {problems[0]}.")
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Link large files, which nothing writes to, and copy the others."""
+    if path.suffix == ".safetensors":
+        try:
+            target.hardlink_to(path.resolve())
+            return
+        except OSError:
+            pass  # another disk
+    shutil.copyfile(path, target)
+
+
+def _reason(path: Path) -> str:
+    if path.is_dir():
+        return "folders stay here"
+    if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
+        return "pickled files are never published"
+    return "not part of a student"
+
+
+def _without_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a config without where it was loaded from."""
+    return {name: value for name, value in values.items() if name not in {"_name_or_path", "name_or_path"}}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
