@@ -10,7 +10,11 @@ from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
 from inheritune_hf.training.compilation import compile_blocks
 
 # Dynamo looks at .grad of what it traces (torch/_dynamo/variables/builder.py) and warns of itself.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+# Inductor imports torch/utils/mkldnn.py, which still scripts its modules.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
+)
 
 EAGER = {"backend": "aot_eager", "mode": None, "dynamic": False}  # traces as any backend, and generates no code
 

@@ -108,7 +108,7 @@ def stream(shards):
     return PackedStream([source], TOKENS, fingerprint=str(shards))
 
 
-def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None, **changes):
+def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None, reference_kwargs=None, **changes):
     settings = {"keep_layers": 1, "grow_by": 1, "steps_per_round": 10, "target": 0.01, "max_layers": 3}
     return InherituneTrainer(
         reference,
@@ -117,6 +117,7 @@ def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None,
         train_dataset=train_set() if train is None else train,
         eval_dataset=selection_set(),
         callbacks=callbacks,
+        reference_kwargs=reference_kwargs,
     )
 
 
