@@ -16,13 +16,17 @@ verbs:
   doctor    say whether and how a reference can be cut, from its config and file headers alone
   plan      estimate what a run would take, before any weight is downloaded or loaded
   verify    check a saved student against its reference, reload it and let it generate
+  compare   train other ways to make a model small under the loop's budget, and show them side by side
   analyze   see which layers of a model are lazy, and how many are worth keeping
+  evaluate  measure a student beside its reference: loss, speed, memory, drafting, zero-shot tasks
+  report    write what a run came to as one HTML page, with Markdown and a picture
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
   --version  show the version
 
 exit status of train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interrupted (run it again), 2 usage, 1 error
+exit status of compare: 0 complete, 75 interrupted (run it again), 2 usage, 1 error
 exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """
 
@@ -56,10 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         status: int = getattr(inspect, verb)(rest)
         return status
+    if verb == "compare":
+        from .compare import compare
+
+        return compare(rest)
     if verb == "analyze":
         from .analyze import analyze
 
         return analyze(rest)
-    verbs = "train, inherit, data, doctor, plan, verify, analyze"
+    if verb == "evaluate":
+        from .evaluate import evaluate
+
+        return evaluate(rest)
+    if verb == "report":
+        from .report import report
+
+        return report(rest)
+    verbs = "train, inherit, data, doctor, plan, verify, compare, analyze, evaluate, report"
     print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
     return 2

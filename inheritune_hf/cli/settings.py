@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..configuration import DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
+
+Config = TypeVar("Config")
 
 
 class Settings(NamedTuple):
@@ -22,9 +24,9 @@ class Settings(NamedTuple):
     args: TrainingArguments
 
 
-def build_parser(prog: str | None = None) -> HfArgumentParser:
-    """Return the parser of a run: every field of the recipe, the data settings and `TrainingArguments` is an option."""
-    settings: Any = (RunConfig, InherituneConfig, DataConfig, TrainingArguments)
+def build_parser(prog: str | None = None, more: Sequence[type] = ()) -> HfArgumentParser:
+    """Return the parser of a run: every field of recipe, data settings, `TrainingArguments` and `more` is an option."""
+    settings: Any = (RunConfig, InherituneConfig, DataConfig, TrainingArguments, *more)
     parser = HfArgumentParser(
         settings,
         prog=prog,
@@ -51,7 +53,31 @@ def parse_settings(argv: Sequence[str], defaults: Mapping[str, Any] | None = Non
     Raises:
         SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
     """
-    parser = build_parser(prog)
+    return Settings(*_parse(argv, defaults, prog))
+
+
+def parse_comparison(
+    argv: Sequence[str], comparison: type[Config], defaults: Mapping[str, Any] | None = None, prog: str | None = None
+) -> tuple[Settings, Config]:
+    """
+    Read the settings of a comparison: those of a run, and the fields of `comparison`.
+
+    The first word may be the file of settings.
+
+    Raises:
+        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
+    """
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = ["--config", *words]
+    *run, config = _parse(words, defaults, prog, (comparison,))
+    return Settings(*run), config
+
+
+def _parse(
+    argv: Sequence[str], defaults: Mapping[str, Any] | None, prog: str | None, more: Sequence[type] = ()
+) -> tuple[Any, ...]:
+    parser = build_parser(prog, more)
     try:
         file = _config_file(argv)
         given = read_mapping(file) if file else {}
@@ -60,14 +86,14 @@ def parse_settings(argv: Sequence[str], defaults: Mapping[str, Any] | None = Non
         if defaults and "reference" not in given and not _names_reference(argv):
             parser.set_defaults(**defaults)
         parser.set_defaults(**given)
-        run, recipe, data, args, _, unknown = parser.parse_args_into_dataclasses(
+        *parsed, _, unknown = parser.parse_args_into_dataclasses(
             list(argv), return_remaining_strings=True, look_for_args_file=False
         )
         _reject_unknown_options(unknown, allowed)
     except (ValueError, FileNotFoundError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    return Settings(run, recipe, data, args)
+    return tuple(parsed)
 
 
 def _reject_unknown_options(words: Sequence[str], allowed: set[str]) -> None:

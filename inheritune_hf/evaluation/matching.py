@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from ..records import Match
 from .validation import Validation
 
-#: Fewer documents than this give no interval: a bootstrap over so few clusters is too narrow.
+#: Documents of equal length that an interval should rest on; with fewer it says so, and may be too narrow.
 MIN_DOCUMENTS = 30
 _RESAMPLES = 2_000
 _SEED = 0
+# Resampling weights that are held at once.
+_WEIGHTS = 4_000_000
 
 
 def compare_losses(
@@ -20,9 +26,9 @@ def compare_losses(
     """
     Compare a student's loss with a reference's, or with a number, and say whether it matches.
 
-    The difference is paired: both losses come from the same sequences. Its one-sided bounds come from a bootstrap that
-    resamples whole documents, because the tokens of one document are not independent. With `confidence` the upper
-    bound must be within the tolerance, without it the mean must be.
+    The difference is paired: both losses come from the same sequences. Its one-sided bounds cluster by document,
+    because the tokens of one document are not independent: see `difference_bounds`. With `confidence` the upper bound
+    must be within the tolerance, without it the mean must be.
 
     Args:
         student (`Validation`): The student's sums per document.
@@ -36,26 +42,25 @@ def compare_losses(
     Raises:
         ValueError: If student and reference were not measured on the same documents and tokens.
     """
-    excess = np.asarray(student.loss_sums, dtype=np.float64)
     tokens = np.asarray(student.tokens, dtype=np.float64)
     if isinstance(target, Validation):
-        if student.documents != target.documents or student.tokens != target.tokens:
-            raise ValueError(
-                f"Student and reference must be measured on the same sequences, got {len(student.documents)} documents "
-                f"with {sum(student.tokens)} tokens against {len(target.documents)} with {sum(target.tokens)}; "
-                "evaluate both on one data set."
-            )
-        excess = excess - np.asarray(target.loss_sums, dtype=np.float64)
+        excess = _excess(student, target)
     else:
-        excess = excess - target * tokens
+        excess = np.asarray(student.loss_sums, dtype=np.float64) - target * tokens
     difference = float(excess.sum() / tokens.sum())
 
     lower = upper = None
     note = ""
-    if len(tokens) < MIN_DOCUMENTS:
-        note = f"no interval: {len(tokens)} documents, {MIN_DOCUMENTS} are needed; means are compared"
+    if len(tokens) == 1:
+        note = "no interval: 1 document, 2 are needed; means are compared"
     else:
-        lower, upper = _bootstrap_bounds(excess, tokens, confidence or 0.95)
+        lower, upper = (float(bound) for bound in difference_bounds(excess, tokens, confidence or 0.95))
+        effective = float(_effective_documents(tokens))
+        if effective < MIN_DOCUMENTS:
+            note = (
+                f"the {len(tokens)} documents weigh as much as {effective:.1f} of equal length; with fewer than "
+                f"{MIN_DOCUMENTS} the interval may be too narrow"
+            )
     bound = difference if confidence is None or upper is None else upper
     return Match(
         matched=bound <= tolerance,
@@ -68,12 +73,126 @@ def compare_losses(
     )
 
 
-def _bootstrap_bounds(
+def difference_bounds(
     excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
-) -> tuple[float, float]:
-    """Return one-sided lower and upper percentile bounds of sum(excess) / sum(tokens), resampling documents."""
-    documents = len(tokens)
-    weights = np.random.default_rng(_SEED).multinomial(documents, np.full(documents, 1 / documents), size=_RESAMPLES)
-    ratios = (weights @ excess) / (weights @ tokens)
-    lower, upper = np.quantile(ratios, [1 - confidence, confidence])
-    return float(lower), float(upper)
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """
+    Return one-sided bounds of a difference in loss, each the wider of two that cluster by document.
+
+    One is the percentile of a bootstrap that resamples documents. It is too narrow if few documents hold most of the
+    tokens. The other leaves out one document at a time and takes the quantile of a t distribution, whose degrees of
+    freedom are the number of documents of equal length that would weigh as much, less one.
+
+    Args:
+        excess (`numpy.ndarray` of shape `(..., documents)`): Summed losses above the target, in nats.
+        tokens (`numpy.ndarray` of shape `(..., documents)`): Counted tokens; two documents or more.
+        confidence (`float`): One-sided confidence of each bound.
+
+    Returns:
+        `tuple[numpy.ndarray, numpy.ndarray]` of shape `(...)`: Lower and upper bounds, in nats per token.
+    """
+    pairs = bootstrap_bounds(excess, tokens, confidence), leave_one_out_bounds(excess, tokens, confidence)
+    return np.minimum(pairs[0][0], pairs[1][0]), np.maximum(pairs[0][1], pairs[1][1])
+
+
+def bootstrap_bounds(
+    excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return one-sided bounds from 2,000 seeded draws of documents; arguments as those of `difference_bounds`."""
+    documents = excess.shape[-1]
+    draw, even = np.random.default_rng(_SEED), np.full(documents, 1 / documents)
+    size = max(1, _WEIGHTS // documents)
+    ratios: list[NDArray[np.float64]] = []
+    for start in range(0, _RESAMPLES, size):
+        weights = draw.multinomial(documents, even, size=min(size, _RESAMPLES - start)).T.astype(np.float64)
+        ratios.append((excess @ weights) / (tokens @ weights))
+    lower, upper = np.quantile(np.concatenate(ratios, axis=-1), [1 - confidence, confidence], axis=-1)
+    return lower, upper
+
+
+def leave_one_out_bounds(
+    excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return one-sided bounds from the differences without each document; arguments as those of `difference_bounds`."""
+    all_excess, all_tokens = excess.sum(-1, keepdims=True), tokens.sum(-1, keepdims=True)
+    difference = all_excess / all_tokens
+    without = (all_excess - excess) / (all_tokens - tokens)
+    error = np.sqrt(((without - difference) ** 2).sum(-1))
+    reach = stdtrit(np.maximum(_effective_documents(tokens) - 1, 1), confidence) * error
+    return difference[..., 0] - reach, difference[..., 0] + reach
+
+
+def _effective_documents(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how many documents of equal length weigh as much as those of `tokens`, shape `(..., documents)`."""
+    effective: NDArray[np.float64] = tokens.sum(-1) ** 2 / (tokens**2).sum(-1)
+    return effective
+
+
+@dataclass(frozen=True)
+class SeedDifference:
+    """
+    How the losses of one kind of model, trained with several seeds, differ from those of another.
+
+    Args:
+        difference (`float`): Mean over seeds of the paired difference, in nats per token.
+        lower (`float`, *optional*): Lower bound of its two-sided interval.
+        upper (`float`, *optional*): Upper bound.
+        documents (`int`): Documents that it rests on.
+        seeds (`int`): Seeds that it rests on.
+        note (`str`): What the interval does not cover, or why there is none.
+    """
+
+    difference: float
+    lower: float | None
+    upper: float | None
+    documents: int
+    seeds: int
+    note: str = ""
+
+
+def compare_over_seeds(
+    models: Sequence[Validation], targets: Sequence[Validation], confidence: float = 0.95
+) -> SeedDifference:
+    """
+    Compare models with targets, seed by seed, with an interval that resamples documents and seeds.
+
+    Args:
+        models (sequence of `Validation`): One for each seed.
+        targets (sequence of `Validation`): The same seeds in the same order, on the same documents.
+        confidence (`float`, *optional*, defaults to `0.95`): Of the two-sided interval.
+
+    Returns:
+        `SeedDifference`: Model minus target, in nats per token.
+
+    Raises:
+        ValueError: If there are not as many targets, or they were measured on other documents.
+    """
+    if not models or len(models) != len(targets):
+        raise ValueError(f"Models and targets are paired by seed, got {len(models)} and {len(targets)}.")
+    excess = np.stack([_excess(model, target) for model, target in zip(models, targets, strict=True)])
+    tokens = np.asarray(models[0].tokens, dtype=np.float64)
+    seeds, documents = excess.shape
+    difference = float((excess.sum(1) / tokens.sum()).mean())
+    if documents < MIN_DOCUMENTS:
+        return SeedDifference(
+            difference, None, None, documents, seeds, f"no interval: {documents} documents, {MIN_DOCUMENTS} are needed"
+        )
+    draw = np.random.default_rng(_SEED)
+    weights = draw.multinomial(documents, np.full(documents, 1 / documents), size=_RESAMPLES)
+    by_seed = (weights @ excess.T) / (weights @ tokens)[:, None]
+    drawn = draw.multinomial(seeds, np.full(seeds, 1 / seeds), size=_RESAMPLES) / seeds
+    tail = (1 - confidence) / 2
+    lower, upper = np.quantile((by_seed * drawn).sum(1), [tail, 1 - tail])
+    note = "" if seeds >= 5 else f"{seeds} seed{'s' if seeds > 1 else ''}: the spread between seeds is understated"
+    return SeedDifference(difference, float(lower), float(upper), documents, seeds, note)
+
+
+def _excess(student: Validation, target: Validation) -> NDArray[np.float64]:
+    """Return the student's summed loss above the target's, per document."""
+    if student.documents != target.documents or student.tokens != target.tokens:
+        raise ValueError(
+            f"Student and reference must be measured on the same sequences, got {len(student.documents)} documents "
+            f"with {sum(student.tokens)} tokens against {len(target.documents)} with {sum(target.tokens)}; "
+            "evaluate both on one data set."
+        )
+    return np.asarray(student.loss_sums, dtype=np.float64) - np.asarray(target.loss_sums, dtype=np.float64)

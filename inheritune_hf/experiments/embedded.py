@@ -29,7 +29,7 @@ from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
 from ..training import InherituneTrainer
 from .controls import Control, random_model, train_control, with_changes
-from .runs import RunResult, finish_run, measured_recipe, watch_collapse
+from .runs import PreparedRun, RunResult, finish_run, measured_recipe, watch_collapse
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"
@@ -86,6 +86,7 @@ def run_embedded(
     console: Console,
     shape: EmbeddedShape | None = None,
     collapse_every: int | None = None,
+    reference_cache: bool = True,
 ) -> RunResult:
     """
     Train a tokenizer and a reference on the running interpreter's standard library, then run the recipe on them.
@@ -97,12 +98,52 @@ def run_embedded(
     Raises:
         ValueError: If `data` names a source: the embedded default brings its own.
     """
+    ready = prepare_embedded(data, args, console, shape)
+    reference, tokenizer, splits = Path(ready.reference), ready.tokenizer, ready.splits
+    shape = shape or EmbeddedShape()
+    console.rule("inherit, train, compare, grow")
+    recipe = measured_recipe(recipe, str(reference), splits, args)
+    trainer = InherituneTrainer(
+        str(reference),
+        recipe,
+        args,
+        train_dataset=splits.train,
+        eval_dataset=splits.selection,
+        processing_class=tokenizer,
+        reference_cache=reference_cache,
+    )
+    watch_collapse(trainer, splits, collapse_every)
+    trainer.train()
+    if trainer.outcome == "interrupted":
+        return RunResult("interrupted", trainer.output_dir)
+    console.rule("controls and test")
+    result = finish_run(
+        trainer,
+        splits,
+        console,
+        train_controls=lambda: _controls(trainer, splits, reference),
+        reference_steps=shape.steps,
+        remarks=lambda rows: _remarks(trainer, rows, tokenizer, reference),
+    )
+    console.print(f"The student, rounds.json, results.md and losses.png are in {result.output_dir}.")
+    return result
+
+
+def prepare_embedded(
+    data: DataConfig, args: TrainingArguments, console: Console, shape: EmbeddedShape | None = None
+) -> PreparedRun:
+    """
+    Make the embedded default's tokenizer, reference and data, or find them in the cache.
+
+    Raises:
+        ValueError: If `data` names a source: the embedded default brings its own.
+    """
     _refuse_sources(data)
     shape = shape or EmbeddedShape()
     documents = standard_library_documents()
     train, selection, test = split_standard_library(documents)
     folder = cache_folder(shape, args, documents)
-    console.rule("1/4 · text and tokenizer")
+    console.rule("text and tokenizer")
     with args.main_process_first(desc="training the tokenizer"):
         tokenizer = _tokenizer(folder / "tokenizer", train, shape)
     splits = splits_from_documents(
@@ -119,37 +160,14 @@ def run_embedded(
         f"{facts.selection.documents} for selection, {facts.test.documents} for the test; "
         f"{facts.train.tokens:,} tokens to train on."
     )
-    console.rule(f"2/4 · reference of {shape.layers} layers")
+    console.rule(f"reference of {shape.layers} layers")
     reference = folder / "reference"
     if (reference / "config.json").is_file():
         console.print(f"found in {reference}")
     else:
         _train_reference(reference, tokenizer, splits, args, shape)
-    console.rule("3/4 · inherit, train, compare, grow")
-    recipe = measured_recipe(recipe, str(reference), splits, args)
-    trainer = InherituneTrainer(
-        str(reference),
-        recipe,
-        args,
-        train_dataset=splits.train,
-        eval_dataset=splits.selection,
-        processing_class=tokenizer,
-    )
-    watch_collapse(trainer, splits, collapse_every)
-    trainer.train()
-    if trainer.outcome == "interrupted":
-        return RunResult("interrupted", trainer.output_dir)
-    console.rule("4/4 · controls and test")
-    result = finish_run(
-        trainer,
-        splits,
-        console,
-        train_controls=lambda: _controls(trainer, splits, reference),
-        reference_steps=shape.steps,
-        remarks=lambda rows: _remarks(trainer, rows, tokenizer, reference),
-    )
-    console.print(f"The student, rounds.json, results.md and losses.png are in {result.output_dir}.")
-    return result
+    config = load_reference_config(reference)
+    return PreparedRun(str(reference), {}, config, tokenizer, splits)
 
 
 def cache_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[Document]) -> Path:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from ..analysis import is_measured, resolve_measured
 from ..analysis.measurement import scores_folder
-from ..analysis.sequences import SEQUENCES, TOKENS
+from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..evaluation import Validation, compare_losses
@@ -24,8 +24,6 @@ from ..training import CollapseCallback, InherituneTrainer, check_arguments, fir
 from .controls import Control
 
 logger = logging.getLogger(__name__)
-
-_DEFAULT_BLOCK_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,45 @@ class RunResult:
     rows: list[ResultRow] = field(default_factory=list)
 
 
-def run_recipe(
-    run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments, console: Console
-) -> RunResult:
+@dataclass(frozen=True)
+class PreparedRun:
     """
-    Run a recipe from its reference to a saved student: the job of `inheritune train` and the example script.
+    A reference and its data, ready to be trained on.
+
+    Args:
+        reference (`str`): Hub id or path.
+        kwargs (`dict[str, Any]`): Where it comes from.
+        config (`PreTrainedConfig`): Its config.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        splits (`DataSplits`): The three sets.
+        document_boundaries (`bool`): Whether documents of a sequence are kept apart.
+    """
+
+    reference: str
+    kwargs: dict[str, Any]
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    splits: DataSplits
+    document_boundaries: bool = False
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of one sequence."""
+        return self.splits.facts.block_size
+
+    @property
+    def collator(self) -> CausalCollator | None:
+        """What turns rows into batches, where it is not the trainer's own."""
+        end = end_of_text(self.tokenizer)
+        return CausalCollator(end, end) if self.document_boundaries else None
+
+
+def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> PreparedRun:
+    """
+    Read a run's reference and data: what its trainer, and everything it is compared with, starts from.
 
     Raises:
-        ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+        ValueError: If settings, data and reference do not fit together.
     """
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
@@ -64,32 +93,44 @@ def run_recipe(
     tokenizer = load_tokenizer(run.reference, **kwargs)
     check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    block_size = data.block_size or min(limit or _DEFAULT_BLOCK_SIZE, _DEFAULT_BLOCK_SIZE)
     with args.main_process_first(desc="reading and packing the data"):
         splits = load_data_splits(
             data,
             tokenizer,
-            block_size=block_size,
             seed=args.seed,
+            context_length=limit,
             vocab_size=config.get_text_config(decoder=True).vocab_size,
         )
-    end = end_of_text(tokenizer)
-    recipe = measured_recipe(recipe, run.reference, splits, args, **kwargs)
+    return PreparedRun(run.reference, kwargs, config, tokenizer, splits, data.document_boundaries)
+
+
+def run_recipe(
+    run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments, console: Console
+) -> RunResult:
+    """
+    Run a recipe from its reference to a saved student: the job of `inheritune train` and the example script.
+
+    Raises:
+        ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+    """
+    ready = prepare_run(run, recipe, data, args)
+    recipe = measured_recipe(recipe, ready.reference, ready.splits, args, **ready.kwargs)
     trainer = InherituneTrainer(
-        run.reference,
+        ready.reference,
         recipe,
         args,
-        train_dataset=splits.train,
-        eval_dataset=splits.selection,
-        processing_class=tokenizer,
-        data_collator=CausalCollator(end, end) if data.document_boundaries else None,
-        reference_kwargs=kwargs,
+        train_dataset=ready.splits.train,
+        eval_dataset=ready.splits.selection,
+        processing_class=ready.tokenizer,
+        data_collator=ready.collator,
+        reference_kwargs=ready.kwargs,
+        reference_cache=run.reference_cache,
     )
-    watch_collapse(trainer, splits, run.collapse_every)
+    watch_collapse(trainer, ready.splits, run.collapse_every)
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", Path(args.output_dir or "trainer_output"))
-    result = finish_run(trainer, splits, console)
+    result = finish_run(trainer, ready.splits, console)
     if args.push_to_hub:
         trainer.push_to_hub()
     return result
@@ -116,7 +157,7 @@ def measured_recipe(
         layers = resolve_measured(
             reference,
             str(choice),
-            selection_sequences(splits),
+            leading_sequences(splits.selection),
             progress=not args.disable_tqdm,
             cache_dir=scores_folder(),
             **kwargs,
@@ -129,21 +170,7 @@ def measured_recipe(
 def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | None) -> None:
     """Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set."""
     if every is not None:
-        trainer.add_callback(CollapseCallback(selection_sequences(splits), every, log=trainer.log))
-
-
-def selection_sequences(splits: DataSplits) -> list[list[int]]:
-    """
-    Return 100 sequences of 100 tokens of the selection set, as the paper measures, or as many and as long as there are.
-
-    Raises:
-        ValueError: If no sequence has two tokens.
-    """
-    rows: list[list[int]] = splits.selection["input_ids"][:]
-    tokens = min(TOKENS, max((len(row) for row in rows), default=0))
-    if tokens < 2:
-        raise ValueError("The selection set has no sequence of 2 tokens, so no attention can be measured on it.")
-    return [row[:tokens] for row in rows if len(row) >= tokens][:SEQUENCES]
+        trainer.add_callback(CollapseCallback(leading_sequences(splits.selection), every, log=trainer.log))
 
 
 def load_tokenizer(reference: str, **kwargs: Any) -> PreTrainedTokenizerBase:

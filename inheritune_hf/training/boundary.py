@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data import CausalCollator
 from ..records import Match, Round
-from ..students import from_pretrained_inherited, student_skeleton
+from ..students import from_pretrained_inherited
 from .carry import carry_optimizer, group_names
 from .expansion import expand_student, parameter_origins
 from .feeding import check_boundaries
@@ -30,7 +30,7 @@ def stage_next(trainer: InherituneTrainer, state: RunState) -> None:
     """Put the starting point of the round that comes next on disk."""
     found = last_checkpoint(trainer.output_dir, state.round_index - 1)
     before = found[0] if found else None
-    student = next_student(trainer, state, before)
+    student = trainer.next_student(state, before)
     student.config.inheritune["data"] = {
         "train": state.identity["train_dataset"],
         "selection": state.identity["eval_dataset"],
@@ -41,7 +41,7 @@ def stage_next(trainer: InherituneTrainer, state: RunState) -> None:
         state.round_index,
         student,
         round_trainer_state(history, trainer.args),
-        carried_states(trainer, state, before, student) if before else {},
+        {**(carried_states(trainer, state, before, student) if before else {}), **loss_scale(trainer, before)},
         sorted(before.glob("rng_state*.pth")) if before and trainer.inheritune_config.continues_data else (),
     )
 
@@ -126,8 +126,22 @@ def carried_states(
     scheduler = schedulers[1].state_dict()
     if keep_rates:
         scheduler = torch.load(before / SCHEDULER_NAME, weights_only=True)
-    trainer.hold(student_skeleton(trainer.reference_config, state.layers))
+    trainer.hold(trainer.skeleton(state.layers))
     return {OPTIMIZER_NAME: optimizer, SCHEDULER_NAME: scheduler}
+
+
+def loss_scale(trainer: InherituneTrainer, before: Path | None) -> dict[str, Any]:
+    """
+    Return the state of the loss scaler with which the round begins, by file name; none without fp16.
+
+    It goes on with the optimizer's state. The scaler itself outlives a round, so what it begins with is always said.
+    """
+    scaler: Any = trainer.accelerator.scaler
+    if scaler is None:
+        return {}
+    if before is not None and trainer.inheritune_config.optimizer_state == "keep":
+        return {SCALER_NAME: torch.load(before / SCALER_NAME, weights_only=True)}
+    return {SCALER_NAME: {**scaler.state_dict(), "scale": scaler._init_scale, "_growth_tracker": 0}}
 
 
 def first_log(trainer: InherituneTrainer, state: RunState) -> TrainerState:
@@ -147,7 +161,7 @@ def learned_names(trainer: InherituneTrainer, state: RunState) -> frozenset[str]
     if not state.rounds:
         return frozenset()
     last = state.rounds[-1].kept_layers
-    skeleton = student_skeleton(trainer.reference_config, last)
+    skeleton = trainer.skeleton(last)
     return frozenset(parameter_origins(skeleton, last, trainer.student, state.layers))
 
 

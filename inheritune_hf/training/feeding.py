@@ -122,6 +122,7 @@ class StreamedTrainer(LossTrainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor if args.dataloader_num_workers else None,
+            multiprocessing_context=args.dataloader_multiprocessing_context if args.dataloader_num_workers else None,
             # Its own: a loader draws a seed for its workers, and how often it begins must not change dropout.
             generator=torch.Generator(),
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
@@ -34,11 +32,12 @@ from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
-from .boundary import finished_round, learned_names, load_student, stage_next
+from .boundary import finished_round, learned_names, load_student, next_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .compilation import block_compiler, compile_blocks
 from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
+from .reference_loss import measure_reference
 from .staging import (
     RunState,
     Seal,
@@ -82,6 +81,8 @@ class InherituneTrainer(StreamedTrainer):
             They hear one beginning and one end of training, however many rounds there are.
         reference_kwargs (`dict`, *optional*):
             How the reference is loaded (`revision`, `token`, `attn_implementation`, ...), as for `from_pretrained`.
+        reference_cache (`bool`, *optional*, defaults to `True`):
+            Whether a loss of the reference that was measured before, in any run, is taken from the user's cache.
 
     Raises:
         ValueError: If arguments, recipe, data and reference do not fit together; nothing has been trained then.
@@ -98,9 +99,11 @@ class InherituneTrainer(StreamedTrainer):
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         reference_kwargs: Mapping[str, Any] | None = None,
+        reference_cache: bool = True,
     ) -> None:
         self.reference: Reference = reference
         self.reference_kwargs = dict(reference_kwargs or {})
+        self.reference_cache = reference_cache
         self.inheritune_config = inheritune_config
         ready = check_arguments(args, inheritune_config)
         self._compiler = block_compiler(args, inheritune_config)
@@ -116,7 +119,7 @@ class InherituneTrainer(StreamedTrainer):
         if isinstance(train_dataset, PackedStream) and self.budget <= 0:
             ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
         super().__init__(
-            model=student_skeleton(self.reference_config, layers),
+            model=self.skeleton(layers),
             args=ready,
             train_dataset=quick_rows(train_dataset, data_collator),
             eval_dataset=eval_dataset,
@@ -239,7 +242,7 @@ class InherituneTrainer(StreamedTrainer):
 
     def measure_reference(self, dataset: Any = None, metric_key_prefix: str = "reference") -> Validation:
         """
-        Measure the reference's loss by the loop that judges students, then let go of it.
+        Measure the reference's loss by the loop that judges students, then let go of it; once for the same data.
 
         Args:
             dataset (`datasets.Dataset`, *optional*): Sequences to measure on; the selection set if not given.
@@ -248,24 +251,21 @@ class InherituneTrainer(StreamedTrainer):
         Returns:
             `Validation`: Sums per document.
         """
-        self.hold(student_skeleton(self.reference_config, self._state.layers))
-        if isinstance(self.reference, PreTrainedModel):
-            # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
-            reference: Any = copy.deepcopy(self.reference)
-            reference = reference.float()
-        else:
-            reference = AutoModelForCausalLM.from_pretrained(
-                self.reference, **{"dtype": torch.float32, **self.reference_kwargs}
-            )
-        self.hold(reference)
-        del reference
-        self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
-        self.hold(student_skeleton(self.reference_config, self._state.layers))
+        data = self.eval_dataset if dataset is None else dataset
+        self.hold(self.skeleton(self._state.layers))
+        validation = measure_reference(self, data, metric_key_prefix, self.reference_cache)
+        self.hold(self.skeleton(self._state.layers))
         if self.rounds and self.outcome is not None:
             self._restore_student()
-        validation = self.validations[metric_key_prefix]
-        logger.info("reference · %d layers · %.4f nats/token", self.reference_depth, validation.loss)
         return validation
+
+    def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
+        """Return the student of `layers` without weights."""
+        return student_skeleton(self.reference_config, layers)
+
+    def next_student(self, state: RunState, before: Path | None) -> PreTrainedModel:
+        """Return the student with which a round begins; `before` is the last round's last checkpoint, if any."""
+        return next_student(self, state, before)
 
     def _run_round(self) -> float:
         """Train the current student to the end of its round, judge it, and write down what comes next."""
@@ -274,8 +274,7 @@ class InherituneTrainer(StreamedTrainer):
         end = state.start_step + (self.inheritune_config.steps_per_round or 0)
         if self.budget > 0:
             end = min(end, self.budget)
-        found = self._last_checkpoint()
-        folder, seal = found or (round_folder(self.output_dir, state.round_index), None)
+        folder, seal = self._last_checkpoint() or (round_folder(self.output_dir, state.round_index), None)
         self.hold(load_student(self, self._state, folder))
         self._describe_round()
         training_loss = float("nan")
@@ -344,12 +343,13 @@ class InherituneTrainer(StreamedTrainer):
         self._state = conclude(state, finished, self.inheritune_config, self.reference_depth, self.budget)
         self._write(self._state)
         logger.info(
-            "round %d · %d layers · %.4f nats/token · target %.4f · %s",
+            "round %d · %d layers · %.4f nats/token · target %.4f · %s%s",
             finished.index,
             finished.layers,
             finished.loss,
             finished.target,
             "matched" if match.matched else f"missed by {match.difference:+.4f}",
+            f" ({match.note})" if match.note else "",
         )
 
     # Pieces of the loop

@@ -108,7 +108,16 @@ def stream(shards):
     return PackedStream([source], TOKENS, fingerprint=str(shards))
 
 
-def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None, reference_kwargs=None, **changes):
+def make_trainer(
+    output_dir,
+    reference,
+    recipe=None,
+    callbacks=None,
+    train=None,
+    reference_kwargs=None,
+    reference_cache=False,
+    **changes,
+):
     settings = {"keep_layers": 1, "grow_by": 1, "steps_per_round": 10, "target": 0.01, "max_layers": 3}
     return InherituneTrainer(
         reference,
@@ -118,6 +127,7 @@ def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None,
         eval_dataset=selection_set(),
         callbacks=callbacks,
         reference_kwargs=reference_kwargs,
+        reference_cache=reference_cache,
     )
 
 
@@ -204,6 +214,7 @@ def main():
         settings.get("recipe"),
         [*callbacks, seen],
         train,
+        settings.get("reference_cache", False),
         **settings.get("args", {}),
     )
     if "moment" in settings:

@@ -1,0 +1,292 @@
+"""One cell of a comparison: an arm, a seed and a learning rate, trained once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    ProgressCallback,
+    TrainingArguments,
+)
+
+from ..analysis import NEAR_RANK_ONE, measure_collapse
+from ..analysis.sequences import leading_sequences
+from ..configuration import InherituneConfig
+from ..data import CausalCollator
+from ..evaluation import ValidatedTrainer, Validation
+from ..records import write_json
+from ..students import student_skeleton
+from ..students.estimation import operations_per_token
+from ..training import on_main_process
+from .arms import ArmTrainer, Variant, arm_shape
+from .controls import with_changes
+from .runs import PreparedRun
+
+CELL_FILE = "cell.json"
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    What an arm came to with one seed and one learning rate.
+
+    Args:
+        arm (`str`): The arm, as the recipe names it.
+        seed (`int`): Seed of weights, dropout and data order.
+        learning_rate (`float`): Peak learning rate.
+        layers (`int`): Depth of the final model.
+        parameters (`int`): Its parameters, tied ones counted once.
+        steps (`int`): Optimizer steps, all rounds and stages together, failed ones included.
+        tokens (`int`): Tokens of those steps.
+        flops (`float`): Floating-point operations of those steps, forward and backward.
+        epochs (`float`): Passes over the training set, all rounds and stages together.
+        seconds (`float`): Wall time of training and evaluating.
+        outcome (`str`, *optional*): How the loop ended; None for other arms.
+        curve (`tuple`): Points of (tokens, FLOPs, selection loss in nats per token).
+        reference_loss (`float`): The reference's selection loss, in nats per token.
+        selection (`Validation`): The final model's loss on the selection set, per document.
+        folder (`str`): Name of the folder that holds the trained model, below the comparison's.
+        lazy_layers (`int`, *optional*): Layers of the final model near rank 1; None where not measured.
+        test (`Validation`, *optional*): Its loss on the test set; None unless this cell was chosen.
+    """
+
+    arm: str
+    seed: int
+    learning_rate: float
+    layers: int
+    parameters: int
+    steps: int
+    tokens: int
+    flops: float
+    epochs: float
+    seconds: float
+    outcome: str | None
+    curve: tuple[tuple[int, float, float], ...]
+    reference_loss: float
+    selection: Validation
+    folder: str
+    lazy_layers: int | None = None
+    test: Validation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the cell as a dictionary that JSON can hold."""
+        return {
+            **asdict(self),
+            "selection": self.selection.to_dict(),
+            "test": None if self.test is None else self.test.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Cell:
+        """Rebuild a cell from what `to_dict` returned."""
+        return cls(
+            **{
+                **values,
+                "curve": tuple((tokens, flops, loss) for tokens, flops, loss in values["curve"]),
+                "selection": Validation.from_dict(values["selection"]),
+                "test": None if values["test"] is None else Validation.from_dict(values["test"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """
+    What a cell is to train.
+
+    Args:
+        variant (`Variant`): The arm.
+        seed (`int`): Its seed.
+        learning_rate (`float`): Peak learning rate.
+        layers (`int`): Depth of the final model.
+        steps (`int`): Optimizer steps that it may take; 0 leaves it to the loop.
+        chosen (`tuple[int, ...]`): Layers that a measure chose, for arms that go by one.
+    """
+
+    variant: Variant
+    seed: int
+    learning_rate: float
+    layers: int
+    steps: int
+    chosen: tuple[int, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's folder, told by arm, seed and learning rate."""
+        return f"{self.variant.name.replace('/', '-')}-seed{self.seed}-lr{self.learning_rate:g}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """
+    What all cells of a comparison share.
+
+    Args:
+        ready (`PreparedRun`): Reference, tokenizer and data.
+        recipe (`InherituneConfig`): The loop's recipe.
+        args (`TrainingArguments`): Settings of every cell but for seed, learning rate and steps.
+        folder (`Path`): The comparison's folder.
+    """
+
+    ready: PreparedRun
+    recipe: InherituneConfig
+    args: TrainingArguments
+    folder: Path
+
+
+def run_cell(bench: Bench, plan: CellPlan) -> Cell | None:
+    """
+    Train a cell, or go on where it was interrupted; a finished one is read from disk.
+
+    Returns:
+        `Cell`, *optional*: What it came to; None if it was interrupted.
+
+    Raises:
+        ValueError: If the folder holds a cell of other settings.
+    """
+    folder = bench.folder / plan.folder
+    cell: Cell | None = on_main_process(read_cell(folder) if bench.args.process_index == 0 else None)
+    if cell is not None:
+        return cell
+    trainer = cell_trainer(bench, plan)
+    trainer.train()
+    if trainer.outcome == "interrupted":
+        return None
+    cell = _finished(bench, plan, trainer)
+    trainer.save_model(str(folder / MODEL_FOLDER))
+    if trainer.args.should_save:
+        write_json(folder / CELL_FILE, cell.to_dict())
+        for path in (folder / "_inheritune", *folder.glob("checkpoint-*")):
+            shutil.rmtree(path)
+    trainer.accelerator.wait_for_everyone()
+    return cell
+
+
+def test_cell(bench: Bench, plan: CellPlan, cell: Cell) -> Cell:
+    """Measure a chosen cell on the test set and count its lazy layers, once: what was measured is kept with it."""
+    if cell.test is not None:
+        return cell
+    folder = bench.folder / plan.folder
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
+    cell = replace(cell, test=measure(bench, model), lazy_layers=on_main_process(lazy_layers(bench, model)))
+    if bench.args.should_save:
+        write_json(folder / CELL_FILE, cell.to_dict())
+    return cell
+
+
+def measure(bench: Bench, model: PreTrainedModel) -> Validation:
+    """Return a model's loss on the test set, by the loop that judges students."""
+    trainer = ValidatedTrainer(
+        model=model,
+        args=with_changes(bench.args, output_dir=str(bench.folder)),
+        eval_dataset=bench.ready.splits.test,
+        data_collator=CausalCollator(bench.ready.tokenizer.eos_token_id or 0),
+    )
+    trainer.pop_callback(ProgressCallback)
+    trainer.evaluate(metric_key_prefix="test")
+    return trainer.validations["test"]
+
+
+def lazy_layers(bench: Bench, model: PreTrainedModel) -> int:
+    """Return how many of a model's layers are near rank 1 on sequences of the selection set."""
+    report = measure_collapse(model, leading_sequences(bench.ready.splits.selection), controls=False, blocks=False)
+    return len(report.lazy_layers(NEAR_RANK_ONE))
+
+
+def read_cell(folder: Path) -> Cell | None:
+    """Read a finished cell; None if there is none."""
+    path = folder / CELL_FILE
+    return Cell.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def cell_trainer(bench: Bench, plan: CellPlan) -> ArmTrainer:
+    """Return the trainer of a cell: the run's own settings, and the arm's rounds."""
+    args = with_changes(
+        bench.args,
+        output_dir=str(bench.folder / plan.folder),
+        seed=plan.seed,
+        data_seed=plan.seed,
+        learning_rate=plan.learning_rate,
+        max_steps=plan.steps or -1,
+        save_total_limit=1,
+        run_name=plan.folder,
+    )
+    return ArmTrainer(
+        plan.variant,
+        plan.chosen,
+        bench.ready.reference,
+        cell_recipe(bench.recipe, plan),
+        args,
+        train_dataset=bench.ready.splits.train,
+        eval_dataset=bench.ready.splits.selection,
+        processing_class=bench.ready.tokenizer,
+        reference_kwargs=dict(bench.ready.kwargs),
+    )
+
+
+def cell_recipe(recipe: InherituneConfig, plan: CellPlan) -> InherituneConfig:
+    """Return the rounds of a cell: the recipe's own for the loop, one for each stage for other arms."""
+    if plan.variant.arm.build is None:
+        return recipe
+    stages = 2 if plan.variant.arm.doubles else 1
+    return replace(
+        InherituneConfig(),
+        keep_layers=plan.layers // stages,
+        grow_by=max(1, plan.layers - plan.layers // stages),
+        max_layers=plan.layers,
+        steps_per_round=plan.steps // stages,
+        data_order="continue",
+        target=recipe.target,
+        tolerance=recipe.tolerance,
+        confidence=recipe.confidence,
+    )
+
+
+def operations(bench: Bench, plan: CellPlan, config: Any, layers: int) -> float:
+    """Return the floating-point operations of training an arm's model of so many layers on one token."""
+    shape = student_skeleton(arm_shape(plan.variant.arm, config), range(layers)).config
+    return operations_per_token(shape, bench.ready.block_size)
+
+
+def _finished(bench: Bench, plan: CellPlan, trainer: ArmTrainer) -> Cell:
+    tokens, flops = 0, 0.0
+    points: list[tuple[int, float, float]] = []
+    losses = {int(row["step"]): row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+    for item in trainer.rounds:
+        per_step = item.tokens / (item.end_step - item.start_step)
+        per_token = operations(bench, plan, trainer.reference_config, item.layers)
+        for step, loss in losses.items():
+            if item.start_step < step <= item.end_step:
+                done = (step - item.start_step) * per_step
+                points.append((round(tokens + done), flops + done * per_token, loss))
+        tokens += item.tokens
+        flops += item.tokens * per_token
+    last = trainer.rounds[-1]
+    student: PreTrainedModel = trainer.student
+    return Cell(
+        arm=plan.variant.name,
+        seed=plan.seed,
+        learning_rate=plan.learning_rate,
+        layers=last.layers,
+        parameters=student.num_parameters(),
+        steps=last.end_step,
+        tokens=tokens,
+        flops=flops,
+        epochs=sum(item.epochs for item in trainer.rounds),
+        seconds=sum(item.seconds for item in trainer.rounds),
+        outcome=trainer.outcome if plan.variant.arm.build is None else None,
+        curve=tuple(points),
+        reference_loss=trainer.target_loss() or float("nan"),
+        selection=trainer.validations["eval"],
+        folder=plan.folder,
+    )

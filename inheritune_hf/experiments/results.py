@@ -1,0 +1,297 @@
+"""What a comparison came to: table, curves and files, all made from its records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ..evaluation import SeedDifference, Validation, compare_over_seeds
+from ..records import write_text
+from .arms import parse_arm
+from .cells import Cell
+
+CONTINUED = "continued"
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """
+    What an arm came to over all seeds.
+
+    Args:
+        arm (`str`): The arm, or `reference`.
+        summary (`str`): What it is.
+        layers (`str`): Depth of its final model; a span where seeds differ.
+        parameters (`int`): Its parameters, on average over seeds.
+        learning_rate (`float`, *optional*): Chosen peak learning rate.
+        steps (`int`): Optimizer steps, on average.
+        tokens (`int`): Tokens trained on, on average, failed rounds included.
+        flops (`float`): Floating-point operations of that, on average.
+        epochs (`float`): Passes over the training set, on average.
+        seconds (`float`): Wall time, on average.
+        loss (`float`): Test loss in nats per token, mean over seeds.
+        deviation (`float`, *optional*): Standard deviation of the loss between seeds.
+        to_reference (`SeedDifference`, *optional*): Paired difference to the starting reference.
+        to_continued (`SeedDifference`, *optional*): Paired difference to the reference trained on.
+        tokens_to_match (`int`, *optional*): Tokens until the mean selection loss was not above the reference's at an
+            evaluation, on average; None unless every seed got there.
+        flops_to_match (`float`, *optional*): Operations until then.
+        lazy_layers (`float`, *optional*): Layers near rank 1, on average.
+    """
+
+    arm: str
+    summary: str
+    layers: str
+    parameters: int
+    learning_rate: float | None
+    steps: int
+    tokens: int
+    flops: float
+    epochs: float
+    seconds: float
+    loss: float
+    deviation: float | None
+    to_reference: SeedDifference | None = None
+    to_continued: SeedDifference | None = None
+    tokens_to_match: int | None = None
+    flops_to_match: float | None = None
+    lazy_layers: float | None = None
+
+
+def arm_results(facts: Mapping[str, Any]) -> list[ArmResult]:
+    """Return the result of the reference and of each arm, best test loss first, from the records of a comparison."""
+    reference = facts["reference"]
+    start = Validation.from_dict(reference["test"])
+    groups: dict[str, list[Cell]] = {}
+    for values in facts["cells"]:
+        cell = Cell.from_dict(values)
+        groups.setdefault(cell.arm, []).append(cell)
+    continued = {cell.seed: cell for cell in groups.get(CONTINUED, ())}
+    rows = [
+        ArmResult(
+            arm="reference",
+            summary="as it was given",
+            layers=str(reference["layers"]),
+            parameters=reference["parameters"],
+            learning_rate=None,
+            steps=reference["steps"] or 0,
+            tokens=reference["tokens"] or 0,
+            flops=reference["flops"] or 0.0,
+            epochs=0.0,
+            seconds=0.0,
+            loss=start.loss,
+            deviation=None,
+            lazy_layers=reference["lazy_layers"],
+        )
+    ]
+    arms = [_arm_result(name, cells, start, continued) for name, cells in groups.items()]
+    return rows + sorted(arms, key=lambda row: row.loss)
+
+
+def _arm_result(name: str, cells: Sequence[Cell], start: Validation, continued: Mapping[int, Cell]) -> ArmResult:
+    tests = [_test(cell) for cell in cells]
+    losses = [test.loss for test in tests]
+    depths = sorted({cell.layers for cell in cells})
+    reached = [_reached(cell) for cell in cells]
+    matched = [point for point in reached if point is not None]
+    paired = name != CONTINUED and all(cell.seed in continued for cell in cells)
+    lazy = [cell.lazy_layers for cell in cells if cell.lazy_layers is not None]
+    return ArmResult(
+        arm=name,
+        summary=parse_arm(name).arm.summary,
+        layers=str(depths[0]) if len(depths) == 1 else f"{depths[0]} to {depths[-1]}",
+        parameters=round(_mean([cell.parameters for cell in cells])),
+        learning_rate=cells[0].learning_rate,
+        steps=round(_mean([cell.steps for cell in cells])),
+        tokens=round(_mean([cell.tokens for cell in cells])),
+        flops=_mean([cell.flops for cell in cells]),
+        epochs=_mean([cell.epochs for cell in cells]),
+        seconds=_mean([cell.seconds for cell in cells]),
+        loss=_mean(losses),
+        deviation=statistics.stdev(losses) if len(losses) > 1 else None,
+        to_reference=compare_over_seeds(tests, [start] * len(tests)),
+        to_continued=compare_over_seeds(tests, [_test(continued[cell.seed]) for cell in cells]) if paired else None,
+        tokens_to_match=round(_mean([point[0] for point in matched])) if len(matched) == len(cells) else None,
+        flops_to_match=_mean([point[1] for point in matched]) if len(matched) == len(cells) else None,
+        lazy_layers=_mean(lazy) if lazy else None,
+    )
+
+
+def write_results(folder: Path) -> Table:
+    """
+    Write a comparison's table and curves from its records: `comparison.md`, `.csv`, `.png`.
+
+    Args:
+        folder (`Path`): The comparison's folder, which holds `comparison.json`.
+
+    Returns:
+        `rich.table.Table`: The table for a terminal.
+    """
+    facts = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    rows = arm_results(facts)
+    write_text(folder / "comparison.md", markdown(rows, facts))
+    write_text(folder / "comparison.csv", comma_separated(rows))
+    draw_curves(folder / "comparison.png", facts)
+    return terminal(rows)
+
+
+_HEADERS = (
+    "arm",
+    "layers",
+    "parameters",
+    "rate",
+    "tokens",
+    "FLOPs",
+    "epochs",
+    "test loss",
+    "to the reference",
+    "to the reference trained on",
+    "tokens to match",
+    "FLOPs to match",
+    "minutes",
+    "lazy layers",
+)
+
+
+def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
+    """Return the table as Markdown, with what it rests on and what was left out."""
+    lines = ["| " + " | ".join(_HEADERS) + " |", "|---|" + "---:|" * (len(_HEADERS) - 1)]
+    for row in rows:
+        cells = (
+            f"`{row.arm}`: {row.summary}",
+            row.layers,
+            f"{row.parameters:,}",
+            "" if row.learning_rate is None else f"{row.learning_rate:g}",
+            f"{row.tokens:,}" if row.tokens else "not known",
+            f"{row.flops:.2e}" if row.flops else "not known",
+            f"{row.epochs:.2f}" if row.epochs else "",
+            f"{row.loss:.4f}" + ("" if row.deviation is None else f" ± {row.deviation:.4f}"),
+            difference(row.to_reference),
+            difference(row.to_continued),
+            "" if row.tokens_to_match is None else f"{row.tokens_to_match:,}",
+            "" if row.flops_to_match is None else f"{row.flops_to_match:.2e}",
+            f"{row.seconds / 60:.1f}" if row.seconds else "",
+            "" if row.lazy_layers is None else f"{row.lazy_layers:.1f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    notes = sorted({item.note for row in rows for item in (row.to_reference, row.to_continued) if item and item.note})
+    seeds = facts["compare"]["seeds"]
+    below = [
+        f"Test loss in nats per token, mean over {len(seeds)} seed(s) ± standard deviation. Differences are paired by "
+        "document and seed, with a 95 % interval that resamples both. Tokens and FLOPs count all rounds and stages, "
+        "failed ones included; the reference's own training stands in its row and in no other. Each arm's learning "
+        "rate was chosen on the selection set with the first seed; the test set was opened once, for what was chosen.",
+        *(f"Note: {note}." for note in notes),
+        *(f"Left out: `{name}`, because {reason}." for name, reason in facts["left_out"].items()),
+    ]
+    return "\n".join([*lines, "", *below]) + "\n"
+
+
+def difference(given: SeedDifference | None) -> str:
+    """Return a difference and its interval, in nats per token."""
+    if given is None:
+        return ""
+    if given.lower is None or given.upper is None:
+        return f"{given.difference:+.4f}"
+    return f"{given.difference:+.4f} ({given.lower:+.4f} to {given.upper:+.4f})"
+
+
+def comma_separated(rows: Sequence[ArmResult]) -> str:
+    """Return every figure of the table, unrounded, as CSV."""
+    text = io.StringIO()
+    flat = [_flat(row) for row in rows]
+    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def terminal(rows: Sequence[ArmResult]) -> Table:
+    """Return the table for a terminal of 80 columns."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("arm")
+    for header in ("layers", "params", "tokens", "test loss", "to the reference", "to it, trained on"):
+        table.add_column(header, justify="right")
+    for row in rows:
+        table.add_row(
+            row.arm,
+            row.layers,
+            f"{row.parameters / 1e6:.2f}M",
+            f"{row.tokens / 1e6:.2f}M" if row.tokens else "",
+            f"{row.loss:.4f}",
+            difference(row.to_reference).replace(" (", "\n("),
+            difference(row.to_continued).replace(" (", "\n("),
+        )
+    return table
+
+
+def draw_curves(path: Path, facts: Mapping[str, Any]) -> None:
+    """Draw selection loss against tokens, one line for each arm: the mean over seeds, and the reference's level."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+
+    groups: dict[str, list[Cell]] = {}
+    for values in facts["cells"]:
+        cell = Cell.from_dict(values)
+        groups.setdefault(cell.arm, []).append(cell)
+    figure = Figure(figsize=(9, 5.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    target = facts["reference"]["selection_loss"]
+    axes.axhline(target, color="#444444", linewidth=1.2, linestyle="--", label=f"reference {target:.3f}")
+    order = sorted(groups, key=lambda name: _mean([cell.selection.loss for cell in groups[name]]))
+    colors = colormaps["tab20"]
+    for place, name in enumerate(order):
+        cells = groups[name]
+        color, style = colors(place % 20), ("-", "--", ":", "-.")[place % 4]
+        for cell in cells:
+            axes.plot(*_line(cell), color=color, linewidth=0.6, alpha=0.35)
+        shortest = min(len(cell.curve) for cell in cells)
+        tokens = [_mean([cell.curve[index][0] for cell in cells]) for index in range(shortest)]
+        losses = [_mean([cell.curve[index][2] for cell in cells]) for index in range(shortest)]
+        axes.plot(tokens, losses, color=color, linestyle=style, linewidth=1.8, label=f"{name} {losses[-1]:.3f}")
+    ends = [cell.selection.loss for cells in groups.values() for cell in cells]
+    low, high = min([target, *ends]), max([target, *ends])
+    margin = max(high - low, 0.05)
+    axes.set_ylim(low - 0.08 * margin, high + 0.35 * margin)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens trained on, all rounds and stages together")
+    axes.set_ylabel("selection loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _line(cell: Cell) -> tuple[list[int], list[float]]:
+    return [tokens for tokens, _, _ in cell.curve], [loss for _, _, loss in cell.curve]
+
+
+def _reached(cell: Cell) -> tuple[int, float] | None:
+    """Return tokens and operations at the first evaluation whose mean loss is not above the reference's."""
+    return next(((tokens, flops) for tokens, flops, loss in cell.curve if loss <= cell.reference_loss), None)
+
+
+def _flat(row: ArmResult) -> dict[str, Any]:
+    values = asdict(row)
+    for name in ("to_reference", "to_continued"):
+        given = values.pop(name) or {"difference": None, "lower": None, "upper": None}
+        values.update({f"{name}_{part}": given[part] for part in ("difference", "lower", "upper")})
+    return values
+
+
+def _test(cell: Cell) -> Validation:
+    if cell.test is None:
+        raise ValueError(f"The cell {cell.folder} was not measured on the test set; run the comparison to its end.")
+    return cell.test
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

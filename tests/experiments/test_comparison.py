@@ -1,0 +1,248 @@
+"""Arms, seeds and rates under one budget."""
+
+import csv
+import json
+import os
+import signal
+
+import pytest
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
+
+from inheritune_hf import DataConfig, InherituneConfig
+from inheritune_hf.configuration import RunConfig
+from inheritune_hf.experiments import ARMS, CompareConfig, run_comparison, write_results
+from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
+
+DEPTH = 4
+WORDS = "abcdefghij"
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """A reference of four layers with its tokenizer, and documents of letters."""
+    folder = tmp_path_factory.mktemp("material")
+    letters = Tokenizer(
+        models.WordLevel({"<end>": 0, **{word: place + 1 for place, word in enumerate(WORDS)}}, "<end>")
+    )
+    letters.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<end>", unk_token="<end>")
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=11,
+            n_positions=16,
+            n_embd=16,
+            n_layer=DEPTH,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=0,
+            scale_attn_by_inverse_layer_idx=True,
+        )
+    )
+    model.save_pretrained(folder / "reference")
+    tokenizer.save_pretrained(folder / "reference")
+    for place in range(120):
+        text = " ".join(WORDS[(place + step * (place % 3 + 1)) % 10] for step in range(24))
+        (folder / f"{place}.txt").write_text(text)
+    return folder
+
+
+def compare(material, output_dir, arms, seeds=(1, 2), rates=(1.0,), recipe=None, args=None, **settings):
+    arguments = TrainingArguments(
+        str(output_dir),
+        **{
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 16,
+            "learning_rate": 1e-2,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "logging_steps": 2,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            **(args or {}),
+        },
+    )
+    return run_comparison(
+        CompareConfig(arms=list(arms), seeds=list(seeds), learning_rates=list(rates), **settings),
+        RunConfig(reference=str(material / "reference")),
+        InherituneConfig(**{"keep_layers": 2, "max_layers": 2, "steps_per_round": 4, "target": 0.01, **(recipe or {})}),
+        DataConfig(
+            train_files=[str(material / "*.txt")],
+            selection_fraction=0.3,
+            test_fraction=0.3,
+            block_size=8,
+            near_duplicates="ignore",
+        ),
+        arguments,
+        Console(quiet=True),
+    )
+
+
+def records(folder):
+    return json.loads((folder / "comparison.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def small(material, tmp_path_factory):
+    """A comparison of four arms with one seed and two learning rates, whose loop takes two rounds."""
+    folder = tmp_path_factory.mktemp("small")
+    growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2}
+    result = compare(
+        material, folder, ["stacking", "inheritune"], [1], [0.5, 1.0], recipe=growing, reference_steps=5, controls=True
+    )
+    assert result.complete
+    return folder
+
+
+def test_arms_get_the_loops_depth_and_budget(small):
+    """The other arms are as deep as the loop's last student and train for all its rounds, failed ones included."""
+    cells = {cell["arm"]: cell for cell in records(small)["cells"]}
+    assert list(cells) == ["inheritune", "stacking", "continued", "random", "random-long"]
+    loop = cells["inheritune"]
+    assert (loop["layers"], loop["steps"], loop["outcome"]) == (2, 8, "no_more_layers")
+    for arm in ("stacking", "random"):
+        assert (cells[arm]["layers"], cells[arm]["steps"], cells[arm]["outcome"]) == (2, 8, None)
+        assert cells[arm]["tokens"] == loop["tokens"] == 8 * 4 * 8
+    assert cells["continued"]["layers"] == DEPTH
+    assert cells["random-long"]["steps"] == 8 + 5
+    assert loop["flops"] == cells["stacking"]["flops"] < cells["random"]["flops"] < cells["continued"]["flops"]
+    assert [point[0] for point in loop["curve"]] == [64, 128, 192, 256]
+    assert all(cell["epochs"] > 0 and cell["seconds"] > 0 for cell in cells.values())
+
+
+def test_learning_rate_is_chosen_on_the_selection_set(small):
+    """Each arm goes on with the rate of the lowest selection loss; only that cell meets the test set."""
+    facts = records(small)
+    for cell in facts["cells"]:
+        losses = {float(rate): loss for rate, loss in facts["sweep"][cell["arm"]].items()}
+        assert set(losses) == {0.005, 0.01}
+        assert cell["learning_rate"] == min(losses, key=losses.get)
+        other = small / f"{cell['arm']}-seed1-lr{max(losses, key=losses.get):g}" / "cell.json"
+        assert json.loads(other.read_text())["test"] is None
+        assert cell["test"] is not None
+
+
+def test_table_is_made_from_the_records(small):
+    """Table, CSV and curves say what the records say; nothing is trained for them."""
+    facts = records(small)
+    before = (small / "comparison.md").read_text()
+    for name in ("comparison.md", "comparison.csv", "comparison.png"):
+        (small / name).unlink()
+    write_results(small)
+    assert (small / "comparison.md").read_text() == before
+    assert (small / "comparison.png").stat().st_size > 10_000
+    rows = {row["arm"]: row for row in csv.DictReader((small / "comparison.csv").read_text().splitlines())}
+    losses = [float(row["loss"]) for row in rows.values()]
+    assert losses[1:] == sorted(losses[1:])
+    for cell in facts["cells"]:
+        test, row = cell["test"], rows[cell["arm"]]
+        loss = sum(test["loss_sums"]) / sum(test["tokens"])
+        assert float(row["loss"]) == loss
+        start = facts["reference"]["test"]
+        assert float(row["to_reference_difference"]) == pytest.approx(
+            loss - sum(start["loss_sums"]) / sum(start["tokens"])
+        )
+        assert f"| {loss:.4f} |" in before
+    assert rows["continued"]["to_continued_difference"] == ""
+    assert "1 seed: the spread between seeds is understated" in before
+
+
+def test_finished_comparison_is_not_trained_again(small, material, monkeypatch):
+    """The same call reads what is on disk."""
+    before = {path: path.stat().st_mtime_ns for path in small.glob("*/cell.json")}
+    monkeypatch.setattr(ArmTrainer, "training_step", None)
+    growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2}
+    compare(material, small, ["stacking", "inheritune"], [1], [0.5, 1.0], recipe=growing, reference_steps=5)
+    assert before == {path: path.stat().st_mtime_ns for path in small.glob("*/cell.json")}
+
+
+def weights(folder):
+    return {path.parent.parent.name: path.read_bytes() for path in folder.glob("*/model/model.safetensors")}
+
+
+def test_interrupted_cell_goes_on_to_the_same_bits(material, tmp_path, monkeypatch):
+    """A comparison stopped within a cell goes on there; its cells equal those of one that was not stopped."""
+    fixed = {"layers": 2, "budget_steps": 6, "controls": False}
+    compare(material, tmp_path / "whole", ["hybrid-stacking", "random"], [1], **fixed)
+    taken, step = [], ArmTrainer.training_step
+
+    def stopped(trainer, *batch):
+        taken.append(1)
+        if len(taken) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *batch)
+
+    monkeypatch.setattr(ArmTrainer, "training_step", stopped)
+    first = compare(material, tmp_path / "cut", ["hybrid-stacking", "random"], [1], **fixed)
+    assert not first.complete
+    assert len(list((tmp_path / "cut").glob("*/cell.json"))) == 1
+    assert compare(material, tmp_path / "cut", ["hybrid-stacking", "random"], [1], **fixed).complete
+    assert len(taken) == 6 + 6
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert len(weights(tmp_path / "cut")) == 2
+
+
+def test_budget_in_flops(material, tmp_path):
+    """Under a budget of operations a deeper arm takes fewer steps, and spends as much."""
+    compare(
+        material, tmp_path, ["random", "random-whole"], [1], layers=2, budget_steps=8, budget="flops", controls=False
+    )
+    cells = {cell["arm"]: cell for cell in records(tmp_path)["cells"]}
+    assert cells["random"]["steps"] == 8
+    assert cells["random-whole"]["steps"] < 8
+    step = cells["random-whole"]["flops"] / cells["random-whole"]["steps"]
+    assert abs(cells["random-whole"]["flops"] - cells["random"]["flops"]) <= step / 2
+
+
+@pytest.mark.slow
+def test_every_arm_in_one_comparison(material, tmp_path):
+    """All initialisations, two seeds, one budget; two runs of a comparison are equal to the bit."""
+    names = [name for name in ARMS if name != "inheritune"]
+    names += [f"{name}/moved-scale" for name in names if ARMS[name].moves]
+    fixed = {"layers": 2, "budget_steps": 4, "reference_steps": 4}
+    compare(material, tmp_path / "first", ["inheritune", *names], **fixed)
+    facts = records(tmp_path / "first")
+    assert facts["left_out"] == {}
+    assert {cell["arm"] for cell in facts["cells"]} == {"inheritune", *names}
+    compare(material, tmp_path / "second", ["inheritune", *names], **fixed)
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+    assert len(weights(tmp_path / "first")) == 2 * len(names) + 2
+
+
+def test_arms_that_cannot_be_built_are_left_out_and_said(material, tmp_path):
+    """An arm that the reference or the depth does not allow is named with the reason; the others run."""
+    arms = ["random", "stacking", "distilbert"]
+    compare(material, tmp_path, arms, [1], layers=3, budget_steps=2, controls=False)
+    facts = records(tmp_path)
+    assert facts["left_out"] == {"stacking": "it doubles a number of layers, and 3 is odd"}
+    assert "Left out: `stacking`" in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"arms": ["randm"]}, "There is no arm 'randm' \\(did you mean 'random'\\?\\)"),
+        ({"arms": ["random/moved-scale"]}, "random moves no block"),
+        ({"arms": ["random", "random"]}, "arms must be a list of different values"),
+        ({"arms": ["random"]}, "give layers and budget_steps"),
+        ({"seeds": []}, "seeds must be a list"),
+        ({"learning_rates": [0.0]}, "must be multiples above 0"),
+        ({"budget": "hours"}, "budget must be tokens or flops"),
+        ({"budget_steps": 0}, "budget_steps must be a whole number of 1 or more"),
+    ],
+)
+def test_comparisons_that_make_no_sense_are_refused(values, message):
+    """Bad settings are refused before anything is read."""
+    with pytest.raises(ValueError, match=message):
+        CompareConfig(**values)
+
+
+def test_arms_say_where_they_come_from():
+    """Each arm has a sentence and a source."""
+    assert all(arm.summary and arm.source for arm in ARMS.values())
+    assert parse_arm("last/moved-scale").moved_scale

@@ -1,0 +1,212 @@
+"""What each initialisation copies, and where to."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from inheritune_hf.experiments import initialisations
+
+DEPTH = 8
+TOKENS = torch.tensor([[5, 9, 3, 11, 7, 2]])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    make_gpt2().save_pretrained(folder)
+    return str(folder)
+
+
+def make_gpt2(**changes):
+    torch.manual_seed(0)
+    values = {"n_layer": DEPTH, "n_embd": 12, "n_head": 3, "vocab_size": 32, "n_positions": 16}
+    model = GPT2LMHeadModel(GPT2Config(**{**values, "bos_token_id": 0, "eos_token_id": 0, **changes}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def same(left, right):
+    left, right = left.state_dict(), right.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def outside(model):
+    return {name: tensor for name, tensor in model.state_dict().items() if ".h." not in name}
+
+
+def assert_outside_is_the_references(model, reference):
+    whole = outside(reference)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in outside(model).items())
+
+
+def map_of(model, reference):
+    """For each block of the model the layer of the reference whose block it is, or None."""
+    blocks = reference.transformer.h
+    return [next((layer for layer, old in enumerate(blocks) if same(old, new)), None) for new in model.transformer.h]
+
+
+@pytest.mark.parametrize(
+    ("build", "wanted"),
+    [
+        (lambda given: initialisations.inherited(given, 4, 1), [0, 1, 2, 3]),
+        (lambda given: initialisations.inherited(given, "last:4", 1), [4, 5, 6, 7]),
+        (lambda given: initialisations.inherited(given, [2, 3, 4, 5], 1), [2, 3, 4, 5]),
+        (lambda given: initialisations.inherited(given, "spaced:4", 1), [0, 2, 5, 7]),
+        (lambda given: initialisations.hybrid_stacked(given, 4, 1), [0, 1, 0, 1]),
+        (lambda given: initialisations.distilbert(given, 4, 1), [0, 2, 4, 6]),
+        (lambda given: initialisations.distilbert(given, 6, 1), [0, 2, 4, 6, 6, 7]),
+        (lambda given: initialisations.lazy_in_place(given, 3, 6, 1), [None, None, None, 3, 4, 5]),
+        (lambda given: initialisations.assembled(given, [7, None, 0], 1), [7, None, 0]),
+    ],
+)
+def test_blocks_come_from_where_they_should(reference, build, wanted):
+    """Each block is bit for bit the reference's, or random; everything outside the blocks comes along."""
+    model, whole = build(reference), loaded(reference)
+    assert map_of(model, whole) == wanted
+    assert model.config.n_layer == len(wanted)
+    assert_outside_is_the_references(model, whole)
+
+
+def test_the_papers_alternate_layers():
+    """A 16-layer student of 24 layers has 0, 2, ..., 22 and then 18 to 21."""
+    assert initialisations.alternate_layers(24, 16) == (*range(0, 24, 2), 18, 19, 20, 21)
+    assert initialisations.alternate_layers(24, 12) == tuple(range(0, 24, 2))
+
+
+def test_random_weights_have_nothing_of_the_reference(reference):
+    """Same shape, other numbers, told by the seed alone; the caller's random state stays."""
+    state = torch.get_rng_state()
+    first, again, other = (initialisations.random_weights(reference, 4, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(first, again)
+    assert not same(first, other)
+    whole = loaded(reference)
+    assert map_of(first, whole) == [None] * 4
+    assert not any(
+        torch.equal(tensor, outside(whole)[name]) for name, tensor in outside(first).items() if "wte" in name
+    )
+    assert initialisations.random_weights(reference, DEPTH, 1).config.n_layer == DEPTH
+
+
+@pytest.mark.parametrize(
+    ("parts", "kept", "left"),
+    [
+        ("attention+norms", ("attn", "ln_1", "ln_2"), ("mlp",)),
+        ("mlp+norms", ("mlp", "ln_1", "ln_2"), ("attn",)),
+        ("attention+mlp", ("attn", "mlp"), ("ln_1", "ln_2")),
+    ],
+)
+def test_submodules_come_along(reference, parts, kept, left):
+    """The sub-module ablation: the named parts of every block are the reference's, the others are not."""
+    model, whole = initialisations.with_parts(reference, 4, parts, 1), loaded(reference)
+    for new, old in zip(model.transformer.h, whole.transformer.h, strict=False):
+        assert all(same(getattr(new, name), getattr(old, name)) for name in kept)
+        assert not any(same(getattr(new, name), getattr(old, name)) for name in left)
+    assert_outside_is_the_references(model, whole)
+
+
+def test_released_codes_partial_copy(reference):
+    """Blocks and head (tied with the token embedding) come along; positions and the final norm begin anew."""
+    model, whole = initialisations.with_parts(reference, 4, "released-code", 1), loaded(reference)
+    assert map_of(model, whole) == [0, 1, 2, 3]
+    assert torch.equal(model.transformer.wte.weight, whole.transformer.wte.weight)
+    assert not torch.equal(model.transformer.wpe.weight, whole.transformer.wpe.weight)
+    assert torch.equal(model.transformer.ln_f.weight, torch.ones(12))
+
+
+def test_stacking_doubles_a_trained_student(reference):
+    """The second stage: the student's blocks twice over, and everything outside them."""
+    student = initialisations.random_weights(reference, 2, 1)
+    model = initialisations.stacked(student, 4, 1)
+    assert map_of(model, student) == [0, 1, 0, 1]
+    assert_outside_is_the_references(model, student)
+    with pytest.raises(ValueError, match="doubles a student of 2, got one of 4"):
+        initialisations.stacked(model, 4, 1)
+
+
+def test_expansion_computes_what_the_half_does(reference):
+    """Identity blocks change nothing: the logits are those of the reference's first layers."""
+    half = initialisations.inherited(reference, 2, 1)
+    model = initialisations.expanded(reference, 4, 1)
+    assert map_of(model, half) == [0, None, 1, None]
+    assert torch.equal(model(TOKENS).logits, half(TOKENS).logits)
+
+
+def test_half_width_has_the_leading_heads_and_neurons(reference):
+    """Each of query, key and value is cut by itself; of three heads one is kept, and said."""
+    model, whole = initialisations.half_width(reference, 1), loaded(reference)
+    assert (model.config.n_layer, model.config.n_head, model.config.n_embd) == (DEPTH, 1, 4)
+    new, old = model.transformer.h[5], whole.transformer.h[5]
+    thirds = [old.attn.c_attn.weight[:4, start : start + 4] for start in (0, 12, 24)]
+    assert torch.equal(new.attn.c_attn.weight, torch.cat(thirds, 1))
+    assert torch.equal(
+        new.attn.c_attn.bias, torch.cat([old.attn.c_attn.bias[start : start + 4] for start in (0, 12, 24)])
+    )
+    assert torch.equal(new.attn.c_proj.weight, old.attn.c_proj.weight[:4, :4])
+    assert torch.equal(new.mlp.c_fc.weight, old.mlp.c_fc.weight[:4, :16])
+    assert torch.equal(new.mlp.c_proj.weight, old.mlp.c_proj.weight[:16, :4])
+    assert torch.equal(model.transformer.wte.weight, whole.transformer.wte.weight[:, :4])
+    assert torch.equal(new.ln_1.weight, old.ln_1.weight[:4])
+    assert model(TOKENS).logits.shape == (1, 6, 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "queries", "shared"),
+    [
+        ("llama", {"num_attention_heads": 4, "num_key_value_heads": 2}, 2, 1),
+        ("qwen2", {"num_attention_heads": 6, "num_key_value_heads": 3}, 2, 1),
+        ("mistral", {"num_attention_heads": 4, "num_key_value_heads": 1}, 2, 1),
+        ("olmo2", {"num_attention_heads": 4, "num_key_value_heads": 4}, 2, 2),
+    ],
+)
+def test_half_width_keeps_queries_with_their_keys(tmp_path, kind, changes, queries, shared):
+    """With grouped queries whole groups are kept; heads keep their size."""
+    heads = changes["num_attention_heads"]
+    shape = {"hidden_size": heads * 4, "intermediate_size": heads * 8, "num_hidden_layers": 2, "vocab_size": 32}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, head_dim=4, max_position_embeddings=16, **shape, **changes)
+    whole = AutoModelForCausalLM.from_config(config)
+    whole.save_pretrained(tmp_path)
+    model = initialisations.half_width(str(tmp_path), 1)
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (queries, shared)
+    width = model.config.hidden_size
+    assert width == heads * 4 * queries // heads
+    new, old = model.model.layers[1], whole.model.layers[1]
+    assert torch.equal(new.self_attn.q_proj.weight, old.self_attn.q_proj.weight[: queries * 4, :width])
+    assert torch.equal(new.self_attn.k_proj.weight, old.self_attn.k_proj.weight[: shared * 4, :width])
+    assert torch.equal(new.mlp.gate_proj.weight, old.mlp.gate_proj.weight[: heads * 8 * queries // heads, :width])
+    assert model(TOKENS).logits.shape == (1, 6, 32)
+
+
+def test_moved_blocks_keep_their_scale_unless_asked(tmp_path):
+    """A block moved in a GPT-2 that scales attention by depth computes what it did; if asked, what its weights say."""
+    whole = make_gpt2(scale_attn_by_inverse_layer_idx=True)
+    whole.save_pretrained(tmp_path)
+    given = torch.randn(1, 6, 12, generator=torch.Generator().manual_seed(3))
+    kept = initialisations.assembled(str(tmp_path), [5, 1, 5], 1)
+    raw = initialisations.assembled(str(tmp_path), [5, 1, 5], 1, keep_scale=False)
+    for place, layer in enumerate([5, 1, 5]):
+        wanted = whole.transformer.h[layer](given)
+        torch.testing.assert_close(kept.transformer.h[place](given), wanted)
+        block = raw.transformer.h[place]
+        assert torch.equal(block.attn.c_attn.weight, whole.transformer.h[layer].attn.c_attn.weight)
+        if place != layer:
+            assert not torch.allclose(block(given), wanted)
+
+
+def test_what_cannot_be_built_is_refused(reference, tmp_path):
+    """Odd numbers of layers cannot be doubled; unknown architectures are not narrowed by guess."""
+    with pytest.raises(ValueError, match="doubles a number of layers, and 3 is odd"):
+        initialisations.hybrid_stacked(reference, 3, 1)
+    with pytest.raises(ValueError, match="keep_layers must name layers from 0 to 7"):
+        initialisations.assembled(reference, [0, 8], 1)
+    with pytest.raises(ValueError, match="A bloom cannot be halved in width"):
+        initialisations.narrowed_config(AutoConfig.for_model("bloom"))
+    with pytest.raises(ValueError, match="one attention head"):
+        initialisations.narrowed_config(AutoConfig.for_model("gpt2", n_head=1))
