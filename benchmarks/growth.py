@@ -11,8 +11,10 @@ reads and writes of as many bytes. Blocks are compiled, by a backend that genera
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,16 +23,16 @@ from typing import Any
 SHAPES = {"small": (12, 768, 12), "medium": (24, 1024, 16), "tiny": (4, 64, 2)}
 
 
-def counted() -> tuple[float, int, int]:
-    """Return the time, and the bytes that this process has read and written so far."""
+def counted() -> tuple[float, float, int, int]:
+    """Return the time, by the clock and by the processor, and the bytes that this process read and wrote so far."""
     found = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return time.perf_counter(), int(found["rchar"]), int(found["wchar"])
+    return time.perf_counter(), time.process_time(), int(found["rchar"]), int(found["wchar"])
 
 
-def disk_seconds(folder: Path, read: int, written: int) -> float:
-    """Return the time that writing and then reading so many bytes takes."""
+def disk_seconds(folder: Path, read: int, written: int) -> list[float]:
+    """Return the time that writing and then reading so many bytes takes, by the clock and by the processor."""
     part, file = os.urandom(1 << 24), folder / "plain"
-    began = time.perf_counter()
+    began = counted()
     with file.open("wb") as stream:
         for _ in range(max(1, written >> 24)):
             stream.write(part)
@@ -38,7 +40,7 @@ def disk_seconds(folder: Path, read: int, written: int) -> float:
         for _ in range(max(1, read >> 24)):
             if not stream.read(1 << 24):
                 stream.seek(0)
-    took = time.perf_counter() - began
+    took = [after - before for after, before in zip(counted(), began, strict=True)][:2]
     file.unlink()
     return took
 
@@ -105,7 +107,8 @@ def grow(folder: Path, reference: str, recipe: dict[str, Any], options: Any) -> 
         eval_dataset=rows.select(range(8)),
         callbacks=[Watch()],
     )
-    trainer.train()
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer.train()
     sizes = [sum(item.numel() for item in trainer.student.parameters()) * 4]
     block = sum(item.numel() for item in trainer.student.get_submodule("transformer.h.0").parameters()) * 4
     sizes.append(sizes[0] - 2 * block)
@@ -146,16 +149,13 @@ def main() -> None:
         for number, recipe in enumerate(ways):
             (folder / str(number)).mkdir()
             found = grow(folder / str(number), str(folder / "reference"), recipe, options)
-            seconds, read, written = found["boundary"]
+            clock, processor, read, written = found["boundary"]
             need = least(recipe, found["sizes"])
             plain = disk_seconds(folder, *need)
-            steps = seconds / statistics.median(found["steps"])
-            print(
-                f"| {', '.join(recipe.values())} | {seconds:.2f} | {read / 1e9:.2f} | {written / 1e9:.2f} "
-                f"| {sum(need) / 1e9:.2f} | {(read + written) / sum(need):.2f} | {plain:.2f} "
-                f"| {plain / seconds:.2f} | {steps:.1f} | {found['graphs']} |",
-                flush=True,
-            )
+            steps = clock / statistics.median(found["steps"])
+            cells = [f"{clock:.2f}", f"{processor:.2f}", f"{read / 1e9:.2f}", f"{written / 1e9:.2f}"]
+            cells += [f"{sum(need) / 1e9:.2f}", f"{plain[0]:.2f}", f"{plain[1]:.2f}", f"{steps:.1f}"]
+            print(f"| {', '.join(recipe.values())} | {' | '.join(cells)} | {found['graphs']} |", flush=True)
 
 
 if __name__ == "__main__":
