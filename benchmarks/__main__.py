@@ -1,9 +1,12 @@
 """Run every benchmark."""
 
-from . import analysis, data, demo, download, loading
+from . import analysis, data, demo, download, growth, loading, scaling, training
 
 analysis.main()
 demo.main()
 data.main()
 loading.main()
 download.main()
+training.main()
+growth.main()
+scaling.main()

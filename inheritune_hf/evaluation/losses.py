@@ -116,7 +116,8 @@ def computes_from_hidden(model: PreTrainedModel) -> bool:
     training = model.training
     model.train(False)
     try:
-        with torch.no_grad(), _hooked(model, head, replace, loss):
+        # No graph is compiled for these few tokens.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), _hooked(model, head, replace, loss):
             logits: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).logits.float()
             if len(made) != 1 or made[0].shape[:-1] != tokens.shape or calls != [logits.shape]:
                 return False

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..evaluation import ValidatedTrainer
 from ..evaluation.losses import IGNORED, Head, Method, chunk_tokens, loss_of_hidden, summed_loss
 from ..students import logit_shaping
+from .hardware import slow_settings
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,10 @@ class LossTrainer(ValidatedTrainer):
         line = f"loss: {method} ({why})"
         if method in ("chunked", "linear"):
             line += f", {chunk_tokens(_vocabulary(model))} tokens at once"
+        if self._said is None:
+            slow = slow_settings(model, self.args.device, str(self.accelerator.mixed_precision))
+            if slow:
+                logger.warning("slow here: %s", "; ".join(slow))
         if line != self._said:
             logger.log(logging.WARNING if why.startswith("not ") else logging.INFO, line)
             self._said = line

@@ -281,8 +281,7 @@ class InherituneTrainer(DistributedTrainer):
         end = state.start_step + (self.inheritune_config.steps_per_round or 0)
         if self.budget > 0:
             end = min(end, self.budget)
-        found = self._last_checkpoint()
-        folder, seal = found or (round_folder(self.output_dir, state.round_index), None)
+        folder, seal = self._last_checkpoint() or (round_folder(self.output_dir, state.round_index), None)
         self.hold(load_student(self, self._state, folder))
         self._describe_round()
         training_loss = float("nan")

@@ -1,11 +1,13 @@
 """Files that are whole or absent."""
 
 import json
+import os
 
 import pytest
 
 from inheritune_hf.evaluation import Validation
 from inheritune_hf.records import Match, Round, write_json
+from inheritune_hf.training import staging
 from inheritune_hf.training.staging import (
     RunState,
     Seal,
@@ -106,3 +108,24 @@ def test_damaged_seal_is_no_seal(tmp_path):
     """A seal that is not whole does not count."""
     (tmp_path / "inheritune_state.json").write_text('{"step"')
     assert read_seal(tmp_path) is None
+
+
+def test_a_checkpoint_is_read_once_to_be_checked(tmp_path, monkeypatch):
+    """What this process sealed is not read again until a file changes; then it is, and the damage is seen."""
+    reads = []
+    whole = staging.zlib.crc32
+    monkeypatch.setattr(staging.zlib, "crc32", lambda *values: reads.append(1) or whole(*values))
+    checkpoint = make_checkpoint(tmp_path, 10)
+    for file in checkpoint.iterdir():
+        os.utime(file, (1e9, 1e9))  # long ago; of what was written just now nothing is taken for granted
+    seal_checkpoint(checkpoint, Seal(1, 10, 64, 1.0))
+    sealed = len(reads)
+    for _ in range(3):
+        assert last_checkpoint(tmp_path, 1)[0] == checkpoint
+    assert len(reads) == sealed
+    file = next(item for item in checkpoint.iterdir() if item.name != "inheritune_state.json")
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(bytes(content))
+    assert last_checkpoint(tmp_path, 1) is None
+    assert len(reads) > sealed

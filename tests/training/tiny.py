@@ -111,7 +111,16 @@ def stream(shards, shuffle=0):
     return PackedStream([source], TOKENS, fingerprint=str(shards), shuffle_documents=shuffle)
 
 
-def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None, reference_cache=False, **changes):
+def make_trainer(
+    output_dir,
+    reference,
+    recipe=None,
+    callbacks=None,
+    train=None,
+    reference_kwargs=None,
+    reference_cache=False,
+    **changes,
+):
     settings = {"keep_layers": 1, "grow_by": 1, "steps_per_round": 10, "target": 0.01, "max_layers": 3}
     return InherituneTrainer(
         reference,
@@ -120,6 +129,7 @@ def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None,
         train_dataset=train_set() if train is None else train,
         eval_dataset=selection_set(),
         callbacks=callbacks,
+        reference_kwargs=reference_kwargs,
         reference_cache=reference_cache,
     )
 
