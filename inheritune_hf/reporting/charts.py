@@ -83,7 +83,8 @@ def loss_chart(
         [(value, f"{value:.3g}") for value in _ticks(*plane.y, 5)],
         "optimizer steps, all rounds together",
     )
-    inner = f'<rect x="{_LEFT}" y="{_TOP}" width="{width - _LEFT - _RIGHT}" height="{plane.height - _TOP - _BOTTOM}"/>'
+    # Room for the dots of the last step.
+    inner = f'<rect x="{_LEFT}" y="{_TOP}" width="{width - _LEFT - 8}" height="{plane.height - _TOP - _BOTTOM}"/>'
     parts.append(f'<clipPath id="{clip}">{inner}</clipPath><g clip-path="url(#{clip})">')
     if target is not None:
         upper, lower = plane.down(target + tolerance), plane.down(target)

@@ -154,10 +154,10 @@ def _layers(run: RunSummary) -> Iterator[Block]:
     rows = [(f"round {item.index}", item.kept_layers) for item in run.rounds]
     if not rows or rows[-1][1] != run.kept_layers:
         rows.append((f"round {len(run.rounds) + 1}" if run.trained else "student", run.kept_layers))
-    words = "; ".join(f"{name}: {describe(kept)}" for name, kept in rows)
+    words = "; ".join(f"{name}: {len(kept)} layers, {describe(kept)}" for name, kept in rows)
     yield Chart(
         f"Layers of the reference that were kept, of {run.reference_layers}",
-        f"{words} (0-based).",
+        f"{words} (0-based, half-open as in the recipe).",
         partial(layers_chart, reference_layers=run.reference_layers, rows=rows),
         (("kept", "kept"), ("dropped", "left out")),
     )
@@ -188,9 +188,11 @@ def _data(run: RunSummary) -> Iterator[Block]:
             for name, item in sets
         ),
     )
-    near = "not looked for" if facts.near_duplicates is None else f"{facts.near_duplicates:,}"
+    near = "near-duplicates were not looked for"
+    if facts.near_duplicates is not None:
+        near = f"{facts.near_duplicates:,} nearly"
     yield Paragraph(
-        f"Documents that are in two sets: {facts.shared_documents:,} word for word, {near} nearly; "
+        f"Documents that are in two sets: {facts.shared_documents:,} word for word, {near}; "
         f"{facts.removed_documents:,} removed."
     )
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 from .document import Block, Chart, Paragraph, Preformatted, Report, SideBySide, Table
 
 #: Widths that charts are drawn for; the page shows the one that fits.
-WIDE, NARROW = 760, 320
+WIDE, NARROW = 900, 320
 
 
 def render_html(report: Report) -> str:
@@ -85,7 +85,7 @@ def _table(table: Table, name: str) -> str:
     )
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}"><table>'
-        f'<caption id="{name}">{escape(table.caption)}</caption><thead><tr>{heads}</tr></thead>'
+        f'<caption id="{name}"><span>{escape(table.caption)}</span></caption><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 

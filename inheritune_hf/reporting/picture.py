@@ -32,7 +32,8 @@ def draw_picture(run: RunSummary, report: Report, path: str | os.PathLike[str]) 
     panels = [4.2] * bool(curve) + [0.7 + 0.34 * max(1, len(run.rounds))] + [3.2] * bool(lazy)
     figure = Figure(figsize=(8, sum(panels) + 1.5), dpi=140, layout="constrained")
     title = textwrap.fill(f"{report.outcome}: {report.verdict}", 104)
-    figure.suptitle(f"{_plain(report.title)}\n{_plain(title)}", fontsize=9, x=0.01, ha="left")
+    title = title.replace("$", r"\$")
+    figure.suptitle(f"{_plain(report.title)}\n{title}", fontsize=9, x=0.01, ha="left")
     grid = figure.subplots(len(panels), 1, height_ratios=panels, squeeze=False)[:, 0]
     axes = iter(grid)
     if curve:
@@ -61,7 +62,8 @@ def _losses(axes: Any, run: RunSummary) -> None:
         shown += [run.target, run.target + tolerance]
     margin = 0.08 * max(max(shown) - min(shown), 0.05)
     axes.set_ylim(min(shown) - margin, max(shown) + 2 * margin)
-    axes.set_xlim(left=0)
+    last = max([step for points in run.curves.values() for step, _ in points] + [item.end_step for item in run.rounds])
+    axes.set_xlim(0, 1.01 * last)
     for item in run.rounds:
         if item.start_step:
             axes.axvline(item.start_step, color="#999999", linestyle=":", linewidth=1)
@@ -120,5 +122,5 @@ def _ranks(axes: Any, reference: Sequence[float | None], student: Sequence[float
 
 
 def _plain(text: str) -> str:
-    """Return text in which matplotlib finds no mathematics."""
-    return text.replace("$", r"\$")
+    """Return text in which matplotlib finds no mathematics, short enough for a legend."""
+    return textwrap.shorten(text, 48, placeholder=" …").replace("$", r"\$")
