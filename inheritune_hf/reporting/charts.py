@@ -94,7 +94,7 @@ def loss_chart(
         )
     for place, curve in enumerate(others.values()):
         parts.append(f'<path class="line control{place % 3}" d="{plane.path(curve)}"/>')
-    for points in _by_round(rounds, student):
+    for points in points_by_round(rounds, student):
         parts.append(f'<path class="line student" d="{plane.path(points)}"/>')
         parts.extend(
             f'<circle class="dot" cx="{plane.across(step)}" cy="{plane.down(loss)}" r="3.5">'
@@ -187,16 +187,22 @@ def rank_chart(
     return _svg(width, plane.height, parts)
 
 
-def _svg(width: int, height: float, parts: Sequence[str]) -> str:
-    # Named and described by the figure around it.
-    return f'<svg viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
+def points_by_round(rounds: Sequence[Round], curve: Curve) -> list[Curve]:
+    """
+    Return the points of each round, and those after the last finished one.
 
-
-def _by_round(rounds: Sequence[Round], curve: Curve) -> list[Curve]:
-    """Return the points of each round, and those after the last finished one."""
+    Args:
+        rounds (`Sequence[Round]`): The rounds.
+        curve (`Curve`): The student's losses over all rounds.
+    """
     pieces = [tuple(point for point in curve if item.start_step < point[0] <= item.end_step) for item in rounds]
     end = rounds[-1].end_step if rounds else 0
     return [piece for piece in (*pieces, tuple(point for point in curve if point[0] > end)) if piece]
+
+
+def _svg(width: int, height: float, parts: Sequence[str]) -> str:
+    # Named and described by the figure around it.
+    return f'<svg viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:

@@ -17,20 +17,22 @@ def comparison_blocks(found: StudentEvaluation | None) -> Iterator[Block]:
     if found is None or not found.corpora:
         return
     yield Paragraph(found.verdict(), strong=True)
-    rows = []
     for item in found.corpora:
         mine, theirs = item.student, item.reference
-        name = f"{item.corpus} ({item.documents:,} documents, {item.tokens:,} tokens)"
         accuracy = ""
         if item.accuracy_lower is not None and item.accuracy_upper is not None:
             accuracy = f"{item.accuracy_lower:+.2%} to {item.accuracy_upper:+.2%}"
         loss = (f"{mine.loss:.4f}", f"{theirs.loss:.4f}", f"{item.match.difference:+.4f}", interval(item.match))
-        rows.append((name, "loss, nats per token", *loss))
-        rows.append((name, "perplexity", f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "", ""))
         shares = (f"{mine.accuracy:.2%}", f"{theirs.accuracy:.2%}", f"{item.accuracy_difference:+.2%}", accuracy)
-        rows.append((name, "next-token accuracy", *shares))
-    headers = ("corpus", "figure", "student", "reference", "difference", "interval")
-    yield Table("Student and reference on the same tokens", headers, tuple(rows), text_columns=2)
+        yield Table(
+            f"{item.corpus}: {item.documents:,} documents, {item.tokens:,} tokens",
+            ("figure", "student", "reference", "difference", "interval"),
+            (
+                ("loss, nats per token", *loss),
+                ("perplexity", f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "", ""),
+                ("next-token accuracy", *shares),
+            ),
+        )
     if found.own_test_set:
         yield Paragraph("The first corpus is the very test set of this run.")
 

@@ -9,6 +9,7 @@ from .document import Block, Chart, Paragraph, Preformatted, Report, SideBySide,
 
 #: Widths that charts are drawn for; the page shows the one that fits.
 WIDE, NARROW = 900, 320
+_LONGEST_NUMBER = 32
 
 
 def render_html(report: Report) -> str:
@@ -71,7 +72,8 @@ def _preformatted(block: Preformatted, name: str) -> str:
 
 def _table(table: Table, name: str) -> str:
     def cell(place: int, text: str) -> str:
-        kind = "" if place < table.text_columns else ' class="number"'
+        # A note instead of a number may take several lines.
+        kind = "" if place < table.text_columns or len(text) > _LONGEST_NUMBER else ' class="number"'
         if place == 0:
             return f'<th scope="row">{escape(text)}</th>'
         return f"<td{kind}>{escape(text)}</td>"

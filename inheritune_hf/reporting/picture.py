@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .charts import points_by_round
 from .document import Report
 from .summary import RunSummary
 
@@ -50,7 +51,9 @@ def draw_picture(run: RunSummary, report: Report, path: str | os.PathLike[str]) 
 def _losses(axes: Any, run: RunSummary) -> None:
     curve = run.curves["student"]
     shown = [loss for _, loss in curve]
-    axes.plot(*zip(*curve, strict=True), color=_STUDENT, marker="o", markersize=4, linewidth=2, label="student")
+    for place, points in enumerate(points_by_round(run.rounds, curve)):
+        label = "student, round by round" if place == 0 else None
+        axes.plot(*zip(*points, strict=True), color=_STUDENT, marker="o", markersize=4, linewidth=2, label=label)
     others = [(name, points) for name, points in run.curves.items() if name != "student" and points]
     for place, (name, points) in enumerate(others):
         axes.plot(*zip(*points, strict=True), label=_plain(name), **_CONTROLS[place % len(_CONTROLS)])
@@ -71,7 +74,7 @@ def _losses(axes: Any, run: RunSummary) -> None:
             f"{item.layers} layers",
             ((item.start_step + item.end_step) / 2, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(0, -11),
+            xytext=(0, 4),
             textcoords="offset points",
             ha="center",
             fontsize=8,

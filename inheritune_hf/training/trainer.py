@@ -34,7 +34,7 @@ from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
-from .boundary import finished_round, learned_names, load_student, stage_next
+from .boundary import finished_round, learned_names, load_student, stage_next, tell_round
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
@@ -340,14 +340,7 @@ class InherituneTrainer(StreamedTrainer):
         finished = finished_round(self, state, seal, match)
         self._state = conclude(state, finished, self.inheritune_config, self.reference_depth, self.budget)
         self._write(self._state)
-        logger.info(
-            "round %d · %d layers · %.4f nats/token · target %.4f · %s",
-            finished.index,
-            finished.layers,
-            finished.loss,
-            finished.target,
-            "matched" if match.matched else f"missed by {match.difference:+.4f}",
-        )
+        tell_round(self, finished)
 
     # Pieces of the loop
 

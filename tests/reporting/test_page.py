@@ -170,10 +170,12 @@ def test_text_can_be_read(run, browser, scheme):
         """() => {
           const parse = c => c.match(/[\\d.]+/g).map(Number);
           const light = c => { const [r, g, b] = parse(c).map(v => v / 255).map(
-            v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+            v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
           const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
             if (parse(c)[3] !== 0) return c; } };
-          return Math.min(...[...document.querySelectorAll('p, th, td, dt, dd, a, h1, h2, h3, h4, pre, li, text, .badge')]
+          const all = 'p, th, td, dt, dd, a, h1, h2, h3, h4, pre, li, text, .badge';
+          return Math.min(...[...document.querySelectorAll(all)]
             .filter(e => e.getClientRects().length).map(e => { const s = getComputedStyle(e);
               const one = light(e.tagName === 'text' ? s.fill : s.color), two = light(behind(e));
               return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05); }));
