@@ -146,8 +146,9 @@ def evaluate_tasks(
         path = None
         if cache_dir is not None and weights:
             content = Path(task).read_bytes() if local else b""
-            key = [weights, Path(task).name, hashlib.sha256(content).hexdigest(), limit, str(model.dtype)]
-            key += [metadata.version("lm_eval"), hashlib.sha256(repr(tokenizer.get_vocab()).encode()).hexdigest()]
+            vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+            texts = [hashlib.sha256(text).hexdigest() for text in (content, vocabulary.encode())]
+            key = [weights, Path(task).name, limit, str(model.dtype), metadata.version("lm_eval"), *texts]
             path = cache_dir / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.json"
         if path is not None and path.is_file():
             kept = json.loads(path.read_text(encoding="utf-8"))["scores"]
