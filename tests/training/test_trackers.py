@@ -24,10 +24,10 @@ def test_tensorboard_gets_one_continuous_run(tmp_path, monkeypatch):
     losses = scalars["eval/loss"]
     assert [item.step for item in losses] == [5, 10, 15, 20, 25, 30]
     for name, values in (
-        ("round/layers", [item.layers for item in trainer.rounds]),
-        ("round/loss", [item.loss for item in trainer.rounds]),
-        ("round/difference", [item.match.difference for item in trainer.rounds]),
-        ("round/matched", [0, 0, 0]),
+        ("train/round/layers", [item.layers for item in trainer.rounds]),
+        ("train/round/loss", [item.loss for item in trainer.rounds]),
+        ("train/round/difference", [item.match.difference for item in trainer.rounds]),
+        ("train/round/matched", [0, 0, 0]),
     ):
         found = scalars[name]
         assert [item.step for item in found] == [item.end_step for item in trainer.rounds]
