@@ -133,6 +133,7 @@ def _unfinished(folder: Path, state: Any, evaluation: StudentEvaluation | None) 
         name.removeprefix("recipe."): value for name, value in state.identity.items() if name.startswith("recipe.")
     }
     curve, step = _logged_curve(folder)
+    target = None if recipe["target"] == "reference" else float(recipe["target"])
     return RunSummary(
         name=folder.resolve().name,
         recipe=recipe,
@@ -143,7 +144,7 @@ def _unfinished(folder: Path, state: Any, evaluation: StudentEvaluation | None) 
         outcome=state.outcome,
         rounds=state.rounds,
         step=max(step, state.start_step),
-        target=None if state.reference is None else state.reference.loss,
+        target=target if state.reference is None else state.reference.loss,
         curves={"student": curve},
         seed=state.identity.get("args.seed"),
         evaluation=evaluation,
