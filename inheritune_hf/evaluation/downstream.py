@@ -137,7 +137,7 @@ def evaluate_tasks(
 
     Raises:
         ImportError: If lm-eval is not installed.
-        ValueError: If a file's rows are of neither kind.
+        ValueError: If a file's rows are of neither kind, or an answer is longer than the model's context.
     """
     require_harness()
     scores: list[TaskScores] = []
@@ -264,14 +264,21 @@ def _run(
     if batch_size == "auto" and model.device.type == "cpu":
         batch_size = _CPU_BATCH
     model.eval()
-    found = evaluator.simple_evaluate(
-        model=wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-        tasks=[task],
-        limit=limit,
-        bootstrap_iters=_BOOTSTRAPS,
-        # Looking through the thousands of tasks that come with the harness takes seconds.
-        task_manager=manager(include_defaults=isinstance(task, str)),
-    )
+    try:
+        found = evaluator.simple_evaluate(
+            model=wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=[task],
+            limit=limit,
+            bootstrap_iters=_BOOTSTRAPS,
+            # Looking through the thousands of tasks that come with the harness takes seconds.
+            task_manager=manager(include_defaults=isinstance(task, str)),
+        )
+    except AssertionError as error:
+        name = task if isinstance(task, str) else task["task"]
+        raise ValueError(
+            f"lm-eval cannot ask this model {name}: an answer is longer than the model's context, or the task does not "
+            f"fit it; leave the task out{f' ({error})' if str(error) else ''}."
+        ) from error
     return [_scores(name, found["results"][name], rows) for name, rows in found["samples"].items()]
 
 
