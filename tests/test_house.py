@@ -20,6 +20,7 @@ FLOORS = [
     "publishing",
     "training",
     "experiments",
+    "reporting",
     "cli",
 ]
 

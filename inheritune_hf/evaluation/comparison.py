@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Value
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 
 from ..data import CausalCollator, set_fingerprint, split_standard_library, standard_library_documents
 from ..data.encoding import Encoder, check_tokenizer
@@ -166,6 +166,7 @@ def validate(model: PreTrainedModel, corpus: Corpus, batch_size: int = 8, pad_to
             ),
             data_collator=CausalCollator(pad_token_id),
         )
+        trainer.pop_callback(PrinterCallback)
         trainer.evaluate(corpus.sequences)
     return trainer.validations["eval"]
 

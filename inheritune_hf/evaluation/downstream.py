@@ -137,7 +137,7 @@ def evaluate_tasks(
 
     Raises:
         ImportError: If lm-eval is not installed.
-        ValueError: If a file's rows are of neither kind.
+        ValueError: If a file's rows are of neither kind, or an answer is longer than the model's context.
     """
     require_harness()
     scores: list[TaskScores] = []
@@ -146,8 +146,9 @@ def evaluate_tasks(
         path = None
         if cache_dir is not None and weights:
             content = Path(task).read_bytes() if local else b""
-            key = [weights, Path(task).name, hashlib.sha256(content).hexdigest(), limit, str(model.dtype)]
-            key += [metadata.version("lm_eval"), hashlib.sha256(repr(tokenizer.get_vocab()).encode()).hexdigest()]
+            vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+            texts = [hashlib.sha256(text).hexdigest() for text in (content, vocabulary.encode())]
+            key = [weights, Path(task).name, limit, str(model.dtype), metadata.version("lm_eval"), *texts]
             path = cache_dir / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.json"
         if path is not None and path.is_file():
             kept = json.loads(path.read_text(encoding="utf-8"))["scores"]
@@ -263,14 +264,21 @@ def _run(
     if batch_size == "auto" and model.device.type == "cpu":
         batch_size = _CPU_BATCH
     model.eval()
-    found = evaluator.simple_evaluate(
-        model=wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-        tasks=[task],
-        limit=limit,
-        bootstrap_iters=_BOOTSTRAPS,
-        # Looking through the thousands of tasks that come with the harness takes seconds.
-        task_manager=manager(include_defaults=isinstance(task, str)),
-    )
+    try:
+        found = evaluator.simple_evaluate(
+            model=wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=[task],
+            limit=limit,
+            bootstrap_iters=_BOOTSTRAPS,
+            # Looking through the thousands of tasks that come with the harness takes seconds.
+            task_manager=manager(include_defaults=isinstance(task, str)),
+        )
+    except AssertionError as error:
+        name = task if isinstance(task, str) else task["task"]
+        raise ValueError(
+            f"lm-eval cannot ask this model {name}: an answer is longer than the model's context, or the task does not "
+            f"fit it; leave the task out{f' ({error})' if str(error) else ''}."
+        ) from error
     return [_scores(name, found["results"][name], rows) for name, rows in found["samples"].items()]
 
 

@@ -26,7 +26,6 @@ from ..evaluation import (
     Draft,
     Efficiency,
     TaskComparison,
-    TaskScores,
     Validation,
     compare_on,
     compare_tasks,
@@ -176,7 +175,6 @@ class _Measured:
     validations: list[Validation]
     continuations: list[str]
     collapse: CollapseReport | None
-    tasks: list[TaskScores]
 
 
 def evaluate_student(
@@ -200,8 +198,9 @@ def evaluate_student(
     """
     Measure a student beside its reference and keep what came out.
 
-    Models are loaded one after the other; only drafting and timing hold both. What an earlier evaluation of the same
-    weights left in `output` is kept where its part is not measured again.
+    Models are loaded one after the other; only drafting and timing hold both. Each part is written down when it is
+    finished. What an earlier evaluation of the same weights left in `output` is kept where its part is not measured
+    again.
 
     Args:
         student (`str`): Folder or Hub id.
@@ -240,26 +239,36 @@ def evaluate_student(
     measured = {}
     for name, (source, options) in sources.items():
         logger.info("%s: %s", name, source)
-        model = _load(source, dtype, options)
-        measured[name] = _measure(
-            model, corpora, tokenizer, parts, batch_size, tasks, task_limit, task_cache, found.fingerprints[name]
-        )
-        del model
+        measured[name] = _measure(_load(source, dtype, options), corpora, tokenizer, parts, batch_size)
         gc.collect()
-    changes = _paired(measured, corpora, tokenizer, parts, found, student)
+    found = _keep(output, found, _paired(measured, corpora, tokenizer, parts, found, student))
     if "draft" in parts:
         logger.info("drafting")
         models = [_load(source, dtype, options) for source, options in sources.values()]
         prompts = [torch.tensor([row], device=models[1].device) for row in _prompts(corpora[0])]
-        room = _room(models[1], prompts)
-        changes["drafts"] = measure_draft(models[0], models[1], prompts, new_tokens=room)
+        drafts = measure_draft(models[0], models[1], prompts, new_tokens=_room(models[1], prompts))
+        found = _keep(output, found, {"drafts": drafts})
         del models
         gc.collect()
     if "efficiency" in parts:
         logger.info("efficiency")
-        changes["efficiency"] = measure_efficiency(
-            student, reference, **{"dtype": dtype, "reference_kwargs": where, **(efficiency or {})}
-        )
+        settings = {"dtype": dtype, "reference_kwargs": where, **(efficiency or {})}
+        found = _keep(output, found, {"efficiency": measure_efficiency(student, reference, **settings)})
+    if "tasks" in parts and tasks:
+        scores = []
+        for name, (source, options) in sources.items():
+            logger.info("tasks of the %s", name)
+            kept = {"cache_dir": task_cache, "weights": found.fingerprints[name]}
+            model = _load(source, dtype, options)
+            scores.append(evaluate_tasks(model, tokenizer, tasks, limit=task_limit, **kept))
+            del model
+            gc.collect()
+        found = _keep(output, found, {"tasks": compare_tasks(*scores)})
+    return found
+
+
+def _keep(output: Path | None, found: StudentEvaluation, changes: Mapping[str, Any]) -> StudentEvaluation:
+    """Return the evaluation with what was measured, written down before anything else can fail."""
     result = replace(found, **changes)
     if output is not None:
         write_json(output, result.to_dict())
@@ -313,12 +322,8 @@ def _measure(
     tokenizer: PreTrainedTokenizerBase,
     parts: Sequence[str],
     batch_size: int,
-    tasks: Sequence[str],
-    task_limit: int | None,
-    task_cache: Path | None,
-    fingerprint: str,
 ) -> _Measured:
-    found = _Measured([], [], None, [])
+    found = _Measured([], [], None)
     if "loss" in parts:
         pad = end_of_text(tokenizer)
         found.validations = [validate(model, corpus, batch_size, pad) for corpus in corpora]
@@ -327,10 +332,6 @@ def _measure(
     if "layers" in parts:
         sequences = leading_sequences(corpora[0].sequences)
         found.collapse = measure_collapse(model, sequences, controls=False, blocks=False)
-    if "tasks" in parts and tasks:
-        found.tasks = evaluate_tasks(
-            model, tokenizer, tasks, limit=task_limit, cache_dir=task_cache, weights=fingerprint
-        )
     return found
 
 
@@ -361,8 +362,6 @@ def _paired(
         comparison = compare_laziness(mine.collapse, theirs.collapse, NEAR_RANK_ONE)
         ranks = (tuple(item.max_ranks(SHARE)) for item in (theirs.collapse, mine.collapse))
         changes["laziness"] = Laziness(SHARE, *ranks, comparison)
-    if mine.tasks:
-        changes["tasks"] = compare_tasks(mine.tasks, theirs.tasks)
     return changes
 
 

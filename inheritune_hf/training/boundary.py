@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from .carry import by_name, by_place, carry_optimizer, group_names
 from .expansion import expand_student, parameter_origins
 from .feeding import check_boundaries
 from .staging import RunState, Seal, last_checkpoint, read_trainer_state, round_trainer_state, stage_round
+
+logger = logging.getLogger(__name__)
 
 #: What a student takes over from the way its reference is loaded, and a checkpoint does not keep.
 _MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
@@ -82,6 +85,24 @@ def finished_round(trainer: InherituneTrainer, state: RunState, seal: Seal, matc
         target=trainer.target_loss() or float("nan"),
         match=match,
     )
+
+
+def tell_round(trainer: InherituneTrainer, item: Round) -> None:
+    """Tell the log and the trackers how a round ended."""
+    logger.info(
+        "round %d · %d layers · %.4f nats/token · target %.4f · %s%s",
+        item.index,
+        item.layers,
+        item.loss,
+        item.target,
+        "matched" if item.match.matched else f"missed by {item.match.difference:+.4f}",
+        f" ({item.match.note})" if item.match.note else "",
+    )
+    # A round that was judged when the run went on after a kill has no step in this process to be told at.
+    if trainer.state.global_step == item.end_step:
+        figures = {"layers": item.layers, "loss": item.loss, "target": item.target, "difference": item.match.difference}
+        figures |= {"matched": int(item.match.matched), "tokens": item.tokens, "flops": item.flops}
+        trainer.log({f"round/{name}": float(value) for name, value in figures.items()})
 
 
 def next_student(trainer: InherituneTrainer, state: RunState, before: Path | None) -> PreTrainedModel:

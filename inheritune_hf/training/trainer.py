@@ -32,7 +32,7 @@ from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments, dataset_fingerprint, run_identity
-from .boundary import finished_round, learned_names, load_student, next_student, stage_next
+from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .compilation import block_compiler, compile_blocks
 from .distribution import DistributedTrainer, build_whole_models
@@ -349,15 +349,7 @@ class InherituneTrainer(DistributedTrainer):
         finished = finished_round(self, state, seal, match)
         self._state = conclude(state, finished, self.inheritune_config, self.reference_depth, self.budget)
         self._write(self._state)
-        logger.info(
-            "round %d · %d layers · %.4f nats/token · target %.4f · %s%s",
-            finished.index,
-            finished.layers,
-            finished.loss,
-            finished.target,
-            "matched" if match.matched else f"missed by {match.difference:+.4f}",
-            f" ({match.note})" if match.note else "",
-        )
+        tell_round(self, finished)
 
     # Pieces of the loop
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inheritune_hf.evaluation import CorpusComparison, compare_on, read_corpus, validate
+from inheritune_hf.evaluation import CorpusComparison, Validation, compare_on, read_corpus, validate
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,15 @@ def test_batch_size_changes_nothing(pair, corpus, batch_size):
 
 def test_accuracy_is_paired_by_document(pair, corpus):
     """The difference in accuracy lies within its bounds; with few documents there are none."""
-    student, reference = validate(load(pair.student), corpus), validate(load(pair.reference), corpus)
+    documents = tuple(range(40))
+    tokens = tuple(10 + document % 3 for document in documents)
+    sums = tuple(2.0 * count for count in tokens)
+    student = Validation(documents, sums, tokens, tuple(4 + document % 5 for document in documents))
+    reference = Validation(documents, sums, tokens, tuple(5 for _ in documents))
     found = compare_on(corpus, student, reference)
+    assert found.accuracy_difference == pytest.approx(40 / sum(tokens))
     assert found.accuracy_difference == pytest.approx(student.accuracy - reference.accuracy)
-    assert found.accuracy_lower < found.accuracy_difference < found.accuracy_upper
+    assert 0 < found.accuracy_lower < found.accuracy_difference < found.accuracy_upper
     few = read_corpus([pair.texts.replace("*", "0*")], pair.tokenizer, len(pair.tokenizer), 64)
     found = compare_on(few, validate(load(pair.student), few), validate(load(pair.reference), few))
     assert found.accuracy_lower is None

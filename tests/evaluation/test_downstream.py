@@ -124,6 +124,15 @@ def test_finished_tasks_are_kept(pair, files, tmp_path, monkeypatch):
     assert len(calls) == 5
 
 
+@harness
+def test_answer_longer_than_the_context_is_refused(pair, tmp_path):
+    """What the harness cannot ask is named."""
+    rows = [{"query": "Question: how long?", "choices": ["x" * 70, "short"], "gold": 0}]
+    model = AutoModelForCausalLM.from_pretrained(pair.student)
+    with pytest.raises(ValueError, match="cannot ask this model long: an answer is longer than"):
+        evaluate_tasks(model, pair.tokenizer, [write_rows(tmp_path / "long.jsonl", rows)])
+
+
 def test_pairs_have_an_exact_test():
     """Differences are paired by row, with an error and McNemar's exact p; a perplexity has neither."""
     one = TaskScores("t", {"acc": (0.75, 0.2), "perplexity": (9.0, 1.0)}, {"acc": (1, 1, 1, 0)}, ((0.0,),) * 4)

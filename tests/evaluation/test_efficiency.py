@@ -96,6 +96,8 @@ def test_jobs_take_turns():
 
 
 @pytest.mark.slow
+# PyTorch's own compiler imports torch.utils.mkldnn, which is written in the older one.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_models_are_timed(pair):
     """A compiled setting is timed like the others."""

@@ -1,0 +1,140 @@
+"""A student beside its reference, as one record."""
+
+import json
+
+import pytest
+from documentation import build_workspace
+from transformers import AutoConfig, AutoTokenizer
+
+import inheritune_hf.experiments.assessment as assessment
+from inheritune_hf.cli import main
+from inheritune_hf.evaluation import read_corpus
+from inheritune_hf.experiments import EVALUATION_FILE, StudentEvaluation, evaluate_student
+from inheritune_hf.experiments.assessment import named_reference
+from inheritune_hf.publishing import save_inherited
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Folders of a tiny reference with a byte tokenizer, of a student of it, and of a few texts."""
+    folder = tmp_path_factory.mktemp("pair")
+    build_workspace(folder)
+    config = json.loads((folder / "gpt2-xl" / "config.json").read_text())
+    assert config["n_layer"] == 48
+    save_inherited(str(folder / "gpt2-xl"), "first:4", folder / "reference")
+    # The reference is a model of its own here: it says nothing of where it comes from.
+    config = json.loads((folder / "reference" / "config.json").read_text())
+    del config["inheritune"]
+    (folder / "reference" / "config.json").write_text(json.dumps(config))
+    save_inherited(str(folder / "reference"), 2, folder / "student")
+    return folder
+
+
+def corpus_of(pair, pattern="*", block=64):
+    tokenizer = AutoTokenizer.from_pretrained(pair / "reference")
+    return read_corpus([str(pair / "text" / f"{pattern}.txt")], tokenizer, len(tokenizer), block), tokenizer
+
+
+def test_everything_is_measured_and_kept(pair, tmp_path):
+    """Every part is there, survives its file, and is kept when another part is measured again."""
+    corpus, tokenizer = corpus_of(pair, "0*")
+    small = {"batch_sizes": (1,), "new_tokens": 2, "repeats": 1}
+    output = tmp_path / EVALUATION_FILE
+    found = evaluate_student(str(pair / "student"), None, [corpus], tokenizer, output=output, efficiency=small)
+    assert found.reference == str(pair / "reference")
+    assert found.layers == {"student": 2, "reference": 4}
+    assert found.efficiency.student.layers == 2
+    assert [draft.mode for draft in found.drafts] == ["greedy", "sampling"]
+    assert found.drafts[0].equal
+    assert (len(found.laziness.student), len(found.laziness.reference)) == (2, 4)
+    assert len(found.samples) == 4
+    assert found.samples[0].prompt.startswith("Text number 0.")
+    assert StudentEvaluation.from_dict(json.loads(output.read_text())) == found
+    again = evaluate_student(
+        str(pair / "student"), None, [corpus], tokenizer, parts=["loss"], output=output, tolerance=5.0
+    )
+    assert again.tolerance == 5.0
+    assert (again.drafts, again.efficiency, again.samples) == (found.drafts, found.efficiency, found.samples)
+    assert again.corpora[0].match.difference == found.corpora[0].match.difference
+
+
+def test_full_depth_student_is_its_reference(pair, tmp_path):
+    """A student of full depth has exactly its reference's figures, on the corpus it is judged on again too."""
+    save_inherited(str(pair / "reference"), 4, tmp_path / "whole")
+    corpus, tokenizer = corpus_of(pair)
+    found = evaluate_student(str(tmp_path / "whole"), None, [corpus, corpus], tokenizer, parts=["loss", "layers"])
+    for item in found.corpora:
+        assert item.student == item.reference
+        assert (item.match.matched, item.match.difference, item.match.upper) == (True, 0, 0)
+    assert found.laziness.student == found.laziness.reference
+    assert "The match holds on" in found.verdict()
+
+
+def test_what_cannot_be_measured_is_refused(pair, monkeypatch):
+    """Unknown parts, no corpus, a student without lineage and missing lm-eval are said before anything is loaded."""
+    corpus, tokenizer = corpus_of(pair, "0*")
+    monkeypatch.setattr(assessment, "_load", None)
+    student = str(pair / "student")
+    with pytest.raises(ValueError, match="parts must be of loss, efficiency"):
+        evaluate_student(student, None, [corpus], tokenizer, parts=["speed"])
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        evaluate_student(student, None, [], tokenizer)
+    with pytest.raises(ValueError, match="does not name its reference"):
+        named_reference(str(pair / "reference"), None, {})
+    monkeypatch.setattr("inheritune_hf.evaluation.downstream.metadata.version", _missing)
+    with pytest.raises(ImportError, match=r"inheritune-hf\[eval\]"):
+        evaluate_student(student, None, [corpus], tokenizer, tasks=["piqa"])
+
+
+def _missing(name):
+    from importlib.metadata import PackageNotFoundError
+
+    raise PackageNotFoundError(name)
+
+
+def test_reference_is_taken_at_its_commit(pair, tmp_path):
+    """The commit in the lineage is used unless another revision is asked for."""
+    config = AutoConfig.from_pretrained(pair / "student")
+    config.inheritune = {**config.inheritune, "reference": "some/model", "revision": "abc"}
+    config.save_pretrained(tmp_path)
+    assert named_reference(str(tmp_path), None, {}) == ("some/model", {"revision": "abc"})
+    assert named_reference(str(tmp_path), None, {"revision": "main"}) == ("some/model", {"revision": "main"})
+    assert named_reference(str(tmp_path), "other", {}) == ("other", {})
+
+
+def test_command_evaluates_and_reports(pair, capsys, monkeypatch):
+    """`inheritune evaluate` prints tables and a verdict, judges again on a second corpus, and fills the report."""
+    monkeypatch.chdir(pair)
+    words = ["evaluate", "student", "--files", "text/*.txt", "--second-files", "text/0*.txt", "--parts", "loss"]
+    assert main(words) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "On text/*.txt the student" in printed
+    assert "saved in student/evaluation.json" in printed
+    assert main(["report", "student"]) == 0
+    page = (pair / "student" / "report.html").read_text()
+    figures = json.loads((pair / "student" / "evaluation.json").read_text())["corpora"]
+    assert [item["documents"] for item in figures] == [40, 10]
+    for item in figures:
+        assert f"{item['student']['loss']:.4f}" in page
+    assert main(["evaluate", "student", "--files", "none/*.txt"]) == 1
+    assert "inheritune evaluate: error:" in capsys.readouterr().err
+    assert main(["evaluate", "student", "--files", "text/*.txt", "--config", "x.yaml"]) == 1
+    assert "--config or --files, not both" in capsys.readouterr().err
+
+
+def test_runs_own_test_set_is_recognised(pair, monkeypatch, tmp_path):
+    """With a run's recipe its test set is made again, and the evaluation says that it is the very one."""
+    from inheritune_hf import DataConfig, load_data_splits
+
+    recipe = {"reference": str(pair / "reference"), "train_files": [str(pair / "text" / "*.txt")], "use_cpu": True}
+    (tmp_path / "recipe.json").write_text(json.dumps({**recipe, "output_dir": str(tmp_path / "out"), "block_size": 32}))
+    tokenizer = AutoTokenizer.from_pretrained(pair / "reference")
+    splits = load_data_splits(DataConfig(train_files=recipe["train_files"]), tokenizer, block_size=32, seed=42)
+    save_inherited(str(pair / "reference"), 2, tmp_path / "student")
+    facts = {"data": splits.facts.to_dict()}
+    (tmp_path / "student" / "rounds.json").write_text(json.dumps(facts))
+    words = ["evaluate", str(tmp_path / "student"), "--config", str(tmp_path / "recipe.json"), "--parts", "loss"]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "student" / EVALUATION_FILE).read_text())
+    assert found["own_test_set"] is True
+    assert found["corpora"][0]["fingerprint"] == splits.facts.test.fingerprint

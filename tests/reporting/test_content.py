@@ -1,0 +1,121 @@
+"""What a report says, and that every figure is a record's."""
+
+from dataclasses import replace
+
+from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_evaluation, write_run
+
+from inheritune_hf.records import RunRecord, write_json
+from inheritune_hf.reporting import read_run
+from inheritune_hf.reporting.content import build_report
+from inheritune_hf.reporting.document import Chart, Paragraph, Table
+
+
+def blocks_of(report, anchor):
+    return next(section.blocks for section in report.sections if section.anchor == anchor)
+
+
+def test_verdict_says_which_reference_was_matched(run):
+    """The starting reference and the one trained on are two claims, and both are answered."""
+    report = build_report(read_run(run))
+    assert (report.outcome, report.good) == ("matched", True)
+    assert report.verdict == (
+        "A student of 6 of 8 layers matched its starting reference: 5.1857 against 5.1951 nats per token on the "
+        "selection set, after 2 rounds and 240 steps. It does not match the reference trained on for 240 steps: "
+        "5.1425 against 4.9745 nats per token on the test set."
+    )
+
+
+def test_verdict_without_the_continued_reference_says_so(tmp_path):
+    """What was not measured is not claimed; a continued reference that is matched is said to be."""
+    report = build_report(read_run(write_run(tmp_path / "a", results=[row.to_dict() for row in RESULTS[:2]])))
+    assert "trained on for as many steps was not measured" in report.verdict
+    level = [*RESULTS[:3], replace(RESULTS[3], loss=5.14)]
+    report = build_report(read_run(write_run(tmp_path / "b", results=[row.to_dict() for row in level])))
+    assert (
+        "It also matches, by the mean, the reference trained on for 240 steps: 5.1425 against 5.1400" in report.verdict
+    )
+
+
+def test_a_miss_is_said(tmp_path):
+    """Both ways to miss are told, with what was missing and by how much."""
+    for outcome, why in (
+        ("no_more_layers", "there were no more layers to add"),
+        ("budget_exhausted", "the steps were used up"),
+    ):
+        record = RunRecord(RECIPE, replace(LINEAGE, kept_layers=(0, 1, 2, 3)), ROUNDS[:1], outcome, 5.1951)
+        folder = write_run(tmp_path / outcome, **record.to_dict())
+        report = build_report(read_run(folder))
+        assert (report.outcome, report.good) == ("missed", False)
+        assert report.verdict.startswith(
+            "No student matched its starting reference, up to 4 of 8 layers: 5.2219 against"
+        )
+        assert why in report.verdict
+        table = next(block for block in blocks_of(report, "losses") if isinstance(block, Table))
+        assert table.rows == (("1", "4", "120", "245,760", "5.2219", "5.1951", "+0.0267", "+0.0140 to +0.0404", "no"),)
+
+
+def test_unfinished_runs_and_cut_students_have_reports(interrupted, tmp_path):
+    """An interrupted run claims nothing; a student that was only cut out says that it was."""
+    report = build_report(read_run(interrupted))
+    assert (report.outcome, report.good) == ("interrupted", None)
+    assert "was last saved at step 190, and whether it matches its target is not decided" in report.verdict
+    write_json(tmp_path / "cut" / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
+    report = build_report(read_run(tmp_path / "cut"))
+    assert (report.outcome, report.good) == ("not trained", None)
+    assert report.verdict == "A student of 6 of 8 layers was cut out of some/reference and not trained."
+
+
+def test_a_number_as_target_is_no_reference(tmp_path):
+    """A run towards a number does not claim to have matched a reference."""
+    report = build_report(read_run(write_run(tmp_path / "run", recipe={**RECIPE, "target": 5.2})))
+    assert "matched the loss that was asked for" in report.verdict
+
+
+def test_every_figure_is_a_records(run):
+    """The tables hold the records' figures, rounded, and no others."""
+    report = build_report(read_run(run))
+    cells = {
+        cell
+        for section in report.sections
+        for block in section.blocks
+        if isinstance(block, Table)
+        for row in block.rows
+        for cell in row
+    }
+    for figure in (
+        "5.2219", "-0.0094", "-0.0213 to +0.0027", "1,730,560", "491,520", "+0.5803",  # rounds and test set
+        "5.1425", "171.140", "21.13%", "+0.15%", "-0.07% to +0.36%", "7.3021", "-0.51% to +0.02%",  # corpora
+        "0.2700 ± 0.0446", "+0.0200 ± 0.0345", "0.774", "48211.1000 ± 2210.5000", "51033.9000",  # tasks
+        "6.9", "21.3", "3.56", "81.0%", "8.1 (7.3 to 10.1)", "118.9 (107.0 to 148.6)", "1.31 (1.18 to 1.64)",
+        "62.1%", "19.7%", "1.14 (1.03 to 1.43)", "yes", "42,933", "ea33e9b29185b614", "2.13.0",
+    ):  # fmt: skip
+        assert figure in cells, figure
+    assert FEW.note in cells
+
+
+def test_lazy_layers_are_shown_before_and_after(run):
+    """The chart's words give every layer's rank; without an evaluation the run's own sentence is there."""
+    report = build_report(read_run(run))
+    charts = [block for block in blocks_of(report, "layers") if isinstance(block, Chart)]
+    assert "Reference, from layer 0: 9.1, 12.3" in charts[1].description
+    assert "Student, from layer 0: 9.3, 13.1, 8.0, 6.1, 4.4, none." in charts[1].description
+    write_json(run / "evaluation.json", full_evaluation(laziness=None).to_dict())
+    assert not any("lazy" in str(block) for block in blocks_of(build_report(read_run(run)), "layers"))
+    write_run(run, lazy_layers={"sentence": "The student has fewer lazy layers."})
+    assert Paragraph("The student has fewer lazy layers.") in blocks_of(build_report(read_run(run)), "layers")
+
+
+def test_second_corpus_judges_again(run):
+    """A match on the test set that does not hold elsewhere is told."""
+    report = build_report(read_run(run))
+    verdict = blocks_of(report, "evaluation")[0].text
+    assert verdict == (
+        "On test.jsonl the student matches its reference: -0.0094 nats per token (up to +0.0027). The match does not "
+        "hold on other.txt: +0.0267 (up to +0.0404)."
+    )
+    first, second = full_evaluation().corpora
+    assert "Neither does it match on" in full_evaluation(corpora=(second, second)).verdict()
+    assert "It matches on test.jsonl" in full_evaluation(corpora=(second, first)).verdict()
+    assert "The match holds on test.jsonl" in full_evaluation(corpora=(first, first)).verdict()
+    assert full_evaluation(corpora=()).verdict() == "No loss was measured."
+    assert MISS.upper == 0.0404

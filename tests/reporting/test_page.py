@@ -1,0 +1,286 @@
+"""The page in a browser, and what its bytes hold."""
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+from recorded_runs import LINEAGE, RECIPE, ROUNDS, full_evaluation, write_run
+
+from inheritune_hf.evaluation import TaskComparison
+from inheritune_hf.experiments.assessment import Sample
+from inheritune_hf.records import RunRecord, write_json
+from inheritune_hf.reporting import read_run, write_report
+from inheritune_hf.reporting.charts import layers_chart, loss_chart, rank_chart
+from inheritune_hf.reporting.content import build_report
+from inheritune_hf.reporting.document import SideBySide, Table
+from inheritune_hf.reporting.markdown import render_markdown
+from inheritune_hf.reporting.page import render_html
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+EVIL = "<script>alert(1)</script> & \"q\" 'a' | `b` _c_ *d* [e](f) ![g](h) $x$ </pre> </style>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window; `.ci/run` requires one."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    missing = [
+        name
+        for name, there in (("Chromium", path), ("playwright", importlib.util.find_spec("playwright")))
+        if not there
+    ]
+    if missing:
+        reason = f"{' and '.join(missing)} not installed"
+        if os.environ.get("REQUIRE_BROWSER"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as session:
+        found = session.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+def open_page(browser, path, width=1440, scheme="light"):
+    """Open a file and return the page, what it asked for, and what it complained of."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri())
+    return page, asked, complaints
+
+
+def evil_run(folder):
+    """A run in which every text that a stranger can choose is markup."""
+    sample = Sample(EVIL, EVIL, EVIL)
+    task = TaskComparison(EVIL, EVIL, 10, 0.5, 0.1, 0.5, 0.1, 0.0, 0.1, 1.0)
+    record = RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951).to_dict()
+    record["lineage"]["reference"] = EVIL
+    record["recipe"] = {**record["recipe"], "notes": EVIL}
+    write_run(folder, **record, curves={"student": [[60, 5.3]], EVIL: [[60, 5.4]]})
+    values = full_evaluation(samples=(sample,), tasks=(task,), student=EVIL, reference=EVIL).to_dict()
+    values["corpora"][0]["corpus"] = EVIL
+    values["versions"] = {EVIL: EVIL}
+    write_json(folder / "evaluation.json", values)
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_page_is_quiet_and_nothing_overflows(run, interrupted, browser, tmp_path, width, scheme):
+    """No console message, no request but the page itself, nothing wider than the window but tables that scroll."""
+    write_json(tmp_path / "cut" / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
+    deep = write_run(tmp_path / "deep", lineage={**LINEAGE.to_dict(), "reference_layers": 96})
+    for folder in (run, interrupted, tmp_path / "cut", deep, evil_run(tmp_path / ("long" * 30))):
+        _, (path, _, _) = write_report(folder)
+        page, asked, complaints = open_page(browser, path, width, scheme)
+        assert complaints == []
+        assert asked == [path.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        outside = page.evaluate(
+            "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('.skip') && "
+            "e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML)"
+        )
+        assert outside == []
+        page.close()
+
+
+def test_numbers_on_the_page_are_the_records(run, browser):
+    """What the browser shows in each table is what the records say, cell by cell."""
+    report, (path, _, _) = write_report(run)
+    page, _, _ = open_page(browser, path)
+    shown = page.evaluate(
+        "[...document.querySelectorAll('table')].map(t => [...t.tBodies[0].rows].map(r => [...r.cells].map("
+        "c => c.textContent)))"
+    )
+    expected = [block.rows for section in report.sections for block in section.blocks if isinstance(block, Table)]
+    assert shown == [[list(row) for row in rows] for rows in expected]
+    text = page.inner_text("body")
+    records = json.loads((run / "rounds.json").read_text())
+    for item in records["rounds"]:
+        assert f"{item['loss']:.4f}" in text
+        assert f"{item['match']['difference']:+.4f}" in text
+    for row in records["results"]:
+        assert f"{row['loss']:.4f}" in text
+        assert f"{row['parameters']:,}" in text
+    assert "A student of 6 of 8 layers matched its starting reference" in text
+    page.close()
+
+
+def test_markup_in_records_stays_text(browser, tmp_path):
+    """A name, a sample or a file name with markup makes no element, runs nothing, and can be read as it is."""
+    report, (path, text, _) = write_report(evil_run(tmp_path / "run"))
+    page, asked, complaints = open_page(browser, path)
+    assert (len(asked), complaints) == (1, [])
+    assert page.evaluate("document.querySelectorAll('script, img, iframe, object').length") == 0
+    samples = page.evaluate("[...document.querySelectorAll('.sample pre')].map(e => e.textContent)")
+    assert samples == [EVIL] * 3
+    assert EVIL in page.evaluate("[...document.querySelectorAll('th')].map(e => e.textContent)")
+    assert "<script" not in path.read_text()
+    assert any(isinstance(block, SideBySide) for section in report.sections for block in section.blocks)
+    outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert "<script" not in outside
+    assert "[e](f)" not in outside
+    page.close()
+
+
+def test_page_can_be_used_by_keyboard_and_ear(run, browser):
+    """Headings in order, names for regions, charts and tables, row and column headers, a way past the navigation."""
+    _, (path, _, _) = write_report(run)
+    page, _, _ = open_page(browser, path, 360)
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(e => +e.tagName[1])")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    named = page.evaluate(
+        "[...document.querySelectorAll('[aria-labelledby], [aria-describedby]')].every(e => ['aria-labelledby', "
+        "'aria-describedby'].every(n => !e.hasAttribute(n) || document.getElementById(e.getAttribute(n))?.textContent))"
+    )
+    assert named
+    assert page.evaluate("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size") == page.evaluate(
+        "document.querySelectorAll('[id]').length"
+    )
+    assert page.evaluate("[...document.querySelectorAll('table')].every(t => t.caption && t.tHead)")
+    assert page.evaluate("[...document.querySelectorAll('thead th')].every(e => e.scope === 'col')")
+    assert page.evaluate("[...document.querySelectorAll('tbody th')].every(e => e.scope === 'row')")
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0)")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the report"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#main"
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(run, browser, scheme):
+    """Text has a contrast of at least 4.5 to what is behind it, in light and dark."""
+    _, (path, _, _) = write_report(run)
+    page, _, _ = open_page(browser, path, 1440, scheme)
+    worst = page.evaluate(
+        """() => {
+          const parse = c => c.match(/[\\d.]+/g).map(Number);
+          const light = c => { const [r, g, b] = parse(c).map(v => v / 255).map(
+            v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+          const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+            if (parse(c)[3] !== 0) return c; } };
+          const all = 'p, th, td, dt, dd, a, h1, h2, h3, h4, pre, li, text, .badge';
+          return Math.min(...[...document.querySelectorAll(all)]
+            .filter(e => e.getClientRects().length).map(e => { const s = getComputedStyle(e);
+              const one = light(e.tagName === 'text' ? s.fill : s.color), two = light(behind(e));
+              return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05); }));
+        }"""
+    )
+    assert worst >= 4.5
+    page.close()
+
+
+def test_page_prints(run, browser, tmp_path):
+    """In print the navigation is gone, everything is light, and no table is cut off."""
+    _, (path, _, _) = write_report(run)
+    page, _, _ = open_page(browser, path, 1440, "dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.set_viewport_size({"width": 700, "height": 1000})
+    assert page.evaluate("[...document.querySelectorAll('table')].every(e => e.scrollWidth <= 700)")
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    page.close()
+
+
+class Outline(HTMLParser):
+    """Check that elements are closed in the order in which they were opened."""
+
+    EMPTY = frozenset({"meta", "link"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in {"href", "src", "action", "srcset"}]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_asks_for_nothing(run):
+    """Without a browser: elements are closed in order, every address is within the page, and no script is allowed."""
+    page = render_html(build_report(read_run(run)))
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    assert all(address.startswith("#") or address == "data:," for address in outline.addresses)
+    assert "default-src 'none'" in page
+    assert not re.search(r"url\((?!#)|@import|https?:", page)
+
+
+def test_charts_are_drawings_that_hold_their_data():
+    """Each chart is well-formed, places a point for every evaluation, and a square for every layer."""
+    curves = {"student": ((60, 5.3), (120, 5.2), (180, 5.31), (240, 5.18)), "other": ((60, 9.0), (240, 5.7))}
+    drawing = ElementTree.fromstring(loss_chart(900, ROUNDS, curves, 5.19, 0.01))
+    dots = [element for element in drawing.iter() if element.get("class") == "dot"]
+    assert [dot[0].text for dot in dots] == [
+        "step 60: 5.3000",
+        "step 120: 5.2000",
+        "step 180: 5.3100",
+        "step 240: 5.1800",
+    ]
+    heights = [float(dot.get("cy")) for dot in dots]
+    assert heights[3] > heights[1] > heights[0] > heights[2]
+    for one in (loss_chart(320, (), {"student": ((5, 1.0),)}, None, 0.0), loss_chart(320, (), {}, None, 0.0)):
+        ElementTree.fromstring(one)
+    squares = ElementTree.fromstring(layers_chart(320, 48, [("round 1", range(24)), ("round 2", range(0, 48, 2))]))
+    kinds = [element.get("class") for element in squares.iter() if element.tag == "rect"]
+    assert kinds == ["kept"] * 24 + ["dropped"] * 24 + ["kept", "dropped"] * 24
+    ranks = ElementTree.fromstring(rank_chart(900, (8.0, None, 1.0), (9.0, 2.0), 1.5))
+    marks = [element[0].text for element in ranks.iter() if element.get("class") in {"dot", "square"}]
+    assert marks == [
+        "reference, layer 0: 8.0",
+        "reference, layer 2: 1.0",
+        "student, layer 0: 9.0",
+        "student, layer 1: 2.0",
+    ]
+
+
+def test_files_are_the_same_for_the_same_records(run, tmp_path):
+    """HTML, Markdown and PNG are written, say the same figures, and are the same bytes the next time."""
+    report, paths = write_report(run, tmp_path / "one")
+    _, again = write_report(run, tmp_path / "two")
+    assert [path.name for path in paths] == ["report.html", "report.md", "report.png"]
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    text = paths[1].read_text()
+    assert text == render_markdown(report, "report.png")
+    assert "| 2 | 6 | 120 | 245,760 | 5.1857 | 5.1951 | -0.0094 | -0.0213 to +0.0027 | yes |" in text
+    assert "![Losses, kept layers and ranks of run](report.png)" in text
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.html", "report.md", "report.png"]
+
+
+def test_command_writes_a_report(run, interrupted, tmp_path, capsys):
+    """`inheritune report` prints the verdict and names the files; what is no run ends with status 1."""
+    from inheritune_hf.cli import main
+
+    assert main(["report", str(run)]) == 0
+    assert "matched: A student of 6 of 8 layers" in capsys.readouterr().out
+    assert (run / "report.html").is_file()
+    assert main(["report", str(interrupted), "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.png").is_file()
+    assert main(["report", str(tmp_path / "nothing")]) == 1
+    assert "inheritune report: error:" in capsys.readouterr().err

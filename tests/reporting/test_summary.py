@@ -1,0 +1,53 @@
+"""What a run's folder says."""
+
+import pytest
+from recorded_runs import LINEAGE, RECIPE, RESULTS, ROUNDS, full_evaluation, write_run
+
+from inheritune_hf.records import RunRecord, write_json
+from inheritune_hf.reporting import read_run
+
+
+def test_finished_run_is_read_whole(run):
+    """Rounds, curves, results, data and the evaluation are those that were written."""
+    found = read_run(run)
+    assert (found.name, found.outcome, found.rounds, found.step) == ("run", "matched", ROUNDS, 240)
+    assert found.results == tuple(RESULTS)
+    assert found.curves["student"] == ((60, 5.3476), (120, 5.2219), (180, 5.3129), (240, 5.1857))
+    assert found.data.test.fingerprint.startswith("ea33e9b2")
+    assert found.evaluation == full_evaluation()
+    assert (found.reference, found.revision, found.kept_layers) == ("some/reference", "0123abc", LINEAGE.kept_layers)
+
+
+def test_interrupted_run_is_read_from_its_state(interrupted):
+    """Without a result the run's state and its last checkpoint's log tell how far it came."""
+    found = read_run(interrupted)
+    assert (found.outcome, found.rounds, found.step, found.target) == ("interrupted", ROUNDS[:1], 190, 5.25)
+    assert found.curves["student"][-1] == (180, 5.3129)
+    assert (found.reference_layers, found.seed) == (8, 7)
+    assert found.recipe == RECIPE
+
+
+def test_cut_student_is_read_from_its_record(tmp_path):
+    """A student that was only cut out has a lineage and no rounds."""
+    write_json(tmp_path / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
+    found = read_run(tmp_path)
+    assert (found.trained, found.rounds, found.outcome) == (False, (), None)
+    assert found.curves == {"student": ()}
+
+
+def test_what_is_not_there_or_damaged_is_said(tmp_path, run):
+    """An empty folder, a missing evaluation and a damaged record are named."""
+    with pytest.raises(FileNotFoundError, match="holds neither a run nor a student"):
+        read_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no evaluation at .*none\.json"):
+        read_run(run, tmp_path / "none.json")
+    (run / "rounds.json").write_text("{")
+    with pytest.raises(ValueError, match=r"rounds\.json is damaged"):
+        read_run(run)
+
+
+def test_evaluation_may_lie_elsewhere(tmp_path):
+    """An evaluation in another file is taken when it is named."""
+    write_json(tmp_path / "measured.json", full_evaluation(tasks=()).to_dict())
+    found = read_run(write_run(tmp_path / "run"), tmp_path / "measured.json")
+    assert found.evaluation.tasks == ()
