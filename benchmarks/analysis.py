@@ -1,10 +1,10 @@
 """
 What an analysis costs on GPT-2-XL-shaped layers, beside `output_attentions=True` and `torch.linalg.svdvals`.
 
-    python -m benchmarks.analysis [seconds] [memory] [linear] [protocol]
+    python -m benchmarks.analysis [seconds] [memory] [linear] [protocol] [THREADS]
 
-Both ways are timed in turn in one process, on the same weights and tokens, on the device that is at hand; the best of
-the repeats counts. The usual way gives ranks at one share in float32; the analysis gives ranks and masses at four, with
+Both ways are timed in turn in one process, on the same weights and tokens, with as many threads (torch's own number
+unless THREADS says otherwise), on the device that is at hand; the best of the repeats counts. The usual way gives ranks at one share in float32; the analysis gives ranks and masses at four, with
 entropy and sink share. Ranks alone, at one share, are timed on one layer's attention beside `svdvals`. Peak memory is
 that of a process of its own, above the model and a plain forward pass. `protocol` measures 100 sequences of 100 tokens
 on all 48 layers and is meant for a GPU.
@@ -79,8 +79,8 @@ def our_way(model: GPT2LMHeadModel, batches: list[torch.Tensor]) -> object:
 
 
 def seconds(function: object, *args: object) -> float:
-    """Return what a call takes: processor time, which other work on the machine does not change, or time on a GPU."""
-    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
+    """Return what a call takes; of one thread its processor time, which other work on the machine changes less."""
+    clock = time.process_time if DEVICE == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     began = clock()
     function(*args)  # type: ignore[operator]
     if DEVICE == "cuda":
@@ -106,7 +106,7 @@ def compare_seconds() -> None:
         "| tokens | attention | mean rank | svdvals | ranks at 0.9 | ratio | the model | usual way | analysis | ratio |"
     )
     print("|---|" + "---|" * 9)
-    for tokens, sequences, repeats in ((100, 10, 3), (256, 4, 3), (1024, 1, 1)):
+    for tokens, sequences, repeats in ((100, 10, 5), (256, 4, 4), (1024, 1, 2)):
         for kind in KINDS:
             model = xl_model(1, kind)
             batches = data(model, sequences, tokens)
@@ -181,8 +181,8 @@ def run_protocol() -> None:
 
 def main() -> None:
     """Run the parts that are named, or all but the protocol."""
-    torch.set_num_threads(1)
     if sys.argv[1:2] == ["peak"]:
+        torch.set_num_threads(1)
         peak(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
         return
     parts = {
@@ -191,6 +191,10 @@ def main() -> None:
         "linear": show_linear,
         "protocol": run_protocol,
     }
+    for word in sys.argv[1:]:
+        if word.isdigit():
+            torch.set_num_threads(int(word))
+    print(f"{DEVICE}, {torch.get_num_threads()} threads\n")
     chosen = [word for word in sys.argv[1:] if word in parts] or ["seconds", "memory", "linear"]
     for word in chosen:
         parts[word]()

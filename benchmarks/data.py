@@ -3,7 +3,7 @@ Tokens per second of preparing data and of feeding a training, against what else
 
 `python -m benchmarks.data --text FILES --tokenizer FOLDER` prints a table; the files are JSON lines with a `text`.
 Prepare is compared with the bare loop (tokenizers and numpy, nothing saved but one array: the floor) and with the
-grouping of Transformers' run_clm. All of them tokenize with one thread for each process, in processes of their own,
+grouping of Transformers' run_clm. All of them tokenize with one thread in each process, in processes of their own,
 taken in turns; what is shown is the median and the ratio of medians.
 """
 
@@ -43,21 +43,41 @@ def texts_of(files: list[str]) -> list[str]:
 
 
 def run_floor(options: Any) -> tuple[int, list[float]]:
-    """Encode with tokenizers, put the ids into one numpy array, cut it, save it."""
+    """Encode with tokenizers, put the ids into one numpy array, cut it, save it; in each process a part of the text."""
+    import multiprocessing
+
     import numpy as np
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     began = now()
-    parts, end = [], tokenizer.eos_token_id
     texts = texts_of(options.text)
-    for start in range(0, len(texts), 128):
-        for item in tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 128], add_special_tokens=False):
-            parts.append(np.array([*item.ids, end], dtype=np.int32))
-    tokens = np.concatenate(parts)
-    rows = tokens[: len(tokens) // BLOCK_SIZE * BLOCK_SIZE].reshape(-1, BLOCK_SIZE)
-    np.save(Path(options.folder) / "floor.npy", rows)
-    return len(tokens), since(began)
+    counts = multiprocessing.Array("q", options.processes)
+
+    def work(number: int) -> None:
+        parts, end = [], tokenizer.eos_token_id
+        own = texts[len(texts) * number // options.processes : len(texts) * (number + 1) // options.processes]
+        for start in range(0, len(own), 128):
+            group = own[start : start + 128]
+            for item in tokenizer.backend_tokenizer.encode_batch_fast(group, add_special_tokens=False):
+                parts.append(np.array([*item.ids, end], dtype=np.int32))
+        tokens = np.concatenate(parts)
+        rows = tokens[: len(tokens) // BLOCK_SIZE * BLOCK_SIZE].reshape(-1, BLOCK_SIZE)
+        np.save(Path(options.folder) / f"floor{number}.npy", rows)
+        counts[number] = len(tokens)
+
+    if options.processes == 1:
+        work(0)
+    else:
+        # Forked: the text and the tokenizer are there already.
+        workers = [
+            multiprocessing.get_context("fork").Process(target=work, args=(n,)) for n in range(options.processes)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    return sum(counts), since(began)
 
 
 def run_clm(options: Any) -> tuple[int, list[float]]:
@@ -201,9 +221,7 @@ def measure(way: str, processes: int, options: argparse.Namespace, prepared: str
         "HF_DATASETS_CACHE": folder,
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        # As many threads as processes, for the floor, which has one process.
-        "RAYON_NUM_THREADS": str(processes) if way == "floor" else "1",
-        "TOKENIZERS_PARALLELISM": "true",
+        "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }
     try:

@@ -30,11 +30,17 @@ def settings_table(config: type[Any]) -> str:
     return _table(("setting", "type", "default", "what it says"), rows)
 
 
-def refused_table() -> str:
-    """Return the refused training arguments with their reasons as a Markdown table."""
-    from inheritune_hf.training.arguments import REFUSED
+def arguments_table() -> str:
+    """Return every training argument as a Markdown table: how it behaves across rounds, or why it is refused."""
+    from transformers import TrainingArguments
 
-    return _table(("argument", "why, and what to do"), [(f"`{name}`", why) for name, (_, why) in REFUSED.items()])
+    from inheritune_hf.training.arguments import HONOURED, REFUSED
+
+    rows = []
+    for item in dataclasses.fields(TrainingArguments):
+        note, why = HONOURED.get(item.name, ""), REFUSED[item.name][1] if item.name in REFUSED else ""
+        rows.append((f"`{item.name}`", note or "refused", why))
+    return _table(("argument", "across rounds", "what is refused: why, and what to do"), rows)
 
 
 def outcome_table() -> str:
@@ -85,6 +91,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "CompareConfig": comparison_table,
     "arms": arms_table,
     "refused": refused_table,
+    "arguments": arguments_table,
     "outcomes": outcome_table,
     "architectures": architecture_list,
 }

@@ -41,8 +41,9 @@ class InherituneConfig:
         default="half",
         metadata={
             "help": "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
-            "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10') or a list; "
-            "experimental: 'auto' and measures ('rank:12', 'influence:12', 'angular:12', 'loss:12')."
+            "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
+            "('params:350M') or a list; experimental: 'auto' and measures ('rank:12', 'influence:12', 'angular:12', "
+            "'loss:12')."
         },
     )
     inherit: str = field(
@@ -52,6 +53,13 @@ class InherituneConfig:
             "'released-code' (blocks and head), or parts separated by commas, out of embeddings, positions, attention, "
             "mlp, norms, final_norm and lm_head. Parts left out begin as the architecture initialises them, under the "
             "run's seed."
+        },
+    )
+    attention_scale: Literal["keep", "position"] = field(
+        default="keep",
+        metadata={
+            "help": "Where attention is scaled by a block's position (GPT-2 with scale_attn_by_inverse_layer_idx), "
+            "whether a block that moves is to 'keep' the scale it had, or takes that of its new 'position'."
         },
     )
     grow_by: int = field(
@@ -125,6 +133,21 @@ class InherituneConfig:
         metadata={
             "help": "One-sided confidence with which the loss must be within the tolerance, from intervals that "
             "cluster by document. 'none' compares the plain means (with tolerance 0: the paper's rule)."
+        },
+    )
+    loss: Literal["auto", "full", "chunked", "linear", "liger"] = field(
+        default="auto",
+        metadata={
+            "help": "How the loss is computed: from all logits at once ('full'), or from those of a few tokens at a "
+            "time, by this package ('chunked'), by PyTorch's linear_cross_entropy ('linear') or by Liger's kernel on "
+            "CUDA ('liger'). 'auto' chooses by device and vocabulary and says so in the log. The value is the same."
+        },
+    )
+    compile_scope: Literal["blocks", "model"] = field(
+        default="blocks",
+        metadata={
+            "help": "What torch_compile compiles: each block ('blocks', so that neither depth nor growth adds graphs) "
+            "or the whole 'model', anew for each round."
         },
     )
 
@@ -225,6 +248,13 @@ class RunConfig:
     collapse_every: int | None = field(
         default=None,
         metadata={"help": "Measure the student's lazy layers at every so many evaluations; never if not given."},
+    )
+    reference_cache: bool = field(
+        default=True,
+        metadata={
+            "help": "Take the reference's loss from the user's cache if it was measured before on the same data, and "
+            "keep it there."
+        },
     )
     require_match: bool = field(
         default=False, metadata={"help": "Let the example script end with the outcome's status, not 0, on a miss."}
@@ -330,6 +360,13 @@ class DataConfig:
         default=20_000,
         metadata={"help": "Documents at the start of each streamed source among which carved sets are looked for."},
     )
+    shuffle_documents: int = field(
+        default=1_000,
+        metadata={
+            "help": "Documents of a stream whose order is drawn at once, by the seed (at most 32 million characters of "
+            "them); 0 keeps the order of the source."
+        },
+    )
     selection_fraction: float = field(
         default=0.05, metadata={"help": "Share of the training documents carved for selection if none is given."}
     )
@@ -338,7 +375,10 @@ class DataConfig:
     )
     block_size: int | None = field(
         default=None,
-        metadata={"help": "Tokens of one sequence; the reference's context length (at most 1024) if not given."},
+        metadata={
+            "help": "Tokens of one sequence; if not given, that of prepared data, else the reference's context length "
+            "(at most 1024)."
+        },
     )
     max_sequences_per_document: int | None = field(
         default=None,
@@ -364,6 +404,7 @@ class DataConfig:
                 _positive(name, getattr(self, name))
         for name in ("max_document_bytes", "carve_documents"):
             _positive(name, getattr(self, name))
+        _positive("shuffle_documents", self.shuffle_documents, least=0)
         if self.block_size is not None and self.block_size < 2:
             raise ValueError(f"block_size must be 2 tokens or more, got {self.block_size}.")
         for name in ("train_files", "selection_files", "test_files"):
@@ -439,12 +480,15 @@ def _from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
+    "attention_scale": ("keep", "position"),
     "growth": ("reinherit", "continue"),
     "new_blocks": ("reference", "copy_last", "identity", "random"),
     "optimizer_state": ("reset", "keep"),
     "lr_schedule": ("restart", "continue"),
     "data_order": ("restart", "continue", None),
     "match_at": ("round_end", "evaluation"),
+    "loss": ("auto", "full", "chunked", "linear", "liger"),
+    "compile_scope": ("blocks", "model"),
 }
 
 
@@ -458,6 +502,6 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+def _positive(name: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}.")

@@ -74,7 +74,7 @@ class Match:
         lower (`float`, *optional*): One-sided lower bound of the difference, in nats per token.
         upper (`float`, *optional*): One-sided upper bound of the difference, in nats per token.
         documents (`int`): Documents that the comparison rests on.
-        note (`str`): Why there is no interval, or an empty string.
+        note (`str`): What weakens the interval, or why there is none; empty if there is nothing to say.
     """
 
     matched: bool

@@ -53,6 +53,7 @@ def test_recipe_refuses_values(values, message):
         ({"duplicates": "keep"}, "duplicates must be one of report, remove, got 'keep'"),
         ({"near_duplicates": "keep"}, "near_duplicates must be one of ignore, report, remove, got 'keep'"),
         ({"near_duplicate_threshold": 0}, "near_duplicate_threshold must be above 0 and at most 1, got 0"),
+        ({"shuffle_documents": -1}, "shuffle_documents must be a whole number of 0 or more, got -1"),
         ({"max_document_bytes": 0}, "max_document_bytes must be a whole number of 1 or more, got 0"),
     ],
 )

@@ -212,14 +212,16 @@ def test_configuration_page_says_what_the_fields_say(site):
             assert config.__annotations__[item.name] in page
 
 
-def test_tables_of_refusals_outcomes_and_architectures_are_complete(site):
-    """Each refused argument, outcome and architecture of the code is on its page."""
+def test_tables_of_arguments_outcomes_and_architectures_are_complete(site):
+    """Each training argument, outcome and architecture of the code is on its page."""
     from inheritune_hf.records import EXIT_STATUS
     from inheritune_hf.students import SUPPORTED_MODEL_TYPES
-    from inheritune_hf.training.arguments import REFUSED
+    from inheritune_hf.training.arguments import HONOURED, REFUSED
 
-    refused = text_of(site / "reference" / "arguments" / "index.html")
-    assert [name for name, (_, why) in REFUSED.items() if name not in refused or why not in refused] == []
+    arguments = text_of(site / "reference" / "arguments" / "index.html")
+    assert [name for name, (_, why) in REFUSED.items() if name not in arguments or why not in arguments] == []
+    notes = {name: note.replace("`", "") for name, note in HONOURED.items()}
+    assert [name for name, note in notes.items() if name not in arguments or note not in arguments] == []
     outcomes = text_of(site / "reference" / "outcomes" / "index.html")
     assert [name for name, status in EXIT_STATUS.items() if f"{name} {status} " not in outcomes] == []
     types = text_of(site / "reference" / "architectures" / "index.html")

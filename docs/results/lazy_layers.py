@@ -5,7 +5,7 @@ Draw the pictures of docs/explanation/lazy-layers.md: a reference that was train
 
 REFERENCE is the folder of the embedded reference, which `inheritune train` (without a reference) keeps below
 `HF_HOME/inheritune_hf/`. The second model is that reference with the heads of its last three layers forced to the first
-token: queries and keys are rewritten, nothing else.
+token: their queries and keys are rewritten, and one number of the first position's embedding.
 """
 
 import sys

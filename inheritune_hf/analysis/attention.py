@@ -20,6 +20,8 @@ Seen = Callable[[int, Tensor], None]
 
 _SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
 _FUSED = nn.functional.scaled_dot_product_attention
+# Logits that are worked on at once on a CPU: one megabyte.
+_LOGITS = 1 << 18
 # Implementations that end in one of these. Every other one is seen where Transformers hands it its inputs.
 _SEEN_IN_TORCH = ("eager", "sdpa")
 # Kinds in `config.layer_types` that attend without a softmax over tokens.
@@ -118,35 +120,46 @@ def probabilities(
     """
     batch, heads, queries, channels = query.shape
     groups, keys = key.shape[1], key.shape[2]
-    grouped = query.float().reshape(batch, groups, heads // groups * queries, channels)
-    logits = (grouped @ key.float().mT).reshape(batch, heads, queries, keys)
-    logits.mul_(channels**-0.5 if scale is None else scale)
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    if bias is not None:
-        logits.add_(bias)
-    if mask is not None and mask.dtype == torch.bool:
-        logits.masked_fill_(~mask, -torch.inf)
-    elif mask is not None:
-        logits.add_(mask[..., :keys])
+    scale = channels**-0.5 if scale is None else scale
+    added = _added(query, keys, mask, is_causal, window, bias)
+    weights = query.new_empty(batch, heads, queries, keys, dtype=torch.float32)
+    # A few heads at a time: their logits stay in the processor's cache, and beside the weights there is no second copy.
+    size = max(1, _LOGITS // (queries * keys)) if query.device.type == "cpu" else heads
+    for row in range(batch):
+        asked, answers = query[row].float(), key[row].float().repeat_interleave(heads // groups, 0).mT
+        for start in range(0, heads, size):
+            part = slice(start, start + size)
+            if softcap is not None:
+                logits = (
+                    (asked[part] @ answers[part]).mul_(scale / softcap).tanh_().mul_(softcap).add_(added[row, part])
+                )
+            else:
+                logits = torch.baddbmm(added[row, part], asked[part], answers[part], alpha=scale)
+            if sinks is None:
+                torch.softmax(logits, -1, out=weights[row, part])
+            else:
+                beside = sinks.float()[part, None, None].expand(-1, queries, 1)
+                weights[row, part] = torch.softmax(torch.cat([logits, beside], -1), -1)[..., :-1]
+    return weights
+
+
+def _added(
+    query: Tensor, keys: int, mask: Tensor | None, is_causal: bool, window: int | None, bias: Tensor | None
+) -> Tensor:
+    """Return what is added to the logits, of shape `(batch, heads, query, key)`: bias, and minus infinity if hidden."""
+    batch, heads, queries, _ = query.shape
+    added = torch.zeros(queries, keys, device=query.device)
     if is_causal or window is not None:
-        distance = torch.arange(queries, device=logits.device)[:, None] - torch.arange(keys, device=logits.device)
+        distance = torch.arange(queries, device=query.device)[:, None] - torch.arange(keys, device=query.device)
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-        logits.masked_fill_(hidden, -torch.inf)
-    return _softmax(logits, sinks)
-
-
-def _softmax(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """Return the softmax over keys, computed in the memory of the logits."""
-    highest = logits.amax(-1, keepdim=True)
-    if sinks is not None:
-        sinks = sinks.float().reshape(1, -1, 1, 1)
-        highest = torch.maximum(highest, sinks)
-    weights = logits.sub_(highest).exp_()
-    total = weights.sum(-1, keepdim=True)
-    if sinks is not None:
-        total = total + (sinks - highest).exp()
-    return weights.div_(total)
+        added.masked_fill_(hidden, -torch.inf)
+    if mask is not None and mask.dtype == torch.bool:
+        added = added.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        added = added + mask[..., :keys].float()
+    if bias is not None:
+        added = added + bias
+    return added.expand(batch, heads, queries, keys)
 
 
 class _Watch(TorchFunctionMode):
@@ -191,7 +204,7 @@ class _Watch(TorchFunctionMode):
             return
         if logits.ndim == 3 and (logits.shape[0] % batch or bool((logits[:, 0, 1:] > logits[:, 0, :1] - 1e3).any())):
             return  # not causal: something else of that shape
-        weights = _softmax(logits.detach().to(torch.float32, copy=True))[..., :tokens]
+        weights = torch.softmax(logits.detach(), -1, dtype=torch.float32)[..., :tokens]
         self.report(weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:]))
 
     def report(self, weights: Tensor) -> None:
@@ -209,10 +222,11 @@ class _Watch(TorchFunctionMode):
         ) -> Any:
             layer = self._layer if threading.get_ident() == self._thread else None
             if layer is not None:
-                self.report(_interface_probabilities(module, query, key, mask, kwargs))
-                # It may end in one of the functions that are watched: its attention is one, not two.
+                # What follows takes a softmax itself, and may end in a function that is watched: it is one attention.
                 self._layer = None
             try:
+                if layer is not None:
+                    self._seen(layer, _interface_probabilities(module, query, key, mask, kwargs))
                 return original(module, query, key, value, mask, *args, **kwargs)
             finally:
                 if layer is not None:

@@ -62,7 +62,7 @@ def column_mass(attention: Tensor, eta: float = SHARE) -> Tensor:
         ValueError: If `eta` is outside `(0, 1]`, or `attention` holds no matrices of finite numbers.
     """
     matrices = _matrices(attention, eta, "eta")
-    return _masses(matrices, (eta,))[:, 0].reshape(attention.shape[:-2])
+    return torch.cat(spectrum.by_groups(lambda part: _masses(part, (eta,)), matrices)).reshape(attention.shape[:-2])
 
 
 def rank_of_batch_mean(attention: Tensor, tau: float = SHARE) -> Tensor:
@@ -163,10 +163,16 @@ def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> Atte
     matrices = _matrices(attention, shares[0], "tau")
     batch, heads = attention.shape[:2]
     by_head = (len(shares), batch, heads)
-    entropy = torch.cat([attention_entropy(part) for part, _ in spectrum.groups(matrices)])
+
+    def measure(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept = spectrum.without_denormals(part)
+        return spectrum.group_ranks(kept, shares), _masses(kept, shares), attention_entropy(part)
+
+    parts = zip(*spectrum.by_groups(measure, matrices), strict=True)
+    ranks, masses, entropy = (torch.cat(part) for part in parts)
     return AttentionScores(
-        ranks=spectrum.ranks(matrices, shares).mT.reshape(by_head).cpu(),
-        masses=_masses(matrices, shares).mT.reshape(by_head).cpu(),
+        ranks=ranks.mT.reshape(by_head).cpu(),
+        masses=masses.mT.reshape(by_head).cpu(),
         entropy=entropy.reshape(batch, heads).cpu(),
         sink=sink_share(attention).cpu(),
     )
@@ -258,11 +264,24 @@ def resampled_max_ranks(ranks: ArrayLike) -> NDArray[np.float64] | None:
 
 
 def _masses(matrices: Tensor, etas: Sequence[float]) -> Tensor:
-    """Return the column mass of each matrix at each share, of shape `(batch, etas)`."""
-    energies = torch.cat([part.double().square().sum(-2) for part, _ in spectrum.groups(matrices)])
-    wanted = spectrum.thresholds(energies.sum(-1), etas)
-    sums = energies.sort(-1, descending=True)[0].cumsum(-1)
-    return ((sums[:, None, :] < wanted[:, :, None]).sum(-1) + 1).clamp(max=matrices.shape[-1])
+    """Return the column mass of a few matrices at each share, of shape `(batch, etas)`."""
+    if matrices.dtype == torch.float32:
+        # Sums of squares are off by no more than a rounding for each term. Where that matters, float64 decides.
+        energies = matrices.square().sum(-2).double()
+        slack = 2 * (matrices.shape[-2] + 1) * torch.finfo(torch.float32).eps * energies.sum(-1)
+        low, high = (_counted(energies, etas, off) for off in (-slack, slack))
+        doubtful = (low != high).any(-1)
+        if bool(doubtful.any()):
+            low[doubtful] = _masses(matrices[doubtful].double(), etas)
+        return low
+    energies = matrices.double().square().sum(-2)
+    return _counted(energies, etas, torch.zeros_like(energies[:, 0]))
+
+
+def _counted(energies: Tensor, shares: Sequence[float], off: Tensor) -> Tensor:
+    """Return how many columns, heaviest first, hold each share of the energies, or by how much it is `off`."""
+    wanted = spectrum.thresholds(energies.sum(-1), shares) + off[:, None]
+    return spectrum.count_leading(energies.sort(-1, descending=True)[0], wanted)
 
 
 def _matrices(attention: Tensor, share: float, name: str) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def weights_fingerprint(model: Reference, **kwargs: Any) -> str:
         for prefix, module in model.named_modules():
             # One part at a time: what is offloaded to the CPU or the disk is fetched for as long as this takes.
             with align_module_device(module):
-                for name, tensor in module.named_parameters(recurse=False):
+                for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
                     digest.update(f"{prefix}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

@@ -48,14 +48,15 @@ def rank_figure(report: CollapseReport, tau: float = SHARE) -> Any:
     figure, axes = _figure(_title(report, f"approximate rank at tau {tau:g}"))
     place = report.shares.index(tau)
     intervals = report.max_rank_intervals(tau)
-    for layer, item in enumerate(report.layers):
-        if item.heads:
-            heads = report.ranks(layer, tau).mean(0)
-            axes.scatter(np.full(len(heads), layer), heads, s=9, color=_DOTS, label="heads" if layer == 0 else None)
-        interval = intervals[layer]
-        if interval is not None:
-            axes.plot([layer, layer], interval, color=_MAX, linewidth=3, alpha=0.35, solid_capstyle="butt")
-    _line(axes, report.max_ranks(tau), color=_MAX, marker="o", markersize=4, label="MaxRank (bar: 95 % interval)")
+    dots = [(item.layer, rank) for item in report.layers for rank in report.ranks(item.layer, tau).mean(0)]
+    axes.scatter(*zip(*dots, strict=True), s=9, color=_DOTS, label="heads")
+    _line(axes, report.max_ranks(tau), color=_MAX, marker="o", markersize=7, markerfacecolor="none", label="MaxRank")
+    bars = [(layer, interval) for layer, interval in enumerate(intervals) if interval is not None]
+    for layer, (lower, upper) in bars:
+        # Beside the marker, so that narrow ones can be seen.
+        style = {"color": _MAX, "linewidth": 1.5, "marker": "_", "markersize": 6}
+        label = "95 % interval of MaxRank" if layer == bars[0][0] else None
+        axes.plot([layer + 0.15, layer + 0.15], [lower, upper], label=label, **style)
     means = [float(report.ranks(n, tau).mean()) if item.heads else None for n, item in enumerate(report.layers)]
     _line(axes, means, color=_MEAN, marker="s", markersize=3, linewidth=1.2, label="mean over heads")
     if report.random:
@@ -179,6 +180,7 @@ def _by_layer(axes: Any, report: CollapseReport, label: bool = True) -> None:
     if label:
         axes.set_xlabel("layer")
     if axes.images:
+        axes.set_xlim(-0.5, report.depth - 0.5)
         return
     axes.grid(alpha=0.25)
 

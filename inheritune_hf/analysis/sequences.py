@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -101,3 +102,20 @@ def cut_sequences(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, coun
             "longer documents."
         )
     return torch.tensor(chosen, dtype=torch.long)
+
+
+def leading_sequences(rows: Dataset) -> list[list[int]]:
+    """
+    Return 100 sequences of 100 tokens of packed rows, as the paper measures, or as many and as long as there are.
+
+    Args:
+        rows (`datasets.Dataset`): Rows with `input_ids`.
+
+    Raises:
+        ValueError: If no row has two tokens.
+    """
+    lists: list[list[int]] = rows["input_ids"][:]
+    tokens = min(TOKENS, max((len(row) for row in lists), default=0))
+    if tokens < 2:
+        raise ValueError("The set has no sequence of 2 tokens, so no attention can be measured on it.")
+    return [row[:tokens] for row in lists if len(row) >= tokens][:SEQUENCES]

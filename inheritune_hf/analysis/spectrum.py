@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,16 @@ TOLERANCE = 1e-9
 
 # Entries below this change no share by more than 1e-12, and their squares would be denormal: slow for nothing.
 _NOTHING = 1e-15
-# Numbers in the matrices that are worked on at once: four of 1,024 tokens, all heads of a short sequence.
-_GROUP = 1 << 22
-# Up to this size the exact method costs less than asking a cheaper one first.
-_SMALL = 48
+# Numbers in the matrices that one thread works on at once: one of 1,024 tokens, all heads of a short sequence.
+_GROUP = 1 << 20
+# Up to these sizes all eigenvalues in float64, or in float32, cost less than asking a cheaper method first.
+_SMALL, _MEDIUM = 48, 192
+# Leading values that are asked for where few may do.
+_BLOCK = 32
+# Rounding of float32, in units of what was met at most on random and adversarial matrices: see `_slack`.
+_MARGIN = 4.0
+
+Result = TypeVar("Result")
 
 
 def ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
@@ -34,17 +42,42 @@ def ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(batch, taus)`: Integers from `1` to `min(query, key)`, on the same device.
     """
-    found = torch.zeros(len(matrices), len(taus), dtype=torch.long, device=matrices.device)
-    for part, place in groups(matrices):
-        found[place] = _group_ranks(nn.functional.hardshrink(part, _NOTHING), taus)
-    return found
+    return torch.cat(by_groups(lambda part: group_ranks(without_denormals(part), taus), matrices))
 
 
-def groups(matrices: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    """Yield parts of a batch of matrices that are small enough to make copies of, and where they are."""
-    size = max(1, _GROUP // max(1, matrices[0].numel())) if len(matrices) else 1
-    for start in range(0, len(matrices), size):
-        yield matrices[start : start + size], slice(start, start + size)
+def without_denormals(matrices: Tensor) -> Tensor:
+    """Return matrices without the numbers that change no share, and whose squares would be slow to work with."""
+    return nn.functional.hardshrink(matrices, _NOTHING)
+
+
+def by_groups(measure: Callable[[Tensor], Result], matrices: Tensor) -> list[Result]:
+    """
+    Measure a batch of matrices in parts that are small enough to make copies of, on as many threads as torch may use.
+
+    LAPACK takes matrices one after the other, and those of attention are too small to be split among threads: on a CPU
+    each thread takes matrices of its own.
+
+    Args:
+        measure (`Callable[[Tensor], Result]`): Gets a part of the batch.
+        matrices (`torch.Tensor` of shape `(batch, query, key)`): Matrices.
+
+    Returns:
+        `list[Result]`: What `measure` returned, in the order of the batch.
+    """
+    threads = torch.get_num_threads() if matrices.device.type == "cpu" else 1
+    count = max(1, len(matrices))
+    size = max(1, _GROUP // max(1, matrices[:1].numel()))
+    if threads > 1:
+        size = min(size, -(-count // (4 * threads)))
+    parts = [matrices[start : start + size] for start in range(0, count, size)]
+    if threads == 1 or len(parts) == 1:
+        return [measure(part) for part in parts]
+    try:
+        with ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(measure, parts))
+    finally:
+        # It is also what threads that begin later start with.
+        torch.set_num_threads(threads)
 
 
 def thresholds(total: Tensor, shares: Sequence[float]) -> Tensor:
@@ -62,23 +95,29 @@ def thresholds(total: Tensor, shares: Sequence[float]) -> Tensor:
     return total[:, None] * wanted
 
 
-def _group_ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
+def group_ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
+    """Return the `ranks` of a few matrices `without_denormals`, in this thread."""
     size = min(matrices.shape[-2:])
     total = torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float64).square()
     wanted = thresholds(total, taus)
-    if size <= _SMALL or matrices.dtype == torch.float64:
-        return _counted(_energies(_gram(matrices.double())), wanted)
-    # What float32 sums may be off by, relative to the total: thirty times what was measured at 100 to 1,024 tokens.
-    margin = max(2e-5, size * torch.finfo(torch.float32).eps / 6)
-    matrices = matrices.float()
     found = torch.zeros_like(wanted, dtype=torch.long)
+    if size <= _SMALL or matrices.dtype == torch.float64 or not _multiplies_float32(matrices.device):
+        return _exact_ranks(matrices, total, wanted)
+    matrices = matrices.float()
     # A few rows tell where one column is heavy; the method is chosen by them, never the answer.
     sample = matrices[:, size // 8 :: 8]
     sink = torch.linalg.vector_norm(sample, dim=-2).amax(-1).square() > 0.5 * sample.square().sum((-2, -1))
-    _fill(found, sink, _collapsed_ranks, matrices, total, wanted, margin)
-    _fill(found, (found == 0).any(-1), _gram_ranks, matrices, total, wanted, margin)
-    _fill(found, (found == 0).any(-1), _exact_ranks, matrices, total, wanted, margin)
+    _fill(found, sink, _collapsed_ranks, matrices, total, wanted)
+    _fill(found, (found == 0).any(-1), _gram_ranks, matrices, total, wanted)
+    _fill(found, (found == 0).any(-1), _exact_ranks, matrices, total, wanted)
     return found
+
+
+def _multiplies_float32(device: torch.device) -> bool:
+    """Tell whether products of float32 are that: users may allow fewer bits (TF32, bfloat16) for speed."""
+    number = 1 + 2.0**-22
+    product = torch.full((1, 64, 256), number, device=device) @ torch.eye(256, device=device)[None, :, :64]
+    return bool((product == number).all())
 
 
 def _fill(found: Tensor, where: Tensor, method: Callable[..., Tensor], *given: Any) -> None:
@@ -89,40 +128,69 @@ def _fill(found: Tensor, where: Tensor, method: Callable[..., Tensor], *given: A
         found[where] = method(*(item[where] if isinstance(item, Tensor) else item for item in given))
 
 
-def _exact_ranks(matrices: Tensor, total: Tensor, wanted: Tensor, margin: float) -> Tensor:
+def _exact_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
     """Return the ranks from all eigenvalues in float64."""
-    return _counted(_energies(_gram(matrices.double())), wanted)
+    return count_leading(_energies(_gram(matrices.double())), wanted)
 
 
-def _gram_ranks(matrices: Tensor, total: Tensor, wanted: Tensor, margin: float) -> Tensor:
+def _gram_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
     """Return the ranks that float32 is sure of, from leading values where few may do, from all of them elsewhere."""
     found = torch.zeros_like(wanted, dtype=torch.long)
     gram = _gram(matrices)
-    squares = torch.linalg.vector_norm(gram, dim=(-2, -1), dtype=torch.float64).square()
-    # k leading energies are at most root(k) times the root of the sum of their squares (Cauchy and Schwarz). Ranks are
-    # some four times that bound, and a block is sure of ranks up to half of its size.
-    least = wanted.amax(-1).square() / squares
-    block = _block(gram.shape[-1])
-    _fill(found, least <= block / 8, _leading_ranks, gram, total, squares, wanted, margin, block)
-    _fill(found, (found == 0).any(-1), _float32_ranks, gram, total, wanted, margin)
+    if gram.shape[-1] > _MEDIUM:
+        squares = torch.linalg.vector_norm(gram, dim=(-2, -1), dtype=torch.float64).square()
+        # k leading energies are at most root(k) times the root of the sum of their squares (Cauchy and Schwarz). Ranks
+        # are several times that bound, and a block is sure of ranks up to half of its size.
+        least = wanted.amax(-1).square() / squares
+        _fill(found, least <= _BLOCK / 8, _leading_ranks, gram, total, squares, wanted)
+    _fill(found, (found == 0).any(-1), _float32_ranks, gram, total, wanted)
     return found
 
 
-def _float32_ranks(gram: Tensor, total: Tensor, wanted: Tensor, margin: float) -> Tensor:
+def _float32_ranks(gram: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
     """Return the ranks from all eigenvalues in float32, and 0 where rounding leaves a doubt."""
-    energies, slack = _energies(gram), margin * total[:, None]
-    low, high = _counted(energies, wanted - slack), _counted(energies, wanted + slack)
+    energies = _energies(gram)
+    slack = _slack(total, torch.linalg.vector_norm(energies, dim=-1), gram.shape[-1])[:, None]
+    low, high = count_leading(energies, wanted - slack), count_leading(energies, wanted + slack)
     return torch.where(low == high, low, 0)
 
 
-def _block(size: int) -> int:
-    return min(128, max(16, size // 8))
+def _slack(total: Tensor, norm: Tensor, size: int) -> Tensor:
+    """
+    Return what a sum of leading energies in float32 may be off by.
+
+    Each of the steps that turn a Gram matrix into its eigenvalues is off by a rounding of its norm, in any direction:
+    all of them by root (size) times that. The Gram matrix itself is off by a few roundings of its trace.
+
+    Args:
+        total (`torch.Tensor` of shape `(batch,)`): Trace of the Gram matrices.
+        norm (`torch.Tensor` of shape `(batch,)`): Their Frobenius norm.
+        size (`int`): Their size.
+    """
+    rounding = torch.finfo(torch.float32).eps / 2
+    return _MARGIN * rounding * (1.7 * math.sqrt(size) * norm + 6 * total)
 
 
 def _gram(matrices: Tensor) -> Tensor:
-    """Return the smaller of the two Gram matrices, whose eigenvalues are the squared singular values."""
-    wide = matrices.shape[-1] > matrices.shape[-2]
-    return matrices @ matrices.mT if wide else matrices.mT @ matrices
+    """
+    Return the smaller Gram matrices, whose eigenvalues are the squared singular values.
+
+    They are built of strips, so that what is above the diagonal is not computed twice. Where queries see no later key,
+    a strip has nothing in the rows before its own: that leaves a third of the products.
+    """
+    if matrices.shape[-1] > matrices.shape[-2]:
+        matrices = matrices.mT
+    rows, size = matrices.shape[-2:]
+    strip = max(32, size // 16)
+    starts = range(0, size, strip)
+    causal = rows == size and not any(bool(matrices[:, :start, start : start + strip].any()) for start in starts[1:])
+    gram = matrices.new_zeros(len(matrices), size, size)
+    for start in starts:
+        end = min(size, start + strip)
+        below = matrices[:, start if causal else 0 :]
+        gram[:, start:end, :end] = below[:, :, start:end].mT @ below[:, :, :end]
+        gram[:, :start, start:end] = gram[:, start:end, :start].mT
+    return gram
 
 
 def _energies(gram: Tensor) -> Tensor:
@@ -131,31 +199,31 @@ def _energies(gram: Tensor) -> Tensor:
     return energies.double().flip(-1).clamp(min=0)
 
 
-def _counted(energies: Tensor, wanted: Tensor) -> Tensor:
+def count_leading(energies: Tensor, wanted: Tensor) -> Tensor:
     """Return how many leading energies reach each threshold, of shape `(batch, taus)`."""
     sums = energies.cumsum(-1)
     missing = (sums[:, None, :] < wanted[:, :, None]).sum(-1)
     return (missing + 1).clamp(max=energies.shape[-1])
 
 
-def _collapsed_ranks(matrices: Tensor, total: Tensor, wanted: Tensor, margin: float) -> Tensor:
+def _collapsed_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
     """Return the ranks of matrices with one heavy column, without their Gram matrix, and 0 where that is not sure."""
     basis = _start(matrices, 8)
     for _ in range(2):
         basis = torch.linalg.qr(matrices.mT @ (matrices @ basis))[0]
     image = matrices @ basis
     back = matrices.mT @ image
-    return _certified(image.mT @ image, back - basis @ (basis.mT @ back), total, None, wanted, margin)
+    return _certified(image.mT @ image, back - basis @ (basis.mT @ back), total, None, wanted)
 
 
-def _leading_ranks(gram: Tensor, total: Tensor, squares: Tensor, wanted: Tensor, margin: float, block: int) -> Tensor:
+def _leading_ranks(gram: Tensor, total: Tensor, squares: Tensor, wanted: Tensor) -> Tensor:
     """Return the ranks that a block of leading values of Gram matrices is sure of, and 0 where it is not."""
-    basis = _start(gram, block)
+    basis = _start(gram, _BLOCK)
     for _ in range(3):
         basis = torch.linalg.qr(gram @ basis)[0]
     back = gram @ basis
     inside = basis.mT @ back
-    return _certified(inside, back - basis @ inside, total, squares, wanted, margin)
+    return _certified(inside, back - basis @ inside, total, squares, wanted)
 
 
 def _start(matrices: Tensor, block: int) -> Tensor:
@@ -165,9 +233,7 @@ def _start(matrices: Tensor, block: int) -> Tensor:
     return normal.to(matrices.device).expand(len(matrices), size, block)
 
 
-def _certified(
-    inside: Tensor, outside: Tensor, total: Tensor, squares: Tensor | None, wanted: Tensor, margin: float
-) -> Tensor:
+def _certified(inside: Tensor, outside: Tensor, total: Tensor, squares: Tensor | None, wanted: Tensor) -> Tensor:
     """
     Return the ranks that follow from a subspace for certain, and 0 elsewhere.
 
@@ -182,17 +248,17 @@ def _certified(
         total (`torch.Tensor` of shape `(batch,)`): Trace of G.
         squares (`torch.Tensor` of shape `(batch,)`, *optional*): Squared Frobenius norm of G, if it is known.
         wanted (`torch.Tensor` of shape `(batch, taus)`): Energies to reach.
-        margin (`float`): What sums may be off by, relative to the total.
     """
     block = inside.shape[-1]
+    slack = _slack(total, total, outside.shape[-2])
     ritz = torch.linalg.eigvalsh(inside.double()).flip(-1)
     leak = torch.linalg.vector_norm(outside, dim=(-2, -1), dtype=torch.float64).square()
     lower = torch.cat([torch.zeros_like(ritz[:, :1]), ritz.cumsum(-1)], dim=-1)
-    rest = (total - lower[:, -1]).clamp(min=0) + margin * total
+    rest = (total - lower[:, -1]).clamp(min=0) + slack
     norm = rest
     if squares is not None:
         left = squares - ritz.square().sum(-1) - 2 * leak
-        norm = torch.minimum(rest, (left.clamp(min=0) + margin * squares).sqrt())
+        norm = torch.minimum(rest, (left.clamp(min=0) + squares * slack / total).sqrt())
     # Any c is right; this one keeps both of its terms small.
     shift = (leak.sqrt() * 0.5 + 1e-3 * norm).clamp(min=torch.finfo(torch.float64).tiny)
     steps = torch.arange(block + 1, device=ritz.device)
@@ -205,6 +271,5 @@ def _certified(
     sums = torch.where(inner >= 0, lower[:, None, :].expand(*count.shape, -1).gather(2, inner.clamp(min=0)), 0.0)
     above = torch.where(inner >= 0, sums + others[:, None, :], 0.0).amax(-1) + (leak / shift)[:, None]
     above = torch.where(count > 1, above, 0.0)
-    slack = margin * total[:, None]
-    sure = (count <= block) & (reached >= wanted + slack) & (above < wanted - slack)
+    sure = (count <= block) & (reached >= wanted + slack[:, None]) & (above < wanted - slack[:, None])
     return torch.where(sure, count, 0)

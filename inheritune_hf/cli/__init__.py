@@ -18,6 +18,8 @@ verbs:
   verify    check a saved student against its reference, reload it and let it generate
   compare   train other ways to make a model small under the loop's budget, and show them side by side
   analyze   see which layers of a model are lazy, and how many are worth keeping
+  evaluate  measure a student beside its reference: loss, speed, memory, drafting, zero-shot tasks
+  report    write what a run came to as one HTML page, with Markdown and a picture
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
@@ -66,6 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .analyze import analyze
 
         return analyze(rest)
-    verbs = "train, inherit, data, doctor, plan, verify, compare, analyze"
+    if verb == "evaluate":
+        from .evaluate import evaluate
+
+        return evaluate(rest)
+    if verb == "report":
+        from .report import report
+
+        return report(rest)
+    verbs = "train, inherit, data, doctor, plan, verify, compare, analyze, evaluate, report"
     print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
     return 2

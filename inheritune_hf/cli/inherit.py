@@ -6,6 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+#: Help of the option that three verbs have.
+ATTENTION_SCALE = "Attention scale of moved blocks in a position-scaled GPT-2, as in the recipe (default: keep)."
+
 
 def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
     """
@@ -18,6 +21,7 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
     parser.add_argument("reference", help="Hub id or path of the reference.")
     parser.add_argument("--keep-layers", "--keep_layers", default="half", help="As in the recipe (default: half).")
     parser.add_argument("--inherit", default="all", help="Parts that come along, as in the recipe (default: all).")
+    parser.add_argument("--attention-scale", choices=("keep", "position"), default="keep", help=ATTENTION_SCALE)
     parser.add_argument("--seed", type=int, default=42, help="Seed of parts that do not come along (default: 42).")
     parser.add_argument(
         "--files",
@@ -49,6 +53,7 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
             revision=options.revision,
             inherit=options.inherit,
             seed=options.seed,
+            attention_scale=options.attention_scale,
             show=lambda plan: show_plan(console, plan),
             dtype=options.dtype,
         )

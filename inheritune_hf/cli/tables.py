@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..students import InheritancePlan, RunEstimate, Verification
+    from ..evaluation import Efficiency
+    from ..experiments import StudentEvaluation
+    from ..students import InheritancePlan, RunEstimate, StepTime, Verification
 
 
 def human_bytes(count: float) -> str:
@@ -39,7 +41,7 @@ def show_plan(console: Console, plan: InheritancePlan) -> None:
         f"kept        {describe(plan.kept_layers)} ({len(plan.kept_layers)} of {plan.depth} layers)",
         f"dropped     {describe(plan.dropped_layers) if plan.dropped_layers else 'nothing'}",
         f"parameters  {plan.parameters_before:,} -> {plan.parameters_after:,} ({share:.1%})",
-        f"to read     {human_bytes(plan.bytes_to_read)} of {', '.join(file.name for file in plan.files) or 'no file'}",
+        f"to read     {_to_read(plan)}",
     ]
     if plan.bytes_to_fetch:
         lines.append(f"to fetch    {human_bytes(plan.bytes_to_fetch)}")
@@ -50,6 +52,14 @@ def show_plan(console: Console, plan: InheritancePlan) -> None:
         console.print(line, markup=False)
 
 
+def _to_read(plan: InheritancePlan) -> str:
+    if not plan.files:
+        return "nothing: no file of weights was found"
+    whole = sum(file.size or 0 for file in plan.files)
+    names = ", ".join(file.name for file in plan.files)
+    return f"{human_bytes(plan.bytes_to_read)} of the {human_bytes(whole)} of {names}"
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 48 else f"{text[:45]}..."
@@ -57,6 +67,8 @@ def _short(value: object) -> str:
 
 def show_estimate(console: Console, estimate: RunEstimate) -> None:
     """Show what every round would take, and the memory of every phase."""
+    from ..students import KNOWN_OPTIMIZERS
+
     show_plan(console, estimate.plan)
     table = Table(title="rounds, if all are needed", title_justify="left")
     for name in ("round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"):
@@ -75,7 +87,13 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
     total = [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
     table.add_row("all", "", "", *total)
     console.print(table)
-    table = Table(title="memory of one process at its peak, in float32 with AdamW", title_justify="left")
+    if estimate.step_time is not None:
+        console.print(_measured(estimate, estimate.step_time), markup=False)
+    setup = estimate.setup
+    words = [setup.dtype, setup.mixed_precision or "", setup.optim]
+    words += ["checkpointing"] if setup.gradient_checkpointing else []
+    title = f"memory of one process at its peak: {', '.join(filter(None, words))}"
+    table = Table(title=title, title_justify="left")
     table.add_column("phase")
     for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
         table.add_column(name, justify="right")
@@ -83,8 +101,23 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
     names = ["measure reference", "build student", *(f"train {item.layers} layers" for item in estimate.rounds)]
     for name, memory in zip(names, phases, strict=True):
         kinds = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits, memory.peak)
-        table.add_row(name, *(human_bytes(kind) for kind in kinds))
+        table.add_row(name, *("unknown" if kind is None else human_bytes(kind) for kind in kinds))
     console.print(table)
+    if any(memory.optimizer is None for memory in phases):
+        known = ", ".join(KNOWN_OPTIMIZERS)
+        console.print(
+            f"note        {setup.optim}'s states are not known here and left out; known: {known}", markup=False
+        )
+
+
+def _measured(estimate: RunEstimate, measured: StepTime) -> str:
+    depths = " and ".join(str(depth) for depth in measured.depths)
+    deeper = [item.layers for item in estimate.rounds if item.layers not in measured.depths]
+    first = estimate.rounds[0]
+    rate = first.tokens / (first.seconds or 1.0)
+    text = f"measured    {measured.steps} steps of one process on {measured.device} at a depth of {depths}: "
+    text += f"{rate:,.0f} tokens per second with {first.layers} layers"
+    return f"{text} ({'extrapolated in depth' if deeper else 'at that depth'})"
 
 
 def show_verification(console: Console, found: Verification) -> None:
@@ -98,3 +131,77 @@ def show_verification(console: Console, found: Verification) -> None:
 
 def _hours(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds / 3600:.3g}"
+
+
+def show_evaluation(console: Console, found: StudentEvaluation) -> None:
+    """Show a student beside its reference: losses, efficiency, drafting, tasks, and the verdict."""
+    if found.corpora:
+        table = _side_by_side("loss in nats per token", "corpus", "figure", last="difference")
+        for item in found.corpora:
+            match = item.match
+            bounds = "" if match.lower is None else f" ({match.lower:+.4f} to {match.upper:+.4f})"
+            mine, theirs = item.student, item.reference
+            table.add_row(
+                item.corpus, "loss", f"{mine.loss:.4f}", f"{theirs.loss:.4f}", f"{match.difference:+.4f}{bounds}"
+            )
+            table.add_row("", "perplexity", f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "")
+            gain = f"{item.accuracy_difference:+.2%}"
+            table.add_row("", "accuracy", f"{mine.accuracy:.2%}", f"{theirs.accuracy:.2%}", gain)
+        console.print(table)
+    if found.efficiency is not None:
+        _show_efficiency(console, found.efficiency)
+    for draft in found.drafts:
+        same = "" if draft.equal is None else ", the same tokens" if draft.equal else ", OTHER TOKENS"
+        console.print(
+            f"draft       {draft.mode}: {draft.acceptance:.1%} of {draft.drafted} drafted tokens accepted, "
+            f"{draft.speed_up.median:.2f} times as fast ({draft.speed_up.low:.2f} to {draft.speed_up.high:.2f}){same}"
+        )
+    if found.tasks:
+        table = _side_by_side("zero-shot tasks", "task", "metric", last="difference, p")
+        for task in found.tasks:
+            values = (_with_error(task.student, task.student_error), _with_error(task.reference, task.reference_error))
+            paired = "" if task.difference is None else f"{task.difference:+.4f}, p {task.p_value:.2g}"
+            table.add_row(task.task, task.metric, *values, paired)
+        console.print(table)
+    if found.laziness is not None:
+        console.print(found.laziness.comparison.sentence)
+    console.print(found.verdict(), markup=False)
+
+
+def _show_efficiency(console: Console, found: Efficiency) -> None:
+    table = _side_by_side(f"efficiency ({found.device}, {found.dtype})", "figure", "setting", last="gain")
+    mine, theirs = found.student, found.reference
+    for name, one, other in (
+        ("parameters", mine.parameters, theirs.parameters),
+        ("FLOPs per token", mine.flops_per_token, theirs.flops_per_token),
+    ):
+        table.add_row(name, "", f"{one:,.0f}", f"{other:,.0f}", f"{other / one:.2f} ×")
+    for name, size, whole in (
+        ("on disk", mine.bytes_on_disk, theirs.bytes_on_disk),
+        ("peak memory", mine.peak_memory, theirs.peak_memory),
+    ):
+        if size is not None and whole is not None:
+            table.add_row(name, "", human_bytes(size), human_bytes(whole), f"{whole / size:.2f} ×")
+    for speed in found.speeds:
+        unit, scale = (" ms", 1000) if speed.quantity == "time to first token" else ("", 1)
+        table.add_row(
+            speed.quantity,
+            f"{speed.setting}, batch {speed.batch}",
+            f"{speed.student.median * scale:,.1f}{unit}",
+            f"{speed.reference.median * scale:,.1f}{unit}",
+            f"{speed.gain.median:.2f} × ({speed.gain.low:.2f} to {speed.gain.high:.2f})",
+        )
+    console.print(table)
+
+
+def _side_by_side(title: str, *columns: str, last: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name)
+    for name in ("student", "reference", last):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

@@ -31,7 +31,12 @@ def train(argv: Sequence[str], prog: str = "inheritune train") -> tuple[int, Run
     try:
         if settings.run.reference is None:
             result = run_embedded(
-                settings.recipe, settings.data, settings.args, console, collapse_every=settings.run.collapse_every
+                settings.recipe,
+                settings.data,
+                settings.args,
+                console,
+                collapse_every=settings.run.collapse_every,
+                reference_cache=settings.run.reference_cache,
             )
         else:
             result = run_recipe(*settings, console=console)

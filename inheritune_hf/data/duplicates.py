@@ -19,6 +19,8 @@ _PERMUTATIONS = 64
 # Boilerplate can be near to every document of a set: one is enough to tell.
 _MOST_COMPARED = 32
 _TABLE_BITS = 24
+# Looked at together, short documents cost a tenth of what they cost one by one.
+_TOKENS_AT_ONCE = 500_000
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
@@ -71,13 +73,33 @@ class Index:
             self.table[_slots(runs)] = True
             self.lsh.insert(number, _sign(runs))
 
+    def likely(self, tokens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """
+        Return which documents share enough runs for a closer look.
+
+        Args:
+            tokens (`np.ndarray` of shape `(tokens,)`): The documents, end to end.
+            lengths (`np.ndarray` of shape `(documents,)`): Tokens of each.
+
+        Returns:
+            `np.ndarray`: Numbers of documents, ascending; all that are shorter than a run are among them.
+        """
+        ends = np.cumsum(lengths)
+        whole = lengths > RUN  # with a run before the end-of-text token
+        shared = np.zeros(len(tokens) + 1, dtype=np.int64)
+        if len(tokens) >= RUN:
+            hits = self.table[_slots(_hash(tokens.astype(np.uint64) + np.uint64(1), RUN))]
+            np.cumsum(hits, out=shared[1 : len(hits) + 1])
+        counts = shared[np.where(whole, ends - RUN, 0)] - shared[np.where(whole, ends - lengths, 0)]
+        # Too few even if every run that is shared came eight times less often than the others.
+        return np.flatnonzero(~whole | (counts >= self.threshold / 8 * (lengths - RUN)))
+
     def find(self, tokens: np.ndarray[Any, Any]) -> tuple[int, float] | None:
         """Return the most similar document that is near enough (of the first few), with its exact similarity."""
-        runs = _run_hashes(tokens)
-        if self.lsh is None or len(runs) == 0 or self.table[_slots(runs)].mean() < self.threshold / 8:
-            return None  # too few even if every run that is shared came eight times less often than the others
-        runs = np.unique(runs)
-        if self.table[_slots(runs)].mean() < self.threshold:
+        if self.lsh is None or len(self.likely(tokens, np.array([len(tokens)]))) == 0:
+            return None
+        runs = np.unique(_run_hashes(tokens))
+        if len(runs) == 0 or self.table[_slots(runs)].mean() < self.threshold:
             return None
         best: tuple[int, float] | None = None
         for number in sorted(self.lsh.query(_sign(runs)))[:_MOST_COMPARED]:
@@ -114,17 +136,31 @@ def near_duplicates(documents: Dataset, index: Index) -> list[NearDuplicate]:
         `list[NearDuplicate]`: In the order of the documents.
     """
     found = []
-    for number, tokens in enumerate(_documents(documents)):
-        like = index.find(tokens)
-        if like is not None:
-            found.append(NearDuplicate(number, *like))
+    first = 0
+    for tokens, lengths in _groups(documents):
+        ends = np.cumsum(lengths)
+        for number in index.likely(tokens, lengths).tolist():
+            like = index.find(tokens[ends[number] - lengths[number] : ends[number]])
+            if like is not None:
+                found.append(NearDuplicate(first + number, *like))
+        first += len(lengths)
     return found
 
 
-def _documents(dataset: Dataset) -> Iterator[np.ndarray[Any, Any]]:
+def _groups(dataset: Dataset) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Yield some documents at a time: their tokens end to end, and how many each has."""
     for batch in dataset.with_format("arrow").iter(batch_size=64):
-        for row in batch[TOKENS].combine_chunks():
-            yield row.values.to_numpy()
+        rows = batch[TOKENS].combine_chunks()
+        lengths = np.asarray(rows.value_lengths()).astype(np.int64)
+        group = np.cumsum(lengths) // _TOKENS_AT_ONCE
+        for number in np.unique(group):
+            places = np.flatnonzero(group == number)
+            yield rows.slice(places[0], len(places)).flatten().to_numpy(), lengths[places]
+
+
+def _documents(dataset: Dataset) -> Iterator[np.ndarray[Any, Any]]:
+    for tokens, lengths in _groups(dataset):
+        yield from np.split(tokens, np.cumsum(lengths)[:-1])
 
 
 def _run_hashes(tokens: np.ndarray[Any, Any]) -> Hashes:
@@ -132,7 +168,10 @@ def _run_hashes(tokens: np.ndarray[Any, Any]) -> Hashes:
     values = tokens[:-1].astype(np.uint64) + np.uint64(1)  # without the end-of-text token, which all have
     if len(values) == 0:
         return np.empty(0, dtype=np.uint64)
-    width = min(RUN, len(values))
+    return _hash(values, min(RUN, len(values)))
+
+
+def _hash(values: Hashes, width: int) -> Hashes:
     count = len(values) - width + 1
     hashes = np.zeros(count, dtype=np.uint64)
     for place in range(width):

@@ -53,6 +53,8 @@ def tokenize_documents(
     features = document_features(labelled)
     if len(dataset) == 0:
         return _empty(features)
+    if workers:
+        encoder.share()
     parts = []
     for start in range(0, len(dataset), DOCUMENTS_PER_PART):
         stop = min(start + DOCUMENTS_PER_PART, len(dataset))

@@ -12,7 +12,8 @@ from ..configuration import DataConfig
 from .encoding import definition
 from .facts import DataFacts
 from .prepared import is_prepared, load_prepared, read_request, save_prepared
-from .sources import evaluation_source, source_identity, training_sources
+from .sets import given_sources
+from .sources import source_identity, training_sources
 from .splits import DEFAULT_BLOCK_SIZE, load_data_splits
 
 if TYPE_CHECKING:
@@ -64,20 +65,18 @@ def prepare_data(
     if config.dataset_name and is_prepared(config.dataset_name):
         raise ValueError(f"{config.dataset_name} is prepared already; give it to the run as dataset_name.")
     size = block_size or config.block_size or min(tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
-    given = [source for name in ("selection", "test") if (source := evaluation_source(config, name)) is not None]
     request: dict[str, Any] = {
         "config": {**config.to_dict(), "preprocessing_workers": None},
         "block_size": size,
         "seed": seed,
         "tokenizer": definition(tokenizer),
         "vocabulary": len(tokenizer),
-        "sources": [_plain(source_identity(source)) for source in [*sources, *given]],
+        "sources": [_plain(source_identity(source)) for source in [*sources, *given_sources(config).values()]],
     }
     if is_prepared(str(folder)):
         if _plain(read_request(folder)) != _plain(request):
             raise ValueError(f"{folder} holds data that were prepared otherwise; choose another folder, or remove it.")
-        found = load_prepared(DataConfig(dataset_name=str(folder)), tokenizer, size, len(tokenizer))
-        return found.facts
+        return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
     work = folder / _WORK
     work.mkdir(parents=True, exist_ok=True)
     splits = load_data_splits(

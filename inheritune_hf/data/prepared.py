@@ -48,10 +48,19 @@ def save_prepared(splits: DataSplits, folder: Path, request: Mapping[str, Any]) 
 
 
 def load_prepared(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, block_size: int | None, vocab_size: int
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int | None = None,
+    context_length: int | None = None,
 ) -> DataSplits:
     """
-    Load a prepared folder.
+    Load a prepared folder; its block size is the run's.
+
+    Args:
+        config (`DataConfig`): Names the folder.
+        tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
+        block_size (`int`, *optional*): What was asked for, if anything was.
+        context_length (`int`, *optional*): Most tokens that the reference reads.
 
     Raises:
         ValueError: If it was made with another tokenizer or block size, or if `config` asks for what was decided then.
@@ -72,8 +81,13 @@ def load_prepared(
     facts = DataFacts.from_dict(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["facts"])
     if block_size is not None and block_size != facts.block_size:
         raise ValueError(
-            f"{folder} was prepared with sequences of {facts.block_size} tokens, got block_size {block_size}; set "
-            f"block_size to {facts.block_size}, or prepare the data again."
+            f"{folder} was prepared with sequences of {facts.block_size} tokens, got block_size {block_size}; leave "
+            "block_size out, or prepare the data again."
+        )
+    if context_length is not None and context_length < facts.block_size:
+        raise ValueError(
+            f"{folder} was prepared with sequences of {facts.block_size} tokens, but the reference reads at most "
+            f"{context_length}; prepare the data again with block_size {context_length} or less."
         )
     sets = load_from_disk(folder / _SETS)
     return DataSplits(sets["train"], sets["selection"], sets["test"], facts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,23 @@ from ..configuration import DataConfig
 from .corpora import Document
 from .duplicates import add_documents, index_documents, near_duplicates
 from .encoding import Encoder, check_tokenizer
-from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
-from .packing import cut_windows, pack_sequences, set_fingerprint, tokenize_documents
+from .facts import DataFacts, DataSplits, SourceFacts
+from .packing import cut_windows, pack_sequences, tokenize_documents
 from .prepared import is_prepared, load_prepared
-from .sources import DAMAGE, Source, evaluation_source, find_files, read_source, training_sources
-from .token_files import (
-    TokenSequences,
-    check_tokens,
-    document_digests,
-    find_tokens,
-    runs_without,
-    token_digests,
-    token_documents,
+from .sets import (
+    EVALUATION,
+    announce,
+    choose_carved,
+    column,
+    encoder_of,
+    given_sources,
+    joined,
+    missing_shares,
+    require_tokens,
+    set_facts,
 )
+from .sources import DAMAGE, Source, read_source, training_sources
+from .token_sets import load_token_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,10 +42,6 @@ logger = logging.getLogger(__name__)
 
 # Longest sequence that is chosen without being asked for; the paper's block size.
 DEFAULT_BLOCK_SIZE = 1024
-
-EVALUATION = ("selection", "test")
-
-Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass
@@ -66,6 +65,7 @@ def load_data_splits(
     block_size: int | None = None,
     seed: int = 42,
     vocab_size: int | None = None,
+    context_length: int | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataSplits:
@@ -80,9 +80,11 @@ def load_data_splits(
         config (`DataConfig`): Sources and shares.
         tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
         block_size (`int`, *optional*):
-            Tokens of one sequence; `config.block_size`, else the tokenizer's limit (at most 1024), if not given.
+            Tokens of one sequence; if not given, `config.block_size`, else that of a prepared folder, else
+            `context_length` (at most 1024).
         seed (`int`, *optional*, defaults to `42`): Chooses which documents are carved.
         vocab_size (`int`, *optional*): Tokens that the reference knows; the tokenizer's own if not given.
+        context_length (`int`, *optional*): Most tokens that the reference reads; the tokenizer's limit if not given.
         cache_dir (`Path`, *optional*): Where `datasets` caches what was read and made; its own folder if not given.
         progress (`Callable`, *optional*): Told documents tokenized and documents in all, after each part.
 
@@ -96,16 +98,15 @@ def load_data_splits(
     _refuse_conflicts(config)
     known = len(tokenizer) if vocab_size is None else vocab_size
     check_tokenizer(tokenizer, known)
-    size = config.block_size if block_size is None else block_size
-    if size is None:
-        size = min(tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
-    if size < 2:
-        raise ValueError(f"block_size must be 2 tokens or more, got {size}.")
+    asked = config.block_size if block_size is None else block_size
+    if asked is not None and asked < 2:
+        raise ValueError(f"block_size must be 2 tokens or more, got {asked}.")
     if config.dataset_name and is_prepared(config.dataset_name):
-        return load_prepared(config, tokenizer, size if block_size or config.block_size else None, known)
+        return load_prepared(config, tokenizer, asked, context_length)
+    size = asked or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
     sources = training_sources(config)
     if any(source.token_files() for source in sources):
-        return _load_token_files(config, sources, tokenizer, size, seed, known)
+        return load_token_files(config, sources, tokenizer, size, seed, known)
     if config.streaming:
         from .streams import load_stream
 
@@ -172,7 +173,7 @@ def read_documents(
     progress: Callable[[int, int], None] | None = None,
 ) -> _Documents:
     """Read and tokenize every source, carve what is not given, and see to documents that are in two sets."""
-    given = {name: source for name in EVALUATION if (source := evaluation_source(config, name)) is not None}
+    given = given_sources(config)
     everything = [*sources, *given.values()]
     # Everything is read before anything is tokenized: a wrong path must not cost an hour.
     raw = [read_source(source, cache_dir) for source in everything]
@@ -197,19 +198,8 @@ def read_documents(
     return documents
 
 
-def encoder_of(config: DataConfig, source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Encoder:
-    """Return how the rows of a source become tokens."""
-    boundaries = config.document_boundaries
-    return Encoder(tokenizer, source.layout, config.chat_loss, vocab_size, boundaries, source.label)
-
-
 def _report(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
     progress(before + done, total)
-
-
-def missing_shares(config: DataConfig, given: Mapping[str, Any]) -> dict[str, float]:
-    """Return the share of the documents to carve for each evaluation set that is not given."""
-    return {name: getattr(config, f"{name}_fraction") for name in EVALUATION if name not in given}
 
 
 def _refuse_conflicts(config: DataConfig) -> None:
@@ -224,32 +214,9 @@ def _refuse_conflicts(config: DataConfig) -> None:
             raise ValueError(f"Give {name}_files or {name}_split, not both.")
 
 
-def choose_carved(digests: Integers, shares: Mapping[str, float], seed: int) -> dict[str, Integers]:
-    """
-    Choose the distinct documents of each carved set by a hash, at least one each.
-
-    Raises:
-        ValueError: If there are too few distinct documents.
-    """
-    distinct = sorted(set(digests.tolist()), key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
-    if shares and len(distinct) <= len(shares):
-        raise ValueError(
-            f"Carving {' and '.join(shares)} out of the training source needs at least {len(shares) + 1} distinct "
-            f"documents, got {len(distinct)} (a text file is one document); give more documents, or "
-            f"{' and '.join(f'{name}_files' for name in shares)}."
-        )
-    chosen, taken = {}, 0
-    for name, share in shares.items():
-        # Shares are below a half and rounded down, so that training documents always remain.
-        count = max(1, int(share * len(distinct)))
-        chosen[name] = np.array(distinct[taken : taken + count], dtype=np.int64)
-        taken += count
-    return chosen
-
-
 def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: int) -> None:
     """Move the documents of the sets that `shares` names from the training documents into sets of their own."""
-    digests = [_column(dataset, "digest") for dataset in documents.train]
+    digests = [column(dataset, "digest") for dataset in documents.train]
     chosen = choose_carved(np.concatenate(digests), shares, seed)
     for name, wanted in chosen.items():
         documents.sets[name] = joined(
@@ -265,9 +232,9 @@ def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: i
 def _see_to_duplicates(documents: _Documents, config: DataConfig) -> None:
     """Count, and remove if asked, documents that are in two sets: test documents stay, then selection documents."""
     documents.shared = _count_shared(documents)
-    exact = {name: _column(documents.sets[name], "digest") for name in EVALUATION}
+    exact = {name: column(documents.sets[name], "digest") for name in EVALUATION}
     both = np.concatenate(list(exact.values()))
-    doubles = [np.isin(_column(dataset, "digest"), both) for dataset in documents.train]
+    doubles = [np.isin(column(dataset, "digest"), both) for dataset in documents.train]
     selection_doubles = np.isin(exact["selection"], exact["test"])
     near = [np.zeros(len(item), dtype=bool) for item in doubles]
     selection_near = np.zeros(len(selection_doubles), dtype=bool)
@@ -302,7 +269,7 @@ def _see_to_duplicates(documents: _Documents, config: DataConfig) -> None:
 
 
 def _assemble(documents: _Documents, source: str, block_size: int, max_per_document: int | None) -> DataSplits:
-    lengths = [_column(dataset, "length") for dataset in documents.train]
+    lengths = [column(dataset, "length") for dataset in documents.train]
     tokens = sum(int(item.sum()) for item in lengths)
     if tokens < block_size:
         raise ValueError(
@@ -330,7 +297,7 @@ def _assemble(documents: _Documents, source: str, block_size: int, max_per_docum
                 label,
                 documents=len(dataset),
                 tokens=int(length.sum()),
-                bytes=int(_column(dataset, "bytes").sum()),
+                bytes=int(column(dataset, "bytes").sum()),
                 passes=round(share, 4),
             )
             for label, dataset, length, share in zip(documents.labels, documents.train, lengths, passes, strict=True)
@@ -338,28 +305,6 @@ def _assemble(documents: _Documents, source: str, block_size: int, max_per_docum
     )
     announce(facts)
     return DataSplits(train, sets["selection"], sets["test"], facts)
-
-
-def require_tokens(sets: Mapping[str, Dataset]) -> None:
-    """Raise a `ValueError` if an evaluation set has no token to predict."""
-    for name in EVALUATION:
-        if not (_column(sets[name], "length") > 1).any():
-            raise ValueError(
-                f"The {name} set has no token to predict: none of its documents has text; give other documents."
-            )
-
-
-def announce(facts: DataFacts) -> None:
-    """Log what the sets hold, and warn if documents are in two of them."""
-    logger.info("data: %s", facts.to_dict())
-    if facts.shared_documents:
-        logger.warning(
-            "%d selection or test documents are, word for word, in another set too: losses on them flatter a student%s",
-            facts.shared_documents,
-            "; the others were left out."
-            if facts.removed_documents
-            else " (duplicates 'remove' leaves the others out).",
-        )
 
 
 def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) -> tuple[Dataset, list[float]]:
@@ -392,86 +337,9 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
     return mixed, [want / count for want, count in zip(wanted, counts, strict=True)]
 
 
-def _load_token_files(
-    config: DataConfig,
-    sources: Sequence[Source],
-    tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
-    seed: int,
-    vocab_size: int,
-) -> DataSplits:
-    if len(sources) > 1:
-        raise ValueError(
-            "Token files (.bin) cannot be mixed with other sources, since they are read where they lie; give them by "
-            "train_files alone."
-        )
-    if config.streaming:
-        raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
-    if config.near_duplicates == "remove":
-        raise ValueError(
-            "Near-duplicates are not looked for in token files (.bin), which are read where they lie; leave "
-            "near_duplicates out, or prepare the data from their text."
-        )
-    given = {name: source for name in EVALUATION if (source := evaluation_source(config, name)) is not None}
-
-    def opened(source: Source) -> list[Any]:
-        files = [find_tokens(path, config.token_dtype) for path in find_files(source.files, source.setting)]
-        return [(file, check_tokens(file, vocab_size, tokenizer)) for file in files]
-
-    files = opened(sources[0])
-    digests = [document_digests(file, ends) for file, ends in files]
-    sets: dict[str, Dataset] = {}
-    for name, source in given.items():
-        if source.token_files():
-            own = opened(source)
-            sets[name] = token_documents(own, [np.arange(len(ends)) for _, ends in own])
-        else:
-            encoder = encoder_of(config, source, tokenizer, vocab_size)
-            sets[name] = tokenize_documents(read_source(source), encoder, config.preprocessing_workers)
-    chosen = choose_carved(np.concatenate(digests), missing_shares(config, given), seed)
-    for name, wanted in chosen.items():
-        sets[name] = token_documents(files, [np.flatnonzero(np.isin(own, wanted)) for own in digests])
-    # Text that was tokenized here is compared by its tokens too.
-    known = np.concatenate([token_digests(dataset) for dataset in sets.values()])
-    shared = [np.isin(own, known) for own in digests]
-    leave = [*chosen.values(), *([known] if config.duplicates == "remove" else [])]
-    left_out = [np.flatnonzero(np.isin(own, np.concatenate([*leave, np.array([], np.int64)]))) for own in digests]
-    train = TokenSequences(runs_without(files, left_out), block_size)
-    if len(train) == 0:
-        raise ValueError(
-            f"The training set holds {train.tokens} tokens, fewer than one sequence of block_size {block_size}; give "
-            "more tokens or a smaller block_size."
-        )
-    require_tokens(sets)
-    windows = {name: cut_windows(sets[name], block_size, config.max_sequences_per_document) for name in EVALUATION}
-    count = sum(len(own) for own in digests) - sum(map(len, left_out))
-    carved = sum(int(np.isin(own, np.concatenate(list(chosen.values()))).sum()) for own in digests) if chosen else 0
-    facts = DataFacts(
-        source=sources[0].label,
-        block_size=block_size,
-        train=SetFacts(count, len(train) * block_size, len(train), set_fingerprint(train)),
-        selection=set_facts(len(sets["selection"]), windows["selection"]),
-        test=set_facts(len(sets["test"]), windows["test"]),
-        dropped_tokens=train.tokens % block_size,
-        shared_documents=sum(int(own.sum()) for own in shared) - carved,
-        removed_documents=sum(map(len, left_out)) - carved,
-        longest_document=max(int(np.diff(ends, prepend=0).max()) for _, ends in files),
-        sources=(SourceFacts(sources[0].label, count, train.tokens, passes=1.0),),
-    )
-    announce(facts)
-    return DataSplits(train, windows["selection"], windows["test"], facts)
-
-
-def set_facts(documents: int, sequences: Dataset) -> SetFacts:
-    """Return what a set of sequences holds."""
-    rows = sequences.with_format("arrow").iter(batch_size=1024)
-    tokens = sum(len(batch["input_ids"].combine_chunks().flatten()) for batch in rows)
-    return SetFacts(documents, tokens, len(sequences), set_fingerprint(sequences))
-
-
 def _count_shared(documents: _Documents) -> int:
-    selection, test = (_column(documents.sets[name], "digest") for name in EVALUATION)
-    train = np.concatenate([_column(dataset, "digest") for dataset in documents.train])
+    selection, test = (column(documents.sets[name], "digest") for name in EVALUATION)
+    train = np.concatenate([column(dataset, "digest") for dataset in documents.train])
     return int(np.isin(selection, train).sum() + np.isin(test, np.concatenate([train, selection])).sum())
 
 
@@ -485,16 +353,5 @@ def _count_damaged(dataset: Dataset) -> int:
     return len(reasons)
 
 
-def joined(parts: Sequence[Dataset]) -> Dataset:
-    """Return the rows of several data sets as one."""
-    full = [part for part in parts if len(part)]
-    return concatenate_datasets(full) if len(full) > 1 else (full or list(parts))[0]
-
-
 def _where(dataset: Dataset, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Dataset:
     return dataset if keep.all() else dataset.select(np.flatnonzero(keep))
-
-
-def _column(documents: Dataset, name: str) -> Integers:
-    values: Integers = np.asarray(documents.with_format("numpy")[name][:], dtype=np.int64)
-    return values

@@ -25,9 +25,13 @@ logger = logging.getLogger(__name__)
 #: Name under which a sequence, and a batch, carries the place of the stream after it.
 PLACE = "place"
 
-# Documents that are tokenized at once: enough to be fast, few enough to be held.
-_GROUP_DOCUMENTS = 64
-_GROUP_BYTES = 250_000
+# Documents that are tokenized at once, and characters (or tokens) of them: enough to be fast, few enough to be held.
+_GROUP = (64, 250_000)
+# Characters (or tokens) of the documents whose order is drawn at once.
+_WINDOW_SIZE = 32_000_000
+
+# Where a pass begins: the shard, the row at which a window begins, the window's number, and its rows that were passed.
+_BEGINNING: dict[str, Any] = {"shard": 0, "rows": None, "window": 0, "passed": 0}
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,9 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         block_size (`int`): Tokens of one sequence.
         exclusion (`Exclusion`, *optional*): What is not trained on.
         fingerprint (`str`, *optional*): What tells this stream from another.
+        shuffle_documents (`int`, *optional*, defaults to `0`):
+            Documents whose order is drawn at once; a reader's files come in a drawn order too. 0 keeps the order.
+        seed (`int`, *optional*, defaults to `0`): Draws the order, another one in each pass.
     """
 
     def __init__(
@@ -103,11 +110,15 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         block_size: int,
         exclusion: Exclusion | None = None,
         fingerprint: str = "",
+        shuffle_documents: int = 0,
+        seed: int = 0,
     ) -> None:
         self.sources = tuple(sources)
         self.block_size = block_size
         self.exclusion = exclusion or Exclusion()
         self.fingerprint = fingerprint
+        self.shuffle_documents = shuffle_documents
+        self.seed = seed
         self.rank, self.world_size = 0, 1
         self.places: dict[int, Any] = {}
         self.next_worker = 0
@@ -147,8 +158,7 @@ class _Lane:
         self.stream = stream
         states = place["sources"] if place else [None] * len(stream.sources)
         self.readers = [
-            _Reader(source, stream.exclusion, number, lanes, state)
-            for source, state in zip(stream.sources, states, strict=True)
+            _Reader(source, stream, number, lanes, state) for source, state in zip(stream.sources, states, strict=True)
         ]
         self.current = (place["current"], place["offset"]) if place else None
         self.labelled = any(source.encoder.labelled for source in stream.sources)
@@ -193,22 +203,20 @@ class _Lane:
 class _Reader:
     """The documents of one source in one lane, again and again."""
 
-    def __init__(
-        self, source: StreamSource, exclusion: Exclusion, lane: int, lanes: int, start: Mapping[str, Any] | None
-    ) -> None:
-        self.source, self.exclusion, self.lane, self.lanes = source, exclusion, lane, lanes
+    def __init__(self, source: StreamSource, stream: PackedStream, lane: int, lanes: int, start: Any) -> None:
+        self.source, self.stream, self.lane, self.lanes = source, stream, lane, lanes
         self.counts = _Counts(**start["counts"]) if start else _Counts()
         self.group: list[Encoded] = []
         self.taken = 0
-        self.group_start: dict[str, Any] = {"rows": start["rows"] if start else None, "counts": self._read_counts()}
-        self.groups = self._groups(start["rows"] if start else None)
+        self.group_start = {**(start or _BEGINNING), "counts": self._read_counts()}
+        self.groups = self._groups({name: self.group_start[name] for name in _BEGINNING})
         if start and start["taken"]:
             self.group, self.taken = next(self.groups), start["taken"]
 
     def state(self) -> dict[str, Any]:
-        """Return where this is, before the next document; begun there, the rows of its group are read again."""
+        """Return where this is, before the next document; begun there, the rows of its window are read again."""
         counts = {**self.counts.__dict__, **self.group_start["counts"]}
-        return {"rows": self.group_start["rows"], "taken": self.taken, "counts": counts}
+        return {**self.group_start, "taken": self.taken, "counts": counts}
 
     def take(self) -> Encoded:
         """Return the next document."""
@@ -223,27 +231,26 @@ class _Reader:
     def _read_counts(self) -> dict[str, int]:
         return {name: getattr(self.counts, name) for name in ("passes", "damaged", "left_out")}
 
-    def _deal(self) -> IterableDataset:
-        """Return this lane's shards; with fewer shards than lanes, every so many rows of all of them."""
-        rows = self.source.rows
-        if rows.num_shards >= self.lanes:
-            return rows.shard(self.lanes, self.lane, contiguous=False)
-        return split_dataset_by_node(rows, self.lane, self.lanes)
-
-    def _groups(self, state: dict[str, Any] | None) -> Iterator[list[Encoded]]:
+    def _groups(self, place: dict[str, Any]) -> Iterator[list[Encoded]]:
         """Yield some documents at a time, pass after pass, and note where each group began."""
+        most = (self.stream.shuffle_documents, _WINDOW_SIZE) if self.stream.shuffle_documents else _GROUP
         while True:
-            rows, whole, found_any = self._deal(), state is None, False
-            if state is not None:
-                rows.load_state_dict(state)
-            batches = rows.iter(batch_size=1)
-            while batch := self._collect(batches):
-                start = {"rows": state, "counts": self._read_counts()}
-                state = rows.state_dict()
-                found = self._encode(batch, first=whole and not found_any)
-                if found:
-                    self.group_start, found_any = start, True
-                    yield found
+            whole, found_any = place == _BEGINNING, False
+            rows = _Pass(self._deal(), place["shard"], place["rows"])
+            unread = iter(rows)
+            while window := list(_some(unread, *most, self.source.encoder.layout.wanted)):
+                after = rows.state()
+                if self.stream.shuffle_documents:
+                    window = [window[number] for number in self._order(len(window), place["window"])]
+                ordered = iter(window[place["passed"] :])
+                while group := list(_some(ordered, *_GROUP, self.source.encoder.layout.wanted)):
+                    start = {**place, "counts": self._read_counts()}
+                    found = self._encode(group, first=whole and not found_any)
+                    if found:
+                        self.group_start, found_any = start, True
+                        yield found
+                    place = {**place, "passed": place["passed"] + len(group)}
+                place = {**after, "window": place["window"] + 1, "passed": 0}
             if whole and not found_any:
                 raise ValueError(
                     f"Reader {self.lane + 1} of {self.lanes} found no document in {self.source.encoder.source}: there "
@@ -251,22 +258,28 @@ class _Reader:
                     "use fewer, or give more documents."
                 )
             self.counts.passes += 1
-            state = None
+            place = _BEGINNING
 
-    def _collect(self, batches: Iterator[dict[str, list[Any]]]) -> dict[str, list[Any]]:
-        group: dict[str, list[Any]] = {}
-        size = count = 0
-        wanted = self.source.encoder.layout.wanted
-        for batch in batches:
-            for name, values in batch.items():
-                group.setdefault(name, []).extend(values)
-            size, count = size + len(batch[wanted][0] or ()), count + 1
-            if count == _GROUP_DOCUMENTS or size >= _GROUP_BYTES:
-                break
-        return group
+    def _deal(self) -> list[IterableDataset]:
+        """Return this lane's shards; with fewer shards than lanes, every so many rows of all of them."""
+        rows = self.source.rows
+        if rows.num_shards < self.lanes:
+            # In their order: which rows are a lane's is told by their number.
+            return [split_dataset_by_node(rows, self.lane, self.lanes)]
+        own = rows.shard(self.lanes, self.lane, contiguous=False)
+        if not self.stream.shuffle_documents:
+            return [own]
+        return [own.shard(own.num_shards, number, contiguous=False) for number in self._order(own.num_shards)]
 
-    def _encode(self, batch: Mapping[str, Sequence[Any]], first: bool) -> list[Encoded]:
+    def _order(self, count: int, window: int = -1) -> list[int]:
+        """Return the order of a window's documents, or that of the shards: another one in each pass."""
+        draw = np.random.default_rng([self.stream.seed, self.lane, self.counts.passes, window + 1])
+        order: list[int] = draw.permutation(count).tolist()
+        return order
+
+    def _encode(self, rows: Sequence[Mapping[str, Any]], first: bool) -> list[Encoded]:
         encoder = self.source.encoder
+        batch = {name: [row[name] for row in rows] for name in rows[0]}
         for reason in batch.get(DAMAGE, ()):
             if reason is not None:
                 self.counts.damaged += 1
@@ -275,9 +288,40 @@ class _Reader:
         found = encoder(batch)
         if first or encoder.boundaries:
             check_fit(batch, found, encoder)
-        kept = [document for document in found if not self.exclusion(document)]
+        kept = [document for document in found if not self.stream.exclusion(document)]
         self.counts.left_out += len(found) - len(kept)
         return kept
+
+
+class _Pass:
+    """The rows of some shards, one shard after the other, begun anywhere."""
+
+    def __init__(self, shards: Sequence[IterableDataset], shard: int, state: Any) -> None:
+        self.shards, self.shard = shards, shard
+        self.begun = state
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in range(self.shard, len(self.shards)):
+            rows, self.shard = self.shards[number], number
+            if self.begun is not None:
+                rows.load_state_dict(self.begun)
+                self.begun = None
+            for batch in rows.iter(batch_size=1):
+                yield {name: values[0] for name, values in batch.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return where this is, after the last row that was read."""
+        return {"shard": self.shard, "rows": self.shards[self.shard].state_dict()}
+
+
+def _some(rows: Iterator[dict[str, Any]], documents: int, size: int, wanted: str) -> Iterator[dict[str, Any]]:
+    """Yield the next rows, until they are many or long enough."""
+    read = 0
+    for number, row in enumerate(rows, start=1):
+        yield row
+        read += len(row[wanted] or ())
+        if number >= documents or read >= size:
+            return
 
 
 class Places:

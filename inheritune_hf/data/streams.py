@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,18 @@ from .duplicates import Index, index_documents
 from .encoding import Encoder, digests
 from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
 from .packing import cut_windows, tokenize_documents
-from .sources import Source, evaluation_source, read_source, sources_fingerprint, stream_source
-from .splits import EVALUATION, announce, encoder_of, joined, missing_shares, require_tokens, set_facts
+from .sets import (
+    EVALUATION,
+    announce,
+    encoder_of,
+    given_sources,
+    joined,
+    missing_shares,
+    require_tokens,
+    set_facts,
+    tokenize_source,
+)
+from .sources import Source, sources_fingerprint, stream_source
 from .streaming import Exclusion, PackedStream, StreamSource, place_of
 
 if TYPE_CHECKING:
@@ -42,14 +53,9 @@ def load_stream(
     Raises:
         ValueError: If no document was found for a carved set, or a source cannot be used.
     """
-    given = {name: source for name in EVALUATION if (source := evaluation_source(config, name)) is not None}
+    given = given_sources(config)
     opened = [(stream_source(source), encoder_of(config, source, tokenizer, vocab_size)) for source in sources]
-    sets = {
-        name: tokenize_documents(
-            read_source(source), encoder_of(config, source, tokenizer, vocab_size), config.preprocessing_workers
-        )
-        for name, source in given.items()
-    }
+    sets = {name: tokenize_source(config, source, tokenizer, vocab_size) for name, source in given.items()}
     shares = missing_shares(config, given)
     sets |= _carve(opened, shares, config.carve_documents, seed)
     require_tokens(sets)
@@ -58,7 +64,9 @@ def load_stream(
         near = index_documents([sets[name] for name in EVALUATION], config.near_duplicate_threshold)
     known = [digest for dataset in sets.values() for digest in dataset["digest"][:]]
     exclusion = Exclusion(seed, sum(shares.values()), frozenset(known if config.duplicates == "remove" else ()), near)
-    fingerprint = sources_fingerprint(sources)
+    # In another order it is another stream: a run cannot go on in it.
+    order = f":{config.shuffle_documents}:{seed}" if config.shuffle_documents else ""
+    fingerprint = hashlib.sha256(f"{sources_fingerprint(sources)}{order}".encode()).hexdigest()
     train = PackedStream(
         [
             StreamSource(rows, encoder, source.weight or 1.0)
@@ -67,6 +75,8 @@ def load_stream(
         block_size,
         exclusion,
         fingerprint,
+        config.shuffle_documents,
+        seed,
     )
     windows = {name: cut_windows(sets[name], block_size, config.max_sequences_per_document) for name in EVALUATION}
     facts = DataFacts(

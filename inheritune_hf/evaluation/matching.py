@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from ..records import Match
 from .validation import Validation
 
-#: Fewer documents than this give no interval: a bootstrap over so few clusters is too narrow.
+#: Documents of equal length that an interval should rest on; with fewer it says so, and may be too narrow.
 MIN_DOCUMENTS = 30
 _RESAMPLES = 2_000
 _SEED = 0
+# Resampling weights that are held at once.
+_WEIGHTS = 4_000_000
 
 
 def compare_losses(
@@ -23,9 +26,9 @@ def compare_losses(
     """
     Compare a student's loss with a reference's, or with a number, and say whether it matches.
 
-    The difference is paired: both losses come from the same sequences. Its one-sided bounds come from a bootstrap that
-    resamples whole documents, because the tokens of one document are not independent. With `confidence` the upper
-    bound must be within the tolerance, without it the mean must be.
+    The difference is paired: both losses come from the same sequences. Its one-sided bounds cluster by document,
+    because the tokens of one document are not independent: see `difference_bounds`. With `confidence` the upper bound
+    must be within the tolerance, without it the mean must be.
 
     Args:
         student (`Validation`): The student's sums per document.
@@ -48,10 +51,16 @@ def compare_losses(
 
     lower = upper = None
     note = ""
-    if len(tokens) < MIN_DOCUMENTS:
-        note = f"no interval: {len(tokens)} documents, {MIN_DOCUMENTS} are needed; means are compared"
+    if len(tokens) == 1:
+        note = "no interval: 1 document, 2 are needed; means are compared"
     else:
-        lower, upper = _bootstrap_bounds(excess, tokens, confidence or 0.95)
+        lower, upper = (float(bound) for bound in difference_bounds(excess, tokens, confidence or 0.95))
+        effective = float(_effective_documents(tokens))
+        if effective < MIN_DOCUMENTS:
+            note = (
+                f"the {len(tokens)} documents weigh as much as {effective:.1f} of equal length; with fewer than "
+                f"{MIN_DOCUMENTS} the interval may be too narrow"
+            )
     bound = difference if confidence is None or upper is None else upper
     return Match(
         matched=bound <= tolerance,
@@ -64,15 +73,59 @@ def compare_losses(
     )
 
 
-def _bootstrap_bounds(
+def difference_bounds(
     excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
-) -> tuple[float, float]:
-    """Return one-sided lower and upper percentile bounds of sum(excess) / sum(tokens), resampling documents."""
-    documents = len(tokens)
-    weights = np.random.default_rng(_SEED).multinomial(documents, np.full(documents, 1 / documents), size=_RESAMPLES)
-    ratios = (weights @ excess) / (weights @ tokens)
-    lower, upper = np.quantile(ratios, [1 - confidence, confidence])
-    return float(lower), float(upper)
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """
+    Return one-sided bounds of a difference in loss, each the wider of two that cluster by document.
+
+    One is the percentile of a bootstrap that resamples documents. It is too narrow if few documents hold most of the
+    tokens. The other leaves out one document at a time and takes the quantile of a t distribution, whose degrees of
+    freedom are the number of documents of equal length that would weigh as much, less one.
+
+    Args:
+        excess (`numpy.ndarray` of shape `(..., documents)`): Summed losses above the target, in nats.
+        tokens (`numpy.ndarray` of shape `(..., documents)`): Counted tokens; two documents or more.
+        confidence (`float`): One-sided confidence of each bound.
+
+    Returns:
+        `tuple[numpy.ndarray, numpy.ndarray]` of shape `(...)`: Lower and upper bounds, in nats per token.
+    """
+    pairs = bootstrap_bounds(excess, tokens, confidence), leave_one_out_bounds(excess, tokens, confidence)
+    return np.minimum(pairs[0][0], pairs[1][0]), np.maximum(pairs[0][1], pairs[1][1])
+
+
+def bootstrap_bounds(
+    excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return one-sided bounds from 2,000 seeded draws of documents; arguments as those of `difference_bounds`."""
+    documents = excess.shape[-1]
+    draw, even = np.random.default_rng(_SEED), np.full(documents, 1 / documents)
+    size = max(1, _WEIGHTS // documents)
+    ratios: list[NDArray[np.float64]] = []
+    for start in range(0, _RESAMPLES, size):
+        weights = draw.multinomial(documents, even, size=min(size, _RESAMPLES - start)).T.astype(np.float64)
+        ratios.append((excess @ weights) / (tokens @ weights))
+    lower, upper = np.quantile(np.concatenate(ratios, axis=-1), [1 - confidence, confidence], axis=-1)
+    return lower, upper
+
+
+def leave_one_out_bounds(
+    excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return one-sided bounds from the differences without each document; arguments as those of `difference_bounds`."""
+    all_excess, all_tokens = excess.sum(-1, keepdims=True), tokens.sum(-1, keepdims=True)
+    difference = all_excess / all_tokens
+    without = (all_excess - excess) / (all_tokens - tokens)
+    error = np.sqrt(((without - difference) ** 2).sum(-1))
+    reach = stdtrit(np.maximum(_effective_documents(tokens) - 1, 1), confidence) * error
+    return difference[..., 0] - reach, difference[..., 0] + reach
+
+
+def _effective_documents(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how many documents of equal length weigh as much as those of `tokens`, shape `(..., documents)`."""
+    effective: NDArray[np.float64] = tokens.sum(-1) ** 2 / (tokens**2).sum(-1)
+    return effective
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-_IGNORED = -100  # label of a token that does not count, as everywhere in Transformers
+from .losses import IGNORED, Head, computes_from_hidden, loss_of_hidden, sums_of_hidden, widest
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,12 @@ def sequence_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """
     # One sequence at a time: only one copy of (tokens, vocab) in float32 is ever held.
     rows = []
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    wide = widest(logits)
     for row, row_labels in zip(logits, labels, strict=True):
         scores, wanted = row[:-1].float(), row_labels[1:]
-        losses = nn.functional.cross_entropy(scores, wanted, ignore_index=_IGNORED, reduction="none")
+        losses = nn.functional.cross_entropy(scores, wanted, ignore_index=IGNORED, reduction="none")
         correct = (scores.argmax(-1) == wanted).sum()
-        rows.append(torch.stack([losses.to(wide).sum(), (wanted != _IGNORED).sum().to(wide), correct.to(wide)]))
+        rows.append(torch.stack([losses.to(wide).sum(), (wanted != IGNORED).sum().to(wide), correct.to(wide)]))
     return torch.stack(rows)
 
 
@@ -126,6 +128,29 @@ class ValidatedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.validations = {}
         self._documents: Sequence[int] = ()
+        self._tried: tuple[weakref.ref[Any], str | None] | None = None
+
+    @property
+    def bare_model(self) -> PreTrainedModel:
+        """The model that is trained or evaluated, without what libraries wrap around it."""
+        model: PreTrainedModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
+
+    def why_full_logits(self) -> str | None:
+        """Return why the model must compute all logits itself, or None if its last hidden states are enough."""
+        model = self.bare_model
+        if self._tried is None or self._tried[0]() is not model:
+            self._tried = (weakref.ref(model), self._try_hidden(model))
+        return self._tried[1]
+
+    def _try_hidden(self, model: PreTrainedModel) -> str | None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return "the head is sharded"
+        if self.args.n_gpu > 1:
+            return "several GPUs share one process"
+        if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+            return "the compiler has the whole model"
+        return None if computes_from_hidden(model) else f"the head of {type(model).__name__} is none that is known"
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the loader of the whole evaluation set, in its order, and remember each sequence's document."""
@@ -148,9 +173,20 @@ class ValidatedTrainer(Trainer):
         """Return no logits but the sums of each sequence, shape `(batch, 3)`: see `sequence_sums`."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
+        inputs["use_cache"] = False
+        found: list[Tensor] = []
+
+        def keep(head: Head, hidden: Tensor, targets: Tensor, _: Any) -> Tensor:
+            found.append(sums_of_hidden(head, hidden, targets))
+            return found[0][:, 0].sum()
+
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**inputs).logits
-        sums = sequence_sums(logits, labels)
+            if self.why_full_logits() is None:
+                with loss_of_hidden(self.bare_model, keep):
+                    model(**inputs, labels=labels)
+            else:
+                found.append(sequence_sums(model(**inputs).logits, labels))
+        sums = found[0]
         return sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1), sums, None
 
     def evaluation_loop(

@@ -1,6 +1,7 @@
-"""Whole runs: the recipe on a user's data, the embedded default, and the controls they are compared with."""
+"""Whole runs: the recipe on a user's data, the embedded default, controls, and the student beside its reference."""
 
 from .arms import ARMS
+from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
 from .comparison import CompareConfig, ComparisonResult, run_comparison
 from .controls import Control, random_model, train_control
 from .embedded import EMBEDDED_DEFAULTS, EmbeddedShape, run_embedded
@@ -10,11 +11,14 @@ from .runs import RunResult, finish_run, run_recipe
 __all__ = [
     "ARMS",
     "EMBEDDED_DEFAULTS",
+    "EVALUATION_FILE",
     "CompareConfig",
     "ComparisonResult",
     "Control",
     "EmbeddedShape",
     "RunResult",
+    "StudentEvaluation",
+    "evaluate_student",
     "finish_run",
     "random_model",
     "run_comparison",

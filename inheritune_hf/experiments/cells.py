@@ -18,16 +18,17 @@ from transformers import (
 )
 
 from ..analysis import NEAR_RANK_ONE, measure_collapse
+from ..analysis.sequences import leading_sequences
 from ..configuration import InherituneConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer, Validation
 from ..records import write_json
 from ..students import student_skeleton
-from ..students.architectures import operations_per_token
+from ..students.estimation import operations_per_token
 from ..training import on_main_process
 from .arms import ArmTrainer, Variant, arm_shape
 from .controls import with_changes
-from .runs import PreparedRun, selection_sequences
+from .runs import PreparedRun
 
 CELL_FILE = "cell.json"
 MODEL_FOLDER = "model"
@@ -198,7 +199,7 @@ def measure(bench: Bench, model: PreTrainedModel) -> Validation:
 
 def lazy_layers(bench: Bench, model: PreTrainedModel) -> int:
     """Return how many of a model's layers are near rank 1 on sequences of the selection set."""
-    report = measure_collapse(model, selection_sequences(bench.ready.splits), controls=False, blocks=False)
+    report = measure_collapse(model, leading_sequences(bench.ready.splits.selection), controls=False, blocks=False)
     return len(report.lazy_layers(NEAR_RANK_ONE))
 
 

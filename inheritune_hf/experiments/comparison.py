@@ -13,15 +13,16 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from ..analysis.recommendation import layers_by_measure
+from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..records import write_json
-from ..students.architectures import operations_per_token
+from ..students.estimation import operations_per_token
 from ..training import check_arguments, on_main_process
 from .arms import ARMS, MEASURED, Variant, check_arm, parse_arm
 from .cells import Bench, Cell, CellPlan, lazy_layers, measure, operations, read_cell, run_cell, test_cell
 from .embedded import EmbeddedShape, prepare_embedded
 from .results import write_results
-from .runs import measured_recipe, prepare_run, selection_sequences
+from .runs import measured_recipe, prepare_run
 
 logger = logging.getLogger(__name__)
 
@@ -330,7 +331,7 @@ class _Grid:
                 self.bench.ready.reference,
                 measure_name,
                 depth - layers if opposite else layers,
-                selection_sequences(self.bench.ready.splits),
+                leading_sequences(self.bench.ready.splits.selection),
                 **self.bench.ready.kwargs,
             )
         kept: tuple[int, ...] = on_main_process(found)

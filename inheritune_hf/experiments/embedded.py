@@ -86,6 +86,7 @@ def run_embedded(
     console: Console,
     shape: EmbeddedShape | None = None,
     collapse_every: int | None = None,
+    reference_cache: bool = True,
 ) -> RunResult:
     """
     Train a tokenizer and a reference on the running interpreter's standard library, then run the recipe on them.
@@ -109,6 +110,7 @@ def run_embedded(
         train_dataset=splits.train,
         eval_dataset=splits.selection,
         processing_class=tokenizer,
+        reference_cache=reference_cache,
     )
     watch_collapse(trainer, splits, collapse_every)
     trainer.train()
@@ -165,7 +167,7 @@ def prepare_embedded(
     else:
         _train_reference(reference, tokenizer, splits, args, shape)
     config = load_reference_config(reference)
-    return PreparedRun(str(reference), {}, config, tokenizer, splits, shape.block_size)
+    return PreparedRun(str(reference), {}, config, tokenizer, splits)
 
 
 def cache_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[Document]) -> Path:

@@ -23,7 +23,7 @@ from ..students import (
     resolve_layers,
     sliced_config,
 )
-from ..students.architectures import scale_queries
+from ..students.attention_scale import scale_queries
 from ..training.expansion import make_identity
 
 #: Parts of blocks that come along in the sub-module ablation, by its name (PAPER: Table 3).
@@ -105,7 +105,9 @@ def assembled(
                 f"Blocks {places} cannot be put in this order: {field}={first} says by position which of them have "
                 "experts."
             )
-    donor = from_pretrained_inherited(reference, InherituneConfig(keep_layers=list(kept)), seed=seed, **kwargs)
+    # The donor's weights are the reference's as they are: a block's scale follows from where it stands in the end.
+    unscaled = InherituneConfig(keep_layers=list(kept), attention_scale="position")
+    donor = from_pretrained_inherited(reference, unscaled, seed=seed, **kwargs)
     model = fresh_model(sliced_config(config, places), reference, seed, donor.dtype)
     prefix = f"{inspect_architecture(model.config).block_list}."
     state, given = model.state_dict(), donor.state_dict()
@@ -117,8 +119,8 @@ def assembled(
     for place, layer in enumerate(blocks):
         if layer is not None:
             new[place].load_state_dict(old[kept.index(layer)].state_dict())
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        scale_queries(model, [_scale(place, layer, kept, keep_scale) for place, layer in enumerate(blocks)])
+    if keep_scale and getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        scale_queries(model, [(place + 1) / (layer + 1) for place, layer in enumerate(places)])
     model.config.inheritune = _lineage(reference, depth, tuple(places), seed).to_dict()
     model.train(False)
     return model
@@ -271,13 +273,6 @@ def fresh_model(
     model.config.inheritune = _lineage(reference, int(config.num_hidden_layers), (), seed).to_dict()
     model.train(False)
     return model
-
-
-def _scale(place: int, layer: int | None, kept: Sequence[int], keep: bool) -> float:
-    """Return what multiplies the queries of a block; the donor has made up for its move to the position there."""
-    if layer is None:
-        return 1.0
-    return (place + 1 if keep else layer + 1) / (kept.index(layer) + 1)
 
 
 def _leading(tensor: Tensor, shape: Sequence[int], fused: tuple[int, int] | None) -> Tensor:

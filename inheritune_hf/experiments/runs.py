@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from ..analysis import is_measured, resolve_measured
 from ..analysis.measurement import scores_folder
-from ..analysis.sequences import SEQUENCES, TOKENS
+from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..evaluation import Validation, compare_losses
@@ -24,8 +24,6 @@ from ..training import CollapseCallback, InherituneTrainer, check_arguments, fir
 from .controls import Control
 
 logger = logging.getLogger(__name__)
-
-_DEFAULT_BLOCK_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,6 @@ class PreparedRun:
         config (`PreTrainedConfig`): Its config.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         splits (`DataSplits`): The three sets.
-        block_size (`int`): Tokens of one sequence.
         document_boundaries (`bool`): Whether documents of a sequence are kept apart.
     """
 
@@ -64,8 +61,12 @@ class PreparedRun:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     splits: DataSplits
-    block_size: int
     document_boundaries: bool = False
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of one sequence."""
+        return self.splits.facts.block_size
 
     @property
     def collator(self) -> CausalCollator | None:
@@ -92,16 +93,15 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
     tokenizer = load_tokenizer(run.reference, **kwargs)
     check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    block_size = data.block_size or min(limit or _DEFAULT_BLOCK_SIZE, _DEFAULT_BLOCK_SIZE)
     with args.main_process_first(desc="reading and packing the data"):
         splits = load_data_splits(
             data,
             tokenizer,
-            block_size=block_size,
             seed=args.seed,
+            context_length=limit,
             vocab_size=config.get_text_config(decoder=True).vocab_size,
         )
-    return PreparedRun(run.reference, kwargs, config, tokenizer, splits, block_size, data.document_boundaries)
+    return PreparedRun(run.reference, kwargs, config, tokenizer, splits, data.document_boundaries)
 
 
 def run_recipe(
@@ -124,6 +124,7 @@ def run_recipe(
         processing_class=ready.tokenizer,
         data_collator=ready.collator,
         reference_kwargs=ready.kwargs,
+        reference_cache=run.reference_cache,
     )
     watch_collapse(trainer, ready.splits, run.collapse_every)
     trainer.train()
@@ -156,7 +157,7 @@ def measured_recipe(
         layers = resolve_measured(
             reference,
             str(choice),
-            selection_sequences(splits),
+            leading_sequences(splits.selection),
             progress=not args.disable_tqdm,
             cache_dir=scores_folder(),
             **kwargs,
@@ -169,21 +170,7 @@ def measured_recipe(
 def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | None) -> None:
     """Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set."""
     if every is not None:
-        trainer.add_callback(CollapseCallback(selection_sequences(splits), every, log=trainer.log))
-
-
-def selection_sequences(splits: DataSplits) -> list[list[int]]:
-    """
-    Return 100 sequences of 100 tokens of the selection set, as the paper measures, or as many and as long as there are.
-
-    Raises:
-        ValueError: If no sequence has two tokens.
-    """
-    rows: list[list[int]] = splits.selection["input_ids"][:]
-    tokens = min(TOKENS, max((len(row) for row in rows), default=0))
-    if tokens < 2:
-        raise ValueError("The selection set has no sequence of 2 tokens, so no attention can be measured on it.")
-    return [row[:tokens] for row in rows if len(row) >= tokens][:SEQUENCES]
+        trainer.add_callback(CollapseCallback(leading_sequences(splits.selection), every, log=trainer.log))
 
 
 def load_tokenizer(reference: str, **kwargs: Any) -> PreTrainedTokenizerBase:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -70,6 +70,7 @@ def save_inherited(
     revision: str | None = None,
     inherit: str = "all",
     seed: int = DEFAULT_SEED,
+    attention_scale: str = "keep",
     show: Callable[[InheritancePlan], None] | None = None,
     **kwargs: Any,
 ) -> InheritancePlan:
@@ -83,6 +84,7 @@ def save_inherited(
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         inherit (`str`, *optional*, defaults to `"all"`): Parts that come along, as in the recipe.
         seed (`int`, *optional*, defaults to `42`): Seed of the parts that do not come along.
+        attention_scale (`str`, *optional*, defaults to `"keep"`): Whether moved blocks keep their attention scale.
         show (`Callable`, *optional*): Called with the plan before any weight is read.
         kwargs: Passed on to `from_pretrained`.
 
@@ -97,8 +99,8 @@ def save_inherited(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; choose another one, so that nothing is overwritten.")
     source: dict[str, Any] = {} if revision is None else {"revision": revision}
-    recipe = InherituneConfig(keep_layers=keep_layers, inherit=inherit)
-    plan = plan_inheritance(reference, keep_layers, inherit, **source)
+    recipe = InherituneConfig(keep_layers=keep_layers, inherit=inherit, attention_scale=cast(Any, attention_scale))
+    plan = plan_inheritance(reference, keep_layers, inherit, attention_scale, **source)
     if show is not None:
         show(plan)
     student = from_pretrained_inherited(reference, recipe, seed=seed, **source, **kwargs)

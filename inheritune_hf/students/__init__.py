@@ -1,25 +1,27 @@
 """Students: ordinary Transformers models that hold some of a reference's layers."""
 
 from .architectures import (
-    SUPPORTED_MODEL_TYPES,
     Architecture,
     inspect_architecture,
     kept_names,
     prefix_sizes,
-    sliced_config,
     student_skeleton,
 )
 from .checkpoints import Source, Weights, find_weights, open_tensors
-from .estimation import MemoryEstimate, RoundEstimate, RunEstimate, estimate_run, training_memory
+from .config_fields import SUPPORTED_MODEL_TYPES, logit_shaping, sliced_config
+from .estimation import RoundEstimate, RunEstimate, estimate_run
 from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
 from .inspection import FilePlan, InheritancePlan, plan_inheritance
+from .memory import KNOWN_OPTIMIZERS, MemoryEstimate, TrainingSetup, training_memory
 from .references import Reference, load_reference_config
 from .selection import describe, is_prefix, resolve_layers
 from .tensors import Unread
+from .throughput import StepTime, measure_step
 from .verification import Check, Verification, verify_student
 
 __all__ = [
     "DEFAULT_SEED",
+    "KNOWN_OPTIMIZERS",
     "SUPPORTED_MODEL_TYPES",
     "Architecture",
     "Check",
@@ -32,6 +34,8 @@ __all__ = [
     "RoundEstimate",
     "RunEstimate",
     "Source",
+    "StepTime",
+    "TrainingSetup",
     "Unread",
     "Verification",
     "Weights",
@@ -43,6 +47,8 @@ __all__ = [
     "is_prefix",
     "kept_names",
     "load_reference_config",
+    "logit_shaping",
+    "measure_step",
     "open_tensors",
     "plan_inheritance",
     "prefix_sizes",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from huggingface_hub.hf_api import RepoFile
 
+from .connection import CONNECTION_ERRORS, Location, NoRanges, file_size
+from .remote import RemoteFile, at_hand, fetch_tensors, fetched_names
 from .tensors import Unread, first_line, open_bin, open_safetensors
+
+logger = logging.getLogger(__name__)
 
 #: Given names in files, returns for each kept one its name for the student.
 Choose = Callable[[Iterable[str]], Mapping[str, str]]
@@ -63,6 +67,16 @@ class Source:
         """Whether the reference is a path on this machine rather than an id of the Hub."""
         return Path(self.reference).exists() or not _is_repo_id(self.reference)
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether nothing may be asked of the Hub."""
+        return self.local_files_only or constants.HF_HUB_OFFLINE
+
+    def remote(self, name: str) -> RemoteFile:
+        """Return the file `name` as one of the Hub."""
+        path = f"{self.subfolder}/{name}" if self.subfolder else name
+        return RemoteFile(self.reference, path, self.revision, self.token, self.cache_dir)
+
     def find(self, name: str) -> Path | None:
         """
         Return the path of the file `name` of the reference, downloaded if need be, or None if there is none.
@@ -86,7 +100,7 @@ class Source:
             )
         except EntryNotFoundError:
             return None
-        except HfHubHTTPError as error:
+        except (HfHubHTTPError, *CONNECTION_ERRORS) as error:
             raise OSError(
                 f"The Hub did not give {name} of {self.reference!r}: {first_line(error)} "
                 "Give a folder with config.json or a Hub id; a private or gated model needs `token`."
@@ -152,52 +166,70 @@ def find_weights(source: Source, use_safetensors: bool | None = None, weights_on
         if use_safetensors is not None and use_safetensors != (kind == "safetensors"):
             continue
         name = _with_variant(plain_name, source.variant)
-        path = source.find(name)
+        path = _locate(source, kind, name)
         if path is not None:
             files = _read_index(path) if name.endswith(".json") else {}
             return Weights(source=source, format=kind, files=files, path=path, weights_only=weights_only)
         looked_for.append(name)
+    offline = " in the cache (nothing is fetched offline)" if source.is_offline and not source.is_local else ""
     raise FileNotFoundError(
-        f"There are no weights at {source.reference!r}: looked for {', '.join(looked_for)}. "
+        f"There are no weights at {source.reference!r}{offline}: looked for {', '.join(looked_for)}. "
         "Check `subfolder` and `variant`, or save the model again with save_pretrained."
     )
 
 
 def find_weights_unfetched(source: Source) -> Weights | None:
     """Return where the reference's weights are, or None if there are none; at most an index of shards is fetched."""
-    names = [_with_variant(plain, source.variant) for _, plain in _WEIGHT_FILES]
-    listed = file_sizes(source, names)
-    for (kind, _), name in zip(_WEIGHT_FILES, names, strict=True):
-        if name not in listed:
-            continue
-        path = source.find(name) if name.endswith(".json") else Path(name)
+    for kind, plain_name in _WEIGHT_FILES:
+        name = _with_variant(plain_name, source.variant)
+        path = source.find_at_hand(name)
+        if path is None and name.endswith(".json"):
+            path = source.find(name)
+        elif path is None and size_on_hub(source, name) is not None:
+            path = Path(name)
         if path is not None:
             return Weights(source, kind, _read_index(path) if name.endswith(".json") else {}, path)
     return None
 
 
-def file_sizes(source: Source, names: Iterable[str]) -> dict[str, int]:
+def size_on_hub(source: Source, name: str) -> int | None:
     """
-    Return the sizes in bytes of those of the named files that there are; for a repository of the Hub it is asked.
+    Return the bytes of the file `name` of a repository, or None if it has none, or the Hub may not be asked.
 
     Raises:
         OSError: If the Hub does not answer.
     """
-    names = list(names)
-    at_hand = {name: source.find_at_hand(name) for name in names}
-    sizes = {name: path.stat().st_size for name, path in at_hand.items() if path is not None}
-    if source.is_local or source.local_files_only or HF_HUB_OFFLINE or len(sizes) == len(names):
-        return sizes
-    subfolder = f"{source.subfolder}/" if source.subfolder else ""
-    paths = {f"{subfolder}{name}": name for name in names if name not in sizes}
-    try:
-        listed = HfApi(token=source.token).get_paths_info(source.reference, list(paths), revision=source.revision)
-    except HfHubHTTPError as error:
-        raise OSError(
-            f"The Hub did not list the files of {source.reference!r}: {first_line(error)} "
-            "A private or gated model needs `token`."
-        ) from error
-    return {**sizes, **{paths[item.path]: item.size for item in listed if isinstance(item, RepoFile)}}
+    if source.is_local:
+        return None
+    known = at_hand(source.remote(name))
+    if known is not None:
+        return known.size
+    remote = source.remote(name)
+    return None if source.is_offline else file_size(remote.repository, remote.name, remote.revision, remote.token)
+
+
+def _locate(source: Source, kind: str, name: str) -> Path | None:
+    """Return where the file `name` of weights is, fetched only if it cannot be fetched in part."""
+    path = None if source.force_download else source.find_at_hand(name)
+    if path is not None or source.is_local or name.endswith(".json"):
+        return path or source.find(name)
+    size = size_on_hub(source, name)
+    if size is None:
+        return None
+    if kind == "safetensors":
+        return Path(name)
+    _tell_bin(source, name, size)
+    return source.find(name)
+
+
+def _tell_bin(source: Source, name: str, size: int) -> None:
+    logger.warning(
+        "%r has its weights as %s, which cannot be fetched in part: all its %s bytes are fetched. A repository with "
+        "safetensors spares that.",
+        source.reference,
+        name,
+        f"{size:,}",
+    )
 
 
 def open_tensors(weights: Weights, choose: Choose) -> dict[str, Unread]:
@@ -225,23 +257,75 @@ def open_tensors(weights: Weights, choose: Choose) -> dict[str, Unread]:
 
 def needed_files(weights: Weights, choose: Choose) -> list[Path]:
     """
-    Return the files that hold a kept tensor; from the Hub they are downloaded.
+    Return files on this machine that hold the kept tensors; from the Hub these tensors are fetched, and little else.
+
+    What is in the Hub's cache is used as it is. Otherwise byte ranges are read; where a server does not give them, it
+    is said, and the whole file is downloaded: of a sharded checkpoint only those that hold a kept tensor.
 
     Raises:
         FileNotFoundError: If one is missing.
+        OSError: If one cannot be fetched.
     """
-    if not weights.files:
-        return [weights.path]
-    found = []
-    for shard in needed_shards(weights, choose):
-        path = weights.source.find(shard)
-        if path is None:
-            raise FileNotFoundError(
-                f"{shard} is missing at {weights.source.reference!r}: {weights.path.name} says that it holds "
-                "tensors that the student keeps. Download it again."
-            )
-        found.append(path)
+    names = needed_shards(weights, choose) if weights.files else [weights.path.name]
+    return [path for name in names for path in _needed_parts(weights, name, choose)]
+
+
+def _needed_parts(weights: Weights, name: str, choose: Choose) -> list[Path]:
+    source = weights.source
+    path = None if source.force_download else source.find_at_hand(name)
+    if path is not None:
+        return [path]
+    if weights.format == "safetensors" and not source.is_local:
+        try:
+            found = _fetched(source, name, choose)
+        except NoRanges as refusal:
+            return [_download_whole(source, name, refusal)]
+    else:
+        path = source.find(name)
+        found = [] if path is None else [path]
+    if not found:
+        what = f"{weights.path.name} says that it holds tensors that the student keeps" if weights.files else "gone"
+        raise FileNotFoundError(f"{name} is missing at {source.reference!r}: {what}. Download it again.")
     return found
+
+
+def _fetched(source: Source, name: str, choose: Choose) -> list[Path]:
+    """Return the parts of a file of the Hub that hold the kept tensors; none if there is no such file."""
+    remote = source.remote(name)
+    if source.is_offline:
+        known = at_hand(remote)
+        if known is None:
+            return []
+        lacking = set(choose(known.tensors)) - fetched_names(remote)
+        if lacking:
+            raise FileNotFoundError(
+                f"{len(lacking)} kept tensors of {remote} are not in the cache ({min(lacking)} is not), and nothing is "
+                "fetched offline. Load it once with a connection."
+            )
+    try:
+        return fetch_tensors(remote, choose, refresh=source.force_download)
+    except FileNotFoundError:
+        return []
+
+
+def _download_whole(source: Source, name: str, refusal: NoRanges) -> Path:
+    """Download a file whole from a server that does not give parts of it, and check what it gave."""
+    logger.warning("The server %s, so all of %s of %r is fetched.", refusal, name, source.reference)
+    path = source.find(name)
+    if path is None:
+        raise FileNotFoundError(f"{name} is missing at {source.reference!r}. Download it again.")
+    remote = source.remote(name)
+    etag = Location(remote.repository, remote.name, remote.revision, remote.token).etag or ""
+    if re.fullmatch(r"[0-9a-f]{64}", etag):
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != etag:
+            path.resolve().unlink()
+            raise OSError(
+                f"{name} of {source.reference!r} came with other content than the Hub names (sha256 {found}, not "
+                f"{etag}): it was removed from the cache. Run it again."
+            )
+    return path
 
 
 def needed_shards(weights: Weights, choose: Choose) -> list[str]:

@@ -25,14 +25,13 @@ from .architectures import (
     kept_names,
     left_out_names,
     name_in_reference,
-    query_scales,
     random_tensors,
-    scale_queries,
-    sliced_config,
     sources_of,
     with_tied_names,
 )
+from .attention_scale import query_scales, scale_queries
 from .checkpoints import Choose, find_weights, open_tensors
+from .config_fields import sliced_config
 from .references import (
     OpenedReference,
     Reference,
@@ -188,7 +187,7 @@ def _inherit(
     layers = resolve_layers(recipe.keep_layers, architecture.depth, architecture.prefix_sizes)
     parts = recipe.inherited_parts
     student_config = sliced_config(opened.config, layers)
-    scales = query_scales(opened.config, layers) if "attention" in parts else ()
+    scales = query_scales(opened.config, layers, recipe)
     student_config.inheritune = _lineage(opened, architecture, layers, parts, seed, scales).to_dict()
     blank = inspect_architecture(student_config)
 

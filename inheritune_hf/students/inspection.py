@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..configuration import PARTS, InherituneConfig
-from .architectures import Architecture, inspect_architecture, kept_names, left_out_names, query_scales, sliced_config
-from .checkpoints import Weights, file_sizes, find_weights_unfetched, needed_shards
+from .architectures import Architecture, inspect_architecture, kept_names, left_out_names
+from .attention_scale import moves_scaled_blocks, query_scales
+from .checkpoints import Weights, find_weights_unfetched, needed_shards, size_on_hub
+from .config_fields import sliced_config
+from .connection import NoRanges
 from .references import OpenedReference, Reference, open_reference, refuse_adapter
+from .remote import at_hand, fetched_names, read_header
 from .selection import is_prefix, resolve_layers
 from .tensors import Unread, is_readable_in_part, open_bin, open_safetensors
 
@@ -30,6 +35,8 @@ class FilePlan:
         kept (`int`): Bytes of the tensors that the student keeps; an estimate from the config if `exact` is false.
         at_hand (`bool`): Whether it lies on this machine, so that nothing is fetched.
         exact (`bool`): Whether `kept` comes from the file's header.
+        to_fetch (`int`): Bytes that would be fetched: those of the kept tensors that are not on this machine, or the
+            whole file where it cannot be had in part.
     """
 
     name: str
@@ -37,6 +44,7 @@ class FilePlan:
     kept: int
     at_hand: bool
     exact: bool
+    to_fetch: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class InheritancePlan:
         random_parameters (`int`): Parameters of the student that would not come along and begin random.
         changed_fields (`dict[str, tuple[Any, Any]]`): Config fields that follow the layers: before and after.
         query_scales (`tuple[float, ...]`): What each moved block's queries would be multiplied by; empty where none is.
+        rescaled (`bool`): Whether moved blocks would take the attention scale of their new position.
         files (`tuple[FilePlan, ...]`): Files that would be read; none for a loaded model, or without weights.
         block_list (`str`): Dotted name of the list of blocks.
         tied (`bool`): Whether the head shares the embedding's weights.
@@ -72,6 +81,7 @@ class InheritancePlan:
     random_parameters: int
     changed_fields: dict[str, tuple[Any, Any]]
     query_scales: tuple[float, ...]
+    rescaled: bool
     files: tuple[FilePlan, ...]
     block_list: str
     tied: bool
@@ -83,8 +93,8 @@ class InheritancePlan:
 
     @property
     def bytes_to_fetch(self) -> int:
-        """Bytes that would be downloaded: whole files that hold a kept tensor and are not on this machine."""
-        return sum((file.size or file.kept) for file in self.files if not file.at_hand)
+        """Bytes that would be fetched, headers aside."""
+        return sum(file.to_fetch for file in self.files)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -94,6 +104,11 @@ class InheritancePlan:
             found.append(
                 "Attention is scaled by position (scale_attn_by_inverse_layer_idx): moved blocks keep their own scale, "
                 "multiplied into their queries."
+            )
+        if self.rescaled:
+            found.append(
+                "Attention is scaled by position (scale_attn_by_inverse_layer_idx): moved blocks take the scale of "
+                "their new position, and compute something else than in the reference."
             )
         if self.random_parameters:
             found.append(f"{self.random_parameters:,} parameters do not come along and begin random.")
@@ -106,9 +121,11 @@ class InheritancePlan:
         return tuple(found)
 
 
-def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all", **kwargs: Any) -> InheritancePlan:
+def plan_inheritance(
+    reference: Reference, choice: Choice, inherit: str = "all", attention_scale: str = "keep", **kwargs: Any
+) -> InheritancePlan:
     """
-    Return what a student of `reference` that keeps `choice` would be; no weights are read, and none downloaded.
+    Return what a student of `reference` that keeps `choice` would be; no weights are read, and none fetched.
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`):
@@ -117,6 +134,8 @@ def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all",
             The layers to keep, as in `keep_layers`.
         inherit (`str`, *optional*, defaults to `"all"`):
             The parts that come along, as in the recipe.
+        attention_scale (`str`, *optional*, defaults to `"keep"`):
+            Whether moved blocks keep their attention scale, as in the recipe.
         kwargs:
             As in `load_reference_config`.
 
@@ -128,12 +147,14 @@ def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all",
         OSError: If there is no model at `reference`, or a file is incomplete.
     """
     opened = open_reference(reference, dict(kwargs))
-    parts = InherituneConfig(inherit=inherit).inherited_parts
+    recipe = InherituneConfig(inherit=inherit, attention_scale=cast(Any, attention_scale))
+    parts = recipe.inherited_parts
     before = inspect_architecture(opened.config)
     kept = resolve_layers(choice, before.depth, before.prefix_sizes)
     sliced = sliced_config(opened.config, kept)
     after = inspect_architecture(sliced)
     old, new = opened.config.to_dict(), sliced.to_dict()
+    scales = query_scales(opened.config, kept, recipe)
     return InheritancePlan(
         reference=opened.name,
         model_type=str(opened.config.model_type),
@@ -149,7 +170,8 @@ def plan_inheritance(reference: Reference, choice: Choice, inherit: str = "all",
             if name not in after.tied
         ),
         changed_fields={name: (old.get(name), value) for name, value in new.items() if old.get(name) != value},
-        query_scales=query_scales(opened.config, kept) if "attention" in parts else (),
+        query_scales=scales,
+        rescaled="attention" in parts and not scales and moves_scaled_blocks(opened.config, kept),
         files=_plan_files(opened, before, kept, parts),
         block_list=before.block_list,
         tied=bool(before.tied),
@@ -167,24 +189,34 @@ def _plan_files(
         return ()
     choose = partial(kept_names, architecture, layers, parts=parts)
     names = needed_shards(weights, choose) if weights.files else [weights.path.name]
-    sizes = file_sizes(opened.source, names)
-    return tuple(_plan_file(opened, architecture, weights, name, sizes, choose) for name in names)
+    return tuple(_plan_file(opened, architecture, weights, name, choose) for name in names)
 
 
 def _plan_file(
-    opened: OpenedReference, architecture: Architecture, weights: Weights, name: str, sizes: dict[str, int], choose: Any
+    opened: OpenedReference, architecture: Architecture, weights: Weights, name: str, choose: Any
 ) -> FilePlan:
-    path = weights.source.find_at_hand(name)
+    source = weights.source
+    path = source.find_at_hand(name)
     if path is not None and (weights.format == "safetensors" or is_readable_in_part(path)):
         tensors: dict[str, Unread] = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, True)
         return FilePlan(name, path.stat().st_size, sum(tensors[item].nbytes for item in choose(tensors)), True, True)
     if path is not None:  # a file that is read whole or not at all
         return FilePlan(name, path.stat().st_size, path.stat().st_size, True, True)
+    header = None
+    if weights.format == "safetensors":
+        with suppress(NoRanges, FileNotFoundError):
+            header = at_hand(source.remote(name)) if source.is_offline else read_header(source.remote(name))
+    if header is not None:
+        kept = choose(header.tensors)
+        missing = set(kept) - fetched_names(source.remote(name))
+        whole = header.bytes_of(kept)
+        return FilePlan(name, header.size, whole, not missing, True, header.bytes_of(missing))
+    size = size_on_hub(source, name)
     stored = opened.config.dtype if isinstance(opened.config.dtype, torch.dtype) else torch.float32
     listed = weights.files or dict.fromkeys(architecture.parameters, name)
-    kept = sum(
+    estimate = sum(
         torch.Size(architecture.parameters.get(item, ())).numel() * stored.itemsize
         for item in choose([item for item, file in listed.items() if file == name])
         if item in architecture.parameters and item not in architecture.tied
     )
-    return FilePlan(name, sizes.get(name), kept, False, False)
+    return FilePlan(name, size, estimate, False, False, size or estimate)

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from .architectures import require_causal_lm
 from .checkpoints import SOURCE_ARGUMENTS, Source, commit_of
+from .config_fields import require_causal_lm
 
 Reference = str | os.PathLike[str] | PreTrainedModel
 

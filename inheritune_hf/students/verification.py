@@ -13,8 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ..records import RECORD_FILE, Lineage
-from .architectures import Architecture, inspect_architecture, kept_names, query_rows, sliced_config
+from .architectures import Architecture, inspect_architecture, kept_names
+from .attention_scale import query_rows
 from .checkpoints import Source, find_weights, open_tensors
+from .config_fields import sliced_config
 from .references import OpenedReference, Reference, open_reference
 from .selection import describe
 from .tensors import Unread

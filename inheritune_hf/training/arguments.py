@@ -17,7 +17,7 @@ from ..configuration import InherituneConfig
 from ..data import set_fingerprint
 from ..data.streaming import PackedStream
 
-#: Name of a refused argument: (is it refused as it stands?, why, and what to do).
+#: Name of an argument that may be refused: (is it refused as it stands?, why, and what to do).
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
     "num_train_epochs": (
         lambda args: args.num_train_epochs != 3.0,
@@ -64,21 +64,179 @@ REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
         "losses are gathered per sequence over all batches; leave it out",
     ),
     "train_sampling_strategy": (
-        lambda args: args.train_sampling_strategy == "group_by_length",
-        "it reorders the selection set too, and packed sequences have one length; use 'random' or 'sequential'",
+        lambda args: args.train_sampling_strategy not in {"random", "sequential"},
+        "rows are packed to one length, so there is nothing to group or to balance; use 'random' or 'sequential'",
     ),
     "lr_scheduler_type": (
-        lambda args: (
-            str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in {"reduce_lr_on_plateau", "greedy"}
-        ),
+        lambda args: str(_plain(args.lr_scheduler_type)) in {"reduce_lr_on_plateau", "greedy"},
         "a schedule that follows the evaluation loss would see the jump between rounds; use 'cosine', 'linear', ...",
     ),
     "hub_strategy": (
         lambda args: args.push_to_hub and args.hub_strategy != HubStrategy.END,
         "it uploads optimizer states; use 'end'",
     ),
+    "metric_for_best_model": (
+        lambda args: args.metric_for_best_model is not None and not args.load_best_model_at_end,
+        "no checkpoint is picked by a metric: the target decides when a student is good enough; leave it out",
+    ),
+    "enable_jit_checkpoint": (
+        lambda args: args.enable_jit_checkpoint,
+        "a run saves by itself on SIGTERM and Ctrl-C, at the end of a step, and goes on to the same bits; leave it out",
+    ),
+    "bf16_full_eval": (
+        lambda args: args.bf16_full_eval,
+        "it rounds the reference's weights but not those of a student in training; use bf16",
+    ),
+    "fp16_full_eval": (
+        lambda args: args.fp16_full_eval,
+        "it rounds the reference's weights but not those of a student in training; use fp16",
+    ),
+    "eval_use_gather_object": (
+        lambda args: args.eval_use_gather_object,
+        "the sums of each sequence are gathered as tensors; leave it out",
+    ),
+    "include_for_metrics": (
+        lambda args: bool(args.include_for_metrics),
+        "metrics come from the sums of each sequence, inputs are not gathered; leave it out",
+    ),
+    "label_names": (
+        lambda args: args.label_names not in (None, ["labels"]),
+        "a causal language model has one kind of label, 'labels'; leave it out",
+    ),
+    "use_liger_kernel": (
+        lambda args: args.use_liger_kernel,
+        "students in training would be measured with other kernels than the reference; leave it out",
+    ),
+    "optim": (
+        lambda args: str(_plain(args.optim)).startswith(("galore", "apollo", "lomo", "adalomo", "schedule_free")),
+        "galore, apollo and lomo hook into the parameters of one model, schedule_free keeps two sets of weights, and "
+        "each round has another student; use 'adamw_torch_fused' or another optimizer",
+    ),
+    "optim_target_modules": (
+        lambda args: args.optim_target_modules is not None,
+        "it belongs to galore and apollo, which hook into the parameters of one model; leave it out",
+    ),
+    "save_on_each_node": (
+        lambda args: args.save_on_each_node,
+        "a run's state is one folder that every node sees; leave it out",
+    ),
+    "dataloader_in_order": (
+        lambda args: not args.dataloader_in_order,
+        "batches in the order in which workers finish are not the same when a run goes on; leave it out",
+    ),
+    "dataloader_persistent_workers": (
+        lambda args: args.dataloader_persistent_workers,
+        "Transformers would keep the selection set's loader and measure the test set with it; leave it out",
+    ),
+    "accelerator_config": (
+        lambda args: _changes_batches(args.accelerator_config),
+        "split_batches, dispatch_batches, even_batches=False, use_seedable_sampler=False and "
+        "gradient_accumulation_kwargs change which rows a step sees when a run goes on; leave them out",
+    ),
+    "parallelism_config": (
+        lambda args: args.parallelism_config is not None,
+        "a student cannot grow while its tensors are split; use DDP",
+    ),
+    "debug": (
+        lambda args: bool(args.debug),
+        "its hooks cannot read the masks of padded selection sequences; leave it out: a loss or a weight that is not "
+        "finite ends a run anyway",
+    ),
     "deepspeed": (lambda args: args.deepspeed is not None, "a student cannot grow inside its engine yet; use DDP"),
     "fsdp": (lambda args: bool(args.fsdp), "a student cannot grow while it is sharded yet; use DDP"),
+}
+
+
+#: How an argument behaves across rounds, with the values that are not refused. Every argument is here or in `REFUSED`.
+HONOURED: dict[str, str] = {
+    "output_dir": "The folder of the whole run: checkpoints of all rounds, the run's state, the student.",
+    "per_device_train_batch_size": "The same in every round.",
+    "max_steps": "Above 0 it caps all rounds together. The length of a round is `steps_per_round` in the recipe.",
+    "learning_rate": "Peak of each round; of the run with `lr_schedule: continue`.",
+    "lr_scheduler_type": "Runs over each round; over `max_steps` with `lr_schedule: continue`.",
+    "lr_scheduler_kwargs": "As `lr_scheduler_type`.",
+    "warmup_steps": "Each round warms up; with `lr_schedule: continue` the run once. A fraction is a share of either.",
+    "optim": "A fresh optimizer in each round; its state goes on with `optimizer_state: keep`.",
+    "optim_args": "As `optim`.",
+    "weight_decay": "The same in every round; norms and biases are left out, in added blocks too.",
+    "adam_beta1": "The same in every round.",
+    "adam_beta2": "The same in every round.",
+    "adam_epsilon": "The same in every round.",
+    "gradient_accumulation_steps": "The same in every round. Steps are optimizer steps.",
+    "average_tokens_across_devices": "The same in every round.",
+    "max_grad_norm": "The same in every round; over all parameters, those of frozen blocks included.",
+    "label_smoothing_factor": "In training only: a comparison is always of the plain loss.",
+    "bf16": "In training and in every evaluation, the reference's included. Weights stay in float32.",
+    "fp16": "As `bf16`. The loss scale begins afresh with each round, and goes on with `optimizer_state: keep`.",
+    "tf32": "In the whole process, so the reference is measured with it too.",
+    "activation_checkpointing": "Switched on anew for each round's student.",
+    "activation_checkpointing_kwargs": "As `activation_checkpointing`.",
+    "gradient_checkpointing": "The old name of `activation_checkpointing`.",
+    "gradient_checkpointing_kwargs": "The old name of `activation_checkpointing_kwargs`.",
+    "torch_compile": "Each round's student is compiled anew. What is saved is not compiled.",
+    "torch_compile_backend": "As `torch_compile`.",
+    "torch_compile_mode": "As `torch_compile`.",
+    "liger_kernel_config": "Not read, since `use_liger_kernel` is refused.",
+    "use_cache": "In training and evaluation; a saved student has the reference's setting.",
+    "neftune_noise_alpha": "In training only, in every round.",
+    "torch_empty_cache_steps": "Counts over all rounds.",
+    "logging_strategy": "A round's last step is logged whatever it says.",
+    "logging_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
+    "logging_first_step": "The first step of the run.",
+    "log_on_each_node": "As in `Trainer`.",
+    "logging_nan_inf_filter": "The log only: a loss that is not finite ends the run.",
+    "include_num_input_tokens_seen": "Counts over all rounds.",
+    "log_level": "As in `Trainer`.",
+    "log_level_replica": "As in `Trainer`.",
+    "disable_tqdm": "There is one bar for each round.",
+    "report_to": "Trackers see one run, with one step count.",
+    "run_name": "The name of that one run.",
+    "project": "As in `Trainer`.",
+    "trackio_space_id": "As in `Trainer`.",
+    "trackio_bucket_id": "As in `Trainer`.",
+    "trackio_static_space_id": "As in `Trainer`.",
+    "eval_strategy": "A round's last step is evaluated whatever it says.",
+    "eval_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
+    "eval_delay": "Counts over all rounds; the last step of a round is evaluated all the same.",
+    "per_device_eval_batch_size": "Changes no loss: it is a sum over a sum.",
+    "prediction_loss_only": "Changes nothing: only sums of losses are ever gathered.",
+    "eval_accumulation_steps": "As in `Trainer`.",
+    "save_strategy": "A round's last step is saved whatever it says.",
+    "save_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
+    "save_total_limit": "Counts checkpoints of all rounds; an older one goes when the newer one is whole.",
+    "push_to_hub": "The example script and `inheritune train` push the student once, at the end.",
+    "hub_token": "For that push.",
+    "hub_private_repo": "For that push.",
+    "hub_model_id": "For that push; the name of `output_dir` if not given.",
+    "hub_strategy": "Only `end`.",
+    "hub_always_push": "Changes nothing: there is one push, and it is waited for.",
+    "hub_revision": "For that push.",
+    "greater_is_better": "Not read, since `metric_for_best_model` is refused.",
+    "full_determinism": "Set at the start of each round.",
+    "seed": "Set at the start of each round, and of parts that begin random.",
+    "data_seed": "The data order of each round; of the run with `data_order: continue`.",
+    "use_cpu": "As in `Trainer`.",
+    "accelerator_config": "`non_blocking` and `use_configured_state`, as in `Trainer`.",
+    "dataloader_drop_last": "Of the training set. No sequence of the selection set is ever dropped.",
+    "dataloader_num_workers": "As in `Trainer`; a stream can only go on with as many as it began with.",
+    "dataloader_pin_memory": "Switched off on a CPU.",
+    "dataloader_prefetch_factor": "As in `Trainer`.",
+    "dataloader_multiprocessing_context": "As in `Trainer`.",
+    "remove_unused_columns": "As in `Trainer`; other columns are not used either way.",
+    "train_sampling_strategy": "`random` or `sequential`, the same in every round.",
+    "length_column_name": "Not read, since the strategies that read it are refused.",
+    "ddp_find_unused_parameters": "False if not given: every parameter of a student has a gradient.",
+    "ddp_bucket_cap_mb": "The same in every round.",
+    "ddp_broadcast_buffers": "The same in every round.",
+    "ddp_static_graph": "The same in every round.",
+    "ddp_backend": "As in `Trainer`.",
+    "ddp_timeout": "As in `Trainer`.",
+    "fsdp_config": "Read with `fsdp` only.",
+    "skip_memory_metrics": "As in `Trainer`, for the last round.",
+    "do_train": "Not read: a run always trains.",
+    "do_eval": "Not read: a run always evaluates.",
+    "do_predict": "Not read.",
+    "local_rank": "Set by the launcher.",
 }
 
 
@@ -119,6 +277,8 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
         ready.ddp_find_unused_parameters = False
     if ready.device.type == "cpu":
         ready.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns
+    if ready.torch_compile and config.compile_scope == "blocks":
+        ready.torch_compile_backend = "no"  # or Accelerate would compile the whole model
     return ready
 
 
@@ -130,7 +290,7 @@ def run_identity(args: TrainingArguments, config: InherituneConfig, facts: dict[
     runs) is not part of it.
     """
     recipe = {f"recipe.{name}": value for name, value in config.to_dict().items() if name != "max_layers"}
-    return {**recipe, **{f"args.{name}": _plain(getattr(args, name)) for name in _NUMERIC_ARGUMENTS}, **facts}
+    return {**recipe, **{f"args.{name}": _plain(getattr(args, name)) for name in NUMERIC_ARGUMENTS}, **facts}
 
 
 def dataset_fingerprint(dataset: Any) -> str | None:
@@ -157,8 +317,18 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
+def _changes_batches(config: Any) -> bool:
+    return (
+        config.split_batches
+        or bool(config.dispatch_batches)
+        or not config.even_batches
+        or not config.use_seedable_sampler
+        or bool(config.gradient_accumulation_kwargs)
+    )
+
+
 #: Arguments that change the numbers of a run.
-_NUMERIC_ARGUMENTS = (
+NUMERIC_ARGUMENTS = (
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
@@ -172,8 +342,10 @@ _NUMERIC_ARGUMENTS = (
     "max_grad_norm",
     "label_smoothing_factor",
     "neftune_noise_alpha",
+    "use_cache",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "average_tokens_across_devices",
     "train_sampling_strategy",
     "dataloader_drop_last",
     "world_size",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data import CausalCollator
@@ -41,7 +41,7 @@ def stage_next(trainer: InherituneTrainer, state: RunState) -> None:
         state.round_index,
         student,
         round_trainer_state(history, trainer.args),
-        carried_states(trainer, state, before, student) if before else {},
+        {**(carried_states(trainer, state, before, student) if before else {}), **loss_scale(trainer, before)},
         sorted(before.glob("rng_state*.pth")) if before and trainer.inheritune_config.continues_data else (),
     )
 
@@ -128,6 +128,20 @@ def carried_states(
         scheduler = torch.load(before / SCHEDULER_NAME, weights_only=True)
     trainer.hold(trainer.skeleton(state.layers))
     return {OPTIMIZER_NAME: optimizer, SCHEDULER_NAME: scheduler}
+
+
+def loss_scale(trainer: InherituneTrainer, before: Path | None) -> dict[str, Any]:
+    """
+    Return the state of the loss scaler with which the round begins, by file name; none without fp16.
+
+    It goes on with the optimizer's state. The scaler itself outlives a round, so what it begins with is always said.
+    """
+    scaler: Any = trainer.accelerator.scaler
+    if scaler is None:
+        return {}
+    if before is not None and trainer.inheritune_config.optimizer_state == "keep":
+        return {SCALER_NAME: torch.load(before / SCALER_NAME, weights_only=True)}
+    return {SCALER_NAME: {**scaler.state_dict(), "scale": scaler._init_scale, "_growth_tracker": 0}}
 
 
 def first_log(trainer: InherituneTrainer, state: RunState) -> TrainerState:

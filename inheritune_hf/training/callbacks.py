@@ -11,7 +11,14 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
 
@@ -188,6 +195,20 @@ class RoundsCallbackHandler(CallbackHandler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._running = False
+
+    def add_callback(self, callback: Any) -> None:
+        """
+        Add a callback.
+
+        Raises:
+            ValueError: If it would end a round before its steps are done, or the target is matched.
+        """
+        if isinstance(callback, EarlyStoppingCallback) or callback is EarlyStoppingCallback:
+            raise ValueError(
+                "EarlyStoppingCallback would compare evaluations of students of different depth, and a round has "
+                "steps_per_round steps: leave it out, and set match_at 'evaluation' to end a round once it has matched."
+            )
+        super().add_callback(callback)  # type: ignore[no-untyped-call]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from ..configuration import InherituneConfig
 from ..students import Reference, from_pretrained_inherited, inspect_architecture
+from ..students.attention_scale import scale_queries
 
 NewBlocks = Literal["reference", "copy_last", "identity", "random"]
 
@@ -48,11 +49,12 @@ def expand_student(
     origin = {wanted.index(layer): place for place, layer in enumerate(layers)}
     new = [place for place in range(len(wanted)) if place not in origin]
     moved = [place for place, old in origin.items() if place != old]
-    if moved and getattr(deeper.config, "scale_attn_by_inverse_layer_idx", False):
+    keeps_scale = recipe.attention_scale == "keep" and getattr(deeper.config, "scale_attn_by_inverse_layer_idx", False)
+    if moved and keeps_scale:
         raise ValueError(
             f"A trained block would move to layer {moved[0]} of a GPT-2 with scale_attn_by_inverse_layer_idx=True, "
-            "which divides attention by the layer's position; add layers above the trained ones only, or use growth "
-            "'reinherit'."
+            "which divides attention by the layer's position; add layers above the trained ones only, use growth "
+            "'reinherit', or let it take the scale of its new position by attention_scale 'position'."
         )
     _copy_learned(student, deeper, origin)
     old_blocks, new_blocks = _blocks(student), _blocks(deeper)
@@ -66,6 +68,9 @@ def expand_student(
         if recipe.new_blocks == "copy_last":
             before = max((old for old in origin if old < place), default=min(origin))
             block.load_state_dict(old_blocks[origin[before]].state_dict())
+            if keeps_scale:
+                scales = [(place + 1) / (before + 1) if item == place else 1.0 for item in range(len(wanted))]
+                scale_queries(deeper, scales)
         elif recipe.new_blocks == "identity":
             make_identity(deeper, place)
         elif recipe.new_blocks == "random":

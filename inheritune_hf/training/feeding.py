@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data import CausalCollator
 from ..data.streaming import PLACE, PackedStream, Places, StreamCollator
-from ..evaluation import ValidatedTrainer, document_ids
+from ..evaluation import document_ids
 from ..records import write_json
+from .losses import LossTrainer
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
@@ -56,14 +58,19 @@ def _row_length(dataset: Any) -> int:
     return len(dataset[0]["input_ids"]) if hasattr(dataset, "__len__") else 0
 
 
-def quick_rows(dataset: Any) -> Any:
-    """Return a data set whose rows come as tensors: as Python lists they take four times as long."""
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None:
+def quick_rows(dataset: Any, collator: Any = None) -> Any:
+    """
+    Return a data set whose rows come as tensors: as Python lists they take four times as long.
+
+    A collator that is not of this package may want lists, and gets what it would get.
+    """
+    ours = collator is None or isinstance(collator, CausalCollator)
+    if ours and isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None:
         return dataset.with_format("torch")
     return dataset
 
 
-class StreamedTrainer(ValidatedTrainer):
+class StreamedTrainer(LossTrainer):
     """
     A `Trainer` that goes on in a `PackedStream` exactly where a checkpoint stopped; other data sets are left to it.
 
@@ -115,6 +122,7 @@ class StreamedTrainer(ValidatedTrainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor if args.dataloader_num_workers else None,
+            multiprocessing_context=args.dataloader_multiprocessing_context if args.dataloader_num_workers else None,
             # Its own: a loader draws a seed for its workers, and how often it begins must not change dropout.
             generator=torch.Generator(),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import os
@@ -15,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
@@ -36,8 +34,10 @@ from ..students import Reference, load_reference_config, prefix_sizes, student_s
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
+from .compilation import block_compiler, compile_blocks
 from .feeding import StreamedTrainer, check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
+from .reference_loss import measure_reference
 from .staging import (
     RunState,
     Seal,
@@ -81,6 +81,8 @@ class InherituneTrainer(StreamedTrainer):
             They hear one beginning and one end of training, however many rounds there are.
         reference_kwargs (`dict`, *optional*):
             How the reference is loaded (`revision`, `token`, `attn_implementation`, ...), as for `from_pretrained`.
+        reference_cache (`bool`, *optional*, defaults to `True`):
+            Whether a loss of the reference that was measured before, in any run, is taken from the user's cache.
 
     Raises:
         ValueError: If arguments, recipe, data and reference do not fit together; nothing has been trained then.
@@ -97,11 +99,14 @@ class InherituneTrainer(StreamedTrainer):
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         reference_kwargs: Mapping[str, Any] | None = None,
+        reference_cache: bool = True,
     ) -> None:
         self.reference: Reference = reference
         self.reference_kwargs = dict(reference_kwargs or {})
+        self.reference_cache = reference_cache
         self.inheritune_config = inheritune_config
         ready = check_arguments(args, inheritune_config)
+        self._compiler = block_compiler(args, inheritune_config)
         self.budget = args.max_steps
         self.reference_config = load_reference_config(reference, **self.reference_kwargs)
         self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
@@ -116,11 +121,12 @@ class InherituneTrainer(StreamedTrainer):
         super().__init__(
             model=self.skeleton(layers),
             args=ready,
-            train_dataset=quick_rows(train_dataset) if _is_ours(data_collator) else train_dataset,
+            train_dataset=quick_rows(train_dataset, data_collator),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or CausalCollator(pad_token(processing_class)),
             callbacks=[*(callbacks or []), self._round_callback],
+            loss=inheritune_config.loss,
         )
         self._show_one_run()
         self._state = RunState(identity={}, layers=layers)
@@ -236,7 +242,7 @@ class InherituneTrainer(StreamedTrainer):
 
     def measure_reference(self, dataset: Any = None, metric_key_prefix: str = "reference") -> Validation:
         """
-        Measure the reference's loss by the loop that judges students, then let go of it.
+        Measure the reference's loss by the loop that judges students, then let go of it; once for the same data.
 
         Args:
             dataset (`datasets.Dataset`, *optional*): Sequences to measure on; the selection set if not given.
@@ -245,23 +251,12 @@ class InherituneTrainer(StreamedTrainer):
         Returns:
             `Validation`: Sums per document.
         """
+        data = self.eval_dataset if dataset is None else dataset
         self.hold(self.skeleton(self._state.layers))
-        if isinstance(self.reference, PreTrainedModel):
-            # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
-            reference: Any = copy.deepcopy(self.reference)
-            reference = reference.float()
-        else:
-            reference = AutoModelForCausalLM.from_pretrained(
-                self.reference, **{"dtype": torch.float32, **self.reference_kwargs}
-            )
-        self.hold(reference)
-        del reference
-        self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+        validation = measure_reference(self, data, metric_key_prefix, self.reference_cache)
         self.hold(self.skeleton(self._state.layers))
         if self.rounds and self.outcome is not None:
             self._restore_student()
-        validation = self.validations[metric_key_prefix]
-        logger.info("reference · %d layers · %.4f nats/token", self.reference_depth, validation.loss)
         return validation
 
     def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
@@ -349,12 +344,13 @@ class InherituneTrainer(StreamedTrainer):
         self._state = conclude(state, finished, self.inheritune_config, self.reference_depth, self.budget)
         self._write(self._state)
         logger.info(
-            "round %d · %d layers · %.4f nats/token · target %.4f · %s",
+            "round %d · %d layers · %.4f nats/token · target %.4f · %s%s",
             finished.index,
             finished.layers,
             finished.loss,
             finished.target,
             "matched" if match.matched else f"missed by {match.difference:+.4f}",
+            f" ({match.note})" if match.note else "",
         )
 
     # Pieces of the loop
@@ -368,6 +364,7 @@ class InherituneTrainer(StreamedTrainer):
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         if model.device.type != "meta" and self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
+        compile_blocks(model, self._compiler)
 
     def _restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
@@ -562,7 +559,3 @@ class InherituneTrainer(StreamedTrainer):
             revision=revision or self.args.hub_revision,
             commit_message=commit_message or "End of training",
         )
-
-
-def _is_ours(collator: Any) -> bool:
-    return collator is None or isinstance(collator, CausalCollator)

@@ -50,15 +50,17 @@ def test_the_rank_picture_says_what_it_shows(report):
     names = {text.get_text() for text in axes.get_legend().get_texts()}
     assert names == {
         "heads",
-        "MaxRank (bar: 95 % interval)",
+        "MaxRank",
+        "95 % interval of MaxRank",
         "mean over heads",
         "random weights, MaxRank",
         "uniform causal attention",
         "near rank-1",
     }
     assert "tau 0.9 · 40 sequences of 24 tokens" in figure.get_suptitle()
-    line = next(line for line in axes.lines if line.get_label().startswith("MaxRank"))
-    assert list(line.get_ydata()) == report.max_ranks()
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines["MaxRank"].get_ydata()) == report.max_ranks()
+    assert tuple(lines["95 % interval of MaxRank"].get_ydata()) == report.max_rank_intervals()[0]
 
 
 def test_heat_maps_have_the_same_scale_for_every_model(report):
@@ -67,6 +69,7 @@ def test_heat_maps_have_the_same_scale_for_every_model(report):
     assert upper.images[0].norm.vmin == 1
     assert upper.images[0].norm.vmax == 24
     assert upper.images[0].get_array().shape == (2, LAYERS)
+    assert upper.get_xlim() == (-0.5, LAYERS - 0.5)  # no grey beside it: that means a layer without softmax attention
 
 
 def test_pictures_of_what_was_not_measured_are_left_out(report, tmp_path):

@@ -2,16 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from inheritune_hf import __version__
+from inheritune_hf import InherituneTrainer, __version__
 from inheritune_hf.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -98,6 +101,51 @@ def test_train_matches_and_saves_a_student(recipe, tmp_path, capsys):
 def test_a_miss_has_its_own_status(recipe, words, status):
     """Out of layers is 3, out of budget is 4."""
     assert main(["train", "--config", str(recipe), "--target", "0.01", *words]) == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_ends_with_75(recipe, tmp_path, monkeypatch, number):
+    """Ctrl-C and SIGTERM within step 9 end with 75 and a checkpoint of it; the same command goes on to the same bits."""
+    command = ["train", "--config", str(recipe), "--target", "0.01", "--save_steps", "100"]
+    assert main([*command, "--output_dir", str(tmp_path / "whole")]) == 3
+    plain = InherituneTrainer.training_step
+
+    def training_step(self, *args):
+        if self.state.global_step == 8:
+            signal.raise_signal(number)
+        return plain(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(InherituneTrainer, "training_step", training_step)
+        assert main(command) == 75
+    assert (tmp_path / "run" / "checkpoint-9" / "inheritune_state.json").is_file()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert main(command) == 3
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_example_script_ends_with_75_on_a_signal(recipe, tmp_path, number):
+    """A signal from outside, as a scheduler sends it, ends the script with 75 after its step."""
+    words = ["--steps_per_round", "1000000", "--save_steps", "5", "--save_total_limit", "2", "--target", "0.01"]
+    running = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "run_inheritune.py"), "--config", str(recipe), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "run").glob("checkpoint-*/inheritune_state.json")):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 75, errors[-2000:]
+    assert "interrupted at step" in errors
 
 
 def test_example_script_ends_with_0_on_a_miss_unless_asked(recipe):

@@ -1,6 +1,7 @@
 """The verbs that look before a run and after it."""
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config
@@ -27,7 +28,8 @@ def test_doctor_says_how_a_model_is_cut(reference, capsys):
     text = shown(capsys, "doctor", reference, "--keep-layers", "0:2,5", "--inherit", "paper").out
     for word in ("can be cut", "kept        0:2,5 (3 of 6 layers)", "dropped     2:5", "n_layer: 6 -> 3"):
         assert word in text
-    assert "to read     43.5 kB of model.safetensors" in text
+    size = human_bytes(Path(reference, "model.safetensors").stat().st_size)
+    assert f"to read     43.5 kB of the {size} of model.safetensors" in text
     assert "544 parameters do not come along and begin random." in text
     assert "blocks      transformer.h; the head shares the token embedding's weights" in text
     values = json.loads(shown(capsys, "doctor", reference, "--json").out)
@@ -47,12 +49,32 @@ def test_plan_shows_rounds_and_memory(reference, capsys):
     """Rounds with tokens, operations and hours, and the memory of each phase."""
     words = ["plan", reference, "--steps-per-round", "100", "--batch-size", "2", "--tokens-per-second", "10"]
     text = shown(capsys, *words).out
-    for word in ("rounds, if all are needed", "hours", "6,400", "memory of one process", "activ", "measure"):
+    for word in ("rounds, if all are needed", "hours", "6,400", "memory of one process at its peak: float32", "activ"):
         assert word in text
     values = json.loads(shown(capsys, *words, "--json").out)
     assert [item["layers"] for item in values["rounds"]] == [3, 5, 6]
     assert values["rounds"][0]["seconds"] == pytest.approx(640)
     assert "error: batch_size must be" in shown(capsys, *words[:4], "--batch-size", "0", status=1).err
+
+
+def test_plan_measures_the_hours(reference, capsys):
+    """With `--measure` a few steps are trained, and the table says where, at which depths, and what is extrapolated."""
+    words = ["plan", reference, "--steps-per-round", "100", "--batch-size", "2", "--measure", "--max-layers", "3"]
+    text = shown(capsys, *words).out
+    assert "measured    3 steps of one process on " in text
+    assert "at a depth of 1 and 3: " in text
+    assert " tokens per second with 3 layers (at that depth)" in text
+    assert "(extrapolated in depth)" in shown(capsys, *words[:-1], "5").out
+
+
+def test_plan_takes_how_students_are_trained(reference, capsys):
+    """Type, mixed precision, optimizer and checkpointing are taken, and a memory that is not known is said."""
+    words = ["plan", reference, "--steps-per-round", "100", "--dtype", "bfloat16", "--bf16", "--gradient-checkpointing"]
+    assert "at its peak: bfloat16, bf16, adafactor, checkpointing" in shown(capsys, *words, "--optim", "adafactor").out
+    text = shown(capsys, *words, "--optim", "adamw_8bit").out
+    assert "unknown" in text
+    assert "note        adamw_8bit's states are not known here and left out; known: adamw_torch, " in text
+    assert "error: optim must be one of" in shown(capsys, *words, "--optim", "adam8", status=1).err
 
 
 def test_verify_checks_what_inherit_saved(reference, tmp_path, capsys):

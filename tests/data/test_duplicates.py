@@ -6,11 +6,13 @@ import random
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_splits import documents_of, load, write_texts
 
-from inheritune_hf.data.duplicates import Index
+from inheritune_hf.data import duplicates
+from inheritune_hf.data.duplicates import Index, near_duplicates
 
 quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 
@@ -49,6 +51,29 @@ def test_similarity_is_that_of_the_runs(seed, changes):
     else:
         assert found == (3, pytest.approx(expected))
     assert index.find(draw.integers(1, 5000, size=120)) is None
+
+
+@quick
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12), seed=st.integers(0, 99), at_once=st.integers(1, 99)
+)
+def test_documents_are_looked_at_together_as_one_by_one(lengths, seed, at_once):
+    """What is found in a set is what is found of each of its documents, whatever stands beside it."""
+    draw = np.random.default_rng(seed)
+    documents = [[*draw.integers(1, 4, size=length - 1).tolist(), 0] for length in lengths]
+    index = Index(0.3)
+    for document in documents[::2]:
+        index.add(np.array(document))
+    expected = [(n, *like) for n, row in enumerate(documents) if (like := index.find(np.array(row))) is not None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_TOKENS_AT_ONCE", at_once)
+        dataset = Dataset.from_dict({"input_ids": documents}, features=Features({"input_ids": List(Value("int32"))}))
+        found = near_duplicates(dataset, index)
+    assert [(item.document, item.like, item.similarity) for item in found] == expected
+    # One by one and without the first look: nothing that is near enough is lost by it.
+    for number, document in enumerate(documents[::2]):
+        if len(document) > 1:
+            assert any(item.document == 2 * number and item.similarity == 1 for item in found)
 
 
 def test_short_documents_are_compared_whole():

@@ -26,7 +26,14 @@ def test_a_prepared_folder_is_what_a_run_would_make(tmp_path, tokenizer):
     for name in ("train", "selection", "test"):
         assert getattr(loaded, name)[:] == getattr(plain, name)[:]
     assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == ["prepared.json", "sets"]
-    assert load_data_splits(DataConfig(dataset_name="prepared"), tokenizer).facts.block_size == 16
+
+
+def test_a_run_takes_the_block_size_of_its_prepared_data(tmp_path, tokenizer):
+    """Whatever the reference could read, sequences are as long as they were prepared."""
+    prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")])
+    for options in ({}, {"context_length": 1024}, {"context_length": 16}, {"block_size": 16}):
+        splits = load_data_splits(DataConfig(dataset_name="prepared"), tokenizer, **options)
+        assert splits.facts.block_size == len(splits.train[0]["input_ids"]) == 16
 
 
 def test_an_interrupted_preparation_goes_on(tmp_path, build_tokenizer, monkeypatch):
@@ -65,8 +72,12 @@ def test_a_folder_is_not_written_over(tmp_path, tokenizer, build_tokenizer):
     prepare(tokenizer, train_files=files)
     with pytest.raises(ValueError, match=r"prepared holds data that were prepared otherwise; choose another folder"):
         prepare(tokenizer, train_files=files, block_size=8)
-    with pytest.raises(ValueError, match=r"prepared was prepared with sequences of 16 tokens, got block_size 8; set"):
+    with pytest.raises(ValueError, match=r"prepared was prepared with sequences of 16 tokens, got block_size 8; leave"):
         load(tokenizer, dataset_name="prepared", block_size=8)
+    with pytest.raises(
+        ValueError, match=r"of 16 tokens, but the reference reads at most 12; prepare the data again wi"
+    ):
+        load_data_splits(DataConfig(dataset_name="prepared"), tokenizer, context_length=12)
     with pytest.raises(ValueError, match=r"prepared with another tokenizer \(292 tokens\) than the reference's \(260"):
         load(build_tokenizer(vocab_size=260), dataset_name="prepared")
     with pytest.raises(ValueError, match=r"prepared is prepared: its sets are made. Leave out selection_files, or pre"):

@@ -46,14 +46,14 @@ def rows_of(shards):
             yield {"text": text, "damage": None}
 
 
-def stream_of(tokenizer, *sources, block_size=8, weights=None):
+def stream_of(tokenizer, *sources, block_size=8, weights=None, shuffle=0, seed=0):
     """A stream of sources, each a list of shards, each a list of texts."""
     made = []
     for number, shards in enumerate(sources):
         rows = IterableDataset.from_generator(rows_of, gen_kwargs={"shards": [json.dumps(shard) for shard in shards]})
         weight = weights[number] if weights else 1.0
         made.append(StreamSource(rows, Encoder(tokenizer, source=f"source {number}"), weight))
-    return PackedStream(made, block_size)
+    return PackedStream(made, block_size, shuffle_documents=shuffle, seed=seed)
 
 
 def documents(count, seed=0, words=12):
@@ -107,26 +107,86 @@ def test_a_stream_is_its_documents_end_to_end(shards, block_size, tokenizer):
     block_size=st.integers(2, 20),
     stop=st.integers(0, 12),
     sources=st.integers(1, 3),
+    shuffle=st.integers(0, 50),
 )
-def test_an_interrupted_stream_goes_on_token_by_token(count, shards, block_size, stop, sources, tokenizer):
-    """Wherever it stopped, the sequences that follow are those that would have followed."""
+def test_an_interrupted_stream_goes_on_token_by_token(count, shards, block_size, stop, sources, shuffle, tokenizer):
+    """Wherever it stopped, shuffled or not, the sequences that follow are those that would have followed."""
     parts = [[documents(count, seed=10 * number + part) for part in range(shards)] for number in range(sources)]
-    stream = stream_of(tokenizer, *parts, block_size=block_size, weights=[number + 1.0 for number in range(sources)])
+    weights = [number + 1.0 for number in range(sources)]
+    stream = stream_of(tokenizer, *parts, block_size=block_size, weights=weights, shuffle=shuffle)
     whole, after = take(stream, stop + 8, batch_size=1)
     resumed, _ = take(stream, 7, batch_size=1, places=after[stop])
     assert resumed == whole[stop + 1 :]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-@pytest.mark.parametrize("shards", [1, 4, 7])
-def test_it_goes_on_with_workers(workers, shards, tokenizer):
+@pytest.mark.parametrize(("shards", "shuffle"), [(1, 0), (4, 5), (7, 0)])
+def test_it_goes_on_with_workers(workers, shards, shuffle, tokenizer):
     """However many workers a loader has, it goes on with the batch that is next."""
-    stream = stream_of(tokenizer, [documents(9, seed=part) for part in range(shards)])
+    stream = stream_of(tokenizer, [documents(9, seed=part) for part in range(shards)], shuffle=shuffle)
     whole, after = take(stream, 12, workers=workers)
     for stop in (0, 2, 7):
         resumed, again = take(stream, 11 - stop, workers=workers, places=after[stop])
         assert resumed == whole[stop + 1 :]
         assert again == after[stop + 1 :]
+
+
+def texts_by_pass(stream, tokenizer, passes=1, rank=0, world=1):
+    """The documents of the first passes of a lane, in the order in which they come."""
+    tokens, found = [], []
+    for row in stream.begin(rank, world):
+        tokens += row["input_ids"].tolist()
+        if row["place"]["sources"][0]["counts"]["passes"] > passes:
+            break
+    found = tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1]
+    count = len(found) // (passes + 1)
+    return [found[number * count : (number + 1) * count] for number in range(passes)]
+
+
+@quick
+@given(shards=st.integers(1, 5), count=st.integers(1, 9), shuffle=st.integers(1, 60), seed=st.integers(0, 5))
+def test_shuffling_only_changes_the_order(shards, count, shuffle, seed, tokenizer):
+    """Each pass has every document once, in an order that the seed draws, and no two passes need have the same."""
+    parts = [[f"{part} {number}" for number in range(count)] for part in range(shards)]
+    first, second = (
+        texts_by_pass(stream_of(tokenizer, parts, block_size=2, shuffle=shuffle, seed=seed), tokenizer, 2)
+        for _ in range(2)
+    )
+    assert first == second
+    for one in first:
+        assert sorted(one) == sorted(text for part in parts for text in part)
+
+
+def test_shuffling_is_by_files_passes_and_seeds(tokenizer):
+    """Files come in a drawn order, documents within a window; another pass, seed or lane has another order."""
+    parts = [[f"{part} {number}" for number in range(40)] for part in range(8)]
+    orders = {}
+    for seed, shuffle in ((0, 1), (0, 10), (1, 10)):
+        stream = stream_of(tokenizer, parts, block_size=2, shuffle=shuffle, seed=seed)
+        for number, one in enumerate(texts_by_pass(stream, tokenizer, 2)):
+            orders[seed, shuffle, number] = one
+    assert len({tuple(order) for order in orders.values()}) == 6
+    for order in (orders[0, 1, 0], orders[0, 1, 1]):  # windows of one document: only the files have another order
+        files = list(dict.fromkeys(text.split()[0] for text in order))
+        assert files != sorted(files)
+        assert order == [f"{part} {number}" for part in files for number in range(40)]
+    for start in range(0, 320, 10):  # windows of ten: within them, everything is as far as it can be
+        window = orders[0, 10, 0][start : start + 10]
+        numbers = [int(text.split()[1]) for text in window]
+        assert len({text.split()[0] for text in window}) == 1
+        assert sorted(numbers) == list(range(min(numbers), min(numbers) + 10))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_lanes_keep_their_documents_when_shuffled(shards, tokenizer):
+    """However often a lane begins again, it never reads a document of another."""
+    parts = [[f"{part} {number}" for number in range(12 // shards)] for part in range(shards)]
+    stream = stream_of(tokenizer, parts, block_size=2, shuffle=5)
+    lanes = [texts_by_pass(stream, tokenizer, 3, rank, 2) for rank in range(2)]
+    own = [{text for one in lane for text in one} for lane in lanes]
+    assert not own[0] & own[1]
+    assert own[0] | own[1] == {text for part in parts for text in part}
+    assert all(sorted(one) == sorted(lane[0]) for lane in lanes for one in lane)
 
 
 # --- lanes -----------------------------------------------------------------------------------------------------------
@@ -197,8 +257,8 @@ def write_shards(folder, texts, shards):
 
 
 def load(tokenizer, block_size=8, **settings):
-    config = DataConfig(**{"streaming": True, "selection_fraction": 0.2, "test_fraction": 0.2, **settings})
-    return load_data_splits(config, tokenizer, block_size=block_size)
+    defaults = {"streaming": True, "selection_fraction": 0.2, "test_fraction": 0.2, "shuffle_documents": 0}
+    return load_data_splits(DataConfig(**{**defaults, **settings}), tokenizer, block_size=block_size)
 
 
 def texts_of(dataset, tokenizer):
@@ -240,8 +300,9 @@ def test_given_sets_of_a_stream_are_read_whole(tmp_path, tokenizer):
     assert tokenizer.decode(tokens).split(tokenizer.eos_token)[:9] == texts
 
 
+@pytest.mark.parametrize("shuffle", [0, 7])
 @pytest.mark.parametrize("kind", ["parquet", "folder", "saved"])
-def test_tables_and_data_sets_are_streamed(kind, tmp_path, tokenizer):
+def test_tables_and_data_sets_are_streamed(kind, shuffle, tmp_path, tokenizer):
     """Parquet files, a folder of a data set and a saved one are streamed, and gone on with, like text."""
     texts = [f"row {number} of a table" for number in range(40)]
     table = Dataset.from_dict({"text": texts})
@@ -252,7 +313,7 @@ def test_tables_and_data_sets_are_streamed(kind, tmp_path, tokenizer):
         for number in range(2):
             table.shard(2, number, contiguous=True).to_parquet(tmp_path / "folder" / f"train-{number}.parquet")
     source = {"train_files": ["folder/*.parquet"]} if kind == "parquet" else {"dataset_name": "./folder"}
-    stream = load(tokenizer, **source).train
+    stream = load(tokenizer, **source, shuffle_documents=shuffle).train
     whole, after = take(stream, 30)
     for stop in (0, 5, 17):
         resumed, _ = take(stream, 29 - stop, places=after[stop])
@@ -272,6 +333,9 @@ def test_fingerprints_tell_streams_apart(tmp_path, tokenizer):
     sources = training_sources(DataConfig(train_files=one))
     before = sources_fingerprint(sources)
     assert before == sources_fingerprint(sources)
+    settings = {"train_files": one, "selection_files": one, "test_files": one}
+    orders = [load(tokenizer, **settings, shuffle_documents=number).train.fingerprint for number in (0, 1, 9, 9)]
+    assert len(set(orders)) == 3
     (tmp_path / "a" / "0.jsonl").write_text('{"text": "something else"}\n')
     assert sources_fingerprint(sources) != before
 

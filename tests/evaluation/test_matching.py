@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from inheritune_hf import compare_losses
-from inheritune_hf.evaluation import Validation
+from inheritune_hf.evaluation import Validation, difference_bounds, matching
+from inheritune_hf.evaluation.matching import bootstrap_bounds
 
 
 def validation(losses, tokens=None):
@@ -60,13 +61,77 @@ def test_papers_rule_is_mean_not_above():
     assert not compare_losses(worse, validation(losses), tolerance=0.1).matched_paper
 
 
-def test_few_documents_give_no_interval_and_say_so():
-    """Below 30 documents there is no interval; means are compared and the note says why."""
-    match = compare_losses(validation(spread(29)), validation(spread(29)))
+def test_one_document_gives_no_interval_and_says_so():
+    """Of one document nothing is known but the mean; the note says so."""
+    match = compare_losses(validation([3.0]), validation([3.0]))
     assert match.lower is None
     assert match.upper is None
-    assert match.note == "no interval: 29 documents, 30 are needed; means are compared"
+    assert match.note == "no interval: 1 document, 2 are needed; means are compared"
     assert match.matched
+
+
+def test_few_documents_are_said():
+    """An interval from documents that weigh less than 30 of equal length says so, however many there are."""
+    assert compare_losses(validation(spread(30)), validation(spread(30))).note == ""
+    uneven = validation(spread(40), tokens=[9_700] + [10] * 39)
+    match = compare_losses(uneven, validation(spread(40), tokens=[9_700] + [10] * 39))
+    assert match.note == (
+        "the 40 documents weigh as much as 1.1 of equal length; with fewer than 30 the interval may be too narrow"
+    )
+    assert match.upper is not None
+
+
+def test_a_mean_of_few_documents_is_not_enough():
+    """Five documents, better on average by luck: no match, where the means alone would have matched."""
+    reference = validation([3.0] * 5)
+    student = validation([3.0 + step for step in (-0.05, -0.02, 0.0, 0.01, 0.05)])
+    match = compare_losses(student, reference)
+    assert match.difference <= 0
+    assert match.matched_paper
+    assert not match.matched
+
+
+def test_bounds_of_two_documents_by_hand():
+    """Leaving out one of two equal documents gives the other: the bound is a t quantile of one degree of freedom."""
+    excess, tokens = np.array([-1.0, 3.0]), np.array([100.0, 100.0])
+    lower, upper = difference_bounds(excess, tokens, 0.95)
+    reach = np.hypot(0.02, 0.02) * np.tan(np.pi * 0.45)
+    assert upper == pytest.approx(0.01 + reach)
+    assert lower == pytest.approx(0.01 - reach)
+
+
+def test_many_comparisons_at_once_are_those_of_each():
+    """Bounds of a stack of comparisons are the bounds of each."""
+    draw = np.random.default_rng(0)
+    excess, tokens = draw.normal(size=(3, 50)), draw.uniform(50, 500, size=(3, 50))
+    lower, upper = difference_bounds(excess, tokens, 0.9)
+    for row in range(3):
+        assert difference_bounds(excess[row], tokens[row], 0.9) == (
+            pytest.approx(lower[row], rel=1e-12),
+            pytest.approx(upper[row], rel=1e-12),
+        )
+
+
+def test_very_many_documents_are_resampled_in_parts(monkeypatch):
+    """Resampling weights are held a few draws at a time, and the draws are the same."""
+    draw = np.random.default_rng(0)
+    excess, tokens = draw.normal(size=300), draw.uniform(50, 500, size=300)
+    whole = bootstrap_bounds(excess, tokens, 0.95)
+    monkeypatch.setattr(matching, "_WEIGHTS", 7_000)
+    assert bootstrap_bounds(excess, tokens, 0.95) == (pytest.approx(whole[0]), pytest.approx(whole[1]))
+
+
+@pytest.mark.parametrize("documents", [5, 30, 300])
+def test_bounds_hold_for_few_documents_and_many(documents):
+    """The one-sided 95 % bound of documents of uneven length holds in about 95 of 100 draws, from 5 documents on."""
+    draw = np.random.default_rng(documents)
+    tokens = np.exp(draw.normal(6, 0.5, size=(400, documents)))
+    excess = tokens * draw.normal(0, 0.05, size=tokens.shape)
+    _, upper = difference_bounds(excess, tokens, 0.95)
+    assert 0.92 <= np.mean(upper >= 0) <= 0.985
+    alone = bootstrap_bounds(excess, tokens, 0.95)[1]
+    assert np.mean(alone >= 0) <= np.mean(upper >= 0)
+    assert documents > 5 or np.mean(alone >= 0) < 0.92
 
 
 def test_number_as_target():

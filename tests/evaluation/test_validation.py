@@ -55,10 +55,14 @@ def expected_sums(model, rows):
     return sums
 
 
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 4}, {"eval_accumulation_steps": 1}])
+@pytest.mark.parametrize("lengths", ["padded", "alike"])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_loss_does_not_depend_on_batches_or_padding(model, rows, tmp_path, batch_size):
-    """Batches of 1, 3 and 8, padded or not, give the loss of each sequence on its own."""
-    _, metrics = measure(model, rows, tmp_path, batch_size)
+def test_loss_does_not_depend_on_batches_or_padding(model, rows, tmp_path, batch_size, lengths, settings):
+    """Batches of 1, 3 and 8, padded or not, with accumulation or without, give the loss of each sequence on its own."""
+    if lengths == "alike":
+        rows = [(row * 8)[:16] for row in rows]
+    _, metrics = measure(model, rows, tmp_path, batch_size, **settings)
     losses, tokens = zip(*expected_sums(model, rows), strict=True)
     assert metrics["eval_loss"] == pytest.approx(sum(losses) / sum(tokens), abs=1e-6)
     assert metrics["eval_perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]))

@@ -242,6 +242,24 @@ def test_moved_blocks_of_a_position_scaled_gpt2_keep_their_scale(extra, build, s
         torch.testing.assert_close(odd(tokens).logits, skipping(reference, tokens, (1, 4)), rtol=1e-5, atol=1e-5)
 
 
+def test_moved_blocks_take_the_scale_of_their_new_position_if_asked(build, skipping, tokens, shelf):
+    """With `attention_scale="position"` the weights are the reference's, and a block divides by where it is now."""
+    reference = build(transformers.GPT2Config(**CASES["gpt2"][0], scale_attn_by_inverse_layer_idx=True))
+    recipe = InherituneConfig(keep_layers=[0, 3, 5], attention_scale="position")
+    student = from_pretrained_inherited(reference, recipe)
+    for block, layer in zip(student.transformer.h, (0, 3, 5), strict=True):
+        theirs = reference.transformer.h[layer].state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in block.state_dict().items())
+    assert student.config.inheritune["query_scales"] == []
+    with torch.no_grad():
+        logits = student(tokens, use_cache=False).logits
+    assert not torch.allclose(logits, skipping(reference, tokens, (0, 3, 5)), atol=1e-4)
+    for block, layer in zip(student.transformer.h, (0, 3, 5), strict=True):
+        reference.transformer.h[layer].attn.scaling = block.attn.scaling
+    assert torch.equal(logits, skipping(reference, tokens, (0, 3, 5)))
+    shelve(student, tokens, logits, shelf / "scaled-by-position")
+
+
 def test_random_attention_is_not_rescaled(build):
     """Queries that do not come along begin as the architecture initialises them, and no scale is recorded."""
     reference = build(transformers.GPT2Config(**CASES["gpt2"][0], scale_attn_by_inverse_layer_idx=True))
@@ -295,6 +313,10 @@ def test_unproven_architectures_are_refused_with_the_list(tmp_path):
         (
             {"model_type": "gemma3n_text", "num_kv_shared_layers": 15},
             "num_kv_shared_layers=15, and its last layers reuse",
+        ),
+        (
+            {"model_type": "gemma3n", "text_config": {"num_kv_shared_layers": 10}},
+            r"text_config\.num_kv_shared_layers=10, and its last layers reuse",
         ),
         (
             {"model_type": "gemma4_text", "hidden_size_per_layer_input": 256},

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 
 from inheritune_hf.students import InheritedGPT2, Source, checkpoints, find_weights, inherit, open_tensors, tensors
@@ -192,32 +192,6 @@ def test_the_hub_cache_is_read_at_one_commit(publish, reference, tmp_path):
         "org/tiny", keep_layers=3, config=reference.config, cache_dir=cache, local_files_only=True
     )
     assert again.config.inheritune == student.config.inheritune
-
-
-def test_from_the_hub_only_what_is_needed_is_fetched(publish, reference, monkeypatch):
-    """Config, index and the shards of kept layers are fetched, at the commit that the config was read at."""
-    folder = publish("safetensors-sharded")
-    snapshot = folder.parent / "snapshots" / COMMIT
-    snapshot.parent.mkdir()
-    folder.rename(snapshot)
-    fetched = []
-
-    def fetch(repository, name, **options):
-        assert repository == "org/tiny"
-        assert options["token"] == "hf_x"
-        if not (snapshot / name).is_file():
-            raise EntryNotFoundError(name)
-        fetched.append((name, options["revision"]))
-        return str(snapshot / name)
-
-    monkeypatch.setattr(checkpoints, "hf_hub_download", fetch)
-    student = InheritedGPT2.from_pretrained("org/tiny", keep_layers=2, revision="v1", token="hf_x")
-    assert same_weights(student, reference, range(2))
-    assert fetched[0] == ("config.json", "v1")
-    assert {revision for _, revision in fetched[1:]} == {COMMIT}
-    shards = {name for name, _ in fetched if name.endswith(".safetensors")}
-    assert shards == {"model-0.safetensors", "model-1.safetensors", "model-rest.safetensors"}
-    assert student.config.inheritune["revision"] == COMMIT
 
 
 def test_subfolders_are_found(publish, reference):

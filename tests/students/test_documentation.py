@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import inheritune_hf
-from inheritune_hf.students import SUPPORTED_MODEL_TYPES, architectures
+from inheritune_hf.students import SUPPORTED_MODEL_TYPES, config_fields
 
 PAGE = Path(inheritune_hf.__file__).parents[1] / "docs" / "reference" / "architectures.md"
 
@@ -23,14 +23,14 @@ def test_every_supported_type_is_on_the_page():
 def test_every_field_that_depends_on_depth_is_on_the_page():
     """The page lists every config field that follows the layers, and every one that stands in the way."""
     fields = {
-        *architectures._PER_LAYER_LISTS,
-        *architectures._INDEX_LISTS,
-        *architectures._THRESHOLDS,
-        *architectures._PERIODS,
+        *config_fields._PER_LAYER_LISTS,
+        *config_fields._INDEX_LISTS,
+        *config_fields._THRESHOLDS,
+        *config_fields._PERIODS,
         "attention_types",
         "max_window_layers",
         "decoder_sparse_step",
         "scale_attn_by_inverse_layer_idx",
     }
     assert set(rows("Config fields that follow the layers")) == fields
-    assert set(rows("What is refused")) == set(architectures._UNCUTTABLE)
+    assert set(rows("What is refused")) == set(config_fields._UNCUTTABLE)

@@ -1,16 +1,13 @@
 """What can be known before anything is read: plans, files, what would be fetched."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from families import CASES
-from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
 from transformers import AutoConfig, GPT2Config
 
-from inheritune_hf.students import checkpoints, plan_inheritance, tensors
+from inheritune_hf.students import plan_inheritance, tensors
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -78,57 +75,15 @@ def test_a_plan_tells_random_parts_and_scales(tmp_path):
     assert plan.notes[1] == "544 parameters do not come along and begin random."
 
 
-@pytest.fixture
-def hub(publish, monkeypatch):
-    """A repository of which only small files may be fetched; weights are known by their sizes."""
-    folder = publish("safetensors-sharded")
-    snapshot = folder.parent / "snapshots" / COMMIT
-    snapshot.parent.mkdir()
-    folder.rename(snapshot)
-
-    def fetch(_repository, name, **_options):
-        if not (snapshot / name).is_file():
-            raise checkpoints.EntryNotFoundError(name)
-        assert not name.endswith((".safetensors", ".bin")), "weights were fetched"
-        return str(snapshot / name)
-
-    def get_paths_info(_api, repository, paths, revision=None):
-        assert (repository, revision) == ("org/tiny", COMMIT)
-        return [
-            RepoFile(path=path, size=(snapshot / path).stat().st_size, oid="")
-            for path in paths
-            if (snapshot / path).is_file()
-        ]
-
-    monkeypatch.setattr(checkpoints, "hf_hub_download", fetch)
-    monkeypatch.setattr(checkpoints, "try_to_load_from_cache", lambda *_, **__: None)
-    monkeypatch.setattr(checkpoints, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(checkpoints.HfApi, "get_paths_info", get_paths_info)
-    return snapshot
-
-
-def test_a_plan_fetches_no_weights(hub):
-    """For a repository, sizes are asked for and only config and index are fetched; bytes to read are estimated."""
-    plan = plan_inheritance("org/tiny", 2)
-    assert [file.name for file in plan.files] == [
-        "model-0.safetensors",
-        "model-1.safetensors",
-        "model-rest.safetensors",
-    ]
-    assert plan.bytes_to_fetch == sum((hub / file.name).stat().st_size for file in plan.files)
-    assert not any(file.at_hand or file.exact for file in plan.files)
-    assert "Bytes to read are estimated from the config: the files are not on this machine." in plan.notes
-
-
-def test_a_hub_that_does_not_answer_is_named(hub, monkeypatch):
-    """If the Hub refuses to list a repository's files, that is said with what to do."""
-
-    def refuse(*_args, **_options):
-        raise RepositoryNotFoundError("401 Client Error.", response=SimpleNamespace(headers={}, request=None))
-
-    monkeypatch.setattr(checkpoints.HfApi, "get_paths_info", refuse)
-    with pytest.raises(OSError, match=r"The Hub did not list the files of 'org/tiny': 401 .* needs `token`\."):
-        plan_inheritance("org/tiny", 2)
+def test_a_plan_tells_what_moved_blocks_are_scaled_by(tmp_path):
+    """Blocks that take the scale of their new position are announced; blocks that do not move need no word."""
+    GPT2Config(**CASES["gpt2"][0], scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path)
+    plan = plan_inheritance(tmp_path, [0, 3], attention_scale="position")
+    assert plan.query_scales == ()
+    assert plan.notes[0].endswith(
+        "moved blocks take the scale of their new position, and compute something else than in the reference."
+    )
+    assert not plan_inheritance(tmp_path, 2, attention_scale="position").rescaled
 
 
 def test_a_broken_index_is_named_in_a_plan(publish):

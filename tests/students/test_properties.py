@@ -104,6 +104,7 @@ recipes = st.fixed_dictionaries(
         "inherit": st.one_of(
             st.sampled_from(sorted(INHERIT_PRESETS)), st.lists(st.sampled_from(PARTS)), st.text(), st.none()
         ),
+        "attention_scale": st.sampled_from(["keep", "position", "none"]),
         "grow_by": st.integers(-1, 5),
         "max_layers": st.one_of(st.none(), st.integers(0, 5)),
         "steps_per_round": st.one_of(st.none(), st.integers(0, 10**6)),

@@ -64,6 +64,14 @@ def test_rescaled_queries_and_other_types_are_recognised(build, tmp_path):
         assert outcome(verify_student(tmp_path / "student"))["identity"], layers
 
 
+def test_students_that_took_the_scale_of_their_position_are_recognised(build, tmp_path):
+    """Their weights are the reference's, bit for bit."""
+    reference = build(GPT2Config(**CASES["gpt2"][0], scale_attn_by_inverse_layer_idx=True))
+    recipe = InherituneConfig(keep_layers=[1, 4], attention_scale="position")
+    from_pretrained_inherited(reference, recipe).save_pretrained(tmp_path)
+    assert verify_student(tmp_path, reference).passed
+
+
 def test_one_changed_number_is_found(student):
     """A single other number in a single tensor fails, and is named."""
     tensors = load_file(student / "model.safetensors")

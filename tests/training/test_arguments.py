@@ -25,10 +25,24 @@ REFUSALS = {
     "train_sampling_strategy": {"train_sampling_strategy": "group_by_length"},
     "lr_scheduler_type": {"lr_scheduler_type": "reduce_lr_on_plateau"},
     "hub_strategy": {"push_to_hub": True, "hub_strategy": "every_save"},
+    "metric_for_best_model": {"metric_for_best_model": "loss"},
+    "enable_jit_checkpoint": {"enable_jit_checkpoint": True},
+    "bf16_full_eval": {"bf16_full_eval": True},
+    "fp16_full_eval": {"fp16_full_eval": True},
+    "eval_use_gather_object": {"eval_use_gather_object": True},
+    "include_for_metrics": {"include_for_metrics": ["inputs"]},
+    "label_names": {"label_names": ["targets"]},
+    "optim": {"optim": "schedule_free_adamw"},
+    "optim_target_modules": {"optim_target_modules": "all-linear"},
+    "save_on_each_node": {"save_on_each_node": True},
+    "dataloader_in_order": {"dataloader_in_order": False},
+    "dataloader_persistent_workers": {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
+    "debug": {"debug": "underflow_overflow"},
+    "accelerator_config": {"accelerator_config": {"even_batches": False}},
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(REFUSED) - {"deepspeed", "fsdp"}))
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - {"deepspeed", "fsdp", "parallelism_config", "use_liger_kernel"}))
 def test_refused_arguments_say_why(tmp_path, name):
     """Each argument that cannot work with growth is refused by name, with its reason."""
     args = tiny.arguments(tmp_path, **REFUSALS[name])
@@ -43,6 +57,35 @@ def test_sharding_engines_are_refused(tmp_path, name):
     args = tiny.arguments(tmp_path)
     setattr(args, name, {"some": "config"})
     with pytest.raises(ValueError, match=f"- {name}: a student cannot grow"):
+        check_arguments(args, RECIPE)
+
+
+@pytest.mark.parametrize("name", ["parallelism_config", "use_liger_kernel"])
+def test_what_needs_more_than_this_machine_is_refused(tmp_path, name):
+    """What `TrainingArguments` takes only with devices or packages that are not here is refused by name too."""
+    args = tiny.arguments(tmp_path)
+    setattr(args, name, True)
+    with pytest.raises(ValueError, match=f"- {name}: .*(while its tensors are split|with other kernels)"):
+        check_arguments(args, RECIPE)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"split_batches": True},
+        {"dispatch_batches": True},
+        {"use_seedable_sampler": False},
+        {"gradient_accumulation_kwargs": {"num_steps": 2}},
+    ],
+    ids=lambda item: next(iter(item)),
+)
+def test_what_would_change_the_rows_of_a_step_is_refused(tmp_path, changed):
+    """Of accelerate's settings those that say which rows a step sees are refused; the others are not."""
+    args = tiny.arguments(tmp_path)
+    check_arguments(args, RECIPE)
+    for name, value in changed.items():
+        setattr(args.accelerator_config, name, value)
+    with pytest.raises(ValueError, match="- accelerator_config: split_batches, "):
         check_arguments(args, RECIPE)
 
 

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from transformers import (
+    GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -201,3 +202,38 @@ def test_other_model_is_left_in_its_mode(reference):
     model = GPT2LMHeadModel(reference.config).train()
     make_identity(model, 1)
     assert model.training
+
+
+@pytest.fixture
+def scaled():
+    """A GPT-2 of six layers that divides attention by position."""
+    config = GPT2Config(
+        n_layer=6, n_embd=16, n_head=2, vocab_size=64, n_positions=16, scale_attn_by_inverse_layer_idx=True
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_trained_blocks_move_only_if_they_may_change_their_scale(scaled):
+    """A trained block whose attention is scaled by position is not moved, unless it may take its new position's."""
+    recipe = InherituneConfig(growth="continue", keep_layers=[0, 4])
+    student = from_pretrained_inherited(scaled, recipe)
+    message = (
+        r"would move to layer 2 of a GPT-2 with scale_attn_by_inverse_layer_idx=True.* attention_scale 'position'\."
+    )
+    with pytest.raises(ValueError, match=message):
+        expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1, {})
+    recipe = InherituneConfig(growth="continue", attention_scale="position", keep_layers=[0, 4])
+    student = from_pretrained_inherited(scaled, recipe)
+    deeper = expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1, {})
+    for place, layer in enumerate((0, 1, 4)):
+        assert same(block(deeper, place), block(scaled, layer))
+
+
+def test_a_copied_block_keeps_the_scale_of_its_origin(scaled):
+    """The copy of a block on top of it attends as the block does: its queries make up for the other position."""
+    recipe = InherituneConfig(growth="continue", new_blocks="copy_last", keep_layers=4)
+    student = from_pretrained_inherited(scaled, recipe)
+    deeper = expand_student(student, range(4), scaled, range(5), recipe, 1, {})
+    old, new = block(deeper, 3)["attn.c_attn.weight"], block(deeper, 4)["attn.c_attn.weight"]
+    assert torch.equal(new[:, :16], old[:, :16] * (5 / 4))
+    assert torch.equal(new[:, 16:], old[:, 16:])

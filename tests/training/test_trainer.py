@@ -275,7 +275,7 @@ def test_incomplete_checkpoint_is_not_used(reference, tmp_path):
 
 
 def test_two_processes_give_the_same_loss_as_one(reference, tmp_path):
-    """Two processes measure the reference to the same loss, and take the same decisions."""
+    """Two processes, with accumulation, measure reference and students to the same losses, and decide the same."""
     recipe = {"target": "reference", "tolerance": 0.0, "max_layers": 2}
     one = run_program(
         {
@@ -291,13 +291,18 @@ def test_two_processes_give_the_same_loss_as_one(reference, tmp_path):
             "reference": reference,
             "result": str(tmp_path / "2.json"),
             "recipe": recipe,
-            "args": {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 5},
+            "args": {
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": 2,
+                "per_device_eval_batch_size": 5,
+            },
         },
         processes=2,
     )
     assert one["world_size"] == 1
     assert two["world_size"] == 2
     assert two["reference"] == pytest.approx(one["reference"], abs=1e-6)
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)  # they were trained with other dropout
     assert two["tokens"] == one["tokens"]
     assert two["layers"] == one["layers"]
 

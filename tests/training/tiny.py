@@ -108,7 +108,7 @@ def stream(shards):
     return PackedStream([source], TOKENS, fingerprint=str(shards))
 
 
-def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None, **changes):
+def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None, reference_cache=False, **changes):
     settings = {"keep_layers": 1, "grow_by": 1, "steps_per_round": 10, "target": 0.01, "max_layers": 3}
     return InherituneTrainer(
         reference,
@@ -117,6 +117,7 @@ def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None,
         train_dataset=train_set() if train is None else train,
         eval_dataset=selection_set(),
         callbacks=callbacks,
+        reference_cache=reference_cache,
     )
 
 
@@ -203,6 +204,7 @@ def main():
         settings.get("recipe"),
         [*callbacks, seen],
         train,
+        settings.get("reference_cache", False),
         **settings.get("args", {}),
     )
     if "moment" in settings:

@@ -1,0 +1,112 @@
+"""What every way of making the three sets has in common: who is judged by, what is carved, what is said of them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from ..configuration import DataConfig
+from .encoding import Encoder
+from .facts import DataFacts, SetFacts
+from .packing import set_fingerprint, tokenize_documents
+from .sources import Source, evaluation_source, read_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+EVALUATION = ("selection", "test")
+
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def given_sources(config: DataConfig) -> dict[str, Source]:
+    """Return the sources of the evaluation sets that are given; the others are carved."""
+    return {name: source for name in EVALUATION if (source := evaluation_source(config, name)) is not None}
+
+
+def tokenize_source(config: DataConfig, source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Dataset:
+    """Read and tokenize a whole source."""
+    encoder = encoder_of(config, source, tokenizer, vocab_size)
+    return tokenize_documents(read_source(source), encoder, config.preprocessing_workers)
+
+
+def encoder_of(config: DataConfig, source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Encoder:
+    """Return how the rows of a source become tokens."""
+    boundaries = config.document_boundaries
+    return Encoder(tokenizer, source.layout, config.chat_loss, vocab_size, boundaries, source.label)
+
+
+def missing_shares(config: DataConfig, given: Mapping[str, Any]) -> dict[str, float]:
+    """Return the share of the documents to carve for each evaluation set that is not given."""
+    return {name: getattr(config, f"{name}_fraction") for name in EVALUATION if name not in given}
+
+
+def choose_carved(digests: Integers, shares: Mapping[str, float], seed: int) -> dict[str, Integers]:
+    """
+    Choose the distinct documents of each carved set by a hash, at least one each.
+
+    Raises:
+        ValueError: If there are too few distinct documents.
+    """
+    distinct = sorted(set(digests.tolist()), key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
+    if shares and len(distinct) <= len(shares):
+        raise ValueError(
+            f"Carving {' and '.join(shares)} out of the training source needs at least {len(shares) + 1} distinct "
+            f"documents, got {len(distinct)} (a text file is one document); give more documents, or "
+            f"{' and '.join(f'{name}_files' for name in shares)}."
+        )
+    chosen, taken = {}, 0
+    for name, share in shares.items():
+        # Shares are below a half and rounded down, so that training documents always remain.
+        count = max(1, int(share * len(distinct)))
+        chosen[name] = np.array(distinct[taken : taken + count], dtype=np.int64)
+        taken += count
+    return chosen
+
+
+def require_tokens(sets: Mapping[str, Dataset]) -> None:
+    """Raise a `ValueError` if an evaluation set has no token to predict."""
+    for name in EVALUATION:
+        if not (column(sets[name], "length") > 1).any():
+            raise ValueError(
+                f"The {name} set has no token to predict: none of its documents has text; give other documents."
+            )
+
+
+def announce(facts: DataFacts) -> None:
+    """Log what the sets hold, and warn if documents are in two of them."""
+    logger.info("data: %s", facts.to_dict())
+    if facts.shared_documents:
+        logger.warning(
+            "%d selection or test documents are, word for word, in another set too: losses on them flatter a student%s",
+            facts.shared_documents,
+            "; the others were left out."
+            if facts.removed_documents
+            else " (duplicates 'remove' leaves the others out).",
+        )
+
+
+def set_facts(documents: int, sequences: Dataset) -> SetFacts:
+    """Return what a set of sequences holds."""
+    rows = sequences.with_format("arrow").iter(batch_size=1024)
+    tokens = sum(len(batch["input_ids"].combine_chunks().flatten()) for batch in rows)
+    return SetFacts(documents, tokens, len(sequences), set_fingerprint(sequences))
+
+
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Return the rows of several data sets as one."""
+    full = [part for part in parts if len(part)]
+    return concatenate_datasets(full) if len(full) > 1 else (full or list(parts))[0]
+
+
+def column(documents: Dataset, name: str) -> Integers:
+    """Return a column of whole numbers."""
+    values: Integers = np.asarray(documents.with_format("numpy")[name][:], dtype=np.int64)
+    return values

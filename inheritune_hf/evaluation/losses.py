@@ -1,0 +1,280 @@
+"""The loss from a model's last hidden states: all logits, (batch, tokens, vocab), are never there at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..students import logit_shaping
+
+IGNORED = -100  # label of a token that does not count, as everywhere in Transformers
+
+#: Ways to the loss without all logits: this module's own chunks, PyTorch's operator, Liger's kernel.
+Method = Literal["chunked", "linear", "liger"]
+
+# Logits held at once, in numbers: 128 MiB of float32.
+_CHUNK_NUMBERS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Head:
+    """
+    What makes logits of last hidden states.
+
+    Args:
+        weight (`torch.Tensor` of shape `(vocab, width)`): Of the output embeddings.
+        bias (`torch.Tensor` of shape `(vocab,)`, *optional*): Of the output embeddings.
+        factor (`float`): By which logits are multiplied.
+        cap (`float`, *optional*): At which logits saturate: cap × tanh(logits / cap).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    factor: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states of shape `(..., width)`, of shape `(..., vocab)`."""
+        return self.shape(nn.functional.linear(hidden, self.weight, self.bias))
+
+    def shape(self, logits: Tensor) -> Tensor:
+        """Return what the head gave, multiplied and capped."""
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+#: Computes a loss of the head, the hidden states `(batch, tokens, width)`, the label of the token that follows each
+#: `(batch, tokens)`, and the number of tokens to divide by, if one is given.
+LossOfHidden = Callable[[Head, Tensor, Tensor, Any], Tensor]
+
+
+@contextmanager
+def loss_of_hidden(model: PreTrainedModel, compute: LossOfHidden) -> Iterator[None]:
+    """
+    Let `model`, called with labels within this context, take its loss from `compute`; its logits are then empty.
+
+    The head is handed no token, so that it computes nothing, and the model's `loss_function` is set meanwhile.
+    """
+    head: Any = _head_module(model)
+    factor, cap = logit_shaping(model.config)
+    taken: list[Tensor] = []
+
+    def take(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        taken.append(args[0])
+        return (args[0][..., :0, :], *args[1:])
+
+    def loss(
+        logits: Tensor,
+        labels: Tensor | None = None,
+        vocab_size: int | None = None,
+        num_items_in_batch: Any = None,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        hidden = taken.pop()
+        following = shift_labels
+        if following is None and labels is not None:
+            following = nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+        targets: Any = following
+        return compute(Head(head.weight, head.bias, factor, cap), hidden, targets.to(hidden.device), num_items_in_batch)
+
+    with _hooked(model, head, take, loss):
+        yield
+
+
+def computes_from_hidden(model: PreTrainedModel) -> bool:
+    """
+    Try whether `loss_of_hidden` gives what `model` itself would: one forward pass of a few tokens.
+
+    The head is handed hidden states made up here, so large that a factor or a cap cannot be overlooked. The random
+    state stays as it was.
+    """
+    head: Any = _head_module(model)
+    if type(head) is not nn.Linear:
+        return False
+    made: list[Tensor] = []
+    calls: list[torch.Size] = []
+    size = 50 / float(head.weight.detach().float().norm(dim=1).mean().clamp(min=1e-6))
+
+    def replace(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        draw = torch.Generator().manual_seed(0)
+        made.append((torch.randn(args[0].shape, generator=draw) * size).to(args[0]))
+        return (made[-1], *args[1:])
+
+    def loss(logits: Tensor, labels: Tensor | None = None, vocab_size: int | None = None, **_: Any) -> Tensor:
+        calls.append(logits.shape)
+        return logits.float().sum()
+
+    tokens = torch.arange(8, device=model.device).remainder(head.out_features)[None].repeat(2, 1)
+    training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad(), _hooked(model, head, replace, loss):
+            logits: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).logits.float()
+            if len(made) != 1 or made[0].shape[:-1] != tokens.shape or calls != [logits.shape]:
+                return False
+            with torch.autocast(model.device.type, enabled=False):
+                factor, cap = logit_shaping(model.config)
+                shaped = Head(head.weight.float(), None if head.bias is None else head.bias.float(), factor, cap)
+                expected = shaped.logits(made[0].float())
+    finally:
+        model.train(training)
+    return bool((logits - expected).abs().max() <= 0.02 * expected.abs().max())
+
+
+def sums_of_hidden(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """
+    Sum the next-token loss of each sequence, holding the logits of a few tokens at once.
+
+    Args:
+        head (`Head`): Makes logits of hidden states.
+        hidden (`torch.Tensor` of shape `(batch, tokens, width)`): Last hidden states.
+        targets (`torch.Tensor` of shape `(batch, tokens)`): The token that follows each; -100 where it does not count.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 3)`: Loss in nats, counted tokens, and tokens ranked first, in float64 (float32
+        on devices without it).
+    """
+    flat, wanted = hidden.flatten(0, 1), targets.flatten()
+    rows = chunk_tokens(head.weight.shape[0])
+    losses, correct = [], []
+    for start in range(0, len(flat), rows):
+        scores, following = head.logits(flat[start : start + rows]).float(), wanted[start : start + rows]
+        losses.append(nn.functional.cross_entropy(scores, following, ignore_index=IGNORED, reduction="none"))
+        correct.append(scores.argmax(-1) == following)
+    figures = torch.stack([torch.cat(losses), (wanted != IGNORED).float(), torch.cat(correct).float()])
+    return figures.to(widest(hidden)).view(3, *targets.shape).sum(-1).T
+
+
+def widest(tensor: Tensor) -> torch.dtype:
+    """Return the widest type of floating-point number that the tensor's device has."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def summed_loss(head: Head, hidden: Tensor, targets: Tensor, method: Method) -> Tensor:
+    """
+    Sum the loss of tokens, in nats, holding the logits of a few at once; gradients are computed on the way.
+
+    Args:
+        head (`Head`): Makes logits of hidden states.
+        hidden (`torch.Tensor` of shape `(tokens, width)`): Last hidden states.
+        targets (`torch.Tensor` of shape `(tokens,)`): The token that follows each; -100 where it does not count.
+        method (`str`): `chunked`; `linear` (PyTorch's operator: float32, no cap); `liger` (Liger's kernel: CUDA).
+
+    Returns:
+        `torch.Tensor` of shape `()`: In float32, or in the hidden states' precision if that is higher.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    hidden, weight = hidden.to(dtype), head.weight.to(dtype)
+    bias = None if head.bias is None else head.bias.to(dtype)
+    rows = chunk_tokens(weight.shape[0])
+    with torch.autocast(kind, enabled=False):
+        if method == "chunked":
+            total: Any = _ChunkedLoss.apply(hidden, weight, bias, targets, head.factor, head.cap, rows)  # type: ignore[no-untyped-call]
+            return total  # type: ignore[no-any-return]
+        # What multiplies logits may as well multiply what they are linear in.
+        hidden, bias = hidden * head.factor, None if bias is None else bias * head.factor
+        if method == "linear":
+            options = nn.LinearCrossEntropyOptions(acc_policy="compact", chunking_method=None, batch_chunk_size=rows)
+            fused: Any = nn.functional.linear_cross_entropy
+            return fused(hidden, weight, targets, linear_bias=bias, reduction="sum", options=options)  # type: ignore[no-any-return]
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        return liger_fused_linear_cross_entropy(  # type: ignore[no-any-return]
+            hidden, weight, targets, bias, reduction="sum", softcap=head.cap, accum_dtype=torch.float32
+        )
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Return for how many tokens the logits are held at once: a power of two."""
+    return 1 << max(5, (_CHUNK_NUMBERS // vocabulary).bit_length() - 1)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Summed cross-entropy of `Head`, chunk by chunk; the gradients are there when the loss is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        factor: float,
+        cap: float | None,
+        rows: int,
+    ) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        head = Head(weight, bias, factor, cap)
+        wanted = ctx.needs_input_grad[:3]
+        of_hidden = torch.empty_like(hidden) if wanted[0] else None
+        of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        of_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wanted[2] else None
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        for start in range(0, len(hidden), rows):
+            part, target = hidden[start : start + rows], targets[start : start + rows]
+            counts = (target != IGNORED).to(wide)
+            place = target.clamp(min=0)[:, None]
+            scores = head.logits(part).to(wide)
+            norms = scores.logsumexp(-1, keepdim=True)
+            total += ((norms - scores.gather(1, place))[:, 0] * counts).sum()
+            if not any(wanted):
+                continue
+            slope = None if cap is None else 1 - (scores / cap).square()
+            # From here on `scores` is the loss's gradient: probabilities, less one at the target.
+            scores = scores.sub_(norms).exp_()
+            scores.scatter_add_(1, place, torch.full_like(norms, -1))
+            scores.mul_(counts[:, None] * factor)
+            if slope is not None:
+                scores.mul_(slope)
+            if of_bias is not None:
+                of_bias += scores.sum(0)
+            gradient = scores.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(gradient, weight, out=of_hidden[start : start + rows])
+            if of_weight is not None and wide == hidden.dtype:
+                of_weight.addmm_(gradient.T, part)
+            elif of_weight is not None:
+                of_weight += gradient.T @ part
+        ctx.gradients = [
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
+        ]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        # Multiplied in place: another copy of the head's gradient is what this loss saves.
+        if ctx.gradients is None:
+            raise RuntimeError("The gradients of this loss are used up; call backward once.")
+        gradients, ctx.gradients = ctx.gradients, None
+        return (*(None if item is None else item.mul_(outer[0]) for item in gradients), None, None, None, None)
+
+
+def _head_module(model: PreTrainedModel) -> Any:
+    untyped: Any = model
+    return untyped.get_output_embeddings()
+
+
+@contextmanager
+def _hooked(model: PreTrainedModel, head: nn.Module, before_head: Any, loss: Any) -> Iterator[None]:
+    untyped: Any = model
+    own = vars(model).get("_loss_function")
+    handle = head.register_forward_pre_hook(before_head)
+    untyped.loss_function = loss
+    try:
+        yield
+    finally:
+        handle.remove()
+        del untyped._loss_function
+        if own is not None:
+            untyped.loss_function = own

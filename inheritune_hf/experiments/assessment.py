@@ -1,0 +1,412 @@
+"""One student beside its reference: losses, efficiency, drafting, lazy layers, text and tasks in one record."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..analysis import NEAR_RANK_ONE, CollapseReport, LazinessComparison, compare_laziness, measure_collapse
+from ..analysis.collapse import SHARE
+from ..analysis.measurement import weights_fingerprint
+from ..analysis.sequences import leading_sequences
+from ..data import end_of_text
+from ..evaluation import (
+    Corpus,
+    CorpusComparison,
+    Draft,
+    Efficiency,
+    TaskComparison,
+    TaskScores,
+    Validation,
+    compare_on,
+    compare_tasks,
+    evaluate_tasks,
+    measure_draft,
+    measure_efficiency,
+    require_harness,
+    undisturbed,
+    validate,
+)
+from ..evaluation.memory import fixed_generation
+from ..records import RECORD_FILE, Lineage, write_json
+
+logger = logging.getLogger(__name__)
+
+#: Where an evaluation is kept, in the student's folder unless another is given.
+EVALUATION_FILE = "evaluation.json"
+PARTS = ("loss", "efficiency", "draft", "layers", "samples", "tasks")
+
+_PROMPTS = 4
+_PROMPT_TOKENS = 32
+_SAMPLE_TOKENS = 48
+_REPETITION_PENALTY = 1.2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    The same beginning continued by both models, greedily with a repetition penalty of 1.2.
+
+    Args:
+        prompt (`str`): The beginning of a document.
+        student (`str`): The student's continuation.
+        reference (`str`): The reference's continuation.
+    """
+
+    prompt: str
+    student: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Laziness:
+    """
+    Lazy layers before and after.
+
+    Args:
+        tau (`float`): Share of the squared spectrum.
+        reference (`tuple[float | None, ...]`): MaxRank of the reference's layers; None without softmax attention.
+        student (`tuple[float | None, ...]`): MaxRank of the student's layers.
+        comparison (`LazinessComparison`): Counts and one sentence.
+    """
+
+    tau: float
+    reference: tuple[float | None, ...]
+    student: tuple[float | None, ...]
+    comparison: LazinessComparison
+
+
+@dataclass(frozen=True)
+class StudentEvaluation:
+    """
+    What a student came to beside its reference. Parts that were not measured are empty or None.
+
+    Args:
+        student (`str`): Folder or id of the student.
+        reference (`str`): Folder or id of the reference.
+        fingerprints (`dict[str, str]`): Of the weights of both.
+        layers (`dict[str, int]`): Depth of both.
+        tolerance (`float`): Nats per token above the reference that still match.
+        confidence (`float`, *optional*): One-sided confidence of the bounds; None compares means.
+        corpora (`tuple[CorpusComparison, ...]`): The test set first, then the corpora that it is judged on again.
+        own_test_set (`bool`): Whether the first is the very test set of the run that made the student.
+        efficiency (`Efficiency`, *optional*): Size and speed.
+        drafts (`tuple[Draft, ...]`): The student as a draft.
+        tasks (`tuple[TaskComparison, ...]`): Zero-shot tasks.
+        laziness (`Laziness`, *optional*): Lazy layers of both.
+        samples (`tuple[Sample, ...]`): Text of both.
+        versions (`dict[str, str]`): Versions of the libraries that measured.
+    """
+
+    student: str
+    reference: str
+    fingerprints: Mapping[str, str]
+    layers: Mapping[str, int]
+    tolerance: float
+    confidence: float | None
+    corpora: tuple[CorpusComparison, ...] = ()
+    own_test_set: bool = False
+    efficiency: Efficiency | None = None
+    drafts: tuple[Draft, ...] = ()
+    tasks: tuple[TaskComparison, ...] = ()
+    laziness: Laziness | None = None
+    samples: tuple[Sample, ...] = ()
+    versions: Mapping[str, str] | None = None
+
+    def verdict(self) -> str:
+        """Return one sentence on what the losses say, on the first corpus and on those it was judged on again."""
+        if not self.corpora:
+            return "No loss was measured."
+        first, *others = self.corpora
+        word = "matches" if first.match.matched else "does not match"
+        sentence = (
+            f"On {first.corpus} the student {word} its reference: {first.match.difference:+.4f} nats per token"
+            f"{_up_to(first)}."
+        )
+        for other in others:
+            if first.match.matched:
+                kept = "The match holds" if other.match.matched else "The match does not hold"
+            else:
+                kept = "It matches" if other.match.matched else "Neither does it match"
+            sentence += f" {kept} on {other.corpus}: {other.match.difference:+.4f}{_up_to(other)}."
+        return sentence
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the evaluation as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StudentEvaluation:
+        """Rebuild an evaluation from what `to_dict` returned."""
+        laziness = values["laziness"]
+        return cls(
+            **{
+                **values,
+                "corpora": tuple(CorpusComparison.from_dict(item) for item in values["corpora"]),
+                "efficiency": None if values["efficiency"] is None else Efficiency.from_dict(values["efficiency"]),
+                "drafts": tuple(Draft.from_dict(item) for item in values["drafts"]),
+                "tasks": tuple(TaskComparison(**item) for item in values["tasks"]),
+                "laziness": None
+                if laziness is None
+                else Laziness(
+                    laziness["tau"],
+                    tuple(laziness["reference"]),
+                    tuple(laziness["student"]),
+                    LazinessComparison(**laziness["comparison"]),
+                ),
+                "samples": tuple(Sample(**item) for item in values["samples"]),
+            }
+        )
+
+
+@dataclass
+class _Measured:
+    """What one model came to while it was in memory."""
+
+    validations: list[Validation]
+    continuations: list[str]
+    collapse: CollapseReport | None
+    tasks: list[TaskScores]
+
+
+def evaluate_student(
+    student: str,
+    reference: str | None,
+    corpora: Sequence[Corpus],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    parts: Sequence[str] = PARTS[:-1],
+    output: Path | None = None,
+    tolerance: float = 0.01,
+    confidence: float | None = 0.95,
+    batch_size: int = 8,
+    dtype: str = "float32",
+    tasks: Sequence[str] = (),
+    task_limit: int | None = None,
+    task_cache: Path | None = None,
+    efficiency: Mapping[str, Any] | None = None,
+    reference_kwargs: Mapping[str, Any] | None = None,
+) -> StudentEvaluation:
+    """
+    Measure a student beside its reference and keep what came out.
+
+    Models are loaded one after the other; only drafting and timing hold both. What an earlier evaluation of the same
+    weights left in `output` is kept where its part is not measured again.
+
+    Args:
+        student (`str`): Folder or Hub id.
+        reference (`str`, *optional*): Folder or Hub id; what the student's lineage names if not given.
+        corpora (sequence of `Corpus`): The test set, then others on which the verdict is looked at again.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of both.
+        parts (sequence of `str`, *optional*): Of `PARTS`; all but `tasks` if not given.
+        output (`Path`, *optional*): File to write, and to take finished parts from.
+        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match.
+        confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
+        batch_size (`int`, *optional*, defaults to `8`): Sequences at a time; losses do not depend on it.
+        dtype (`str`, *optional*, defaults to `"float32"`): Type of both models' weights.
+        tasks (sequence of `str`, *optional*): Zero-shot tasks, see `evaluate_tasks`.
+        task_limit (`int`, *optional*): Rows of each task; all if not given.
+        task_cache (`Path`, *optional*): Folder in which finished tasks are kept.
+        efficiency (`Mapping`, *optional*): Settings of `measure_efficiency`.
+        reference_kwargs (`Mapping`, *optional*): Where the reference comes from, such as `revision`.
+
+    Returns:
+        `StudentEvaluation`: Everything that was measured, now or before.
+
+    Raises:
+        ValueError: If a part is unknown, there is no corpus, or nothing says which reference is meant.
+        ImportError: If tasks are asked for and lm-eval is not installed.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"parts must be of {', '.join(PARTS)}, got {', '.join(unknown)}.")
+    if not corpora:
+        raise ValueError("There is nothing to evaluate on; give at least one corpus.")
+    if tasks:
+        require_harness()
+    reference, where = named_reference(student, reference, reference_kwargs or {})
+    sources: dict[str, tuple[str, dict[str, Any]]] = {"student": (student, {}), "reference": (reference, where)}
+    found = _open(student, reference, sources, tolerance, confidence, output)
+    measured = {}
+    for name, (source, options) in sources.items():
+        logger.info("%s: %s", name, source)
+        model = _load(source, dtype, options)
+        measured[name] = _measure(
+            model, corpora, tokenizer, parts, batch_size, tasks, task_limit, task_cache, found.fingerprints[name]
+        )
+        del model
+        gc.collect()
+    changes = _paired(measured, corpora, tokenizer, parts, found, student)
+    if "draft" in parts:
+        logger.info("drafting")
+        models = [_load(source, dtype, options) for source, options in sources.values()]
+        prompts = [torch.tensor([row], device=models[1].device) for row in _prompts(corpora[0])]
+        room = _room(models[1], prompts)
+        changes["drafts"] = measure_draft(models[0], models[1], prompts, new_tokens=room)
+        del models
+        gc.collect()
+    if "efficiency" in parts:
+        logger.info("efficiency")
+        changes["efficiency"] = measure_efficiency(
+            student, reference, **{"dtype": dtype, "reference_kwargs": where, **(efficiency or {})}
+        )
+    result = replace(found, **changes)
+    if output is not None:
+        write_json(output, result.to_dict())
+    return result
+
+
+def named_reference(student: str, reference: str | None, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """
+    Return the reference and where it comes from, by default what the student's lineage names, at its commit.
+
+    Raises:
+        ValueError: If the student has no lineage and no reference is given.
+    """
+    if reference is not None:
+        return reference, dict(options)
+    lineage = getattr(AutoConfig.from_pretrained(student), "inheritune", None)
+    if not isinstance(lineage, dict):
+        raise ValueError(
+            f"{student} does not name its reference (no field `inheritune` in its config.json); give --reference."
+        )
+    known = Lineage.from_dict(lineage)
+    pinned = {} if known.revision is None else {"revision": known.revision}
+    return known.reference, {**pinned, **options}
+
+
+def _open(
+    student: str,
+    reference: str,
+    sources: Mapping[str, tuple[str, Mapping[str, Any]]],
+    tolerance: float,
+    confidence: float | None,
+    output: Path | None,
+) -> StudentEvaluation:
+    """Return what an earlier evaluation of these weights left, or an empty one."""
+    fingerprints, layers = {}, {}
+    for name, (source, options) in sources.items():
+        fingerprints[name] = weights_fingerprint(source, **options)
+        config: Any = AutoConfig.from_pretrained(source, **options)
+        layers[name] = int(config.get_text_config(decoder=True).num_hidden_layers)
+    empty = StudentEvaluation(student, reference, fingerprints, layers, tolerance, confidence)
+    if output is not None and output.is_file():
+        before = StudentEvaluation.from_dict(json.loads(output.read_text(encoding="utf-8")))
+        if dict(before.fingerprints) == fingerprints:
+            return replace(before, tolerance=tolerance, confidence=confidence)
+    return empty
+
+
+def _measure(
+    model: PreTrainedModel,
+    corpora: Sequence[Corpus],
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[str],
+    batch_size: int,
+    tasks: Sequence[str],
+    task_limit: int | None,
+    task_cache: Path | None,
+    fingerprint: str,
+) -> _Measured:
+    found = _Measured([], [], None, [])
+    if "loss" in parts:
+        pad = end_of_text(tokenizer)
+        found.validations = [validate(model, corpus, batch_size, pad) for corpus in corpora]
+    if "samples" in parts:
+        found.continuations = [_continue(model, row, tokenizer) for row in _prompts(corpora[0])]
+    if "layers" in parts:
+        sequences = leading_sequences(corpora[0].sequences)
+        found.collapse = measure_collapse(model, sequences, controls=False, blocks=False)
+    if "tasks" in parts and tasks:
+        found.tasks = evaluate_tasks(
+            model, tokenizer, tasks, limit=task_limit, cache_dir=task_cache, weights=fingerprint
+        )
+    return found
+
+
+def _paired(
+    measured: Mapping[str, _Measured],
+    corpora: Sequence[Corpus],
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[str],
+    found: StudentEvaluation,
+    student: str,
+) -> dict[str, Any]:
+    mine, theirs = measured["student"], measured["reference"]
+    changes: dict[str, Any] = {
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__}
+        | {"accelerate": accelerate.__version__}
+    }
+    if "loss" in parts:
+        changes["corpora"] = tuple(
+            compare_on(corpus, one, other, found.tolerance, found.confidence)
+            for corpus, one, other in zip(corpora, mine.validations, theirs.validations, strict=True)
+        )
+        changes["own_test_set"] = corpora[0].fingerprint == _test_fingerprint(student)
+    if "samples" in parts:
+        prompts = [str(tokenizer.decode(row)) for row in _prompts(corpora[0])]
+        texts = zip(prompts, mine.continuations, theirs.continuations, strict=True)
+        changes["samples"] = tuple(Sample(*item) for item in texts)
+    if mine.collapse is not None and theirs.collapse is not None:
+        comparison = compare_laziness(mine.collapse, theirs.collapse, NEAR_RANK_ONE)
+        ranks = (tuple(item.max_ranks(SHARE)) for item in (theirs.collapse, mine.collapse))
+        changes["laziness"] = Laziness(SHARE, *ranks, comparison)
+    if mine.tasks:
+        changes["tasks"] = compare_tasks(mine.tasks, theirs.tasks)
+    return changes
+
+
+def _load(source: str, dtype: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def _prompts(corpus: Corpus) -> list[list[int]]:
+    """Return the beginnings of the first documents that go on for some tokens, one for each."""
+    beginnings: dict[int, list[int]] = {}
+    for row in corpus.sequences:
+        if len(row["input_ids"]) > 2 and row["document"] not in beginnings:
+            beginnings[row["document"]] = row["input_ids"][: min(_PROMPT_TOKENS, len(row["input_ids"]) // 2)]
+        if len(beginnings) == _PROMPTS:
+            break
+    return list(beginnings.values())
+
+
+def _room(model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> int:
+    """Return how many tokens may be generated after each of the prompts."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024
+    return int(min(_SAMPLE_TOKENS, context - max(prompt.shape[1] for prompt in prompts)))
+
+
+def _continue(model: Any, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    tokens = torch.tensor([list(prompt)], device=model.device)
+    options = {**fixed_generation(_room(model, [tokens])), "repetition_penalty": _REPETITION_PENALTY}
+    with undisturbed(model), torch.no_grad():
+        made = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+    return str(tokenizer.decode(made[0, len(prompt) :]))
+
+
+def _test_fingerprint(student: str) -> str | None:
+    """Return the fingerprint of the test set of the run that made the student, if its folder tells."""
+    path = Path(student) / "rounds.json"
+    if not path.is_file() or not (Path(student) / RECORD_FILE).is_file():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8")).get("data") or {}
+    found = (data.get("test") or {}).get("fingerprint")
+    return str(found) if found else None
+
+
+def _up_to(item: CorpusComparison) -> str:
+    return "" if item.match.upper is None else f" (up to {item.match.upper:+.4f})"

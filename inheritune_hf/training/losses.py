@@ -1,0 +1,145 @@
+"""How a student's loss is computed: chosen by device and size and said in the log; the value is the same."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..evaluation import ValidatedTrainer
+from ..evaluation.losses import IGNORED, Head, Method, chunk_tokens, loss_of_hidden, summed_loss
+from ..students import logit_shaping
+
+logger = logging.getLogger(__name__)
+
+#: Vocabulary from which on `auto` does not let all logits be there at once, in tokens.
+LARGE_VOCABULARY = 8192
+
+
+def choose_loss(
+    setting: str, vocabulary: int, device: str, dtype: torch.dtype, cap: float | None = None
+) -> tuple[str, str]:
+    """
+    Choose the way to the loss of a model that allows any.
+
+    Args:
+        setting (`str`): The recipe's `loss`.
+        vocabulary (`int`): Logits of one token.
+        device (`str`): Type of device, such as `cpu` or `cuda`.
+        dtype (`torch.dtype`): In which logits are computed.
+        cap (`float`, *optional*): At which logits saturate.
+
+    Returns:
+        `tuple[str, str]`: `full`, `chunked`, `linear` or `liger`, and why.
+    """
+    if setting == "full":
+        return "full", "as set"
+    if dtype == torch.float16:
+        return "full", "gradients of a loss in float16 must be scaled before they are computed"
+    if setting == "auto" and vocabulary < LARGE_VOCABULARY:
+        return "full", f"a vocabulary of {vocabulary:,} tokens is small"
+    missing = {
+        "chunked": None,
+        "linear": _no_linear(dtype, cap),
+        "liger": _no_liger(device),
+    }
+    if setting != "auto" and missing[setting] is None:
+        return setting, "as set"
+    order = ("liger", "linear", "chunked") if device == "cuda" else ("linear", "chunked")
+    found = next(name for name in order if missing[name] is None)
+    if setting == "auto":
+        return found, f"a vocabulary of {vocabulary:,} tokens on {device}"
+    return found, f"not {setting}: {missing[setting]}"
+
+
+def _no_linear(dtype: torch.dtype, cap: float | None) -> str | None:
+    if not hasattr(nn.functional, "linear_cross_entropy"):
+        return f"torch {torch.__version__} has no linear_cross_entropy"
+    if cap is not None:
+        return "it knows no capped logits"
+    return None if dtype in (torch.float32, torch.float64) else f"it would sum losses in {dtype}"
+
+
+def _no_liger(device: str) -> str | None:
+    if device != "cuda":
+        return f"it needs a CUDA device, not {device}"
+    return None if importlib.util.find_spec("liger_kernel") else "liger-kernel is not installed"
+
+
+class LossTrainer(ValidatedTrainer):
+    """
+    A `Trainer` that holds the logits of a few tokens at once where the vocabulary is large.
+
+    Args:
+        loss (`str`, *optional*, defaults to `"auto"`): As in `InherituneConfig`.
+        args, kwargs: As for `Trainer`.
+    """
+
+    def __init__(self, *args: Any, loss: str = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss = loss
+        self._said: str | None = None
+
+    def loss_method(self) -> str:
+        """Return how the loss of the present model is computed; a choice is logged once."""
+        model = self.bare_model
+        why = self._why_own_loss() or self.why_full_logits()
+        if why is not None:
+            method, why = "full", why if self.loss in ("auto", "full") else f"not {self.loss}: {why}"
+        else:
+            method, why = choose_loss(
+                self.loss,
+                _vocabulary(model),
+                self.args.device.type,
+                self._head_dtype(model),
+                logit_shaping(model.config)[1],
+            )
+        line = f"loss: {method} ({why})"
+        if method in ("chunked", "linear"):
+            line += f", {chunk_tokens(_vocabulary(model))} tokens at once"
+        if line != self._said:
+            logger.log(logging.WARNING if why.startswith("not ") else logging.INFO, line)
+            self._said = line
+        return method
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Compute the loss as Trainer does, but from the last hidden states where that was chosen."""
+        method = self.loss_method()
+        if method == "full":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with loss_of_hidden(self.bare_model, functools.partial(_mean_loss, method=cast(Method, method))):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _why_own_loss(self) -> str | None:
+        if type(self).compute_loss is not LossTrainer.compute_loss or self.compute_loss_func is not None:
+            return "another loss is computed"
+        if self.label_smoother is not None:
+            return "labels are smoothed"
+        return "Liger's kernels replace the model's" if self.args.use_liger_kernel else None
+
+    def _head_dtype(self, model: PreTrainedModel) -> torch.dtype:
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(self.accelerator.mixed_precision))
+        return mixed or model.dtype
+
+
+def _mean_loss(head: Head, hidden: Tensor, targets: Tensor, num_items_in_batch: Any, method: Method) -> Tensor:
+    """Divide by the tokens of the whole step if they were counted, as Transformers does, else by those here."""
+    flat = targets.reshape(-1)
+    total = summed_loss(head, hidden.reshape(-1, hidden.shape[-1]), flat, method)
+    items = (flat != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / (items.to(total.device) if isinstance(items, Tensor) else items)
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config(decoder=True).vocab_size)

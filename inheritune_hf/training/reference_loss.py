@@ -1,0 +1,153 @@
+"""The reference's loss: measured by the loop that judges students, then kept, and found again by what it depends on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+import transformers
+from huggingface_hub.constants import HF_HOME
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .. import __version__
+from ..analysis.measurement import weights_fingerprint
+from ..data import CausalCollator
+from ..evaluation import Validation
+from ..records import write_json
+from ..students import Reference
+from ..students.checkpoints import commit_of, find_weights
+from ..students.references import find_config, locate
+from .arguments import dataset_fingerprint
+from .callbacks import on_main_process
+
+if TYPE_CHECKING:
+    from .trainer import InherituneTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def measure_reference(trainer: InherituneTrainer, dataset: Any, metric_key_prefix: str, use_cache: bool) -> Validation:
+    """
+    Return the reference's loss on `dataset`, from the user's cache if it was measured before.
+
+    Args:
+        trainer (`InherituneTrainer`): Whose loop measures; it holds no weights of the reference afterwards.
+        dataset (`datasets.Dataset`): Sequences to measure on.
+        metric_key_prefix (`str`): Prefix of the logged figures.
+        use_cache (`bool`): Whether to look in the cache, and to keep there what was measured.
+
+    Returns:
+        `Validation`: Sums per document.
+    """
+    file, key, found = None, None, None
+    if use_cache and trainer.args.process_index == 0:
+        key = _key(trainer, dataset)
+        if key is not None:
+            file = losses_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+            found = _read(file, key)
+    found = on_main_process(found)
+    if found is None:
+        validation = _measure(trainer, dataset, metric_key_prefix)
+        if file is not None and key is not None:
+            _keep(file, key, validation)
+        origin = ""
+    else:
+        validation = trainer.validations[metric_key_prefix] = found
+        figures = {"loss": found.loss, "perplexity": found.perplexity, "accuracy": found.accuracy}
+        trainer.log({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        origin = f" · measured before ({losses_folder()}; reference_cache=False measures it anew)"
+    logger.info("reference · %d layers · %.4f nats/token%s", trainer.reference_depth, validation.loss, origin)
+    return validation
+
+
+def losses_folder() -> Path:
+    """Return the folder in which losses of references are kept, below `HF_HOME`."""
+    return Path(HF_HOME) / "inheritune_hf" / "reference-losses"
+
+
+def content_fingerprint(reference: Reference, **kwargs: Any) -> str:
+    """
+    Return a sha256 that changes whenever the reference's weights or config do.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`):
+            Of a loaded model the tensors are read, of a repository of the Hub its commit, of a folder the files
+            (about a second for each gigabyte).
+        kwargs: How it is loaded.
+    """
+    if isinstance(reference, PreTrainedModel):
+        return weights_fingerprint(reference)
+    source = locate(reference, dict(kwargs))
+    config = find_config(source)
+    if commit_of(config) is not None:
+        return weights_fingerprint(reference, **kwargs)  # a commit never changes
+    options = {name: str(value) for name, value in sorted(kwargs.items()) if name != "token"}
+    digest = hashlib.sha256(config.read_bytes() + json.dumps(options).encode())
+    weights = find_weights(source)
+    for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
+        with path.open("rb") as stream:
+            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _measure(trainer: InherituneTrainer, dataset: Any, metric_key_prefix: str) -> Validation:
+    reference = trainer.reference
+    if isinstance(reference, PreTrainedModel):
+        # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
+        copied: Any = copy.deepcopy(reference)
+        trainer.hold(copied.float())
+        del copied
+    else:
+        kwargs = {"dtype": torch.float32, **trainer.reference_kwargs}
+        trainer.hold(AutoModelForCausalLM.from_pretrained(reference, **kwargs))
+    trainer.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+    return trainer.validations[metric_key_prefix]
+
+
+def _key(trainer: InherituneTrainer, dataset: Any) -> dict[str, Any] | None:
+    """Return all that the loss depends on beyond rounding; None if that cannot be told."""
+    if not isinstance(dataset, datasets.Dataset) or type(trainer.data_collator) is not CausalCollator:
+        return None
+    args, reference = trainer.args, trainer.reference
+    attention = reference.config._attn_implementation if isinstance(reference, PreTrainedModel) else None
+    return {
+        "weights": content_fingerprint(reference, **trainer.reference_kwargs),
+        "attention": attention,
+        "data": dataset_fingerprint(dataset),
+        "longest_sequence": max(len(row) for row in dataset["input_ids"]),
+        "end_token_id": trainer.data_collator.end_token_id,
+        "dtype": str(trainer.reference_kwargs.get("dtype", torch.float32)),
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "tf32": args.tf32,
+        "device": args.device.type,
+        "measured_by": f"{type(trainer).__module__}.{type(trainer).__qualname__}",
+        "versions": [__version__, torch.__version__, transformers.__version__],
+    }
+
+
+def _read(file: Path, key: dict[str, Any]) -> Validation | None:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        kept = Validation.from_dict(values["validation"]) if values["key"] == key else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s); the reference is measured anew.", file, error)
+        return None
+    return kept
+
+
+def _keep(file: Path, key: dict[str, Any], validation: Validation) -> None:
+    mine = file.with_name(f"{file.stem}.{os.getpid()}")  # two runs may measure the same reference at once
+    try:
+        write_json(mine, {"key": key, "validation": validation.to_dict()})
+        mine.replace(file)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); the reference's loss is not kept.", file, error)

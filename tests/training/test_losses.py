@@ -1,0 +1,147 @@
+"""The loss of a run: how it is chosen, that it is said, and that no choice changes what is trained."""
+
+import logging
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from inheritune_hf.training import losses
+from inheritune_hf.training.losses import choose_loss
+
+HAS_LINEAR = hasattr(nn.functional, "linear_cross_entropy")
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    return tiny.write_reference(tmp_path_factory.mktemp("reference") / "tiny", dropout=0.0)
+
+
+def choice(setting="auto", vocabulary=50257, device="cpu", dtype=torch.float32, cap=None):
+    return choose_loss(setting, vocabulary, device, dtype, cap)
+
+
+def test_choice_by_device_and_size(monkeypatch):
+    """A small vocabulary takes all logits; a large one PyTorch's operator where it can, else chunks; Liger on CUDA."""
+    monkeypatch.setattr(nn.functional, "linear_cross_entropy", None, raising=False)
+    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: None)
+    assert choice(vocabulary=4096) == ("full", "a vocabulary of 4,096 tokens is small")
+    assert choice() == ("linear", "a vocabulary of 50,257 tokens on cpu")
+    assert choice(cap=30.0)[0] == "chunked"
+    assert choice(dtype=torch.bfloat16)[0] == "chunked"
+    assert choice(device="cuda")[0] == "linear"
+    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: True)
+    assert choice(device="cuda", dtype=torch.bfloat16)[0] == "liger"
+    assert choice(device="cuda", cap=30.0)[0] == "liger"
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy")
+    assert choice()[0] == "chunked"
+
+
+@pytest.mark.parametrize("setting", ["full", "chunked", "liger"])
+def test_what_is_set_is_used(setting, monkeypatch):
+    """A setting is taken whatever the size."""
+    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: True)
+    assert choice(setting, vocabulary=64, device="cuda") == (setting, "as set")
+
+
+def test_what_cannot_be_used_is_said(monkeypatch):
+    """Where a setting cannot be used the reason comes with what is used instead."""
+    assert choice("liger") == ("linear" if HAS_LINEAR else "chunked", "not liger: it needs a CUDA device, not cpu")
+    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: None)
+    assert choice("liger", device="cuda")[1] == "not liger: liger-kernel is not installed"
+    monkeypatch.setattr(nn.functional, "linear_cross_entropy", None, raising=False)
+    assert choice("linear", cap=30.0) == ("chunked", "not linear: it knows no capped logits")
+    assert choice("linear", dtype=torch.bfloat16)[1] == "not linear: it would sum losses in torch.bfloat16"
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy")
+    assert "has no linear_cross_entropy" in choice("linear")[1]
+    assert choice("chunked", dtype=torch.float16)[0] == "full"
+
+
+def run(folder, reference, loss, steps=50, **changes):
+    recipe = {"keep_layers": 2, "max_layers": 2, "steps_per_round": steps, "loss": loss}
+    trainer = tiny.make_trainer(folder, reference, recipe, **{"logging_steps": 1, "save_strategy": "no", **changes})
+    trainer.train()
+    return trainer
+
+
+def curve(trainer):
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["chunked", pytest.param("linear", marks=pytest.mark.skipif(not HAS_LINEAR, reason="this torch does not have it"))],
+)
+def test_losses_over_50_steps_are_the_plain_ones(method, reference, tmp_path):
+    """With two batches of padded rows in a step, 50 steps of training have the losses of a plain run."""
+    changes = {"gradient_accumulation_steps": 2, "train": tiny.selection_set(80)}
+    plain = run(tmp_path / "plain", reference, "full", **changes)
+    other = run(tmp_path / "other", reference, method, **changes)
+    assert len(curve(plain)) == 50
+    assert curve(other) == pytest.approx(curve(plain), abs=2e-4)
+    assert other.rounds[0].loss == pytest.approx(plain.rounds[0].loss, abs=2e-4)
+
+
+def test_choice_is_logged_once(reference, tmp_path, caplog):
+    """The log says which loss is computed and why, once for all rounds."""
+    with caplog.at_level(logging.INFO, "inheritune_hf.training.losses"):
+        tiny.make_trainer(tmp_path / "auto", reference, {"steps_per_round": 3}).train()
+        assert caplog.messages == ["loss: full (a vocabulary of 64 tokens is small)"]
+        caplog.clear()
+        run(tmp_path / "set", reference, "chunked", steps=2)
+        assert caplog.messages == ["loss: chunked (as set), 524288 tokens at once"]
+
+
+def test_the_plain_loss_is_used_and_said(reference, tmp_path, caplog):
+    """Where the loss needs all logits the plain one is computed, and a warning says what is not followed."""
+    with caplog.at_level(logging.WARNING, "inheritune_hf.training.losses"):
+        trainer = run(tmp_path / "set", reference, "chunked", steps=2, label_smoothing_factor=0.1)
+    assert trainer.loss_method() == "full"
+    assert caplog.messages == ["loss: full (not chunked: labels are smoothed)"]
+
+
+def test_a_loss_of_ones_own_is_left_alone(reference, tmp_path):
+    """A subclass that computes its loss from logits gets them, and the reason is said."""
+    seen = []
+
+    class Own(losses.LossTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            seen.append(outputs.logits.shape)
+            return (loss, outputs) if return_outputs else loss
+
+    model = tiny.reference_model(1)
+    trainer = Own(
+        model=model,
+        args=tiny.arguments(tmp_path, max_steps=1),
+        train_dataset=tiny.train_set(8),
+        eval_dataset=tiny.selection_set(),
+        data_collator=tiny.make_trainer(tmp_path / "other", reference).data_collator,
+        loss="chunked",
+    )
+    trainer.train()
+    assert seen == [(4, tiny.TOKENS, tiny.VOCABULARY)]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_with_the_plain_loss(reference, tmp_path):
+    """Two processes that average over all tokens, with padded rows and accumulation, log the plain losses."""
+    from test_trainer import run_program
+
+    found = {}
+    for loss in ("full", "chunked"):
+        found[loss] = run_program(
+            {
+                "output_dir": str(tmp_path / loss),
+                "reference": reference,
+                "result": str(tmp_path / f"{loss}.json"),
+                "recipe": {"loss": loss, "max_layers": 2},
+                "args": {"gradient_accumulation_steps": 2, "logging_steps": 1},
+            },
+            processes=2,
+        )
+    plain, other = ([row["loss"] for row in found[loss]["history"] if "loss" in row] for loss in ("full", "chunked"))
+    assert found["chunked"]["world_size"] == 2
+    assert len(plain) == 20
+    assert other == pytest.approx(plain, abs=2e-4)
