@@ -90,7 +90,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "RunConfig": _named("RunConfig"),
     "CompareConfig": comparison_table,
     "arms": arms_table,
-    "refused": refused_table,
     "arguments": arguments_table,
     "outcomes": outcome_table,
     "architectures": architecture_list,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..evaluation.losses import IGNORED, Head, chunk_tokens
+from ..analysis.attention import find_blocks
+from ..configuration import DISTILLATION_LOSSES
+from ..evaluation.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
+
+if TYPE_CHECKING:
+    from .trainer import InherituneTrainer
 
 #: Losses on the distribution over the next token, and losses on the states after each block.
-OF_LOGITS = ("cross_entropy", "forward_kl", "reverse_kl", "jsd")
-OF_STATES = ("hidden_mse", "hidden_cosine")
+OF_LOGITS, OF_STATES = DISTILLATION_LOSSES[:4], DISTILLATION_LOSSES[4:]
 
 
 def weighted_sum(
@@ -74,7 +82,7 @@ def divergence(name: str, log_p: Tensor, log_q: Tensor) -> Tensor:
 def chunked_sum(
     head: Head,
     hidden: Tensor,
-    teacher_head: Head,
+    teacher_head: Head | None,
     teacher_hidden: Tensor,
     targets: Tensor,
     weights: Mapping[str, float],
@@ -86,8 +94,8 @@ def chunked_sum(
     Args:
         head (`Head`): Makes the student's logits.
         hidden (`torch.Tensor` of shape `(tokens, width)`): Its last hidden states.
-        teacher_head (`Head`): Makes the teacher's logits.
-        teacher_hidden (`torch.Tensor` of shape `(tokens, teacher's width)`): Its last hidden states.
+        teacher_head (`Head`, *optional*): Makes the teacher's logits; None if they are given.
+        teacher_hidden (`torch.Tensor` of shape `(tokens, teacher's width)`): Its last hidden states, or its logits.
         targets (`torch.Tensor` of shape `(tokens,)`): The token that follows each; -100 where it does not count.
         weights (`Mapping[str, float]`): As for `weighted_sum`.
         temperature (`float`, *optional*, defaults to `1.0`): As for `weighted_sum`.
@@ -98,7 +106,7 @@ def chunked_sum(
 
     def part(states: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher = teacher_head.logits(given.to(teacher_head.weight.dtype)).float()
+            teacher = (given if teacher_head is None else teacher_head.logits(given)).float()
         return weighted_sum(head.logits(states).float(), teacher, wanted, weights, temperature)
 
     rows = chunk_tokens(head.weight.shape[0])
@@ -186,3 +194,125 @@ def block_map(kept: tuple[int, ...], blocks: int, depth: int) -> tuple[int, ...]
     if len(kept) == blocks:
         return kept
     return tuple((place + 1) * depth // blocks - 1 for place in range(blocks))
+
+
+class Teacher:
+    """
+    The reference beside a student in training: its outputs for each batch, and the losses that compare with them.
+
+    Args:
+        model (`PreTrainedModel`): The reference, on the device where the student is trained; it is set to evaluate.
+        weights (`Mapping[str, float]`): Weight of each loss: names of `OF_LOGITS` and `OF_STATES`.
+        temperature (`float`, *optional*, defaults to `1.0`): Of the losses on distributions.
+        kept (`tuple[int, ...]`, *optional*): Layers that the student's blocks were inherited from.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: Mapping[str, float],
+        temperature: float = 1.0,
+        kept: tuple[int, ...] = (),
+    ) -> None:
+        model.train(False)
+        model.requires_grad_(False)
+        self.model, self.weights, self.temperature, self.kept = model, weights, temperature, kept
+        self.from_hidden = computes_from_hidden(model)
+        self.compares_states = any(weights.get(name) for name in OF_STATES)
+
+    @contextlib.contextmanager
+    def teaching(self, student: PreTrainedModel, inputs: Mapping[str, Any], whole: bool) -> Iterator[None]:
+        """
+        Let `student`, called with these inputs within this context, take its loss from the comparison.
+
+        Args:
+            student (`PreTrainedModel`): The model in training, without what libraries wrap around it.
+            inputs (`Mapping[str, Any]`): A batch with `labels`.
+            whole (`bool`): Whether the student must compute all its logits itself.
+        """
+        blocks = len(find_blocks(student))
+        layers = block_map(self.kept, blocks, len(find_blocks(self.model)))
+        states: list[Tensor] = []
+        head, outputs, given = self._outputs(inputs, layers)
+        outputs = outputs.reshape(-1, outputs.shape[-1])
+
+        def finish(total: Tensor, targets: Tensor, items: Any) -> Tensor:
+            if self.compares_states:
+                total = total + states_sum(states, given, targets, self.weights)
+            items = (targets != IGNORED).sum() if items is None else items
+            return total / (items.to(total.device) if isinstance(items, Tensor) else items)
+
+        def of_logits(logits: Tensor, targets: Tensor, items: Any) -> Tensor:
+            flat = targets.reshape(-1)
+            taught = outputs if head is None else head.logits(outputs)
+            scores = logits.reshape(-1, logits.shape[-1]).float()
+            return finish(weighted_sum(scores, taught.float(), flat, self.weights, self.temperature), flat, items)
+
+        def of_hidden(own: Head, hidden: Tensor, targets: Tensor, items: Any) -> Tensor:
+            flat, rows = targets.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
+            return finish(chunked_sum(own, rows, head, outputs, flat, self.weights, self.temperature), flat, items)
+
+        with contextlib.ExitStack() as stack:
+            if self.compares_states:
+                stack.enter_context(_keeping_states(student, range(blocks), states))
+            stack.enter_context(loss_of_logits(student, of_logits) if whole else loss_of_hidden(student, of_hidden))
+            yield
+
+    def _outputs(self, inputs: Mapping[str, Any], layers: Sequence[int]) -> tuple[Head | None, Tensor, list[Tensor]]:
+        """Return what makes the teacher's logits and of what, or None and the logits; and the states to compare."""
+        taken: list[tuple[Head, Tensor]] = []
+
+        def take(head: Head, hidden: Tensor, _targets: Tensor, _items: Any) -> Tensor:
+            taken.append((head, hidden))
+            return hidden.new_zeros(())
+
+        states: list[Tensor] = []
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            if self.compares_states:
+                stack.enter_context(_keeping_states(self.model, layers, states))
+            if not self.from_hidden:
+                batch = {name: value for name, value in inputs.items() if name != "labels"}
+                return None, self.model(**batch, use_cache=False).logits, states
+            stack.enter_context(loss_of_hidden(self.model, take))
+            self.model(**inputs, use_cache=False)
+        return *taken[0], states
+
+
+@contextlib.contextmanager
+def with_teacher(trainer: InherituneTrainer) -> Iterator[None]:
+    """Let the trainer's reference teach its student within this context, if the recipe says so; then let go of it."""
+    recipe, reference = trainer.inheritune_config, trainer.reference
+    weights = recipe.distillation_weights
+    if not weights:
+        yield
+        return
+    dtype: torch.dtype = getattr(torch, recipe.distillation_dtype)
+    model: Any
+    if isinstance(reference, PreTrainedModel):
+        model = copy.deepcopy(reference).to(dtype=dtype)  # type: ignore[call-overload]
+    else:
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_pretrained(reference, **{**trainer.reference_kwargs, "dtype": dtype})
+    kept = tuple(trainer.student.config.inheritune["kept_layers"])
+    trainer.teacher = Teacher(model.to(trainer.args.device), weights, recipe.distillation_temperature, kept)
+    try:
+        yield
+    finally:
+        trainer.teacher = None
+
+
+@contextlib.contextmanager
+def _keeping_states(model: PreTrainedModel, layers: Sequence[int], states: list[Tensor]) -> Iterator[None]:
+    """Append to `states` what each of the blocks returns, as rows."""
+
+    def keep(_block: nn.Module, _inputs: Any, output: Any) -> None:
+        state = output[0] if isinstance(output, tuple) else output
+        states.append(state.reshape(-1, state.shape[-1]))
+
+    blocks = find_blocks(model)
+    handles = [blocks[layer].register_forward_hook(keep) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..evaluation import ValidatedTrainer
 from ..evaluation.losses import IGNORED, Head, Method, chunk_tokens, loss_of_hidden, summed_loss
 from ..students import logit_shaping
+from .distillation import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class LossTrainer(ValidatedTrainer):
     def __init__(self, *args: Any, loss: str = "auto", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loss = loss
+        self.teacher: Teacher | None = None
         self._said: str | None = None
 
     def loss_method(self) -> str:
@@ -114,7 +116,10 @@ class LossTrainer(ValidatedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss as Trainer does, but from the last hidden states where that was chosen."""
+        """Compute the loss as Trainer does, but with the teacher, or from the last hidden states where that was chosen."""
+        if self.teacher is not None:
+            with self.teacher.teaching(self.bare_model, inputs, self.why_full_logits() is not None):
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         method = self.loss_method()
         if method == "full":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
