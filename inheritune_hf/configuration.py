@@ -159,11 +159,18 @@ class InherituneConfig:
         metadata={
             "help": "Losses that compare the student with the reference while it is trained, with their weights: "
             "'cross_entropy=0.6,forward_kl=0.4' (the paper's baseline); also reverse_kl, jsd, hidden_mse and "
-            "hidden_cosine. The reference stays in memory then. What judges a student is the plain cross-entropy always."
+            "hidden_cosine. The reference stays in memory then. A student is judged by its plain cross-entropy always."
         },
     )
     distillation_temperature: float = field(
         default=1.0, metadata={"help": "Temperature of forward_kl, reverse_kl and jsd."}
+    )
+    distillation_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep only so many of the reference's likeliest tokens after each token, on disk, so that it runs "
+            "once over each sequence; all tokens count if not given. Without losses on states only."
+        },
     )
     distillation_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Precision that the reference is held in while it teaches."}
@@ -181,10 +188,9 @@ class InherituneConfig:
             self.inherit = ",".join(given)
         _ = self.inherited_parts
         _positive("grow_by", self.grow_by)
-        if self.max_layers is not None:
-            _positive("max_layers", self.max_layers)
-        if self.steps_per_round is not None:
-            _positive("steps_per_round", self.steps_per_round)
+        for name in ("max_layers", "steps_per_round", "distillation_top_k"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
         # Files and the command line may bring numbers as text: YAML reads 1e-2 as a word.
         if self.target != "reference":
             target = _number(self.target)

@@ -257,6 +257,7 @@ def cell_recipe(recipe: InherituneConfig, plan: CellPlan) -> InherituneConfig:
         confidence=recipe.confidence,
         distillation=recipe.distillation,
         distillation_temperature=recipe.distillation_temperature,
+        distillation_top_k=recipe.distillation_top_k,
         distillation_dtype=recipe.distillation_dtype,
     )
 

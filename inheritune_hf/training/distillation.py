@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .. import __version__
 from ..analysis.attention import find_blocks
+from ..analysis.measurement import weights_fingerprint
 from ..configuration import DISTILLATION_LOSSES
 from ..evaluation.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
+from .feeding import row_length
+from .top_k import TopKStore
 
 if TYPE_CHECKING:
     from .trainer import InherituneTrainer
+
+#: Sums the loss of tokens: the student's logits `(tokens, vocab)`, the targets `(tokens,)`, what the teacher says.
+Compare = Callable[..., Tensor]
 
 #: Losses on the distribution over the next token, and losses on the states after each block.
 OF_LOGITS, OF_STATES = DISTILLATION_LOSSES[:4], DISTILLATION_LOSSES[4:]
@@ -79,40 +90,28 @@ def divergence(name: str, log_p: Tensor, log_q: Tensor) -> Tensor:
     return 0.5 * ((log_p.exp() * (log_p - middle)).sum(-1) + (log_q.exp() * (log_q - middle)).sum(-1))
 
 
-def chunked_sum(
-    head: Head,
-    hidden: Tensor,
-    teacher_head: Head | None,
-    teacher_hidden: Tensor,
-    targets: Tensor,
-    weights: Mapping[str, float],
-    temperature: float = 1.0,
-) -> Tensor:
+def chunked_sum(head: Head, hidden: Tensor, targets: Tensor, given: Sequence[Tensor], compare: Compare) -> Tensor:
     """
-    Sum the weighted losses of tokens, holding the logits of a few tokens at once, in both passes.
+    Sum a loss of tokens, holding the student's logits of a few tokens at once, in both passes.
 
     Args:
         head (`Head`): Makes the student's logits.
         hidden (`torch.Tensor` of shape `(tokens, width)`): Its last hidden states.
-        teacher_head (`Head`, *optional*): Makes the teacher's logits; None if they are given.
-        teacher_hidden (`torch.Tensor` of shape `(tokens, teacher's width)`): Its last hidden states, or its logits.
         targets (`torch.Tensor` of shape `(tokens,)`): The token that follows each; -100 where it does not count.
-        weights (`Mapping[str, float]`): As for `weighted_sum`.
-        temperature (`float`, *optional*, defaults to `1.0`): As for `weighted_sum`.
+        given (sequence of `torch.Tensor` of shape `(tokens, ...)`): What the teacher says of each token.
+        compare (`Callable`): Sums the loss of tokens: of the student's logits, the targets, what the teacher says.
 
     Returns:
         `torch.Tensor` of shape `()`.
     """
 
-    def part(states: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
-        with torch.no_grad():
-            teacher = (given if teacher_head is None else teacher_head.logits(given)).float()
-        return weighted_sum(head.logits(states).float(), teacher, wanted, weights, temperature)
+    def part(states: Tensor, wanted: Tensor, *said: Tensor) -> Tensor:
+        return compare(head.logits(states).float(), wanted, *said)
 
     rows = chunk_tokens(head.weight.shape[0])
     total = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, len(hidden), rows):
-        chunk = (item[start : start + rows] for item in (hidden, teacher_hidden, targets))
+        chunk = (item[start : start + rows] for item in (hidden, targets, *given))
         total = total + checkpoint(part, *chunk, use_reentrant=False)
     return total
 
@@ -205,6 +204,10 @@ class Teacher:
         weights (`Mapping[str, float]`): Weight of each loss: names of `OF_LOGITS` and `OF_STATES`.
         temperature (`float`, *optional*, defaults to `1.0`): Of the losses on distributions.
         kept (`tuple[int, ...]`, *optional*): Layers that the student's blocks were inherited from.
+        store (`TopKStore`, *optional*): Where its likeliest tokens are kept; only those are compared then.
+
+    Raises:
+        ValueError: If states are to be compared and a store, which keeps none, is given.
     """
 
     def __init__(
@@ -213,12 +216,18 @@ class Teacher:
         weights: Mapping[str, float],
         temperature: float = 1.0,
         kept: tuple[int, ...] = (),
+        store: TopKStore | None = None,
     ) -> None:
         model.train(False)
         model.requires_grad_(False)
-        self.model, self.weights, self.temperature, self.kept = model, weights, temperature, kept
+        self.model, self.weights, self.temperature, self.kept, self.store = model, weights, temperature, kept, store
         self.from_hidden = computes_from_hidden(model)
         self.compares_states = any(weights.get(name) for name in OF_STATES)
+        if store is not None and self.compares_states:
+            raise ValueError(
+                "distillation_top_k keeps the teacher's likeliest tokens, not its states: leave hidden_mse and "
+                "hidden_cosine out, or distillation_top_k."
+            )
 
     @contextlib.contextmanager
     def teaching(self, student: PreTrainedModel, inputs: Mapping[str, Any], whole: bool) -> Iterator[None]:
@@ -231,10 +240,16 @@ class Teacher:
             whole (`bool`): Whether the student must compute all its logits itself.
         """
         blocks = len(find_blocks(student))
-        layers = block_map(self.kept, blocks, len(find_blocks(self.model)))
         states: list[Tensor] = []
-        head, outputs, given = self._outputs(inputs, layers)
-        outputs = outputs.reshape(-1, outputs.shape[-1])
+        given: list[Tensor] = []
+        said: tuple[Tensor, ...]
+        if self.store is None:
+            layers = block_map(self.kept, blocks, len(find_blocks(self.model)))
+            head, rows = self._run(inputs, layers, given)
+            compare, said = self._compare_with(head), (rows,)
+        else:
+            compare = self._compare_top
+            said = self._likeliest(inputs, self.store)
 
         def finish(total: Tensor, targets: Tensor, items: Any) -> Tensor:
             if self.compares_states:
@@ -244,13 +259,11 @@ class Teacher:
 
         def of_logits(logits: Tensor, targets: Tensor, items: Any) -> Tensor:
             flat = targets.reshape(-1)
-            taught = outputs if head is None else head.logits(outputs)
-            scores = logits.reshape(-1, logits.shape[-1]).float()
-            return finish(weighted_sum(scores, taught.float(), flat, self.weights, self.temperature), flat, items)
+            return finish(compare(logits.reshape(-1, logits.shape[-1]).float(), flat, *said), flat, items)
 
         def of_hidden(own: Head, hidden: Tensor, targets: Tensor, items: Any) -> Tensor:
             flat, rows = targets.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
-            return finish(chunked_sum(own, rows, head, outputs, flat, self.weights, self.temperature), flat, items)
+            return finish(chunked_sum(own, rows, flat, said, compare), flat, items)
 
         with contextlib.ExitStack() as stack:
             if self.compares_states:
@@ -258,24 +271,70 @@ class Teacher:
             stack.enter_context(loss_of_logits(student, of_logits) if whole else loss_of_hidden(student, of_hidden))
             yield
 
-    def _outputs(self, inputs: Mapping[str, Any], layers: Sequence[int]) -> tuple[Head | None, Tensor, list[Tensor]]:
-        """Return what makes the teacher's logits and of what, or None and the logits; and the states to compare."""
+    def _run(
+        self, inputs: Mapping[str, Any], layers: Sequence[int], states: list[Tensor]
+    ) -> tuple[Head | None, Tensor]:
+        """Return what makes the teacher's logits and of what, or None and the logits; append the states of layers."""
         taken: list[tuple[Head, Tensor]] = []
 
         def take(head: Head, hidden: Tensor, _targets: Tensor, _items: Any) -> Tensor:
-            taken.append((head, hidden))
+            taken.append((head, hidden.reshape(-1, hidden.shape[-1])))
             return hidden.new_zeros(())
 
-        states: list[Tensor] = []
         with torch.no_grad(), contextlib.ExitStack() as stack:
             if self.compares_states:
                 stack.enter_context(_keeping_states(self.model, layers, states))
-            if not self.from_hidden:
-                batch = {name: value for name, value in inputs.items() if name != "labels"}
-                return None, self.model(**batch, use_cache=False).logits, states
-            stack.enter_context(loss_of_hidden(self.model, take))
-            self.model(**inputs, use_cache=False)
-        return *taken[0], states
+            if self.from_hidden:
+                stack.enter_context(loss_of_hidden(self.model, take))
+                self.model(**inputs, use_cache=False)
+                return taken[0]
+            batch = {name: value for name, value in inputs.items() if name != "labels"}
+            logits: Tensor = self.model(**batch, use_cache=False).logits
+            return None, logits.reshape(-1, logits.shape[-1])
+
+    def _compare_with(self, head: Head | None) -> Compare:
+        def compare(scores: Tensor, targets: Tensor, *said: Tensor) -> Tensor:
+            with torch.no_grad():
+                taught = (said[0] if head is None else head.logits(said[0])).float()
+            return weighted_sum(scores, taught, targets, self.weights, self.temperature)
+
+        return compare
+
+    def _likeliest(self, inputs: Mapping[str, Any], store: TopKStore) -> tuple[Tensor, Tensor]:
+        """Return the teacher's likeliest tokens after each token; it runs for rows that are not in the store."""
+        others = sorted(set(inputs) - {"input_ids", "labels", "attention_mask"})
+        if others:
+            raise ValueError(
+                f"distillation_top_k finds a sequence by its tokens alone, and these have {', '.join(others)} too: "
+                "leave document_boundaries or distillation_top_k out."
+            )
+        tokens: Tensor = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        lengths = [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(1).tolist()
+        rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+        for row, kept in zip(rows, store.find(rows), strict=True):
+            if kept is None:
+                store.keep(row, *self._top(row, store.k))
+        shape = (*tokens.shape, store.k)
+        places, logs = torch.zeros(shape, dtype=torch.long), torch.full(shape, -math.log(2 * store.k))
+        for place, kept in enumerate(store.find(rows)):
+            if kept is not None:
+                places[place, : len(kept[0])], logs[place, : len(kept[1])] = kept
+        return places.flatten(0, 1).to(tokens.device), logs.flatten(0, 1).to(tokens.device)
+
+    def _top(self, row: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        head, output = self._run({"input_ids": row[None], "labels": row[None]}, (), [])
+        found = []
+        with torch.no_grad():
+            rows = chunk_tokens(self.model.config.get_text_config(decoder=True).vocab_size)
+            for start in range(0, len(output), rows):
+                part = output[start : start + rows]
+                logits = (part if head is None else head.logits(part)).float()
+                found.append(nn.functional.log_softmax(logits / self.temperature, -1).topk(k))
+        return torch.cat([item.indices for item in found]), torch.cat([item.values for item in found])
+
+    def _compare_top(self, scores: Tensor, targets: Tensor, *said: Tensor) -> Tensor:
+        return top_k_sum(scores, said[0], said[1], targets, self.weights, self.temperature)
 
 
 @contextlib.contextmanager
@@ -289,16 +348,37 @@ def with_teacher(trainer: InherituneTrainer) -> Iterator[None]:
     dtype: torch.dtype = getattr(torch, recipe.distillation_dtype)
     model: Any
     if isinstance(reference, PreTrainedModel):
-        model = copy.deepcopy(reference).to(dtype=dtype)  # type: ignore[call-overload]
+        copied: Any = copy.deepcopy(reference)
+        model = copied.to(dtype=dtype)
     else:
         auto: Any = AutoModelForCausalLM
         model = auto.from_pretrained(reference, **{**trainer.reference_kwargs, "dtype": dtype})
     kept = tuple(trainer.student.config.inheritune["kept_layers"])
-    trainer.teacher = Teacher(model.to(trainer.args.device), weights, recipe.distillation_temperature, kept)
+    model.to(trainer.args.device)
+    trainer.teacher = Teacher(model, weights, recipe.distillation_temperature, kept, _store(trainer, model))
     try:
         yield
     finally:
         trainer.teacher = None
+
+
+def _store(trainer: InherituneTrainer, model: PreTrainedModel) -> TopKStore | None:
+    """Return where the teacher's likeliest tokens are kept, below `HF_HOME`, if the recipe says how many."""
+    recipe = trainer.inheritune_config
+    if recipe.distillation_top_k is None:
+        return None
+    tokens = row_length(trainer.train_dataset)
+    facts = [
+        weights_fingerprint(model),
+        recipe.distillation_temperature,
+        recipe.distillation_top_k,
+        tokens,
+        str(trainer.accelerator.mixed_precision),
+        __version__,
+    ]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    folder = Path(HF_HOME) / "inheritune_hf" / "likeliest-tokens" / name
+    return TopKStore(folder, tokens, recipe.distillation_top_k, trainer.args.process_index)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from ..evaluation import ValidatedTrainer
 from ..evaluation.losses import IGNORED, Head, Method, chunk_tokens, loss_of_hidden, summed_loss
 from ..students import logit_shaping
-from .distillation import Teacher
+
+if TYPE_CHECKING:
+    from .distillation import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ class LossTrainer(ValidatedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss as Trainer does, but with the teacher, or from the last hidden states where that was chosen."""
+        """Compute the loss as Trainer does, but with a teacher, or from the last hidden states where that was chosen."""
         if self.teacher is not None:
             with self.teacher.teaching(self.bare_model, inputs, self.why_full_logits() is not None):
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -11,6 +11,7 @@ from inheritune_hf import InherituneConfig
 from inheritune_hf.evaluation.losses import Head
 from inheritune_hf.training import distillation
 from inheritune_hf.training.distillation import Teacher, block_map, chunked_sum, states_sum, top_k_sum, weighted_sum
+from inheritune_hf.training.top_k import TopKStore
 
 WEIGHTS = {"cross_entropy": 0.6, "forward_kl": 0.4, "reverse_kl": 0.3, "jsd": 0.2}
 
@@ -57,7 +58,11 @@ def test_chunks_give_the_same_loss_and_gradients(monkeypatch):
     targets[3] = -100
     hidden, weight = draw(10, 6).requires_grad_(), draw(11, 6, seed=1).requires_grad_()
     teacher, taught = Head(draw(11, 8, seed=2), cap=5.0), draw(10, 8, seed=3)
-    chunked = chunked_sum(Head(weight, factor=0.5), hidden, teacher, taught, targets, WEIGHTS, 2.0)
+
+    def compare(scores, wanted, said):
+        return weighted_sum(scores, teacher.logits(said).float(), wanted, WEIGHTS, 2.0)
+
+    chunked = chunked_sum(Head(weight, factor=0.5), hidden, targets, (taught,), compare)
     chunked.backward()
     gradients = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
@@ -161,6 +166,54 @@ def test_run_with_a_teacher_is_judged_by_the_plain_loss(tmp_path):
     taught = runs["taught"]
     evaluated = taught.evaluate()["eval_loss"]
     assert taught.rounds[-1].loss == pytest.approx(evaluated, abs=1e-6)
+
+
+def test_likeliest_tokens_are_kept_and_found(tmp_path):
+    """What is kept is found by its tokens, by any process; what a killed one left half written is not."""
+    store = TopKStore(tmp_path, 6, 3)
+    rows = [torch.tensor(row) for row in ([5, 9, 3, 1, 0, 7], [5, 9, 3])]
+    kept = [(torch.randint(0, 64, (len(row), 3)), draw(len(row), 3).float()) for row in rows]
+    for row, (tokens, values) in zip(rows, kept, strict=True):
+        store.keep(row, tokens, values)
+        store.keep(row, tokens + 1, values)  # kept already
+    for path in tmp_path.glob("*.records"):
+        path.write_bytes(path.read_bytes() + b"half")
+    again = TopKStore(tmp_path, 6, 3, process=1)
+    assert len(again) == 2
+    again.keep(torch.tensor([1]), torch.tensor([[1, 2, 3]]), torch.zeros(1, 3))
+    for reader in (again, TopKStore(tmp_path, 6, 3)):
+        for found, wanted in zip(reader.find(rows), kept, strict=True):
+            assert all(torch.equal(left, right) for left, right in zip(found, wanted, strict=True))
+    assert len(TopKStore(tmp_path, 6, 3)) == 3
+    assert again.find([torch.tensor([2])]) == [None]
+    with pytest.raises(ValueError, match="records of another size"):
+        TopKStore(tmp_path, 6, 4)
+    with pytest.raises(ValueError, match="up to 6 tokens, got one of 7"):
+        again.keep(torch.arange(7), torch.zeros(7, 3), torch.zeros(7, 3))
+
+
+def test_teacher_runs_once_over_each_sequence(tmp_path, monkeypatch):
+    """With k tokens kept, a second run finds them all on disk; with nearly all tokens it is the whole loss."""
+    monkeypatch.setattr(distillation, "HF_HOME", str(tmp_path / "home"))
+    reference = tiny.write_reference(tmp_path / "reference", steps=20)
+    calls, run = [], Teacher._run
+    monkeypatch.setattr(Teacher, "_run", lambda *given: calls.append(1) or run(*given))
+    losses = {}
+    for name, recipe in {"whole": {}, "first": {"distillation_top_k": 63}, "again": {"distillation_top_k": 63}}.items():
+        calls.clear()
+        settings = {"max_layers": 1, "distillation": "cross_entropy=0.5,forward_kl=0.5", **recipe}
+        trainer = tiny.make_trainer(tmp_path / name, reference, settings)
+        trainer.train()
+        losses[name] = trainer.rounds[-1].loss
+        seen = len({tuple(row) for row in tiny.sequences(80, seed=1)})
+        assert len(calls) == {"whole": 10, "first": min(40, seen), "again": 0}[name]
+    assert losses["first"] == losses["again"] == pytest.approx(losses["whole"], abs=1e-4)
+
+
+def test_states_need_the_teacher(tmp_path):
+    """A store of likeliest tokens has no states to compare with."""
+    with pytest.raises(ValueError, match="leave hidden_mse and hidden_cosine out"):
+        Teacher(tiny.reference_model(), {"hidden_mse": 1.0}, store=TopKStore(tmp_path, 4, 2))
 
 
 @pytest.mark.parametrize(
