@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -45,6 +46,7 @@ def measure_collapse(
     shares: Sequence[float] = SHARES,
     controls: bool = True,
     blocks: bool = True,
+    heads: Sequence[tuple[int, int]] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
     **kwargs: Any,
@@ -66,6 +68,9 @@ def measure_collapse(
             Whether a randomly initialised twin is measured too; it takes the memory of a second model.
         blocks (`bool`, *optional*, defaults to `True`):
             Whether block influence, angular distance, loss by depth and loss without each block are measured.
+        heads (sequence of `tuple[int, int]`, *optional*):
+            Layers and heads whose attention is kept for a picture; if not given, four of them, from the highest rank to
+            the lowest.
         cache_dir (`str` or `os.PathLike`, *optional*):
             Folder in which scores are kept, by weights, data and settings. What it holds is not measured again.
         progress (`bool`, *optional*, defaults to `False`):
@@ -77,7 +82,8 @@ def measure_collapse(
         `CollapseReport`: Scores, controls and fingerprints.
 
     Raises:
-        ValueError: If the sequences are not of one length, too long for the model, or not of its tokens.
+        ValueError: If the sequences are not of one length, too long for the model, or not of its tokens, or if there is
+            no such head.
         RuntimeError: If the model's attention cannot be watched.
     """
     tokens = as_tokens(sequences)
@@ -85,21 +91,23 @@ def measure_collapse(
     name = model.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else os.fspath(model)
     weights = weights_fingerprint(model, **kwargs)
     data = hashlib.sha256(tokens.numpy().astype("<i8").tobytes() + str(tokens.shape).encode()).hexdigest()
-    file = None
+    file, kept = None, None
     if cache_dir is not None:
         key = json.dumps([weights, data, controls, blocks, __version__, torch.__version__, transformers.__version__])
         file = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if file.is_file():
             kept = CollapseReport.from_json(file)
-            if set(wanted) <= set(kept.shares):
-                return kept
             wanted = tuple(sorted({*wanted, *kept.shares}))
+    missing = kept is None or wanted != kept.shares
+    if kept is not None and not missing and heads is None:
+        return kept
     loaded = model if isinstance(model, PreTrainedModel) else load_model(model, **kwargs)
     require_fitting(loaded, tokens)
-    report = _measure(loaded, tokens, wanted, controls, blocks, progress, name, weights, data)
-    if file is not None:
-        report.to_json(file)
-    return report
+    if kept is None or missing:
+        kept = _measure(loaded, tokens, wanted, controls, blocks, progress, name, weights, data)
+        if file is not None:
+            kept.to_json(file)
+    return kept if heads is None else dataclasses.replace(kept, maps=head_maps(loaded, tokens, heads))
 
 
 def scores_folder() -> Path:
@@ -288,16 +296,31 @@ def head_maps(
         tokens (`torch.Tensor` of shape `(sequences, tokens)`): Token ids.
         heads (sequence of `tuple[int, int]`): Layers and heads.
         length (`int`, *optional*, defaults to `40`): First tokens of each sequence to show.
+
+    Raises:
+        ValueError: If the model has no such head.
     """
     kept: dict[tuple[int, int], Any] = {}
 
     def seen(layer: int, weights: Tensor) -> None:
         mean = weights.mean(0).cpu()
-        kept.update({(layer, head): mean[head].tolist() for chosen, head in heads if chosen == layer})
+        kept.update(
+            {
+                (layer, head): mean[head].tolist()
+                for chosen, head in heads
+                if chosen == layer and head in range(len(mean))
+            }
+        )
 
     with evaluating(model), watching_attention(model, seen):
         for batch in batches_of(tokens[:_MAP_SEQUENCES, :length], model)[:1]:
             model.base_model(input_ids=batch, use_cache=False)
+    for layer, head in heads:
+        if (layer, head) not in kept:
+            raise ValueError(
+                f"There is no softmax attention in layer {layer}, head {head} of {type(model).__name__}, which has "
+                f"{len(find_blocks(model))} layers; both are counted from 0."
+            )
     return tuple(
         AttentionMap(layer, head, tuple(tuple(round(value, 5) for value in row) for row in kept[layer, head]))
         for layer, head in heads

@@ -15,8 +15,8 @@ TOLERANCE = 1e-9
 
 # Entries below this change no share by more than 1e-12, and their squares would be denormal: slow for nothing.
 _NOTHING = 1e-15
-# Numbers in the matrices that one thread works on at once: one of 1,024 tokens, all heads of a short sequence.
-_GROUP = 1 << 20
+# Numbers in the matrices that one thread works on at once: at most one of 1,024 tokens, and no fewer than 13 of 100.
+_GROUP, _SHARE = 1 << 20, 1 << 17
 # Up to these sizes all eigenvalues in float64, or in float32, cost less than asking a cheaper method first.
 _SMALL, _MEDIUM = 48, 192
 # Leading values that are asked for where few may do.
@@ -66,9 +66,10 @@ def by_groups(measure: Callable[[Tensor], Result], matrices: Tensor) -> list[Res
     """
     threads = torch.get_num_threads() if matrices.device.type == "cpu" else 1
     count = max(1, len(matrices))
-    size = max(1, _GROUP // max(1, matrices[:1].numel()))
+    numbers = max(1, matrices[:1].numel())
+    size = max(1, _GROUP // numbers)
     if threads > 1:
-        size = min(size, -(-count // (4 * threads)))
+        size = min(size, max(-(-count // (4 * threads)), _SHARE // numbers))
     parts = [matrices[start : start + size] for start in range(0, count, size)]
     if threads == 1 or len(parts) == 1:
         return [measure(part) for part in parts]

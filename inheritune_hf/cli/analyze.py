@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,13 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
     parser.add_argument("--sequences", type=int, default=100, help="Sequences (default: 100, as in the paper).")
     parser.add_argument("--tokens", type=int, help="Tokens of each (default: 100, as in the paper).")
     parser.add_argument("--tau", type=float, default=0.9, help="Share of the squared spectrum (default: 0.9).")
+    parser.add_argument(
+        "--heads",
+        nargs="+",
+        type=_layer_and_head,
+        metavar="LAYER:HEAD",
+        help="Heads to draw (default: four of all ranks).",
+    )
     parser.add_argument("--revision", help="Branch, tag or commit on the Hub.")
     parser.add_argument("--dtype", default="auto", help="Precision to load in (default: as saved).")
     parser.add_argument("--device-map", "--device_map", help="Where to load it, such as auto, cuda or cpu.")
@@ -55,6 +63,7 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
             shares=(*SHARES, options.tau),
             controls=not options.no_controls,
             blocks=not options.no_blocks,
+            heads=options.heads,
             cache_dir=None if options.no_cache else scores_folder(),
             progress=True,
             dtype=options.dtype,
@@ -77,3 +86,10 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
     console.print(f"keep_layers: {len(advice.layers)} of {advice.depth} (experimental; basis: {advice.basis})")
     console.print(f"saved in {folder}: collapse.json, collapse.csv, " + ", ".join(path.name for path in pictures))
     return 0
+
+
+def _layer_and_head(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"a head is LAYER:HEAD, both counted from 0, such as 4:2; got {text!r}.")
+    return int(match[1]), int(match[2])

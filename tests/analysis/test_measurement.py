@@ -291,6 +291,20 @@ def test_maps_are_means_over_sequences(model, sequences):
     torch.testing.assert_close(torch.tensor(found.weights), wanted, atol=1e-4, rtol=0)
 
 
+def test_maps_of_chosen_heads(model, sequences, tmp_path):
+    """Heads can be chosen, also of a model whose scores are kept; what is kept stays as it is."""
+    folder = tmp_path / "scores"
+    first = fast(model, sequences, cache_dir=folder)
+    chosen = fast(model, sequences, cache_dir=folder, heads=[(3, 1), (0, 0)])
+    assert [(item.layer, item.head) for item in chosen.maps] == [(3, 1), (0, 0)]
+    assert dataclasses.replace(chosen, maps=first.maps) == first
+    assert fast(model, sequences, cache_dir=folder) == first
+    assert fast(model, sequences, heads=[(3, 1)]).maps == chosen.maps[:1]
+    for head in ((LAYERS, 0), (0, HEADS), (0, -1)):
+        with pytest.raises(ValueError, match=rf"no softmax attention in layer {head[0]}, head {head[1]} of GPT2LM"):
+            fast(model, sequences, cache_dir=folder, heads=[head])
+
+
 def test_the_papers_question_is_answered(model, collapsed, sequences):
     """Students and references are compared by their lazy layers, on the same sequences only."""
     student, reference = fast(model, sequences), fast(collapsed, sequences)

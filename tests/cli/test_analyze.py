@@ -48,6 +48,13 @@ def test_analyze_writes_and_prints(reference, text, tmp_path, capsys, scores):  
     before = kept.stat().st_mtime_ns
     assert main([*words, "--tau", "0.8"]) == 0
     assert kept.stat().st_mtime_ns == before
+    assert main([*words, "--heads", "1:0", "3:1"]) == 0
+    drawn = CollapseReport.from_json(tmp_path / "out" / "collapse.json").maps
+    assert [(item.layer, item.head) for item in drawn] == [(1, 0), (3, 1)]
+    assert kept.stat().st_mtime_ns == before
+    with pytest.raises(SystemExit):
+        main([*words, "--heads", "1-0"])
+    assert "a head is LAYER:HEAD, both counted from 0, such as 4:2; got '1-0'" in capsys.readouterr().err
 
 
 def test_errors_have_their_status(reference, tmp_path, capsys):  # noqa: F811

@@ -105,7 +105,7 @@ def test_a_miss_has_its_own_status(recipe, words, status):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_ends_with_75(recipe, tmp_path, monkeypatch, number):
-    """Ctrl-C and SIGTERM within step 9 end with 75 and a checkpoint of it; the same command goes on to the same bits."""
+    """Ctrl-C and SIGTERM within step 9 end with 75 and a checkpoint; the same command goes on to the same bits."""
     command = ["train", "--config", str(recipe), "--target", "0.01", "--save_steps", "100"]
     assert main([*command, "--output_dir", str(tmp_path / "whole")]) == 3
     plain = InherituneTrainer.training_step

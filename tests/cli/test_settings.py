@@ -85,3 +85,12 @@ def test_bad_files_are_usage_errors(tmp_path, base, capsys, text, message):
     import re
 
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_reference_cache_can_be_switched_off(tmp_path, base):
+    """A reference's loss is taken from the cache unless a word or a file says not to."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("reference_cache: false\n")
+    assert parse_settings(base).run.reference_cache
+    assert not parse_settings(["--no_reference_cache", *base]).run.reference_cache
+    assert not parse_settings(["--config", str(path), *base]).run.reference_cache

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 import tiny
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from test_trainer import run_program
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
-from inheritune_hf import InheritedGPT2
-from inheritune_hf.data import CausalCollator
 from inheritune_hf.training.arguments import HONOURED, NUMERIC_ARGUMENTS, REFUSED
 
 #: Eight steps of twelve rows pass the end of an epoch of eighty.
@@ -80,12 +79,7 @@ def ours(reference, folder, recipe=RECIPE, **changes):
 
 
 def plain(reference, folder, **changes):
-    trainer = Trainer(
-        model=InheritedGPT2.from_pretrained(reference, keep_layers=2),
-        args=tiny.arguments(folder, max_steps=8, dataloader_pin_memory=False, **{**BASE, **changes}),
-        train_dataset=tiny.train_set(),
-        data_collator=CausalCollator(0),
-    )
+    trainer = tiny.plain_trainer(folder, reference, layers=2, steps=8, **{**BASE, **changes})
     trainer.train()
     return trainer
 
@@ -108,7 +102,7 @@ def test_every_argument_is_honoured_or_refused():
 
 
 def test_every_argument_that_changes_numbers_is_compared():
-    """What makes a run another run is compared with plain Trainer below; fp16 needs a GPU, processes a launcher."""
+    """What makes a run another run is compared with plain Trainer below; fp16 alone needs a GPU."""
     assert set(NUMERIC_ARGUMENTS) - {"world_size", "fp16", "average_tokens_across_devices"} == set(SETTINGS)
 
 
@@ -132,6 +126,19 @@ def test_a_setting_does_what_it_does_in_plain_trainer(reference, tmp_path, base_
     assert tiny.weights_hash(one.student) == tiny.weights_hash(other.model)
     assert log_of(one) == log_of(other)
     assert tiny.weights_hash(one.student) != base_hash
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", [True, False])
+def test_two_processes_do_what_they_do_in_plain_trainer(reference, tmp_path, average):
+    """So does a run in two processes, with accumulation, however they weigh each other's tokens."""
+    args = {**BASE, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+    args["average_tokens_across_devices"] = average
+    settings = {"reference": reference, "recipe": RECIPE, "args": args, "result": str(tmp_path / "result.json")}
+    ours = run_program({**settings, "output_dir": str(tmp_path / "ours")}, processes=2)
+    other = run_program({**settings, "output_dir": str(tmp_path / "plain"), "plain_steps": 8}, processes=2)
+    assert ours["world_size"] == other["world_size"] == 2
+    assert ours["weights"] == other["weights"]
 
 
 @pytest.mark.parametrize("changes", SAME_BITS, ids=lambda item: "-".join(item))

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import killing
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-from inheritune_hf import InherituneConfig, InherituneTrainer
+from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer
+from inheritune_hf.data import CausalCollator
 from inheritune_hf.data.encoding import Encoder
 from inheritune_hf.data.files import Layout
 from inheritune_hf.data.streaming import PackedStream, StreamSource
@@ -121,6 +122,16 @@ def make_trainer(output_dir, reference, recipe=None, callbacks=None, train=None,
     )
 
 
+def plain_trainer(output_dir, reference, layers, steps, **changes):
+    """Transformers' own trainer, on a student of so many layers, for so many steps."""
+    return Trainer(
+        model=InheritedGPT2.from_pretrained(reference, keep_layers=layers),
+        args=arguments(output_dir, max_steps=steps, **{"dataloader_pin_memory": False, **changes}),
+        train_dataset=train_set(),
+        data_collator=CausalCollator(0),
+    )
+
+
 def weights_hash(model):
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -191,6 +202,22 @@ class Seen(TrainerCallback):
 def main():
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
+    if "plain_steps" in settings:
+        plain = plain_trainer(
+            settings["output_dir"],
+            settings["reference"],
+            settings["recipe"]["keep_layers"],
+            settings["plain_steps"],
+            **settings["args"],
+        )
+        plain.train()
+        if plain.args.process_index == 0:
+            result = {
+                "world_size": plain.args.world_size,
+                "weights": weights_hash(plain.accelerator.unwrap_model(plain.model)),
+            }
+            Path(settings["result"]).write_text(json.dumps(result))
+        return
     callbacks: list[TrainerCallback] = []
     if "kill_at" in settings:
         callbacks.append(Kill(settings["kill_at"], settings.get("signal", signal.SIGKILL)))
