@@ -65,6 +65,22 @@ def architecture_list() -> str:
     return "\n".join(f"- `{name}`" for name in SUPPORTED_MODEL_TYPES)
 
 
+def arms_table() -> str:
+    """Return the arms of a comparison as a Markdown table."""
+    from inheritune_hf.experiments import ARMS
+
+    return _table(
+        ("arm", "what it trains", "source"), [(f"`{arm.name}`", arm.summary, arm.source) for arm in ARMS.values()]
+    )
+
+
+def comparison_table() -> str:
+    """Return the settings of a comparison as a Markdown table."""
+    from inheritune_hf.experiments import CompareConfig
+
+    return settings_table(CompareConfig)
+
+
 def _named(name: str) -> Callable[[], str]:
     def build() -> str:
         from inheritune_hf import configuration
@@ -79,6 +95,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "InherituneConfig": _named("InherituneConfig"),
     "DataConfig": _named("DataConfig"),
     "RunConfig": _named("RunConfig"),
+    "CompareConfig": comparison_table,
+    "arms": arms_table,
     "arguments": arguments_table,
     "refused-sharding": refused_sharding_table,
     "outcomes": outcome_table,

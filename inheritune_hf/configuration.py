@@ -17,6 +17,9 @@ Config = TypeVar("Config", "InherituneConfig", "DataConfig")
 #: Parts of a model, by the role of its modules: what `inherit` names.
 PARTS = ("embeddings", "positions", "attention", "mlp", "norms", "final_norm", "lm_head")
 
+#: Losses of a student that is taught by its reference: on distributions, and on the states after each block.
+DISTILLATION_LOSSES = ("cross_entropy", "forward_kl", "reverse_kl", "jsd", "hidden_mse", "hidden_cosine")
+
 #: Named choices of parts: everything; what the paper's text names; what its released code copies (PAPER: Algorithm 1).
 INHERIT_PRESETS = {
     "all": PARTS,
@@ -151,17 +154,43 @@ class InherituneConfig:
         },
     )
 
+    distillation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Losses that compare the student with the reference while it is trained, with their weights: "
+            "'cross_entropy=0.6,forward_kl=0.4' (the paper's baseline); also reverse_kl, jsd, hidden_mse and "
+            "hidden_cosine. The reference stays in memory then. A student is judged by its plain cross-entropy always."
+        },
+    )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of forward_kl, reverse_kl and jsd."}
+    )
+    distillation_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep only so many of the reference's likeliest tokens after each token, on disk, so that it runs "
+            "once over each sequence; all tokens count if not given. Without losses on states only."
+        },
+    )
+    distillation_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Precision that the reference is held in while it teaches."}
+    )
+
     def __post_init__(self) -> None:
         self._check_growth()
+        _ = self.distillation_weights
+        temperature = _number(self.distillation_temperature)
+        if temperature is None or not temperature > 0:
+            raise ValueError(f"distillation_temperature must be above 0, got {self.distillation_temperature!r}.")
+        self.distillation_temperature = temperature
         given: Any = self.inherit
         if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
             self.inherit = ",".join(given)
         _ = self.inherited_parts
         _positive("grow_by", self.grow_by)
-        if self.max_layers is not None:
-            _positive("max_layers", self.max_layers)
-        if self.steps_per_round is not None:
-            _positive("steps_per_round", self.steps_per_round)
+        for name in ("max_layers", "steps_per_round", "distillation_top_k"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
         # Files and the command line may bring numbers as text: YAML reads 1e-2 as a word.
         if self.target != "reference":
             target = _number(self.target)
@@ -210,6 +239,21 @@ class InherituneConfig:
                 f"got {self.inherit!r}."
             )
         return tuple(part for part in PARTS if part in named)
+
+    @property
+    def distillation_weights(self) -> dict[str, float]:
+        """The losses that `distillation` names, with their weights; none without it."""
+        weights: dict[str, float] = {}
+        for item in (self.distillation or "").split(",") if self.distillation is not None else ():
+            name, _, text = (part.strip() for part in item.partition("="))
+            weight = _number(text)
+            if name not in DISTILLATION_LOSSES or name in weights or weight is None or not weight > 0:
+                raise ValueError(
+                    f"distillation must be losses out of {', '.join(DISTILLATION_LOSSES)}, each once and with a weight "
+                    f"above 0, such as 'cross_entropy=0.6,forward_kl=0.4', got {self.distillation!r}."
+                )
+            weights[name] = weight
+        return weights
 
     @property
     def continues_data(self) -> bool:
@@ -485,6 +529,7 @@ def _from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "attention_scale": ("keep", "position"),
+    "distillation_dtype": ("float32", "bfloat16", "float16"),
     "growth": ("reinherit", "continue"),
     "new_blocks": ("reference", "copy_last", "identity", "random"),
     "optimizer_state": ("reset", "keep"),

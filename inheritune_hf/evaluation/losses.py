@@ -54,6 +54,9 @@ class Head:
 #: `(batch, tokens)`, and the number of tokens to divide by, if one is given.
 LossOfHidden = Callable[[Head, Tensor, Tensor, Any], Tensor]
 
+#: The same from all logits `(batch, tokens, vocab)`.
+LossOfLogits = Callable[[Tensor, Tensor, Any], Tensor]
+
 
 @contextmanager
 def loss_of_hidden(model: PreTrainedModel, compute: LossOfHidden) -> Iterator[None]:
@@ -79,13 +82,28 @@ def loss_of_hidden(model: PreTrainedModel, compute: LossOfHidden) -> Iterator[No
         **_: Any,
     ) -> Tensor:
         hidden = taken.pop()
-        following = shift_labels
-        if following is None and labels is not None:
-            following = nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
-        targets: Any = following
-        return compute(Head(head.weight, head.bias, factor, cap), hidden, targets.to(hidden.device), num_items_in_batch)
+        targets = _following(labels, shift_labels).to(hidden.device)
+        return compute(Head(head.weight, head.bias, factor, cap), hidden, targets, num_items_in_batch)
 
     with _hooked(model, head, take, loss):
+        yield
+
+
+@contextmanager
+def loss_of_logits(model: PreTrainedModel, compute: LossOfLogits) -> Iterator[None]:
+    """Let `model`, called with labels within this context, take its loss from `compute`, which gets all its logits."""
+
+    def loss(
+        logits: Tensor,
+        labels: Tensor | None = None,
+        vocab_size: int | None = None,
+        num_items_in_batch: Any = None,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        return compute(logits, _following(labels, shift_labels).to(logits.device), num_items_in_batch)
+
+    with _own_function(model, loss):
         yield
 
 
@@ -266,16 +284,33 @@ def _head_module(model: PreTrainedModel) -> Any:
     return untyped.get_output_embeddings()
 
 
+def _following(labels: Tensor | None, shifted: Tensor | None) -> Tensor:
+    """Return the label of the token that follows each, from labels that are not shifted or that are."""
+    if shifted is not None:
+        return shifted
+    if labels is None:
+        raise ValueError("A loss needs labels; the batch has none.")
+    return nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+
+
 @contextmanager
 def _hooked(model: PreTrainedModel, head: nn.Module, before_head: Any, loss: Any) -> Iterator[None]:
+    handle = head.register_forward_pre_hook(before_head)
+    try:
+        with _own_function(model, loss):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _own_function(model: PreTrainedModel, loss: Any) -> Iterator[None]:
     untyped: Any = model
     own = vars(model).get("_loss_function")
-    handle = head.register_forward_pre_hook(before_head)
     untyped.loss_function = loss
     try:
         yield
     finally:
-        handle.remove()
         del untyped._loss_function
         if own is not None:
             untyped.loss_function = own

@@ -33,6 +33,9 @@ from .runs import PreparedRun
 CELL_FILE = "cell.json"
 MODEL_FOLDER = "model"
 
+#: What `/kd` trains with unless the recipe says otherwise (arXiv 2404.08634v4, F.2: 0.6 and 0.4 at temperature 1).
+PAPER_DISTILLATION = "cross_entropy=0.6,forward_kl=0.4"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -236,6 +239,9 @@ def cell_trainer(bench: Bench, plan: CellPlan) -> ArmTrainer:
 
 def cell_recipe(recipe: InherituneConfig, plan: CellPlan) -> InherituneConfig:
     """Return the rounds of a cell: the recipe's own for the loop, one for each stage for other arms."""
+    recipe = replace(
+        recipe, distillation=(recipe.distillation or PAPER_DISTILLATION) if plan.variant.distilled else None
+    )
     if plan.variant.arm.build is None:
         return recipe
     stages = 2 if plan.variant.arm.doubles else 1
@@ -249,13 +255,19 @@ def cell_recipe(recipe: InherituneConfig, plan: CellPlan) -> InherituneConfig:
         target=recipe.target,
         tolerance=recipe.tolerance,
         confidence=recipe.confidence,
+        distillation=recipe.distillation,
+        distillation_temperature=recipe.distillation_temperature,
+        distillation_top_k=recipe.distillation_top_k,
+        distillation_dtype=recipe.distillation_dtype,
     )
 
 
 def operations(bench: Bench, plan: CellPlan, config: Any, layers: int) -> float:
     """Return the floating-point operations of training an arm's model of so many layers on one token."""
     shape = student_skeleton(arm_shape(plan.variant.arm, config), range(layers)).config
-    return operations_per_token(shape, bench.ready.block_size)
+    own = operations_per_token(shape, bench.ready.block_size)
+    # A teacher runs forward only: a third of what training it would take.
+    return own + (operations_per_token(config, bench.ready.block_size) / 3 if plan.variant.distilled else 0.0)
 
 
 def _finished(bench: Bench, plan: CellPlan, trainer: ArmTrainer) -> Cell:

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from ..records import RunRecord
 from ..students import Source, inspect_architecture, load_reference_config
-from ..students.architectures import operations_per_token
+from ..students.estimation import operations_per_token
 from .card import CardFacts
 
 logger = logging.getLogger(__name__)

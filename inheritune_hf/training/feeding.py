@@ -44,7 +44,7 @@ def check_data(train: Any, selection: Any, config: Any) -> None:
         raise ValueError("train_dataset is empty: the training text is shorter than one sequence of block_size tokens.")
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     for name, dataset in (("train_dataset", train), ("eval_dataset", selection)):
-        length = _row_length(dataset)
+        length = row_length(dataset)
         if limit and length > limit:
             raise ValueError(
                 f"{name} has sequences of {length} tokens, but the reference reads at most {limit}; set block_size to "
@@ -52,7 +52,8 @@ def check_data(train: Any, selection: Any, config: Any) -> None:
             )
 
 
-def _row_length(dataset: Any) -> int:
+def row_length(dataset: Any) -> int:
+    """Return the tokens of a data set's first row, which all rows of packed sequences have; 0 if it cannot be told."""
     if isinstance(dataset, PackedStream):
         return dataset.block_size
     return len(dataset[0]["input_ids"]) if hasattr(dataset, "__len__") else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from ..evaluation import ValidatedTrainer
 from ..evaluation.losses import IGNORED, Head, Method, chunk_tokens, loss_of_hidden, summed_loss
 from ..students import logit_shaping
 from .hardware import slow_settings
+
+if TYPE_CHECKING:
+    from .distillation import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ class LossTrainer(ValidatedTrainer):
     def __init__(self, *args: Any, loss: str = "auto", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loss = loss
+        self.teacher: Teacher | None = None
         self._said: str | None = None
 
     def loss_method(self) -> str:
@@ -119,7 +123,10 @@ class LossTrainer(ValidatedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss as Trainer does, but from the last hidden states where that was chosen."""
+        """Compute the loss as Trainer does, but with a teacher or from the last hidden states where that was chosen."""
+        if self.teacher is not None:
+            with self.teacher.teaching(self.bare_model, inputs, self.why_full_logits() is not None):
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         method = self.loss_method()
         if method == "full":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

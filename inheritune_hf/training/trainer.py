@@ -35,6 +35,7 @@ from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .compilation import block_compiler, compile_blocks
+from .distillation import with_teacher
 from .distribution import DistributedTrainer, build_whole_models
 from .feeding import check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
@@ -258,9 +259,9 @@ class InherituneTrainer(DistributedTrainer):
         Returns:
             `Validation`: Sums per document.
         """
-        data = self.eval_dataset if dataset is None else dataset
         self.hold(self.skeleton(self._state.layers))
-        validation = measure_reference(self, data, metric_key_prefix, self.reference_cache)
+        given = self.eval_dataset if dataset is None else dataset
+        validation = measure_reference(self, given, metric_key_prefix, self.reference_cache)
         self.hold(self.skeleton(self._state.layers))
         if self.rounds and self.outcome is not None:
             self._restore_student()
@@ -288,7 +289,8 @@ class InherituneTrainer(DistributedTrainer):
         if seal is None or (seal.step < end and not seal.confirmed):
             self._begin_round(seal, folder)
             self.args.max_steps = end
-            training_loss = super().train(self.resume_from(folder, seal is not None)).training_loss
+            with with_teacher(self):
+                training_loss = super().train(self.resume_from(folder, seal is not None)).training_loss
             if self.state.global_step < end and not self._confirmed:
                 self._state = dataclasses.replace(state, outcome="interrupted")
                 self._write(self._state)
@@ -305,12 +307,11 @@ class InherituneTrainer(DistributedTrainer):
 
     def _stage(self) -> None:
         """Put the round's starting point on disk: a student of its layers, freshly inherited from the reference."""
-        state = self._state
-        if state.staged:
+        if self._state.staged:
             return
         if self.args.should_save:
-            stage_next(self, state)
-        self._state = dataclasses.replace(state, staged=True)
+            stage_next(self, self._state)
+        self._state = dataclasses.replace(self._state, staged=True)
         self._write(self._state)
 
     def _begin_round(self, seal: Seal | None, folder: Path) -> None:
@@ -326,8 +327,7 @@ class InherituneTrainer(DistributedTrainer):
         self._seconds_before = seal.seconds if seal else 0.0
         self._round_began = time.monotonic()
         self._validated_at = seal.validated_at if seal else None
-        self._confirmed = False
-        self._matched_before = False
+        self._confirmed = self._matched_before = False
         if seal is not None and seal.validation is not None:
             self.validations["eval"] = seal.validation
             self._matched_before = self._compare(seal.validation).matched

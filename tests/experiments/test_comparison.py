@@ -20,33 +20,27 @@ DEPTH = 4
 WORDS = "abcdefghij"
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory):
-    """A reference of four layers with its tokenizer, and documents of letters."""
-    folder = tmp_path_factory.mktemp("material")
+def write_material(folder, layers=DEPTH):
+    """A reference of toy width with its tokenizer, and documents of letters."""
     letters = Tokenizer(
         models.WordLevel({"<end>": 0, **{word: place + 1 for place, word in enumerate(WORDS)}}, "<end>")
     )
     letters.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<end>", unk_token="<end>")
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=11,
-            n_positions=16,
-            n_embd=16,
-            n_layer=DEPTH,
-            n_head=4,
-            bos_token_id=0,
-            eos_token_id=0,
-            scale_attn_by_inverse_layer_idx=True,
-        )
-    )
+    shape = {"vocab_size": 11, "n_positions": 16, "n_embd": 16, "n_layer": layers, "n_head": 4}
+    model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0, scale_attn_by_inverse_layer_idx=True))
     model.save_pretrained(folder / "reference")
     tokenizer.save_pretrained(folder / "reference")
     for place in range(120):
         text = " ".join(WORDS[(place + step * (place % 3 + 1)) % 10] for step in range(24))
         (folder / f"{place}.txt").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("material")
+    write_material(folder)
     return folder
 
 

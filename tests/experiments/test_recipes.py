@@ -1,0 +1,75 @@
+"""The recipes of the paper: every one is read, and runs at toy width with the depth it says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from test_comparison import write_material
+
+from inheritune_hf.cli.settings import parse_comparison, parse_settings
+from inheritune_hf.experiments import CompareConfig, run_comparison, run_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
+DEPTHS = {"gpt2": 12, "gpt2-medium": 24, "gpt2-large": 36, "gpt2-xl": 48, "openlm-research/open_llama_3b": 26}
+#: What toy runs change: sizes, lengths and what needs a GPU or the Hub; never which layers, arms or schedule.
+TOY = {
+    "block_size": 8,
+    "selection_fraction": 0.3,
+    "test_fraction": 0.3,
+    "steps_per_round": 2,
+    "warmup_steps": 1,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "bf16": False,
+    "tf32": False,
+    "torch_compile": False,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "near_duplicates": "ignore",
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_read(path):
+    """Every key is known, and every value quotes its source or says what it is."""
+    values = yaml.safe_load(path.read_text())
+    for line in path.read_text().splitlines():
+        name = line.partition(":")[0]
+        if name in {"learning_rate", "weight_decay", "warmup_steps", "keep_layers", "gradient_accumulation_steps"}:
+            assert "#" in line, line
+    if "arms" in values:
+        _, config = parse_comparison([str(path), "--use_cpu", "--no_tf32", "--bf16", "false"], CompareConfig)
+        assert config.layers == values["layers"]
+    else:
+        settings = parse_settings(["--config", str(path), "--use_cpu", "--no_tf32", "--bf16", "false"])
+        assert settings.recipe.steps_per_round == values["steps_per_round"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_runs_at_toy_width(path, tmp_path):
+    """The recipe's own depth, layers, arms and schedule, a few steps each, on a reference of toy width."""
+    values = yaml.safe_load(path.read_text())
+    write_material(tmp_path, layers=DEPTHS[values["reference"]])
+    for name in ("dataset_name", "dataset_config", "streaming"):
+        values.pop(name, None)
+    values |= TOY
+    values |= {"reference": str(tmp_path / "reference"), "train_files": [str(tmp_path / "*.txt")]}
+    values["output_dir"] = str(tmp_path / "out")
+    if "arms" in values:
+        values["budget_steps"] = 2
+        values["reference_steps"] = 2
+    changed = tmp_path / "recipe.yaml"
+    changed.write_text(yaml.safe_dump(values))
+    console = Console(quiet=True)
+    if "arms" in values:
+        settings, config = parse_comparison([str(changed)], CompareConfig)
+        assert run_comparison(config, *settings, console=console).complete
+        return
+    settings = parse_settings(["--config", str(changed), "--max_steps", "6"])
+    result = run_recipe(*settings, console=console)
+    assert result.outcome in ("matched", "no_more_layers", "budget_exhausted")

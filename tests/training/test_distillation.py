@@ -1,0 +1,232 @@
+"""A student that is taught by its reference: losses, chunks, maps of layers, and whole runs."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from inheritune_hf import InherituneConfig
+from inheritune_hf.evaluation.losses import Head
+from inheritune_hf.training import distillation
+from inheritune_hf.training.distillation import Teacher, block_map, chunked_sum, states_sum, top_k_sum, weighted_sum
+from inheritune_hf.training.top_k import TopKStore
+
+WEIGHTS = {"cross_entropy": 0.6, "forward_kl": 0.4, "reverse_kl": 0.3, "jsd": 0.2}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_hand(student, teacher, targets, weights, temperature):
+    """The same losses from probabilities, token by token."""
+    total = 0.0
+    for scores, given, target in zip(student, teacher, targets, strict=True):
+        if target == -100:
+            continue
+        p, q = torch.softmax(scores / temperature, -1), torch.softmax(given / temperature, -1)
+        m = (p + q) / 2
+        kl = {
+            "forward_kl": sum(q * torch.log(q / p)),
+            "reverse_kl": sum(p * torch.log(p / q)),
+            "jsd": (sum(p * torch.log(p / m)) + sum(q * torch.log(q / m))) / 2,
+        }
+        total += weights["cross_entropy"] * -torch.log_softmax(scores, -1)[target]
+        total += temperature**2 * sum(weights[name] * value for name, value in kl.items())
+    return total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_losses_are_what_their_formulas_say(temperature):
+    """Every loss, summed over the tokens that count; none between equal distributions."""
+    student, teacher = draw(7, 11), draw(7, 11, seed=1)
+    targets = torch.tensor([3, -100, 0, 10, 5, -100, 2])
+    torch.testing.assert_close(
+        weighted_sum(student, teacher, targets, WEIGHTS, temperature),
+        by_hand(student, teacher, targets, WEIGHTS, temperature),
+    )
+    only = {name: weight for name, weight in WEIGHTS.items() if name != "cross_entropy"}
+    assert weighted_sum(student, student, targets, only, temperature).abs() < 1e-12
+
+
+def test_chunks_give_the_same_loss_and_gradients(monkeypatch):
+    """Logits of a few tokens at a time: value and gradients are those of all at once."""
+    monkeypatch.setattr(distillation, "chunk_tokens", lambda _: 4)
+    targets = torch.randint(0, 11, (10,), generator=torch.Generator().manual_seed(5))
+    targets[3] = -100
+    hidden, weight = draw(10, 6).requires_grad_(), draw(11, 6, seed=1).requires_grad_()
+    teacher, taught = Head(draw(11, 8, seed=2), cap=5.0), draw(10, 8, seed=3)
+
+    def compare(scores, wanted, said):
+        return weighted_sum(scores, teacher.logits(said).float(), wanted, WEIGHTS, 2.0)
+
+    chunked = chunked_sum(Head(weight, factor=0.5), hidden, targets, (taught,), compare)
+    chunked.backward()
+    gradients = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    whole = weighted_sum(
+        Head(weight, factor=0.5).logits(hidden).float(), teacher.logits(taught).float(), targets, WEIGHTS, 2.0
+    )
+    whole.backward()
+    torch.testing.assert_close(chunked, whole)
+    torch.testing.assert_close(gradients, (hidden.grad, weight.grad))
+
+
+def test_top_k_with_all_tokens_is_the_whole_loss():
+    """With k tokens known the rest is one class; with all but one it is the whole distribution."""
+    student, teacher = draw(6, 9), draw(6, 9, seed=1)
+    targets = torch.tensor([1, 2, -100, 4, 5, 0])
+    likeliest = torch.log_softmax(teacher / 2.0, -1).topk(8)
+    known = top_k_sum(student, likeliest.indices, likeliest.values, targets, WEIGHTS, 2.0)
+    torch.testing.assert_close(known, weighted_sum(student, teacher, targets, WEIGHTS, 2.0))
+    few = torch.log_softmax(teacher / 2.0, -1).topk(2)
+    less = top_k_sum(student, few.indices, few.values, targets, {"forward_kl": 1.0}, 2.0)
+    assert 0 < less < weighted_sum(student, teacher, targets, {"forward_kl": 1.0}, 2.0)
+
+
+def test_states_are_compared_pair_by_pair():
+    """Mean over pairs and channels, summed over the tokens that count."""
+    own, given = [draw(4, 6), draw(4, 6, seed=1)], [draw(4, 6, seed=2), draw(4, 6, seed=3)]
+    targets = torch.tensor([1, -100, 2, 3])
+    counts = targets != -100
+    mse = sum(((left - right) ** 2).mean(1)[counts].sum() for left, right in zip(own, given, strict=True)) / 2
+    cosine = sum(
+        (1 - nn.functional.cosine_similarity(left, right))[counts].sum() for left, right in zip(own, given, strict=True)
+    )
+    wanted = 2.0 * mse + 3.0 * cosine / 2
+    found = states_sum(own, given, targets, {"hidden_mse": 2.0, "hidden_cosine": 3.0})
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_stand_for_the_layers_they_came_from():
+    """By lineage; a student that inherited nothing is mapped by share of depth."""
+    assert block_map((0, 2, 5), 3, 6) == (0, 2, 5)
+    assert block_map((), 3, 6) == (1, 3, 5)
+    assert block_map((), 4, 4) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_teacher_gives_the_models_loss(whole):
+    """The loss that a student takes is the one computed from both models' logits and states; both stay as they were."""
+    student, reference = tiny.reference_model(layers=2, dropout=0.0, seed=1), tiny.reference_model(dropout=0.0)
+    weights = {"cross_entropy": 0.5, "forward_kl": 0.5, "hidden_mse": 0.25}
+    before = tiny.weights_hash(reference)
+    teacher = Teacher(reference, weights, 2.0, (0, 3))
+    tokens = torch.tensor(tiny.sequences(3, seed=4))
+    with teacher.teaching(student, {"input_ids": tokens, "labels": tokens}, whole):
+        found = student(input_ids=tokens, labels=tokens).loss
+    own = student(tokens, output_hidden_states=True)
+    given = reference(tokens, output_hidden_states=True)
+    targets = nn.functional.pad(tokens, (0, 1), value=-100)[:, 1:].reshape(-1)
+    total = weighted_sum(own.logits.flatten(0, 1), given.logits.flatten(0, 1), targets, weights, 2.0)
+    blocks = _block_states(student, tokens), _block_states(reference, tokens)
+    total = total + states_sum(blocks[0], [blocks[1][0], blocks[1][3]], targets, weights)
+    torch.testing.assert_close(found, total / (targets != -100).sum())
+    assert tiny.weights_hash(reference) == before
+    torch.testing.assert_close(
+        student(input_ids=tokens, labels=tokens).loss,
+        nn.functional.cross_entropy(own.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()),
+    )
+
+
+def _block_states(model, tokens):
+    states = []
+    handles = [
+        block.register_forward_hook(
+            lambda _block, _inputs, output: states.append(
+                (output[0] if isinstance(output, tuple) else output).flatten(0, 1)
+            )
+        )
+        for block in model.transformer.h
+    ]
+    model(tokens)
+    for handle in handles:
+        handle.remove()
+    return states
+
+
+def test_run_with_a_teacher_is_judged_by_the_plain_loss(tmp_path):
+    """Rounds with distillation train otherwise, are judged by cross-entropy, and let the reference go."""
+    reference = tiny.write_reference(tmp_path / "reference", steps=20)
+    runs = {}
+    for name, recipe in {
+        "plain": {},
+        "same": {"distillation": "cross_entropy=1.0"},
+        "taught": {"distillation": "cross_entropy=0.6,forward_kl=0.4", "distillation_temperature": 2.0},
+    }.items():
+        trainer = tiny.make_trainer(tmp_path / name, reference, {"max_layers": 2, **recipe})
+        trainer.train()
+        assert trainer.teacher is None
+        runs[name] = trainer
+    losses = {name: [item.loss for item in trainer.rounds] for name, trainer in runs.items()}
+    assert losses["same"] == pytest.approx(losses["plain"], abs=2e-4)
+    assert losses["taught"] != pytest.approx(losses["plain"], abs=1e-4)
+    taught = runs["taught"]
+    evaluated = taught.evaluate()["eval_loss"]
+    assert taught.rounds[-1].loss == pytest.approx(evaluated, abs=1e-6)
+
+
+def test_likeliest_tokens_are_kept_and_found(tmp_path):
+    """What is kept is found by its tokens, by any process; what a killed one left half written is not."""
+    store = TopKStore(tmp_path, 6, 3)
+    rows = [torch.tensor(row) for row in ([5, 9, 3, 1, 0, 7], [5, 9, 3])]
+    kept = [(torch.randint(0, 64, (len(row), 3)), draw(len(row), 3).float()) for row in rows]
+    for row, (tokens, values) in zip(rows, kept, strict=True):
+        store.keep(row, tokens, values)
+        store.keep(row, tokens + 1, values)  # kept already
+    for path in tmp_path.glob("*.records"):
+        path.write_bytes(path.read_bytes() + b"half")
+    again = TopKStore(tmp_path, 6, 3, process=1)
+    assert len(again) == 2
+    again.keep(torch.tensor([1]), torch.tensor([[1, 2, 3]]), torch.zeros(1, 3))
+    for reader in (again, TopKStore(tmp_path, 6, 3)):
+        for found, wanted in zip(reader.find(rows), kept, strict=True):
+            assert all(torch.equal(left, right) for left, right in zip(found, wanted, strict=True))
+    assert len(TopKStore(tmp_path, 6, 3)) == 3
+    assert again.find([torch.tensor([2])]) == [None]
+    with pytest.raises(ValueError, match="records of another size"):
+        TopKStore(tmp_path, 6, 4)
+    with pytest.raises(ValueError, match="up to 6 tokens, got one of 7"):
+        again.keep(torch.arange(7), torch.zeros(7, 3), torch.zeros(7, 3))
+
+
+def test_teacher_runs_once_over_each_sequence(tmp_path, monkeypatch):
+    """With k tokens kept, a second run finds them all on disk; with nearly all tokens it is the whole loss."""
+    monkeypatch.setattr(distillation, "HF_HOME", str(tmp_path / "home"))
+    reference = tiny.write_reference(tmp_path / "reference", steps=20)
+    calls, run = [], Teacher._run
+    monkeypatch.setattr(Teacher, "_run", lambda *given: calls.append(1) or run(*given))
+    losses = {}
+    for name, recipe in {"whole": {}, "first": {"distillation_top_k": 63}, "again": {"distillation_top_k": 63}}.items():
+        calls.clear()
+        settings = {"max_layers": 1, "distillation": "cross_entropy=0.5,forward_kl=0.5", **recipe}
+        trainer = tiny.make_trainer(tmp_path / name, reference, settings)
+        trainer.train()
+        losses[name] = trainer.rounds[-1].loss
+        seen = len({tuple(row) for row in tiny.sequences(80, seed=1)})
+        assert len(calls) == {"whole": 10, "first": min(40, seen), "again": 0}[name]
+    assert losses["first"] == losses["again"] == pytest.approx(losses["whole"], abs=1e-4)
+
+
+def test_states_need_the_teacher(tmp_path):
+    """A store of likeliest tokens has no states to compare with."""
+    with pytest.raises(ValueError, match="leave hidden_mse and hidden_cosine out"):
+        Teacher(tiny.reference_model(), {"hidden_mse": 1.0}, store=TopKStore(tmp_path, 4, 2))
+
+
+@pytest.mark.parametrize(
+    "text", ["cross_entropy", "cross_entropy=0", "kl=1", "forward_kl=1,forward_kl=1", "forward_kl=-1", ""]
+)
+def test_what_is_no_distillation_is_refused(text):
+    """Each loss is known, has a weight above 0, and comes once."""
+    with pytest.raises(ValueError, match="distillation must be losses out of cross_entropy, forward_kl"):
+        InherituneConfig(distillation=text)
+
+
+def test_weights_are_read():
+    """The paper's baseline in the recipe's notation."""
+    recipe = InherituneConfig(distillation="cross_entropy=0.6, forward_kl=0.4")
+    assert recipe.distillation_weights == {"cross_entropy": 0.6, "forward_kl": 0.4}
+    assert math.isclose(sum(recipe.distillation_weights.values()), 1.0)
