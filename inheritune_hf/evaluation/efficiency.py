@@ -98,11 +98,11 @@ class Efficiency:
         """Rebuild the figures from what `to_dict` returned."""
         sizes = {name: Size(**values[name]) for name in ("student", "reference")}
         spreads = ("student", "reference", "gain")
-        speeds = tuple(
-            Speed(**{name: Spread(**value) if name in spreads else value for name, value in item.items()})
-            for item in values["speeds"]
-        )
-        return cls(**{**values, **sizes, "speeds": speeds})
+        speeds = []
+        for item in values["speeds"]:
+            parts: dict[str, Any] = {name: Spread(**item[name]) for name in spreads}
+            speeds.append(Speed(**{**item, **parts}))
+        return cls(**{**values, **sizes, "speeds": tuple(speeds)})
 
 
 def measure_efficiency(
@@ -179,7 +179,7 @@ def flops_per_token(model: PreTrainedModel, tokens: int) -> float:
     # The fused kernels for CPUs are not counted; the same attention in plain operations is.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(input_ids=prompt, use_cache=False)
-    return counter.get_total_flops() / tokens
+    return float(counter.get_total_flops() / tokens)
 
 
 def _size(model: PreTrainedModel, source: str, tokens: int, peak: int | None, options: Mapping[str, Any]) -> Size:
@@ -233,7 +233,8 @@ def _context(model: PreTrainedModel) -> int:
 
 
 def _prompt(model: PreTrainedModel, batch: int, tokens: int) -> torch.Tensor:
-    words = torch.arange(batch * tokens, device=model.device) % model.config.get_text_config(decoder=True).vocab_size
+    vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
+    words = torch.arange(batch * tokens, device=model.device) % vocabulary
     return words.view(batch, tokens)
 
 
