@@ -120,6 +120,7 @@ class DistributedTrainer(StreamedTrainer):
 
     #: The staged folder that the next training begins with, where there is nothing for an engine to resume from.
     staged: str | None = None
+    _spare = False
 
     def __init__(self, recipe: InherituneConfig, args: TrainingArguments, **kwargs: Any) -> None:
         super().__init__(args=args, **kwargs)
@@ -138,8 +139,13 @@ class DistributedTrainer(StreamedTrainer):
             return f"zero{_zero(self.accelerator.state).get('stage', 0)}"
         return "fsdp" if self.is_fsdp_enabled else "none"
 
-    def hold(self, model: Any) -> None:
-        """Make `model` the one that is trained or evaluated, and forget every trace of the one before."""
+    def hold(self, model: Any, spare: bool = False) -> None:
+        """
+        Make `model` the one that is trained or evaluated, and forget every trace of the one before.
+
+        A `spare` one is not needed after it was evaluated, so that no copy of it is made.
+        """
+        self._spare = spare
         self.accelerator.free_memory()
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = self.deepspeed = None
@@ -155,25 +161,18 @@ class DistributedTrainer(StreamedTrainer):
         if self.is_in_train or not self.sharded:
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             return metrics
-        whole = self.model
+        whole: Any = self.model
+        if not self._spare:
+            self.hold(copy.deepcopy(whole))
         try:
-            return self.evaluate_once(copy.deepcopy(whole), eval_dataset, ignore_keys, metric_key_prefix)
+            return self._evaluate_sharded(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
             self.hold(whole)
 
-    def evaluate_once(
-        self,
-        model: Any,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Evaluate a model that is not needed afterwards, in the way in which it would be evaluated while it trains.
-
-        An engine of DeepSpeed exists only while training: each process has the whole model, in the engine's precision.
-        """
-        self.hold(model)
+    def _evaluate_sharded(self, *settings: Any) -> dict[str, float]:
+        # In the way in which it would be while it trains; only that an engine of DeepSpeed exists then alone, and each
+        # process has the whole model, in the engine's precision.
+        model: Any = self.model
         if self.is_fsdp_enabled:
             # FSDP2 shards a model together with an optimizer only.
             model, _ = self.accelerator.prepare(model, torch.optim.SGD(model.parameters()))
@@ -182,7 +181,7 @@ class DistributedTrainer(StreamedTrainer):
         try:
             if engine:
                 model.to(device=self.args.device, dtype=self.accelerator.state.deepspeed_plugin.hf_ds_config.dtype())
-            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            metrics: dict[str, float] = super().evaluate(*settings)
         finally:
             self.is_deepspeed_enabled = engine
         return metrics
@@ -207,9 +206,10 @@ class DistributedTrainer(StreamedTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Do nothing: the model was built from this very folder, with every weight accounted for."""
 
-    def _run_epoch(self, *, resume_from_checkpoint: str | None, **others: Any) -> None:
+    def _run_epoch(self, *args: Any, **settings: Any) -> None:
         """Go on at the place in the data and with the random state of the staged folder too."""
-        super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint or self.staged, **others)
+        settings["resume_from_checkpoint"] = settings["resume_from_checkpoint"] or self.staged
+        super()._run_epoch(*args, **settings)  # type: ignore[no-untyped-call]
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any

@@ -102,12 +102,12 @@ def _measure(trainer: InherituneTrainer, dataset: Any, metric_key_prefix: str) -
     if isinstance(reference, PreTrainedModel):
         # A copy: evaluation moves the model and wraps its forward, and what is lent stays as it is.
         copied: Any = copy.deepcopy(reference)
-        model = copied.float()
+        trainer.hold(copied.float(), spare=True)
         del copied
     else:
         kwargs = {"dtype": torch.float32, **trainer.reference_kwargs}
-        model = AutoModelForCausalLM.from_pretrained(reference, **kwargs)
-    trainer.evaluate_once(model, dataset, metric_key_prefix=metric_key_prefix)
+        trainer.hold(AutoModelForCausalLM.from_pretrained(reference, **kwargs), spare=True)
+    trainer.evaluate(dataset, metric_key_prefix=metric_key_prefix)
     return trainer.validations[metric_key_prefix]
 
 
@@ -125,6 +125,7 @@ def _key(trainer: InherituneTrainer, dataset: Any) -> dict[str, Any] | None:
         "end_token_id": trainer.data_collator.end_token_id,
         "dtype": str(trainer.reference_kwargs.get("dtype", torch.float32)),
         "mixed_precision": trainer.accelerator.mixed_precision,
+        "sharding": trainer.sharding,
         "tf32": args.tf32,
         "device": args.device.type,
         "measured_by": f"{type(trainer).__module__}.{type(trainer).__qualname__}",

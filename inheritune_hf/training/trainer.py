@@ -353,9 +353,9 @@ class InherituneTrainer(DistributedTrainer):
 
     # Pieces of the loop
 
-    def hold(self, model: Any) -> None:
+    def hold(self, model: Any, spare: bool = False) -> None:
         """Make `model` the one that is trained or evaluated, and compile its blocks if that was asked for."""
-        super().hold(model)
+        super().hold(model, spare)
         compile_blocks(model, self._compiler)
 
     def _restore_student(self) -> None:
