@@ -3,9 +3,9 @@ What a boundary between two rounds costs: seconds, bytes and compiled graphs, ag
 
 `python -m benchmarks.growth` prints a table, one row for each way to grow. A boundary is counted from the saved
 checkpoint that ends a round to the first step of the next: comparing, building and staging the student, loading it,
-its optimizer and the data. Bytes are those that the process asked the kernel to read and to write. Beside them is what
-must be read and written at least, and the time that this takes on the same disk, measured in the same run by plain
-reads and writes of as many bytes. Blocks are compiled, by a backend that generates no code.
+its optimizer and the data. Bytes are those that the process asked the kernel to read and to write; files that are
+mapped ask for nothing. Beside them is what must be read and written at least, and the time that plain reads and writes
+of as many bytes take on the same disk in the same run. Blocks are compiled, by a backend that generates no code.
 """
 
 from __future__ import annotations
@@ -138,10 +138,9 @@ def main() -> None:
     ways: list[dict[str, Any]] = [{"growth": "reinherit"}, {"growth": "continue"}]
     ways.append({"growth": "continue", "optimizer_state": "keep"})
     layers, width, heads = SHAPES[options.shape]
-    print(
-        "| growth | seconds | GB read | GB written | at least | of that | plain seconds | ratio | steps | new graphs |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["growth", "seconds", "of the processor", "GB read", "GB written", "GB at least", "plain seconds"]
+    columns += ["of the processor", "steps of training", "new graphs"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)

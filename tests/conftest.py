@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import sys
 import tempfile
-from contextlib import contextmanager
 
 os.environ["HF_HOME"] = tempfile.mkdtemp()
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -55,26 +53,3 @@ def hub(hub_and_client):
 def on_hub(hub_and_client, hub):
     """Run a function of a test module, with arguments, where `HF_ENDPOINT` is the local Hub."""
     return hub_and_client[1]
-
-
-#: Signals that tests sent to processes, this one included.
-sent = []
-sys.addaudithook(lambda event, args: sent.append(args) if event == "os.kill" else None)
-
-
-@pytest.fixture(autouse=True)
-def signals_from_outside(monkeypatch):
-    """End the session when a time limit's SIGTERM comes: a trainer under test would take it for one of its own test."""
-    from inheritune_hf.training.callbacks import RoundCallback
-
-    listening = RoundCallback.listening
-
-    @contextmanager
-    def guarded(callback):
-        before = len(sent)
-        with listening(callback):
-            yield
-        if callback._asked and len(sent) == before:
-            pytest.exit("a signal from outside came while a trainer listened for one", returncode=143)
-
-    monkeypatch.setattr(RoundCallback, "listening", guarded)
