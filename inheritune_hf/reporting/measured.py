@@ -157,7 +157,6 @@ def layer_blocks(found: StudentEvaluation | None, draw: Callable[..., str]) -> I
         partial(draw, reference=lazy.reference, student=lazy.student, near_one=near),
         (("reference", "reference, before"), ("student", "student, after"), ("lazy", "near rank-1: lazy")),
     )
-    yield Paragraph(lazy.comparison.sentence)
 
 
 def sample_blocks(found: StudentEvaluation | None) -> Iterator[Block]:
