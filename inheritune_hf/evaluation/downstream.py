@@ -248,7 +248,7 @@ def exact_mcnemar(better: int, worse: int) -> float:
     """Return how probable a split of the differing rows at least this uneven is if both models were equally good."""
     rows = better + worse
     tail = sum(math.comb(rows, count) for count in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / 2**rows)
+    return min(1.0, float(2 * tail / 2**rows))
 
 
 def _run(
@@ -263,7 +263,7 @@ def _run(
     wrapped: Any = import_module("lm_eval.models.huggingface").HFLM
     if batch_size == "auto" and model.device.type == "cpu":
         batch_size = _CPU_BATCH
-    model.eval()
+    model.train(False)
     try:
         found = evaluator.simple_evaluate(
             model=wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),

@@ -97,8 +97,8 @@ def measure_draft(
     if not prompts:
         raise ValueError("There is no prompt to continue; give at least one.")
     with undisturbed(student, reference), _drafting(student, draft_tokens):
-        student.eval()
-        reference.eval()
+        student.train(False)
+        reference.train(False)
         return tuple(_measure(student, reference, prompts, new_tokens, draft_tokens, repeats, mode) for mode in modes)
 
 

@@ -97,11 +97,8 @@ class Efficiency:
     def from_dict(cls, values: Mapping[str, Any]) -> Efficiency:
         """Rebuild the figures from what `to_dict` returned."""
         sizes = {name: Size(**values[name]) for name in ("student", "reference")}
-        spreads = ("student", "reference", "gain")
-        speeds = tuple(
-            Speed(**{name: Spread(**value) if name in spreads else value for name, value in item.items()})
-            for item in values["speeds"]
-        )
+        names = ("student", "reference", "gain")
+        speeds = tuple(Speed(**{**item, **{name: Spread(**item[name]) for name in names}}) for item in values["speeds"])
         return cls(**{**values, **sizes, "speeds": speeds})
 
 
@@ -179,7 +176,7 @@ def flops_per_token(model: PreTrainedModel, tokens: int) -> float:
     # The fused kernels for CPUs are not counted; the same attention in plain operations is.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(input_ids=prompt, use_cache=False)
-    return counter.get_total_flops() / tokens
+    return float(counter.get_total_flops()) / tokens
 
 
 def _size(model: PreTrainedModel, source: str, tokens: int, peak: int | None, options: Mapping[str, Any]) -> Size:
@@ -233,13 +230,13 @@ def _context(model: PreTrainedModel) -> int:
 
 
 def _prompt(model: PreTrainedModel, batch: int, tokens: int) -> torch.Tensor:
-    words = torch.arange(batch * tokens, device=model.device) % model.config.get_text_config(decoder=True).vocab_size
+    known = int(model.config.get_text_config(decoder=True).vocab_size)
+    words = torch.arange(batch * tokens, device=model.device) % known
     return words.view(batch, tokens)
 
 
 def _generate(model: Any, prompt: torch.Tensor, new_tokens: int) -> torch.Tensor:
+    options = fixed_generation(new_tokens)
     with torch.no_grad():
-        tokens: torch.Tensor = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), **fixed_generation(new_tokens)
-        )
-    return tokens
+        made: torch.Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    return made

@@ -54,15 +54,16 @@ def _measure(model: str, prompt_tokens: int, new_tokens: int, device: str, optio
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     source = {"revision": options["revision"]} if options.get("revision") else {}
     # The modelling code is imported before, so that only the model itself counts.
     config = AutoConfig.from_pretrained(model, **source)
     with torch.device("meta"):
-        AutoModelForCausalLM.from_config(config)
+        auto.from_config(config)
     before = 0 if device == "cuda" else _status("VmRSS")
     if device != "cuda":
         _RESET.write_text("5")  # forget the peak so far
-    loaded = AutoModelForCausalLM.from_pretrained(model, **options).to(device).eval()
+    loaded = auto.from_pretrained(model, **options).to(device).eval()
     prompt = torch.arange(prompt_tokens, device=device)[None] % config.get_text_config(decoder=True).vocab_size
     with torch.no_grad():
         loaded.generate(prompt, attention_mask=torch.ones_like(prompt), **fixed_generation(new_tokens))

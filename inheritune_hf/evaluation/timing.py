@@ -55,7 +55,7 @@ def interleaved(
         raise ValueError(f"repeats must be 1 or more, got {repeats}.")
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for repeat in range(-warm_up, repeats):
-        names = list(jobs) if repeat % 2 == 0 else list(reversed(jobs))
+        names = list(jobs) if repeat % 2 == 0 else list(jobs)[::-1]
         for name in names:
             _wait(device)
             began = time.perf_counter()

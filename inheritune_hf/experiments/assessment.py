@@ -258,7 +258,7 @@ def evaluate_student(
         scores = []
         for name, (source, options) in sources.items():
             logger.info("tasks of the %s", name)
-            kept = {"cache_dir": task_cache, "weights": found.fingerprints[name]}
+            kept: dict[str, Any] = {"cache_dir": task_cache, "weights": found.fingerprints[name]}
             model = _load(source, dtype, options)
             scores.append(evaluate_tasks(model, tokenizer, tasks, limit=task_limit, **kept))
             del model
@@ -360,8 +360,8 @@ def _paired(
         changes["samples"] = tuple(Sample(*item) for item in texts)
     if mine.collapse is not None and theirs.collapse is not None:
         comparison = compare_laziness(mine.collapse, theirs.collapse, NEAR_RANK_ONE)
-        ranks = (tuple(item.max_ranks(SHARE)) for item in (theirs.collapse, mine.collapse))
-        changes["laziness"] = Laziness(SHARE, *ranks, comparison)
+        before, after = (tuple(item.max_ranks(SHARE)) for item in (theirs.collapse, mine.collapse))
+        changes["laziness"] = Laziness(SHARE, before, after, comparison)
     return changes
 
 
