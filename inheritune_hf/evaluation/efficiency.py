@@ -97,12 +97,9 @@ class Efficiency:
     def from_dict(cls, values: Mapping[str, Any]) -> Efficiency:
         """Rebuild the figures from what `to_dict` returned."""
         sizes = {name: Size(**values[name]) for name in ("student", "reference")}
-        spreads = ("student", "reference", "gain")
-        speeds = []
-        for item in values["speeds"]:
-            parts: dict[str, Any] = {name: Spread(**item[name]) for name in spreads}
-            speeds.append(Speed(**{**item, **parts}))
-        return cls(**{**values, **sizes, "speeds": tuple(speeds)})
+        names = ("student", "reference", "gain")
+        speeds = tuple(Speed(**{**item, **{name: Spread(**item[name]) for name in names}}) for item in values["speeds"])
+        return cls(**{**values, **sizes, "speeds": speeds})
 
 
 def measure_efficiency(
@@ -179,7 +176,7 @@ def flops_per_token(model: PreTrainedModel, tokens: int) -> float:
     # The fused kernels for CPUs are not counted; the same attention in plain operations is.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(input_ids=prompt, use_cache=False)
-    return float(counter.get_total_flops() / tokens)
+    return float(counter.get_total_flops()) / tokens
 
 
 def _size(model: PreTrainedModel, source: str, tokens: int, peak: int | None, options: Mapping[str, Any]) -> Size:
@@ -233,14 +230,13 @@ def _context(model: PreTrainedModel) -> int:
 
 
 def _prompt(model: PreTrainedModel, batch: int, tokens: int) -> torch.Tensor:
-    vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
-    words = torch.arange(batch * tokens, device=model.device) % vocabulary
+    known = int(model.config.get_text_config(decoder=True).vocab_size)
+    words = torch.arange(batch * tokens, device=model.device) % known
     return words.view(batch, tokens)
 
 
 def _generate(model: Any, prompt: torch.Tensor, new_tokens: int) -> torch.Tensor:
+    options = fixed_generation(new_tokens)
     with torch.no_grad():
-        tokens: torch.Tensor = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), **fixed_generation(new_tokens)
-        )
-    return tokens
+        made: torch.Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    return made

@@ -54,6 +54,7 @@ def _measure(model: str, prompt_tokens: int, new_tokens: int, device: str, optio
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     source = {"revision": options["revision"]} if options.get("revision") else {}
     # The modelling code is imported before, so that only the model itself counts.
     config = AutoConfig.from_pretrained(model, **source)
