@@ -58,7 +58,6 @@ def _measure(model: str, prompt_tokens: int, new_tokens: int, device: str, optio
     source = {"revision": options["revision"]} if options.get("revision") else {}
     # The modelling code is imported before, so that only the model itself counts.
     config = AutoConfig.from_pretrained(model, **source)
-    auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         auto.from_config(config)
     before = 0 if device == "cuda" else _status("VmRSS")
