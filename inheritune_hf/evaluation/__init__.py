@@ -1,6 +1,5 @@
 """Measure and compare: losses per document, the match rule, the metric, efficiency, drafting, zero-shot tasks."""
 
-from .comparison import Corpus, CorpusComparison, Figures, compare_on, read_corpus, validate
 from .downstream import (
     PAPER_TASKS,
     TaskComparison,
@@ -14,6 +13,7 @@ from .efficiency import Efficiency, Size, Speed, measure_efficiency
 from .isolation import undisturbed
 from .matching import MIN_DOCUMENTS, SeedDifference, compare_losses, compare_over_seeds, difference_bounds
 from .metric import TokenPerplexity
+from .pairing import Corpus, CorpusComparison, Figures, compare_on, read_corpus, validate
 from .timing import Spread
 from .validation import ValidatedTrainer, Validation, document_ids, sequence_sums, sum_by_document
 
