@@ -51,6 +51,12 @@ def test_files_can_be_read_at_a_sitting():
     assert not {name: length for name, length in lengths.items() if length > 560}
 
 
+def test_test_modules_have_names_of_their_own():
+    """Two test modules of one name cannot both be imported."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_public_names_are_there():
     """Every public name can be imported and is documented."""
     for name in inheritune_hf.__all__:
