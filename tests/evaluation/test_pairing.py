@@ -81,7 +81,7 @@ def test_batch_size_changes_nothing(pair, corpus, batch_size):
 
 
 def test_accuracy_is_paired_by_document(pair, corpus):
-    """The difference in accuracy lies within its bounds; with few documents there are none."""
+    """The difference in accuracy lies within its bounds; with few documents it is said that they may be too narrow."""
     documents = tuple(range(40))
     tokens = tuple(10 + document % 3 for document in documents)
     sums = tuple(2.0 * count for count in tokens)
@@ -93,7 +93,7 @@ def test_accuracy_is_paired_by_document(pair, corpus):
     assert 0 < found.accuracy_lower < found.accuracy_difference < found.accuracy_upper
     few = read_corpus([pair.texts.replace("*", "0*")], pair.tokenizer, len(pair.tokenizer), 64)
     found = compare_on(few, validate(load(pair.student), few), validate(load(pair.reference), few))
-    assert found.accuracy_lower is None
+    assert found.accuracy_lower <= found.accuracy_difference <= found.accuracy_upper
     assert "10 documents" in found.match.note
     assert CorpusComparison.from_dict(found.to_dict()) == found
 

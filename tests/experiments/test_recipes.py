@@ -42,10 +42,10 @@ def test_recipe_is_read(path):
         if name in {"learning_rate", "weight_decay", "warmup_steps", "keep_layers", "gradient_accumulation_steps"}:
             assert "#" in line, line
     if "arms" in values:
-        _, config = parse_comparison([str(path), "--use_cpu", "--no_tf32", "--bf16", "false"], CompareConfig)
+        _, config = parse_comparison([str(path), "--use_cpu", "--tf32", "false", "--bf16", "false"], CompareConfig)
         assert config.layers == values["layers"]
     else:
-        settings = parse_settings(["--config", str(path), "--use_cpu", "--no_tf32", "--bf16", "false"])
+        settings = parse_settings(["--config", str(path), "--use_cpu", "--tf32", "false", "--bf16", "false"])
         assert settings.recipe.steps_per_round == values["steps_per_round"]
 
 
