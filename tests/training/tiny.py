@@ -270,7 +270,7 @@ def main():
         settings.get("recipe"),
         [*callbacks, seen, shards],
         train,
-        settings.get("reference_cache", False),
+        reference_cache=settings.get("reference_cache", False),
         **settings.get("args", {}),
     )
     if settings.get("disagree") and trainer.args.process_index:
