@@ -103,7 +103,7 @@ def test_the_plain_loss_is_used_and_said(reference, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "inheritune_hf.training.losses"):
         trainer = run(tmp_path / "set", reference, "chunked", steps=2, label_smoothing_factor=0.1)
     assert trainer.loss_method() == "full"
-    assert caplog.messages == ["loss: full (not chunked: labels are smoothed)"]
+    assert said(caplog) == ["loss: full (not chunked: labels are smoothed)"]
 
 
 def test_a_loss_of_ones_own_is_left_alone(reference, tmp_path):
