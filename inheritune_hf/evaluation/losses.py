@@ -73,37 +73,18 @@ def loss_of_hidden(model: PreTrainedModel, compute: LossOfHidden) -> Iterator[No
         taken.append(args[0])
         return (args[0][..., :0, :], *args[1:])
 
-    def loss(
-        logits: Tensor,
-        labels: Tensor | None = None,
-        vocab_size: int | None = None,
-        num_items_in_batch: Any = None,
-        shift_labels: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
+    def of_taken(_logits: Tensor, targets: Tensor, items: Any) -> Tensor:
         hidden = taken.pop()
-        targets = _following(labels, shift_labels).to(hidden.device)
-        return compute(Head(head.weight, head.bias, factor, cap), hidden, targets, num_items_in_batch)
+        return compute(Head(head.weight, head.bias, factor, cap), hidden, targets.to(hidden.device), items)
 
-    with _hooked(model, head, take, loss):
+    with _hooked(model, head, take, _loss_function(of_taken)):
         yield
 
 
 @contextmanager
 def loss_of_logits(model: PreTrainedModel, compute: LossOfLogits) -> Iterator[None]:
     """Let `model`, called with labels within this context, take its loss from `compute`, which gets all its logits."""
-
-    def loss(
-        logits: Tensor,
-        labels: Tensor | None = None,
-        vocab_size: int | None = None,
-        num_items_in_batch: Any = None,
-        shift_labels: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        return compute(logits, _following(labels, shift_labels).to(logits.device), num_items_in_batch)
-
-    with _own_function(model, loss):
+    with _own_function(model, _loss_function(compute)):
         yield
 
 
@@ -284,13 +265,24 @@ def _head_module(model: PreTrainedModel) -> Any:
     return untyped.get_output_embeddings()
 
 
-def _following(labels: Tensor | None, shifted: Tensor | None) -> Tensor:
-    """Return the label of the token that follows each, from labels that are not shifted or that are."""
-    if shifted is not None:
-        return shifted
-    if labels is None:
-        raise ValueError("A loss needs labels; the batch has none.")
-    return nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+def _loss_function(compute: LossOfLogits) -> Any:
+    """Return `compute` in the form in which models call their `loss_function`; their labels may be shifted or not."""
+
+    def loss(
+        logits: Tensor,
+        labels: Tensor | None = None,
+        vocab_size: int | None = None,
+        num_items_in_batch: Any = None,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        if shift_labels is None:
+            if labels is None:
+                raise ValueError("A loss needs labels; the batch has none.")
+            shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+        return compute(logits, shift_labels.to(logits.device), num_items_in_batch)
+
+    return loss
 
 
 @contextmanager

@@ -33,6 +33,19 @@ from .runs import PreparedRun
 CELL_FILE = "cell.json"
 MODEL_FOLDER = "model"
 
+# Settings of the recipe that say what the loop inherits and how it grows, and so nothing about other arms.
+_OF_THE_LOOP = (
+    "inherit",
+    "attention_scale",
+    "schedule",
+    "growth",
+    "new_blocks",
+    "optimizer_state",
+    "lr_schedule",
+    "freeze_steps",
+    "match_at",
+)
+
 #: What `/kd` trains with unless the recipe says otherwise (arXiv 2404.08634v4, F.2: 0.6 and 0.4 at temperature 1).
 PAPER_DISTILLATION = "cross_entropy=0.6,forward_kl=0.4"
 
@@ -193,7 +206,7 @@ def measure(bench: Bench, model: PreTrainedModel) -> Validation:
         model=model,
         args=with_changes(bench.args, output_dir=str(bench.folder)),
         eval_dataset=bench.ready.splits.test,
-        data_collator=CausalCollator(bench.ready.tokenizer.eos_token_id or 0),
+        data_collator=bench.ready.collator or CausalCollator(bench.ready.tokenizer.eos_token_id or 0),
     )
     trainer.pop_callback(ProgressCallback)
     trainer.evaluate(metric_key_prefix="test")
@@ -233,6 +246,7 @@ def cell_trainer(bench: Bench, plan: CellPlan) -> ArmTrainer:
         train_dataset=bench.ready.splits.train,
         eval_dataset=bench.ready.splits.selection,
         processing_class=bench.ready.tokenizer,
+        data_collator=bench.ready.collator,
         reference_kwargs=dict(bench.ready.kwargs),
     )
 
@@ -245,20 +259,16 @@ def cell_recipe(recipe: InherituneConfig, plan: CellPlan) -> InherituneConfig:
     if plan.variant.arm.build is None:
         return recipe
     stages = 2 if plan.variant.arm.doubles else 1
+    # What the loop does between rounds is its own; how a model is trained and judged is every arm's.
+    plain = InherituneConfig()
     return replace(
-        InherituneConfig(),
+        recipe,
         keep_layers=plan.layers // stages,
         grow_by=max(1, plan.layers - plan.layers // stages),
         max_layers=plan.layers,
         steps_per_round=plan.steps // stages,
         data_order="continue",
-        target=recipe.target,
-        tolerance=recipe.tolerance,
-        confidence=recipe.confidence,
-        distillation=recipe.distillation,
-        distillation_temperature=recipe.distillation_temperature,
-        distillation_top_k=recipe.distillation_top_k,
-        distillation_dtype=recipe.distillation_dtype,
+        **{name: getattr(plain, name) for name in _OF_THE_LOOP},
     )
 
 

@@ -105,7 +105,7 @@ class CompareConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-        if _LOOP not in {parse_arm(arm).arm.name for arm in self.arms} and not (self.budget_steps and self.layers):
+        if _LOOP not in self.arms and not (self.budget_steps and self.layers):
             raise ValueError(
                 "Without the arm 'inheritune' nothing says how deep the others are and how long they train: give "
                 "layers and budget_steps."

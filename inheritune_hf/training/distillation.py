@@ -55,15 +55,29 @@ def weighted_sum(
     Returns:
         `torch.Tensor` of shape `()`.
     """
-    total = student.new_zeros(())
+
+    def both(log_p: Tensor) -> tuple[Tensor, Tensor]:
+        return log_p, nn.functional.log_softmax(teacher / temperature, -1)
+
+    return _weighted(student, targets, weights, temperature, both)
+
+
+def _weighted(
+    scores: Tensor,
+    targets: Tensor,
+    weights: Mapping[str, float],
+    temperature: float,
+    both: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Sum the weighted losses; `both` turns the student's log-probabilities into the two distributions to compare."""
+    total = scores.new_zeros(())
     if weights.get("cross_entropy"):
-        entropy = nn.functional.cross_entropy(student, targets, ignore_index=IGNORED, reduction="sum")
+        entropy = nn.functional.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
         total = total + weights["cross_entropy"] * entropy
     wanted = {name: weights[name] for name in OF_LOGITS[1:] if weights.get(name)}
     if not wanted:
         return total
-    log_p = nn.functional.log_softmax(student / temperature, -1)
-    log_q = nn.functional.log_softmax(teacher / temperature, -1)
+    log_p, log_q = both(nn.functional.log_softmax(scores / temperature, -1))
     for name, weight in wanted.items():
         per_token = divergence(name, log_p, log_q)
         total = total + weight * temperature**2 * per_token.masked_fill(targets == IGNORED, 0.0).sum()
@@ -140,17 +154,11 @@ def top_k_sum(
     Returns:
         `torch.Tensor` of shape `()`.
     """
-    total = scores.new_zeros(())
-    if weights.get("cross_entropy"):
-        entropy = nn.functional.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
-        total = total + weights["cross_entropy"] * entropy
-    log_p = nn.functional.log_softmax(scores / temperature, -1).gather(-1, tokens)
-    known, given = with_rest(log_p), with_rest(log_q)
-    for name in OF_LOGITS[1:]:
-        if weights.get(name):
-            per_token = divergence(name, known, given)
-            total = total + weights[name] * temperature**2 * per_token.masked_fill(targets == IGNORED, 0.0).sum()
-    return total
+
+    def both(log_p: Tensor) -> tuple[Tensor, Tensor]:
+        return with_rest(log_p.gather(-1, tokens)), with_rest(log_q)
+
+    return _weighted(scores, targets, weights, temperature, both)
 
 
 def with_rest(log_probabilities: Tensor) -> Tensor:

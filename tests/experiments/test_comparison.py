@@ -13,8 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T
 
 from inheritune_hf import DataConfig, InherituneConfig
 from inheritune_hf.configuration import RunConfig
+from inheritune_hf.data import CausalCollator
 from inheritune_hf.experiments import ARMS, CompareConfig, run_comparison, write_results
 from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
+from inheritune_hf.experiments.cells import CellPlan, cell_recipe
 
 DEPTH = 4
 WORDS = "abcdefghij"
@@ -44,7 +46,9 @@ def material(tmp_path_factory):
     return folder
 
 
-def compare(material, output_dir, arms, seeds=(1, 2), rates=(1.0,), recipe=None, args=None, **settings):
+def compare(
+    material, output_dir, arms, seeds=(1, 2), rates=(1.0,), recipe=None, args=None, boundaries=False, **settings
+):
     arguments = TrainingArguments(
         str(output_dir),
         **{
@@ -71,6 +75,7 @@ def compare(material, output_dir, arms, seeds=(1, 2), rates=(1.0,), recipe=None,
             test_fraction=0.3,
             block_size=8,
             near_duplicates="ignore",
+            document_boundaries=boundaries,
         ),
         arguments,
         Console(quiet=True),
@@ -228,6 +233,7 @@ def test_arms_that_cannot_be_built_are_left_out_and_said(material, tmp_path):
         ({"arms": ["random/moved-scale"]}, "random moves no block"),
         ({"arms": ["random", "random"]}, "arms must be a list of different values"),
         ({"arms": ["random"]}, "give layers and budget_steps"),
+        ({"arms": ["inheritune/kd"]}, "give layers and budget_steps"),
         ({"seeds": []}, "seeds must be a list"),
         ({"learning_rates": [0.0]}, "must be multiples above 0"),
         ({"budget": "hours"}, "budget must be tokens or flops"),
@@ -244,3 +250,46 @@ def test_arms_say_where_they_come_from():
     """Each arm has a sentence and a source."""
     assert all(arm.summary and arm.source for arm in ARMS.values())
     assert parse_arm("last/moved-scale").moved_scale
+
+
+def test_arms_are_trained_and_judged_as_the_loop_is():
+    """How a model is trained and judged is the recipe's for every arm; what the loop does between rounds is not."""
+    recipe = InherituneConfig(
+        loss="chunked",
+        compile_scope="model",
+        tolerance=0.5,
+        confidence=None,
+        target=2.0,
+        growth="continue",
+        new_blocks="identity",
+        optimizer_state="keep",
+        freeze_steps=3,
+        distillation="jsd=1",
+        distillation_temperature=2.0,
+    )
+    plan = CellPlan(parse_arm("stacking"), 1, 0.1, 4, 10)
+    found = cell_recipe(recipe, plan)
+    assert (found.loss, found.compile_scope) == ("chunked", "model")
+    assert (found.tolerance, found.confidence, found.target) == (0.5, None, 2.0)
+    assert (found.growth, found.new_blocks, found.optimizer_state, found.freeze_steps) == (
+        "reinherit",
+        "reference",
+        "reset",
+        0,
+    )
+    assert (found.keep_layers, found.grow_by, found.max_layers, found.steps_per_round) == (2, 2, 4, 5)
+    assert found.distillation is None
+    taught = cell_recipe(recipe, CellPlan(parse_arm("random/kd"), 1, 0.1, 4, 10))
+    assert (taught.distillation, taught.distillation_temperature) == ("jsd=1", 2.0)
+    assert cell_recipe(recipe, CellPlan(parse_arm("inheritune/kd"), 1, 0.1, 0, 0)).growth == "continue"
+
+
+def test_documents_are_kept_apart_in_every_cell(material, tmp_path, monkeypatch):
+    """With document_boundaries every arm is trained, and measured on the test set, by the run's own collator."""
+    seen = []
+    whole = CausalCollator.__call__
+    monkeypatch.setattr(
+        CausalCollator, "__call__", lambda collator, rows: seen.append(collator.end_token_id) or whole(collator, rows)
+    )
+    compare(material, tmp_path, ["random"], [1], layers=1, budget_steps=2, controls=False, boundaries=True)
+    assert set(seen) == {0}
