@@ -26,6 +26,7 @@ from ..records import write_json
 from ..students import student_skeleton
 from ..students.estimation import operations_per_token
 from ..training import on_main_process
+from ..training.staging import check_identity
 from .arms import ArmTrainer, Variant, arm_shape
 from .controls import with_changes
 from .runs import PreparedRun
@@ -71,6 +72,7 @@ class Cell:
         reference_loss (`float`): The reference's selection loss, in nats per token.
         selection (`Validation`): The final model's loss on the selection set, per document.
         folder (`str`): Name of the folder that holds the trained model, below the comparison's.
+        identity (`Mapping`): What it was trained by: a finished cell stands for no other settings.
         lazy_layers (`int`, *optional*): Layers of the final model near rank 1; None where not measured.
         test (`Validation`, *optional*): Its loss on the test set; None unless this cell was chosen.
     """
@@ -90,6 +92,7 @@ class Cell:
     reference_loss: float
     selection: Validation
     folder: str
+    identity: Mapping[str, Any]
     lazy_layers: int | None = None
     test: Validation | None = None
 
@@ -171,9 +174,10 @@ def run_cell(bench: Bench, plan: CellPlan) -> Cell | None:
     """
     folder = bench.folder / plan.folder
     cell: Cell | None = on_main_process(read_cell(folder) if bench.args.process_index == 0 else None)
-    if cell is not None:
-        return cell
     trainer = cell_trainer(bench, plan)
+    if cell is not None:
+        check_identity(folder, cell.identity, cell_identity(trainer))
+        return cell
     trainer.train()
     if trainer.outcome == "interrupted":
         return None
@@ -272,6 +276,15 @@ def cell_recipe(recipe: InherituneConfig, plan: CellPlan) -> InherituneConfig:
     )
 
 
+def cell_identity(trainer: ArmTrainer) -> dict[str, Any]:
+    """Return what makes a cell this very cell: unlike a run, it is not gone on with when its budget is raised."""
+    return {
+        **trainer.identity(),
+        "recipe.max_layers": trainer.inheritune_config.max_layers,
+        "args.max_steps": trainer.budget,
+    }
+
+
 def operations(bench: Bench, plan: CellPlan, config: Any, layers: int) -> float:
     """Return the floating-point operations of training an arm's model of so many layers on one token."""
     shape = student_skeleton(arm_shape(plan.variant.arm, config), range(layers)).config
@@ -311,4 +324,5 @@ def _finished(bench: Bench, plan: CellPlan, trainer: ArmTrainer) -> Cell:
         reference_loss=trainer.target_loss() or float("nan"),
         selection=trainer.validations["eval"],
         folder=plan.folder,
+        identity=cell_identity(trainer),
     )

@@ -140,14 +140,13 @@ def write_state(output_dir: Path, state: RunState) -> None:
     )
 
 
-def check_identity(output_dir: Path, state: RunState, identity: Mapping[str, Any]) -> None:
+def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """
-    Raise a `ValueError` that names every difference if `output_dir` holds another run than `identity`.
+    Raise a `ValueError` that names every difference if `output_dir` holds another run (`there`) than `identity`.
 
     Both sides are compared as JSON, since one of them has been through a file.
     """
     here = json.loads(json.dumps(identity))
-    there = state.identity
     different = [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} now"
         for name in sorted({*here, *there})

@@ -235,12 +235,12 @@ class InherituneTrainer(DistributedTrainer):
 
     def _open_run(self) -> RunState:
         """Read the run in `output_dir`, or begin one by measuring the reference."""
-        identity = run_identity(self.args, self.inheritune_config, self._facts())
+        identity = self.identity()
         found: RunState | None = on_main_process(read_state(self.output_dir) if self.args.should_save else None)
         state = found
         if state is None:
             state = RunState(identity=identity, layers=self._first_layers)
-        check_identity(self.output_dir, state, identity)
+        check_identity(self.output_dir, state.identity, identity)
         if state.outcome is not None:
             state = reopen(state, self.inheritune_config, self.reference_depth, self.budget)
         if state.reference is None and self.inheritune_config.target == "reference":
@@ -266,6 +266,10 @@ class InherituneTrainer(DistributedTrainer):
         if self.rounds and self.outcome is not None:
             self._restore_student()
         return validation
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes a run this very run: its recipe, its numeric arguments, its reference and its data."""
+        return run_identity(self.args, self.inheritune_config, self._facts())
 
     def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
         """Return the student of `layers` without weights."""

@@ -160,6 +160,17 @@ def test_finished_comparison_is_not_trained_again(small, material, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in small.glob("*/cell.json")}
 
 
+def test_finished_cells_of_other_settings_are_refused(material, tmp_path):
+    """A finished cell stands for its own settings only: with others it is refused, and what differs is named."""
+    fixed = {"layers": 1, "controls": False}
+    compare(material, tmp_path, ["random"], [1], budget_steps=2, **fixed)
+    with pytest.raises(ValueError, match=r"holds another run:\n- args.weight_decay: 0.0 there, 0.1 now"):
+        compare(material, tmp_path, ["random"], [1], budget_steps=2, args={"weight_decay": 0.1}, **fixed)
+    with pytest.raises(ValueError, match="recipe.steps_per_round: 2 there, 3 now"):
+        compare(material, tmp_path, ["random"], [1], budget_steps=3, **fixed)
+    assert compare(material, tmp_path, ["random"], [1, 2], budget_steps=2, **fixed).complete
+
+
 def weights(folder):
     return {path.parent.parent.name: path.read_bytes() for path in folder.glob("*/model/model.safetensors")}
 

@@ -58,9 +58,9 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 def test_identity_is_compared_as_json(tmp_path):
     """Tuples and lists are one thing to a file; real differences are all named."""
     state = RunState({"layers": [0, 1], "seed": 1}, (0,))
-    check_identity(tmp_path, state, {"layers": (0, 1), "seed": 1})
+    check_identity(tmp_path, state.identity, {"layers": (0, 1), "seed": 1})
     with pytest.raises(ValueError, match=r"- lr: None there, 0\.1 now\n- seed: 1 there, 2 now"):
-        check_identity(tmp_path, state, {"layers": (0, 1), "seed": 2, "lr": 0.1})
+        check_identity(tmp_path, state.identity, {"layers": (0, 1), "seed": 2, "lr": 0.1})
 
 
 def test_last_sealed_checkpoint_of_a_round(tmp_path):
