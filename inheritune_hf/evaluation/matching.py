@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,12 +56,7 @@ def compare_losses(
         note = "no interval: 1 document, 2 are needed; means are compared"
     else:
         lower, upper = (float(bound) for bound in difference_bounds(excess, tokens, confidence or 0.95))
-        effective = float(_effective_documents(tokens))
-        if effective < MIN_DOCUMENTS:
-            note = (
-                f"the {len(tokens)} documents weigh as much as {effective:.1f} of equal length; with fewer than "
-                f"{MIN_DOCUMENTS} the interval may be too narrow"
-            )
+        note = _too_few(tokens)
     bound = difference if confidence is None or upper is None else upper
     return Match(
         matched=bound <= tolerance,
@@ -154,7 +150,10 @@ def compare_over_seeds(
     models: Sequence[Validation], targets: Sequence[Validation], confidence: float = 0.95
 ) -> SeedDifference:
     """
-    Compare models with targets, seed by seed, with an interval that resamples documents and seeds.
+    Compare models with targets, seed by seed, with an interval that covers other documents and other seeds.
+
+    Two uncertainties are added up as independent ones: that of the documents (`difference_bounds` on the mean over
+    seeds) and that of the seeds (their mean's standard error, by the t distribution).
 
     Args:
         models (sequence of `Validation`): One for each seed.
@@ -172,19 +171,28 @@ def compare_over_seeds(
     excess = np.stack([_excess(model, target) for model, target in zip(models, targets, strict=True)])
     tokens = np.asarray(models[0].tokens, dtype=np.float64)
     seeds, documents = excess.shape
-    difference = float((excess.sum(1) / tokens.sum()).mean())
-    if documents < MIN_DOCUMENTS:
-        return SeedDifference(
-            difference, None, None, documents, seeds, f"no interval: {documents} documents, {MIN_DOCUMENTS} are needed"
-        )
-    draw = np.random.default_rng(_SEED)
-    weights = draw.multinomial(documents, np.full(documents, 1 / documents), size=_RESAMPLES)
-    by_seed = (weights @ excess.T) / (weights @ tokens)[:, None]
-    drawn = draw.multinomial(seeds, np.full(seeds, 1 / seeds), size=_RESAMPLES) / seeds
-    tail = (1 - confidence) / 2
-    lower, upper = np.quantile((by_seed * drawn).sum(1), [tail, 1 - tail])
-    note = "" if seeds >= 5 else f"{seeds} seed{'s' if seeds > 1 else ''}: the spread between seeds is understated"
-    return SeedDifference(difference, float(lower), float(upper), documents, seeds, note)
+    by_seed = excess.sum(1) / tokens.sum()
+    difference = float(by_seed.mean())
+    if documents == 1:
+        return SeedDifference(difference, None, None, 1, seeds, "no interval: 1 document, 2 are needed")
+    tail = (1 + confidence) / 2
+    bounds = difference_bounds(excess.mean(0), tokens, tail)
+    reach = float(stdtrit(seeds - 1, tail) * by_seed.std(ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
+    lower, upper = (math.hypot(float(bound) - difference, reach) for bound in bounds)
+    notes = [_too_few(tokens)] if seeds > 1 else [_too_few(tokens), "1 seed: what another seed changes is not covered"]
+    note = "; ".join(item for item in notes if item)
+    return SeedDifference(difference, difference - lower, difference + upper, documents, seeds, note)
+
+
+def _too_few(tokens: NDArray[np.float64]) -> str:
+    """Return what is to be said of an interval that rests on few documents, or an empty string."""
+    effective = float(_effective_documents(tokens))
+    if effective >= MIN_DOCUMENTS:
+        return ""
+    return (
+        f"the {len(tokens)} documents weigh as much as {effective:.1f} of equal length; with fewer than "
+        f"{MIN_DOCUMENTS} the interval may be too narrow"
+    )
 
 
 def _excess(student: Validation, target: Validation) -> NDArray[np.float64]:

@@ -187,9 +187,10 @@ def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
     seeds = facts["compare"]["seeds"]
     below = [
         f"Test loss in nats per token, mean over {len(seeds)} seed(s) ± standard deviation. Differences are paired by "
-        "document and seed, with a 95 % interval that resamples both. Tokens and FLOPs count all rounds and stages, "
-        "failed ones included; the reference's own training stands in its row and in no other. Each arm's learning "
-        "rate was chosen on the selection set with the first seed; the test set was opened once, for what was chosen.",
+        "document and seed, with a 95 % interval that covers other documents and other seeds. Tokens and FLOPs count "
+        "all rounds and stages, failed ones included; the reference's own training stands in its row and in no other. "
+        "Each arm's learning rate was chosen on the selection set with the first seed; the test set was opened once, "
+        "for what was chosen.",
         *(f"Note: {note}." for note in notes),
         *(f"Left out: `{name}`, because {reason}." for name, reason in facts["left_out"].items()),
     ]

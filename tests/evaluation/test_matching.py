@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from inheritune_hf import compare_losses
-from inheritune_hf.evaluation import Validation, difference_bounds, matching
+from inheritune_hf.evaluation import Validation, compare_over_seeds, difference_bounds, matching
 from inheritune_hf.evaluation.matching import bootstrap_bounds
 
 
@@ -170,3 +170,33 @@ def test_other_documents_are_refused():
     """Losses on different sequences cannot be paired."""
     with pytest.raises(ValueError, match="must be measured on the same sequences, got 3 documents with 300 tokens"):
         compare_losses(validation([3.0] * 3), validation([3.0] * 4))
+
+
+@pytest.mark.parametrize(("seeds", "documents"), [(2, 40), (3, 20), (5, 100)])
+def test_interval_over_seeds_covers_documents_and_seeds(seeds, documents):
+    """The two-sided 95 % interval covers the true difference in 95 of 100 draws of documents and seeds, or more."""
+    covered = []
+    for number in range(300):
+        draw = np.random.default_rng((number, seeds))
+        of_document, of_seed = draw.normal(0, 0.05, documents), draw.normal(0, 0.02, seeds)
+        noise = draw.normal(0, 0.01, (seeds, documents))
+        models = [validation(list(3.1 + of_document + shift + row)) for shift, row in zip(of_seed, noise, strict=True)]
+        found = compare_over_seeds(models, [validation([3.0] * documents)] * seeds)
+        covered.append(found.lower <= 0.1 <= found.upper)
+    assert 0.94 <= np.mean(covered) <= 0.999
+
+
+def test_interval_over_one_seed_is_that_of_its_documents():
+    """With one seed the interval is that of the documents alone, and it is said; so is that they are few."""
+    student, target = validation(spread(12, 1)), validation(spread(12, 2))
+    found, match = compare_over_seeds([student], [target], 0.9), compare_losses(student, target, confidence=0.95)
+    assert (found.lower, found.upper) == (pytest.approx(match.lower), pytest.approx(match.upper))
+    assert found.note.endswith("may be too narrow; 1 seed: what another seed changes is not covered")
+    alone = compare_over_seeds([validation([3.0])] * 2, [validation([2.5])] * 2)
+    assert (alone.difference, alone.lower, alone.note) == (0.5, None, "no interval: 1 document, 2 are needed")
+
+
+def test_seeds_are_paired():
+    """Each model has a target of its seed."""
+    with pytest.raises(ValueError, match="paired by seed, got 2 and 1"):
+        compare_over_seeds([validation([3.0] * 3)] * 2, [validation([3.0] * 3)])

@@ -148,7 +148,7 @@ def test_table_is_made_from_the_records(small):
         )
         assert f"| {loss:.4f} |" in before
     assert rows["continued"]["to_continued_difference"] == ""
-    assert "1 seed: the spread between seeds is understated" in before
+    assert "1 seed: what another seed changes is not covered" in before
 
 
 def test_finished_comparison_is_not_trained_again(small, material, monkeypatch):
