@@ -6,10 +6,13 @@ What building a student costs: half of a GPT-2-XL-shaped checkpoint, against loa
 A checkpoint of 6.4 GB is made in FOLDER, as one file and in shards, and removed afterwards. Every measurement is a
 process of its own, forked from one that has imported everything; ways are interleaved, medians reported. On every
 side each parameter is in memory of its own and was touched. Cold: the files are dropped from the page cache before.
+Before each measurement as much memory as the largest one takes is touched and given back: a virtual machine gets memory
+that was idle from its host first, which took twenty times as long as using it, and would fall on whoever came first.
 """
 
 import argparse
 import json
+import mmap
 import multiprocessing
 import os
 import resource
@@ -148,6 +151,11 @@ def counters() -> dict[str, int]:
     return {name: int(value) for name, value in (line.split(": ") for line in lines)}
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of a folder's files."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def set_cache(folder: Path, cold: bool) -> None:
     """Drop the files from the page cache, or read them all into it."""
     for path in folder.glob("*.safetensors"):
@@ -160,6 +168,14 @@ def set_cache(folder: Path, cold: bool) -> None:
                     pass
 
 
+def touch_memory(size: int) -> None:
+    """Touch so many bytes, so that the host of a virtual machine has them ready, and give them back."""
+    pages = mmap.mmap(-1, size)
+    for place in range(0, size, mmap.PAGESIZE):
+        pages[place] = 1
+    pages.close()
+
+
 def compare(folder: Path, keep: int, dtype: torch.dtype, cold: bool, repeats: int) -> dict[str, dict[str, float]]:
     """Measure every way, interleaved, and return the medians."""
     context = multiprocessing.get_context("fork")
@@ -167,6 +183,9 @@ def compare(folder: Path, keep: int, dtype: torch.dtype, cold: bool, repeats: in
     for _ in range(repeats):
         for way in WAYS:
             set_cache(folder, cold)
+            touched = context.Process(target=touch_memory, args=(folder_bytes(folder) * 3 // 2,))
+            touched.start()
+            touched.join()
             results = context.Queue()
             process = context.Process(target=measure, args=(way, folder, keep, dtype, results))
             process.start()
@@ -196,7 +215,7 @@ def main() -> None:
             folder = work / layout
             make_checkpoint(folder, options.layers, layout == "sharded")
             kept = plan_inheritance(folder, keep).bytes_to_read
-            print(f"\n{layout}: {sum(path.stat().st_size for path in folder.iterdir()):,} bytes, kept {kept:,}")
+            print(f"\n{layout}: {folder_bytes(folder):,} bytes, kept {kept:,}")
             columns = ["type", "cache", "way", "seconds", "of all", "of fewer", "CPU seconds", "of all", "of fewer"]
             columns += ["peak GB", "of all", "requested/kept", "disk/kept"]
             print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)

@@ -146,7 +146,10 @@ class DistributedTrainer(StreamedTrainer):
         A `spare` one is not needed after it was evaluated, so that no copy of it is made.
         """
         self._spare = spare
-        self.accelerator.free_memory()
+        before: Any = self.model
+        if before.device.type != "meta":  # an empty skeleton was never prepared: there is nothing to collect
+            self.accelerator.free_memory()
+        del before
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = self.deepspeed = None
         self.callback_handler.model = model

@@ -313,6 +313,8 @@ class InherituneTrainer(DistributedTrainer):
         """Put the round's starting point on disk: a student of its layers, freshly inherited from the reference."""
         if self._state.staged:
             return
+        if self.student.device.type != "meta":
+            self.hold(self.skeleton(self._state.layers))  # what was trained is on disk: its memory is the next one's
         if self.args.should_save:
             stage_next(self, self._state)
         self._state = dataclasses.replace(self._state, staged=True)

@@ -157,6 +157,27 @@ def test_reference_is_measured_by_the_same_loop_and_released(reference, tmp_path
     assert plain.validations["eval"] == trainer.reference_validation
 
 
+@pytest.mark.parametrize("recipe", [{}, {"growth": "continue", "optimizer_state": "keep"}], ids=["reinherit", "keep"])
+def test_a_trained_student_is_gone_before_the_next_is_built(recipe, reference, tmp_path, monkeypatch):
+    """What a round has trained is released when it is on disk: a boundary holds no two students and no optimizer."""
+    held, gone = [], []
+    build = InherituneTrainer.next_student
+
+    def watched(trainer, state, before):
+        gone.extend(item() is None for item in held)
+        assert trainer.optimizer is None
+        return build(trainer, state, before)
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            held[:] = [weakref.ref(model), weakref.ref(optimizer.optimizer)]
+
+    monkeypatch.setattr(InherituneTrainer, "next_student", watched)
+    tiny.make_trainer(tmp_path, reference, {**recipe, "max_layers": 4}, callbacks=[Watch()]).train()
+    assert gone
+    assert all(gone)
+
+
 def test_loaded_reference_is_never_changed(tmp_path):
     """A loaded model as reference keeps its weights, config, mode and forward."""
     model = tiny.reference_model().train()
