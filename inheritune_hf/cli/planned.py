@@ -56,6 +56,10 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         if action.dest not in ("help", *_READ):
             action.help = argparse.SUPPRESS
+        elif action.dest == "reference":
+            action.help = "Hub id or path of the reference, where a file of settings comes first; it wins."
+        elif action.dest == "optim":
+            action.metavar = "OPTIM"  # a list of forty names else
     parser.add_argument(
         "source", nargs="?", metavar="REFERENCE or FILE", help="Hub id or path of the reference, or file of settings."
     )

@@ -127,6 +127,8 @@ def show_comparison_estimate(console: Console, estimate: ComparisonEstimate) -> 
     table.add_section()
     total = [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
     table.add_row("all cells", "", "", *total, "", str(estimate.cells))
+    # As wide as it is: names and figures of so many columns are not to be folded.
+    table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     console.print(table)
     if estimate.step_time is not None and (arms := [arm for arm in estimate.arms if arm.seconds]):
         first = arms[0]
