@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from .inherit import ATTENTION_SCALE
+from .planned import add_plan_options, planned_recipe, planned_setup
 
 
 def doctor(argv: Sequence[str], prog: str = "inheritune doctor") -> int:
@@ -42,70 +43,43 @@ def doctor(argv: Sequence[str], prog: str = "inheritune doctor") -> int:
 
 def plan(argv: Sequence[str], prog: str = "inheritune plan") -> int:
     """
-    Estimate what a run would take, before any weight is downloaded or loaded.
+    Estimate what a run or a comparison would take, before any weight is downloaded or loaded.
 
     Returns:
         `int`: 0, or 1 if the run could not be made; wrong usage ends with 2.
     """
-    parser = _parser(prog, "Estimate what a run would take, before any weight is downloaded or loaded.")
-    parser.add_argument("--steps-per-round", type=int, required=True, help="Optimizer steps of one round.")
-    parser.add_argument("--grow-by", type=int, default=2, help="Layers added for each further round (default: 2).")
-    parser.add_argument("--max-layers", type=int, help="Deepest student to try (default: the reference's depth).")
-    parser.add_argument("--batch-size", type=int, default=8, help="Sequences of one forward pass (default: 8).")
-    parser.add_argument("--block-size", type=int, default=1024, help="Tokens of one sequence (default: 1024).")
-    parser.add_argument("--accumulation", type=int, default=1, help="Forward passes of one step (default: 1).")
-    parser.add_argument("--processes", type=int, default=1, help="Processes that train together (default: 1).")
-    parser.add_argument("--dtype", default="float32", help="Type of the weights (default: float32).")
-    half = parser.add_mutually_exclusive_group()
-    for name, kind in (("bf16", "bfloat16"), ("fp16", "float16")):
-        half.add_argument(
-            f"--{name}", dest="mixed", action="store_const", const=name, help=f"The forward pass is in {kind}."
-        )
-    parser.add_argument("--optim", default="adamw_torch_fused", help="As in TrainingArguments (default: fused AdamW).")
-    parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="Blocks keep their inputs only and compute again."
-    )
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--tokens-per-second", type=float, help="Throughput of the first round's student.")
-    speed.add_argument("--measure", action="store_true", help="Measure a few training steps on this machine.")
-    options = parser.parse_args(argv)
+    from ..experiments import CompareConfig, estimate_comparison
+    from ..students import estimate_run
+    from .settings import parse_plan
+    from .tables import show_comparison_estimate, show_estimate
 
-    from ..configuration import InherituneConfig
-    from ..students import TrainingSetup, estimate_run
-    from .tables import show_estimate
+    settings, compare = parse_plan(argv, CompareConfig, add_plan_options, prog)
+    args = settings.args
+    for name, value in (("reference", args.reference), ("steps_per_round", args.steps_per_round)):
+        if value is None:
+            print(f"{prog}: error: there is no {name}: give it on the command line or in a file", file=sys.stderr)
+            return 2
 
     def look(console: Console) -> tuple[Any, int]:
-        recipe = InherituneConfig(
-            keep_layers=options.keep_layers,
-            inherit=options.inherit,
-            attention_scale=options.attention_scale,
-            grow_by=options.grow_by,
-            max_layers=options.max_layers,
-            steps_per_round=options.steps_per_round,
-        )
-        setup = TrainingSetup(
-            batch_size=options.batch_size,
-            block_size=options.block_size,
-            accumulation=options.accumulation,
-            processes=options.processes,
-            dtype=options.dtype,
-            mixed_precision=options.mixed,
-            optim=options.optim,
-            gradient_checkpointing=options.gradient_checkpointing,
-        )
-        estimate = estimate_run(
-            options.reference,
-            recipe,
-            setup,
-            tokens_per_second=options.tokens_per_second,
-            measure=options.measure,
-            **_source(options),
-        )
-        if not options.json:
+        told: dict[str, Any] = {
+            "recipe": planned_recipe(settings),
+            "setup": planned_setup(settings),
+            "tokens_per_second": args.tokens_per_second,
+            "measure": args.measure,
+            **_source(args),
+        }
+        if compare is not None:
+            comparison = estimate_comparison(args.reference, compare, **told)
+            if not args.json:
+                show_comparison_estimate(console, comparison)
+            return dataclasses.asdict(comparison), 0
+        # As in TrainingArguments, -1 is no cap.
+        estimate = estimate_run(args.reference, max_steps=None if args.max_steps == -1 else args.max_steps, **told)
+        if not args.json:
             show_estimate(console, estimate)
         return dataclasses.asdict(estimate), 0
 
-    return _run(prog, options, look)
+    return _run(prog, args, look)
 
 
 def verify(argv: Sequence[str], prog: str = "inheritune verify") -> int:
@@ -145,7 +119,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _source(options: argparse.Namespace) -> dict[str, str]:
+def _source(options: argparse.Namespace) -> dict[str, Any]:
     return {} if options.revision is None else {"revision": options.revision}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,6 +15,9 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..configuration import DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
 
 Config = TypeVar("Config")
+
+# How files of settings end.
+_FILES = (".yaml", ".yml", ".json")
 
 
 class Settings(NamedTuple):
@@ -22,6 +27,15 @@ class Settings(NamedTuple):
     recipe: InherituneConfig
     data: DataConfig
     args: TrainingArguments
+
+
+class PlannedSettings(NamedTuple):
+    """Everything a run is told, with training arguments as they were given: names are known, values are not checked."""
+
+    run: RunConfig
+    recipe: InherituneConfig
+    data: DataConfig
+    args: argparse.Namespace
 
 
 def build_parser(prog: str | None = None, more: Sequence[type] = ()) -> HfArgumentParser:
@@ -81,7 +95,7 @@ def _parse(
     try:
         file = _config_file(argv)
         given = read_mapping(file) if file else {}
-        allowed = {action.dest for action in parser._actions} - {"help", "config"}
+        allowed = _names(parser)
         reject_unknown_keys(given, allowed, f"{file}: a run")
         if defaults and "reference" not in given and not _names_reference(argv):
             parser.set_defaults(**defaults)
@@ -94,6 +108,71 @@ def _parse(
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     return tuple(parsed)
+
+
+def parse_plan(
+    argv: Sequence[str], comparison: type[Config], add_options: Callable[[argparse.ArgumentParser], None], prog: str
+) -> tuple[PlannedSettings, Config | None]:
+    """
+    Read the settings of a run, or of a comparison if the file has any of one, without asking what this machine can do.
+
+    `TrainingArguments` refuses what the machine at hand has not got, such as bfloat16; a plan may be for another one.
+
+    Args:
+        argv (`Sequence[str]`): The command line, without the program's name.
+        comparison (`type`): What says the settings that only a comparison has.
+        add_options (`Callable`): Adds the options that only a plan has, whose values are in `args` too; `source` is the
+            file of settings or the reference.
+        prog (`str`): Name of the program in messages.
+
+    Raises:
+        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
+    """
+
+    def build(more: Sequence[type]) -> HfArgumentParser:
+        parser = build_parser(prog, more)
+        add_options(parser)
+        return parser
+
+    try:
+        told = build([comparison]).parse_known_args(list(argv))[0]
+        file, reference = _file_or_reference(told.source, told.config, argv)
+        given = read_mapping(file) if file else {}
+        untyped: Any = comparison
+        more = [comparison] if given.keys() & {item.name for item in dataclasses.fields(untyped)} else []
+        reject_unknown_keys(given, _names(build_parser(prog, more)), f"{file}: a run")
+        parser = build(more)
+        parser.set_defaults(**given)
+        options, unknown = parser.parse_known_args(list(argv))
+        _reject_unknown_options(unknown, _names(parser))
+        options.reference = reference or options.reference
+        made = _made(RunConfig, options), _made(InherituneConfig, options), _made(DataConfig, options)
+        return PlannedSettings(*made, options), _made(comparison, options) if more else None
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _file_or_reference(source: str | None, config: str | None, argv: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the file of settings and the reference, each at most once, where a word may be either."""
+    if source is None:
+        return config, None
+    if Path(source).suffix in _FILES and not Path(source).is_dir():
+        if config is not None:
+            raise ValueError(f"Give one file of settings, got {source} and --config {config}.")
+        return source, None
+    if _names_reference(argv):
+        raise ValueError(f"Give one reference, got {source} and --reference.")
+    return config, source
+
+
+def _names(parser: argparse.ArgumentParser) -> set[str]:
+    return {action.dest for action in parser._actions} - {"help", "config"}
+
+
+def _made(kind: type[Config], options: argparse.Namespace) -> Config:
+    untyped: Any = kind
+    return kind(**{item.name: getattr(options, item.name) for item in dataclasses.fields(untyped)})
 
 
 def _reject_unknown_options(words: Sequence[str], allowed: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -9,8 +10,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..evaluation import Efficiency
-    from ..experiments import StudentEvaluation
-    from ..students import InheritancePlan, RunEstimate, StepTime, Verification
+    from ..experiments import ComparisonEstimate, StudentEvaluation
+    from ..students import InheritancePlan, MemoryEstimate, RunEstimate, StepTime, TrainingSetup, Verification
 
 
 def human_bytes(count: float) -> str:
@@ -67,8 +68,6 @@ def _short(value: object) -> str:
 
 def show_estimate(console: Console, estimate: RunEstimate) -> None:
     """Show what every round would take, and the memory of every phase."""
-    from ..students import KNOWN_OPTIMIZERS
-
     show_plan(console, estimate.plan)
     table = Table(title="rounds, if all are needed", title_justify="left")
     for name in ("round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"):
@@ -88,11 +87,11 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
     table.add_row("all", "", "", *total)
     console.print(table)
     if estimate.step_time is not None:
-        console.print(_measured(estimate, estimate.step_time), markup=False)
-    setup = estimate.setup
-    words = [setup.dtype, setup.mixed_precision or "", setup.optim]
-    words += ["checkpointing"] if setup.gradient_checkpointing else []
-    title = f"memory of one process at its peak: {', '.join(filter(None, words))}"
+        first, measured = estimate.rounds[0], estimate.step_time
+        text = _measured(measured, first.layers, first.tokens / (first.seconds or 1.0))
+        deeper = any(item.layers not in measured.depths for item in estimate.rounds)
+        console.print(f"{text} ({'extrapolated in depth' if deeper else 'at that depth'})", markup=False)
+    title = f"memory of one process at its peak: {_setup_words(estimate.setup, estimate.loss)}"
     table = Table(title=title, title_justify="left")
     table.add_column("phase")
     for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
@@ -103,6 +102,54 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
         kinds = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits, memory.peak)
         table.add_row(name, *("unknown" if kind is None else human_bytes(kind) for kind in kinds))
     console.print(table)
+    _note_optimizer(console, estimate.setup, phases)
+
+
+def show_comparison_estimate(console: Console, estimate: ComparisonEstimate) -> None:
+    """Show what a cell of every arm would take, how many there are, and what the whole grid would."""
+    title = f"one cell of each arm ({estimate.reference}, {estimate.model_type}, {estimate.depth} layers)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("arm")
+    for name in ("layers", "parameters", "steps", "tokens", "FLOPs", "hours", "peak memory", "cells"):
+        table.add_column(name, justify="right")
+    for arm in estimate.arms:
+        table.add_row(
+            arm.arm,
+            str(arm.layers),
+            f"{arm.parameters:,}",
+            f"{arm.steps:,}",
+            f"{arm.tokens:,}",
+            f"{arm.flops:.3g}",
+            _hours(arm.seconds),
+            human_bytes(arm.memory.peak),
+            str(arm.cells),
+        )
+    table.add_section()
+    total = [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
+    table.add_row("all cells", "", "", *total, "", str(estimate.cells))
+    # As wide as it is: names and figures of so many columns are not to be folded.
+    table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(table)
+    if estimate.step_time is not None and (arms := [arm for arm in estimate.arms if arm.seconds]):
+        first = arms[0]
+        console.print(_measured(estimate.step_time, first.layers, first.tokens / (first.seconds or 1.0)), markup=False)
+    console.print(f"memory      of one process: {_setup_words(estimate.setup, estimate.loss)}", markup=False)
+    for name, reason in estimate.left_out.items():
+        console.print(f"left out    {name}: {reason}", markup=False)
+    if any(arm.arm == "inheritune" for arm in estimate.arms):
+        console.print("note        The loop is taken to need every round.", markup=False)
+    _note_optimizer(console, estimate.setup, [arm.memory for arm in estimate.arms])
+
+
+def _setup_words(setup: TrainingSetup, loss: str) -> str:
+    words = [setup.dtype, setup.mixed_precision or "", setup.optim]
+    words += ["checkpointing"] if setup.gradient_checkpointing else []
+    return ", ".join(filter(None, [*words, f"{loss} loss"]))
+
+
+def _note_optimizer(console: Console, setup: TrainingSetup, phases: Sequence[MemoryEstimate]) -> None:
+    from ..students import KNOWN_OPTIMIZERS
+
     if any(memory.optimizer is None for memory in phases):
         known = ", ".join(KNOWN_OPTIMIZERS)
         console.print(
@@ -110,14 +157,10 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
         )
 
 
-def _measured(estimate: RunEstimate, measured: StepTime) -> str:
+def _measured(measured: StepTime, layers: int, rate: float) -> str:
     depths = " and ".join(str(depth) for depth in measured.depths)
-    deeper = [item.layers for item in estimate.rounds if item.layers not in measured.depths]
-    first = estimate.rounds[0]
-    rate = first.tokens / (first.seconds or 1.0)
     text = f"measured    {measured.steps} steps of one process on {measured.device} at a depth of {depths}: "
-    text += f"{rate:,.0f} tokens per second with {first.layers} layers"
-    return f"{text} ({'extrapolated in depth' if deeper else 'at that depth'})"
+    return f"{text}{rate:,.0f} tokens per second with {layers} layers"
 
 
 def show_verification(console: Console, found: Verification) -> None:

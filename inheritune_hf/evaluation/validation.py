@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from .losses import IGNORED, Head, computes_from_hidden, loss_of_hidden, sums_of_hidden, widest
+from ..students.losses import IGNORED, Head, computes_from_hidden, loss_of_hidden, sums_of_hidden, widest
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from .arms import ARMS
 from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
-from .comparison import CompareConfig, ComparisonResult, run_comparison
+from .budgets import CompareConfig
+from .comparison import ComparisonResult, run_comparison
 from .controls import Control, random_model, train_control
 from .embedded import EMBEDDED_DEFAULTS, EmbeddedShape, run_embedded
+from .planning import ArmEstimate, ComparisonEstimate, estimate_comparison
 from .results import write_results
 from .runs import RunResult, finish_run, run_recipe
 
@@ -12,12 +14,15 @@ __all__ = [
     "ARMS",
     "EMBEDDED_DEFAULTS",
     "EVALUATION_FILE",
+    "ArmEstimate",
     "CompareConfig",
+    "ComparisonEstimate",
     "ComparisonResult",
     "Control",
     "EmbeddedShape",
     "RunResult",
     "StudentEvaluation",
+    "estimate_comparison",
     "evaluate_student",
     "finish_run",
     "random_model",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     ProgressCallback,
     TrainingArguments,
@@ -23,8 +24,8 @@ from ..configuration import InherituneConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer, Validation
 from ..records import write_json
-from ..students import student_skeleton
-from ..students.estimation import operations_per_token
+from ..students import sliced_config
+from ..students.estimation import training_operations
 from ..training import on_main_process
 from ..training.staging import check_identity
 from .arms import ArmTrainer, Variant, arm_shape
@@ -285,12 +286,10 @@ def cell_identity(trainer: ArmTrainer) -> dict[str, Any]:
     }
 
 
-def operations(bench: Bench, plan: CellPlan, config: Any, layers: int) -> float:
+def operations(variant: Variant, reference: PreTrainedConfig, layers: int, block_size: int) -> float:
     """Return the floating-point operations of training an arm's model of so many layers on one token."""
-    shape = student_skeleton(arm_shape(plan.variant.arm, config), range(layers)).config
-    own = operations_per_token(shape, bench.ready.block_size)
-    # A teacher runs forward only: a third of what training it would take.
-    return own + (operations_per_token(config, bench.ready.block_size) / 3 if plan.variant.distilled else 0.0)
+    shape = sliced_config(arm_shape(variant.arm, reference), range(layers))
+    return training_operations(shape, block_size, reference if variant.distilled else None)
 
 
 def _finished(bench: Bench, plan: CellPlan, trainer: ArmTrainer) -> Cell:
@@ -299,7 +298,7 @@ def _finished(bench: Bench, plan: CellPlan, trainer: ArmTrainer) -> Cell:
     losses = {int(row["step"]): row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
     for item in trainer.rounds:
         per_step = item.tokens / (item.end_step - item.start_step)
-        per_token = operations(bench, plan, trainer.reference_config, item.layers)
+        per_token = operations(plan.variant, trainer.reference_config, item.layers, bench.ready.block_size)
         for step, loss in losses.items():
             if item.start_step < step <= item.end_step:
                 done = (step - item.start_step) * per_step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,106 +18,16 @@ from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..records import write_json
 from ..students.estimation import operations_per_token
 from ..training import check_arguments, on_main_process
-from .arms import ARMS, MEASURED, Variant, check_arm, parse_arm
-from .cells import Bench, Cell, CellPlan, lazy_layers, measure, operations, read_cell, run_cell, test_cell
+from .arms import MEASURED, Variant
+from .budgets import LOOP, CompareConfig, Terms, Took, plan_cell, reason_against
+from .cells import Bench, Cell, CellPlan, lazy_layers, measure, read_cell, run_cell, test_cell
 from .embedded import EmbeddedShape, prepare_embedded
 from .results import write_results
 from .runs import measured_recipe, prepare_run
 
 logger = logging.getLogger(__name__)
 
-#: Arms that keep a comparison honest: run whether or not they are asked for, unless `controls` is off.
-CONTROLS = ("continued", "random", "random-long")
 RESULT_FILE = "comparison.json"
-_LOOP = "inheritune"
-
-
-@dataclass
-class CompareConfig:
-    """
-    Say which arms are compared, with which seeds, under which budget.
-
-    Raises:
-        ValueError: If a value cannot be used; the message says what came and what is allowed.
-    """
-
-    arms: list[str] = field(
-        default_factory=lambda: [
-            "inheritune",
-            "inherited",
-            "random",
-            "stacking",
-            "hybrid-stacking",
-            "half-width",
-            "last",
-        ],
-        metadata={
-            "help": f"Arms to compare, out of {', '.join(ARMS)}; with /moved-scale or /kd after the name if wanted."
-        },
-    )
-    controls: bool = field(
-        default=True,
-        metadata={
-            "help": "Compare with the reference trained on, with random weights, and with random weights that get the "
-            "reference's own training too, whether or not arms names them."
-        },
-    )
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; every arm is run with each."})
-    learning_rates: list[float] = field(
-        default_factory=lambda: [0.5, 1.0, 2.0],
-        metadata={
-            "help": "Learning rates to try with the first seed, as multiples of learning_rate; each arm goes on with "
-            "the one of the lowest selection loss."
-        },
-    )
-    budget: str = field(default="tokens", metadata={"help": "What every arm gets as much of: 'tokens' or 'flops'."})
-    budget_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Optimizer steps that make the budget; if not given, what the loop took over all its rounds, seed "
-            "by seed."
-        },
-    )
-    layers: int | None = field(
-        default=None,
-        metadata={
-            "help": "Depth of the other arms' models; if not given, that of the loop's last student, seed by seed."
-        },
-    )
-    reference_steps: int | None = field(
-        default=None,
-        metadata={"help": "Steps of this batch size that the reference itself was trained for; random-long needs it."},
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("arms", "seeds", "learning_rates"):
-            values = getattr(self, name)
-            if not isinstance(values, list) or not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be a list of different values, got {values!r}.")
-        for arm in self.arms:
-            parse_arm(arm)
-        self.learning_rates = [float(rate) for rate in self.learning_rates]
-        if not all(rate > 0 for rate in self.learning_rates):
-            raise ValueError(f"learning_rates must be multiples above 0, got {self.learning_rates!r}.")
-        if self.budget not in ("tokens", "flops"):
-            raise ValueError(f"budget must be tokens or flops, got {self.budget!r}.")
-        for name in ("budget_steps", "layers", "reference_steps"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-        if _LOOP not in self.arms and not (self.budget_steps and self.layers):
-            raise ValueError(
-                "Without the arm 'inheritune' nothing says how deep the others are and how long they train: give "
-                "layers and budget_steps."
-            )
-
-    def variants(self) -> list[Variant]:
-        """Return the arms in the order in which they run: the loop first, because the others' budgets follow it."""
-        names = [*self.arms]
-        if self.controls:
-            names += [name for name in CONTROLS if name not in names]
-        variants = [parse_arm(name) for name in names]
-        return sorted(variants, key=lambda variant: variant.arm.name != _LOOP)
 
 
 @dataclass(frozen=True)
@@ -225,28 +135,28 @@ class _Grid:
 
     def __init__(self, bench: Bench, compare: CompareConfig, reference_steps: int | None, console: Console) -> None:
         self.bench, self.compare, self.console = bench, compare, console
-        self.reference_steps = reference_steps
         self.config = bench.ready.config
         self.reference_operations = operations_per_token(self.config, bench.ready.block_size)
         args = bench.args
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.step_tokens = batch * bench.ready.block_size
+        self.terms = Terms(compare, self.config, bench.ready.block_size, self.step_tokens, reference_steps)
         self.reference_loss: float | None = None
         self.plans: dict[str, CellPlan] = {}
         self.sweep: dict[str, dict[float, float]] = {}
         self.left_out: dict[str, str] = {}
-        self._loop: dict[int, Cell] = {}
+        self._took: dict[int, Took] = {}
         self._done = 0
-        self._total = len(compare.variants()) * (len(compare.learning_rates) + len(compare.seeds) - 1)
+        self._total = len(compare.variants()) * compare.cells
         self._seconds: list[float] = []
 
     def run_arm(self, variant: Variant) -> list[Cell] | None:
         """Sweep the learning rate with the first seed, then run the others; None if interrupted."""
-        reason = self._reason_against(variant)
+        reason = reason_against(self.terms, variant, [self._took.get(seed) for seed in self.compare.seeds])
         if reason:
             self.left_out[variant.name] = reason
             self.console.print(f"{variant.name} is left out: {reason}")
-            self._total -= len(self.compare.learning_rates) + len(self.compare.seeds) - 1
+            self._total -= self.compare.cells
             return []
         first, *others = self.compare.seeds
         rates = [multiple * self.bench.args.learning_rate for multiple in self.compare.learning_rates]
@@ -259,14 +169,14 @@ class _Grid:
         best = min(swept, key=lambda cell: cell.selection.loss)
         self.sweep[variant.name] = {cell.learning_rate: cell.selection.loss for cell in swept}
         cells = [best]
-        if variant.name == _LOOP:
-            self._loop[first] = best
+        if variant.name == LOOP:
+            self._took[first] = Took(best.layers, best.steps, best.flops)
         for seed in others:
             cell = self._run(variant, seed, best.learning_rate)
             if cell is None:
                 return None
-            if variant.name == _LOOP:
-                self._loop[seed] = cell
+            if variant.name == LOOP:
+                self._took[seed] = Took(cell.layers, cell.steps, cell.flops)
             cells.append(cell)
         return cells
 
@@ -293,29 +203,9 @@ class _Grid:
         return f" · about {duration(mean * (self._total - self._done + 1))} left"
 
     def _plan(self, variant: Variant, seed: int, rate: float) -> CellPlan:
-        """Return what a cell is to train: as deep as the loop's last student, for what the loop took."""
-        compare, arm = self.compare, variant.arm
-        if arm.name == _LOOP:
-            return CellPlan(variant, seed, rate, 0, compare.budget_steps or 0)
-        loop = self._loop.get(seed)
-        student_layers = compare.layers or (loop.layers if loop else 0)
-        layers = int(self.config.num_hidden_layers) if arm.whole else student_layers
-        draft = CellPlan(variant, seed, rate, layers, 0)
-        steps = compare.budget_steps or (loop.steps if loop else 0)
-        if compare.budget == "flops":
-            plain = CellPlan(parse_arm("random"), seed, rate, student_layers, 0)
-            whole = loop.flops if loop and not compare.budget_steps else None
-            spend = whole or steps * self.step_tokens * operations(self.bench, plain, self.config, student_layers)
-            steps = max(2, round(spend / (self.step_tokens * self._mean_operations(draft))))
-        steps = round(steps * arm.budgets)
-        if arm.after_reference:
-            steps += self.reference_steps or 0
-        return replace(draft, steps=steps, chosen=self._chosen(variant, layers))
-
-    def _mean_operations(self, plan: CellPlan) -> float:
-        """Return the operations per token of an arm's model, on average over its stages."""
-        depths = [plan.layers // 2, plan.layers] if plan.variant.arm.doubles else [plan.layers]
-        return sum(operations(self.bench, plan, self.config, depth) for depth in depths) / len(depths)
+        """Return what a cell is to train, with the layers that a measure chooses for it."""
+        plan = plan_cell(self.terms, variant, seed, rate, self._took.get(seed))
+        return replace(plan, chosen=self._chosen(variant, plan.layers))
 
     def _chosen(self, variant: Variant, layers: int) -> tuple[int, ...]:
         """Return the layers that a measure calls for, measured on the selection set."""
@@ -336,23 +226,6 @@ class _Grid:
             )
         kept: tuple[int, ...] = on_main_process(found)
         return tuple(layer for layer in range(depth) if layer not in kept) if opposite else kept
-
-    def _reason_against(self, variant: Variant) -> str:
-        """Return why an arm cannot be run here, or an empty string."""
-        arm = variant.arm
-        if arm.after_reference and not self.reference_steps:
-            return "how long the reference was trained is not known; give reference_steps"
-        if variant.moved_scale and not getattr(self.config, "scale_attn_by_inverse_layer_idx", False):
-            return "the reference does not scale attention by depth (scale_attn_by_inverse_layer_idx)"
-        if arm.build is None:
-            return ""
-        depths = sorted({self._plan(variant, seed, 1.0).layers for seed in self.compare.seeds})
-        try:
-            for layers in depths:
-                check_arm(arm, self.config, layers)
-        except ValueError as error:
-            return str(error)
-        return ""
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from ..configuration import InherituneConfig
 from .architectures import has_experts, inspect_architecture
 from .config_fields import sliced_config
 from .inspection import InheritancePlan, plan_inheritance
-from .memory import DTYPES, MemoryEstimate, TrainingSetup, training_memory
+from .losses import chunk_tokens
+from .memory import DTYPES, MemoryEstimate, TrainingSetup, planned_loss, training_memory, vocabulary
 from .references import Reference, load_reference_config
 from .selection import is_prefix, resolve_layers
 from .throughput import StepTime, measure_step
@@ -53,6 +55,7 @@ class RunEstimate:
         rounds (`tuple[RoundEstimate, ...]`): The rounds up to the recipe's deepest student.
         measuring (`MemoryEstimate`): Memory while the reference's loss is measured.
         inheriting (`MemoryEstimate`): Memory while a student is built.
+        loss (`str`): How the loss would be computed on this machine: `full`, `chunked`, `linear` or `liger`.
         step_time (`StepTime`, *optional*): What was measured to tell the time, if anything was.
     """
 
@@ -61,6 +64,7 @@ class RunEstimate:
     rounds: tuple[RoundEstimate, ...]
     measuring: MemoryEstimate
     inheriting: MemoryEstimate
+    loss: str
     step_time: StepTime | None = None
 
     @property
@@ -91,13 +95,15 @@ def estimate_run(
     setup: TrainingSetup | None = None,
     tokens_per_second: float | None = None,
     measure: bool = False,
+    max_steps: int | None = None,
     **kwargs: Any,
 ) -> RunEstimate:
     """
     Estimate what a run of `recipe` would take, before any weight is downloaded or loaded.
 
     Memory is that of PyTorch's tensors: the model and the optimizer are run on tensors without content. What the
-    libraries themselves take (about 0.5 GB) and what an allocator keeps that is not in use comes on top.
+    libraries themselves take (about 0.5 GB) and what an allocator keeps that is not in use comes on top. The loss is
+    computed as the run would on this machine; with `distillation` the reference counts as well.
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`):
@@ -112,6 +118,8 @@ def estimate_run(
         measure (`bool`, *optional*, defaults to `False`):
             Train shallow students of the planned shape for a few steps on this machine to tell the time, as in
             `measure_step`. Processes are taken not to slow each other down.
+        max_steps (`int`, *optional*):
+            Optimizer steps that all rounds together may take.
         kwargs:
             As in `load_reference_config`.
 
@@ -119,47 +127,48 @@ def estimate_run(
         `RunEstimate`: Per round, and in all.
 
     Raises:
-        ValueError: If `steps_per_round` is not set, both a throughput and a measurement are asked for, or the reference
-            cannot be cut so.
+        ValueError: If `steps_per_round` is not set, `max_steps` or the throughput is not above 0, both a throughput and
+            a measurement are asked for, or the reference cannot be cut so.
         OSError: If there is no model at `reference`.
     """
     if recipe.steps_per_round is None:
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
-    if measure and tokens_per_second is not None:
-        raise ValueError("Give tokens_per_second or measure, not both: one throughput is enough.")
+    refuse_two_throughputs(tokens_per_second, measure)
     first = recipe.schedule[0] if recipe.schedule else recipe.keep_layers
     plan = plan_inheritance(reference, first, recipe.inherit, recipe.attention_scale, **kwargs)
     config = load_reference_config(reference, **kwargs)
-    setup = setup or TrainingSetup()
-    limit = getattr(config, "max_position_embeddings", None)
-    setup = replace(setup, block_size=min(setup.block_size, limit or setup.block_size))
-    chosen = _rounds(plan, recipe)
-    step_time = measure_step(config, chosen[-1], setup) if measure else None
-    sequences = recipe.steps_per_round * setup.batch_size * setup.accumulation * setup.processes
-    tokens = sequences * setup.block_size
+    setup = fitted(setup or TrainingSetup(), config)
+    loss = training_loss(recipe)
+    teacher = config if recipe.distillation_weights else None
+    chosen = planned_rounds(recipe, plan.kept_layers, plan.depth, max_steps)
+    step_time = measure_step(config, chosen[-1][0], setup, loss=loss) if measure else None
     rounds = []
-    first_operations = 0.0
-    for layers in chosen:
+    pace = 0.0
+    for layers, steps in chosen:
         sliced = sliced_config(config, layers)
-        operations = operations_per_token(sliced, setup.block_size)
-        first_operations = first_operations or operations
+        tokens = steps * step_tokens(setup)
+        operations = training_operations(sliced, setup.block_size, teacher)
         seconds = None
         if step_time is not None:
-            seconds = recipe.steps_per_round * step_time.seconds(len(layers))
+            taught = operations / operations_per_token(sliced, setup.block_size)
+            seconds = steps * step_time.seconds(len(layers)) * taught
         elif tokens_per_second is not None:
-            seconds = tokens / tokens_per_second * operations / first_operations
+            pace = pace or operations * tokens_per_second
+            seconds = tokens * operations / pace
         rounds.append(
             RoundEstimate(
                 layers=len(layers),
                 parameters=inspect_architecture(sliced).parameter_count,
-                steps=recipe.steps_per_round,
+                steps=steps,
                 tokens=tokens,
                 flops=operations * tokens,
                 seconds=seconds,
-                memory=training_memory(sliced, setup),
+                memory=student_memory(sliced, setup, recipe, config),
             )
         )
-    logits = 2 * 4 * setup.batch_size * setup.block_size * int(config.vocab_size)
+    # Whatever the recipe's loss, evaluations hold the logits of a few tokens at once, and their log-probabilities.
+    rows = min(setup.batch_size * setup.block_size, chunk_tokens(vocabulary(config)))
+    logits = 2 * 4 * rows * vocabulary(config)
     itemsize = DTYPES[setup.dtype].itemsize
     whole, part = itemsize * plan.parameters_before, itemsize * plan.parameters_after
     return RunEstimate(
@@ -168,8 +177,66 @@ def estimate_run(
         rounds=tuple(rounds),
         measuring=MemoryEstimate("measuring the reference", whole, 0, 0, 0, logits, whole + logits),
         inheriting=MemoryEstimate("building a student", part, 0, 0, 0, 0, part),
+        loss=planned_loss(config, setup, loss),
         step_time=step_time,
     )
+
+
+def refuse_two_throughputs(tokens_per_second: float | None, measure: bool) -> None:
+    """Raise a `ValueError` if a throughput is both given and to be measured, or is none."""
+    if measure and tokens_per_second is not None:
+        raise ValueError("Give tokens_per_second or measure, not both: one throughput is enough.")
+    if tokens_per_second is not None and not tokens_per_second > 0:
+        raise ValueError(f"tokens_per_second must be above 0, got {tokens_per_second!r}.")
+
+
+def fitted(setup: TrainingSetup, config: PreTrainedConfig) -> TrainingSetup:
+    """Return the setup with sequences no longer than a model of `config` reads."""
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return replace(setup, block_size=min(setup.block_size, limit or setup.block_size))
+
+
+def step_tokens(setup: TrainingSetup) -> int:
+    """Return the tokens of one optimizer step, over all processes."""
+    return setup.batch_size * setup.accumulation * setup.processes * setup.block_size
+
+
+def training_loss(recipe: InherituneConfig) -> str:
+    """Return how students are trained as far as memory goes: with a teacher, always on the logits of a few tokens."""
+    return "chunked" if recipe.distillation_weights and recipe.loss != "full" else recipe.loss
+
+
+def student_memory(
+    config: PreTrainedConfig, setup: TrainingSetup, recipe: InherituneConfig, reference: PreTrainedConfig
+) -> MemoryEstimate:
+    """
+    Estimate the memory that each process takes to train a model of `config` by a recipe.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        setup (`TrainingSetup`): How it is trained.
+        recipe (`InherituneConfig`): Says its loss, and whether the reference teaches: its weights count then too.
+        reference (`PreTrainedConfig`): The reference's config.
+    """
+    memory = training_memory(config, setup, training_loss(recipe))
+    if not recipe.distillation_weights:
+        return memory
+    teacher = DTYPES[recipe.distillation_dtype].itemsize * inspect_architecture(reference).parameter_count
+    return replace(memory, weights=memory.weights + teacher, peak=memory.peak + teacher)
+
+
+def training_operations(config: PreTrainedConfig, block_size: int, teacher: PreTrainedConfig | None = None) -> float:
+    """
+    Return the floating-point operations of training a model of `config` on one token, with a teacher if there is one.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        block_size (`int`): Tokens of one sequence.
+        teacher (`PreTrainedConfig`, *optional*): The teacher's config.
+    """
+    own = operations_per_token(config, block_size)
+    # A teacher runs forward only: a third of what training it would take.
+    return own + (operations_per_token(teacher, block_size) / 3 if teacher is not None else 0.0)
 
 
 def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
@@ -200,11 +267,38 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
     return 6 * weights + 12 * architecture.depth * int(config.hidden_size) * block_size
 
 
-def _rounds(plan: InheritancePlan, recipe: InherituneConfig) -> list[tuple[int, ...]]:
-    layers = plan.kept_layers
-    deepest = min(recipe.max_layers or plan.depth, plan.depth)
+def planned_rounds(
+    recipe: InherituneConfig, first: Sequence[int], depth: int, max_steps: int | None = None
+) -> list[tuple[tuple[int, ...], int]]:
+    """
+    Return the layers and the optimizer steps of every round of a run, if it needs them all.
+
+    Args:
+        recipe (`InherituneConfig`): The recipe; `steps_per_round` is needed.
+        first (sequence of `int`): Layers of the first round's student.
+        depth (`int`): Depth of the reference, in layers.
+        max_steps (`int`, *optional*): Steps that all rounds together may take; the last one may be cut short.
+
+    Raises:
+        ValueError: If `max_steps` is not above 0.
+    """
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps must be above 0 to cap all rounds together, got {max_steps}.")
+    left = math.inf if max_steps is None else max_steps
+    planned = []
+    for layers in _rounds(recipe, tuple(first), depth):
+        steps = int(min(recipe.steps_per_round or 0, left))
+        if steps < 1:
+            break
+        planned.append((layers, steps))
+        left -= steps
+    return planned
+
+
+def _rounds(recipe: InherituneConfig, layers: tuple[int, ...], depth: int) -> list[tuple[int, ...]]:
+    deepest = min(recipe.max_layers or depth, depth)
     if recipe.schedule:
-        scheduled = [resolve_layers(item, plan.depth) for item in recipe.schedule]
+        scheduled = [resolve_layers(item, depth) for item in recipe.schedule]
         return [item for item in scheduled if len(item) <= deepest]
     found = [layers]
     while is_prefix(layers) and len(layers) < deepest:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import weakref
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.training_args import OptimizerNames
 
 from .architectures import has_experts, inspect_architecture
+from .config_fields import logit_shaping
+from .losses import Head, Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIXED_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,7 +84,7 @@ class MemoryEstimate:
         optimizer (`int`, *optional*): Bytes of the optimizer's states; None if they are not known here, and then `peak`
             leaves them out.
         activations (`int`): Bytes kept for the backward pass, the logits left out.
-        logits (`int`): Bytes of everything as large as the logits.
+        logits (`int`): Bytes of logits and of what the loss makes of them: of all, or of a few tokens at a time.
         peak (`int`): Bytes at the worst moment. Gradients come while activations go, so it is not always their sum.
     """
 
@@ -95,30 +97,57 @@ class MemoryEstimate:
     peak: int
 
 
-def training_memory(config: PreTrainedConfig, setup: TrainingSetup) -> MemoryEstimate:
+def training_memory(config: PreTrainedConfig, setup: TrainingSetup, loss: str = "auto") -> MemoryEstimate:
     """
     Estimate the memory that each process takes to train a model of `config`.
 
     Args:
         config (`PreTrainedConfig`): The model's config.
         setup (`TrainingSetup`): How it is trained.
+        loss (`str`, *optional*, defaults to `"auto"`): How its loss is computed, as in the recipe.
 
     Returns:
         `MemoryEstimate`: Bytes by kind.
     """
     architecture = inspect_architecture(config)
     weights = DTYPES[setup.dtype].itemsize * architecture.parameter_count
-    kept, peak = _run_empty(config, setup, has_experts(architecture))
+    kept, logits, peak = _run_empty(config, setup, has_experts(architecture), planned_loss(config, setup, loss))
     states, update = _step_empty(config, setup) if setup.optim in KNOWN_OPTIMIZERS else (None, 0)
-    logits = activations = 0
-    all_logits = setup.batch_size * setup.block_size * int(config.vocab_size)
+    activations = 0
+    all_logits = setup.batch_size * setup.block_size * vocabulary(config)
     for count, size in kept:
-        if count in (all_logits, all_logits - setup.batch_size * int(config.vocab_size)):  # or without the last token
+        if count in (all_logits, all_logits - setup.batch_size * vocabulary(config)):  # or without the last token
             logits += size
         else:
             activations += size
     worst = max(peak + (states or 0), update)
     return MemoryEstimate("training", weights, weights, states, activations, logits, worst)
+
+
+def planned_loss(config: PreTrainedConfig, setup: TrainingSetup, loss: str = "auto") -> str:
+    """
+    Return how a run that is set up so would compute its loss on this machine: `full`, `chunked`, `linear` or `liger`.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        setup (`TrainingSetup`): How it is trained.
+        loss (`str`, *optional*, defaults to `"auto"`): The recipe's `loss`.
+    """
+    dtype = MIXED_PRECISIONS.get(setup.mixed_precision or "", DTYPES[setup.dtype])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return choose_loss(loss, vocabulary(config), device, dtype, logit_shaping(config)[1])[0]
+
+
+def vocabulary(config: PreTrainedConfig) -> int:
+    """Return the logits of one token."""
+    return int(config.get_text_config(decoder=True).vocab_size)
+
+
+def around_loss(model: PreTrainedModel, method: str) -> AbstractContextManager[None]:
+    """Let `model`, called with labels within this context, compute its loss by `method`."""
+    if method == "full":
+        return nullcontext()
+    return loss_of_hidden(model, partial(mean_loss, method=cast(Method, method)))
 
 
 def make_optimizer(model: PreTrainedModel, optim: str) -> torch.optim.Optimizer:
@@ -137,12 +166,15 @@ def checkpoint_blocks(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
-def _run_empty(config: PreTrainedConfig, setup: TrainingSetup, experts: bool) -> tuple[list[tuple[int, int]], int]:
+def _run_empty(
+    config: PreTrainedConfig, setup: TrainingSetup, experts: bool, method: str
+) -> tuple[list[tuple[int, int]], int, int]:
     """
     Run a model forward and backward on tensors that have no content.
 
-    Returns (numbers, bytes) of every storage that a forward pass keeps, and the bytes alive at the worst moment of
-    forward and backward passes: weights, gradients and all that comes between.
+    Returns (numbers, bytes) of every storage that a forward pass keeps, the bytes that a loss without all logits needs
+    for a while, and the bytes alive at the worst moment of forward and backward passes: weights, gradients and all that
+    comes between.
     """
     kept: dict[int, tuple[int, int, Any]] = {}
     # Half precision is bfloat16 here: float16 is as large, and not everything can be done in it without content.
@@ -158,6 +190,7 @@ def _run_empty(config: PreTrainedConfig, setup: TrainingSetup, experts: bool) ->
         live = _LiveBytes()
         for parameter in model.parameters():
             live.add(parameter.untyped_storage())
+        own_loss = _LossWithoutContent(live, method)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -168,17 +201,17 @@ def _run_empty(config: PreTrainedConfig, setup: TrainingSetup, experts: bool) ->
             return tensor
 
         ids = torch.zeros(setup.batch_size, setup.block_size, dtype=torch.long)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), amp():
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), amp(), own_loss.around(model):
             model(input_ids=ids, labels=ids, use_cache=False)
         found = [(count, size) for count, size, _ in kept.values()]
         kept.clear()
         with live:
             for _ in range(min(setup.accumulation, 2)):  # the second begins with gradients there, as do all after it
-                with amp():
+                with amp(), own_loss.around(model):
                     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
                 loss.backward()
                 del loss
-    return found, scale * live.peak
+    return found, scale * own_loss.held, scale * live.peak
 
 
 def _step_empty(config: PreTrainedConfig, setup: TrainingSetup) -> tuple[int, int]:
@@ -203,6 +236,30 @@ def _empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMode
     return model
 
 
+class _LossWithoutContent:
+    """A loss on tensors without content, and the bytes that it holds for a while besides gradients."""
+
+    def __init__(self, live: _LiveBytes, method: str) -> None:
+        self.live, self.method, self.held = live, method, 0
+
+    def around(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Let `model` compute its loss so within this context."""
+        return nullcontext() if self.method == "full" else loss_of_hidden(model, self._compute)
+
+    def _compute(self, head: Head, hidden: torch.Tensor, targets: torch.Tensor, items: Any) -> torch.Tensor:
+        live, before = self.live, self.live.peak
+        live.peak = live.now
+        # PyTorch's operator holds the logits of some tokens where nothing sees them. Liger's kernel runs on a GPU only:
+        # chunks take its place.
+        tokens = min(chunk_tokens(len(head.weight)), targets.numel()) if self.method == "linear" else 0
+        unseen = hidden.new_empty(tokens, len(head.weight))
+        loss = mean_loss(head, hidden, targets, items, "linear" if self.method == "linear" else "chunked")
+        del unseen
+        self.held = max(self.held, live.peak - live.now)
+        live.peak = max(before, live.peak)
+        return loss
+
+
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, and the most there were at once."""
 
@@ -216,6 +273,8 @@ class _LiveBytes(TorchDispatchMode):
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
                 self.add(value.untyped_storage())
+        if func is torch.ops.aten.logsumexp.default:  # it makes a copy of its input that nothing sees
+            self.peak = max(self.peak, self.now + args[0].nbytes)
         return result
 
     def add(self, storage: torch.UntypedStorage) -> None:

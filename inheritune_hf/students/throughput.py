@@ -15,7 +15,16 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .config_fields import sliced_config
-from .memory import DTYPES, MIXED_PRECISIONS, TrainingSetup, checkpoint_blocks, make_optimizer
+from .memory import (
+    DTYPES,
+    MIXED_PRECISIONS,
+    TrainingSetup,
+    around_loss,
+    checkpoint_blocks,
+    make_optimizer,
+    planned_loss,
+    vocabulary,
+)
 
 # Layers between the two depths that are measured.
 _STRIDE = 2
@@ -45,7 +54,9 @@ class StepTime:
         return self.outside + self.per_layer * layers
 
 
-def measure_step(config: PreTrainedConfig, layers: Sequence[int], setup: TrainingSetup, steps: int = 3) -> StepTime:
+def measure_step(
+    config: PreTrainedConfig, layers: Sequence[int], setup: TrainingSetup, steps: int = 3, loss: str = "auto"
+) -> StepTime:
     """
     Train students of the planned shape for a few steps on this machine, on random tokens and from random weights.
 
@@ -57,6 +68,7 @@ def measure_step(config: PreTrainedConfig, layers: Sequence[int], setup: Trainin
         layers (sequence of `int`): Layers of the deepest planned student, 0-based, ascending.
         setup (`TrainingSetup`): How students are trained; one process is measured.
         steps (`int`, *optional*, defaults to `3`): Steps to measure at each depth, after one that is not counted.
+        loss (`str`, *optional*, defaults to `"auto"`): How the loss is computed, as in the recipe.
 
     Returns:
         `StepTime`: Seconds of one optimizer step.
@@ -67,7 +79,8 @@ def measure_step(config: PreTrainedConfig, layers: Sequence[int], setup: Trainin
     shallow = next(count for count in range(1, len(layers) + 1) if _is_cuttable(config, layers[:count]))
     depths = sorted({shallow, min(shallow + _STRIDE, len(layers))})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    seconds = [_step_seconds(sliced_config(config, layers[:depth]), setup, steps, device) for depth in depths]
+    method = planned_loss(config, setup, loss)
+    seconds = [_step_seconds(sliced_config(config, layers[:depth]), setup, steps, device, method) for depth in depths]
     # Neither a layer nor what is around it saves time, though on a busy machine it may seem so.
     per_layer = (seconds[-1] - seconds[0]) / max(1, depths[-1] - depths[0])
     per_layer = min(max(0.0, per_layer), seconds[-1] / depths[-1])
@@ -82,7 +95,7 @@ def _is_cuttable(config: PreTrainedConfig, layers: Sequence[int]) -> bool:
     return True
 
 
-def _step_seconds(config: PreTrainedConfig, setup: TrainingSetup, steps: int, device: str) -> float:
+def _step_seconds(config: PreTrainedConfig, setup: TrainingSetup, steps: int, device: str, method: str) -> float:
     """Return the median seconds of an optimizer step with all its forward and backward passes."""
     factory: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
@@ -92,11 +105,11 @@ def _step_seconds(config: PreTrainedConfig, setup: TrainingSetup, steps: int, de
         optimizer = make_optimizer(model, setup.optim)
         dtype = MIXED_PRECISIONS.get(setup.mixed_precision or "")
         amp = nullcontext if dtype is None else partial(torch.autocast, device, dtype)
-        ids = torch.randint(int(config.vocab_size), (setup.batch_size, setup.block_size), device=device)
+        ids = torch.randint(vocabulary(config), (setup.batch_size, setup.block_size), device=device)
         passes, updates = [], []
         for _ in range(1 + steps):
             began = _now(device)
-            with amp():
+            with amp(), around_loss(model, method):
                 loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             loss.backward()
             done = _now(device)

@@ -21,7 +21,7 @@ from .. import __version__
 from ..analysis.attention import find_blocks
 from ..analysis.measurement import weights_fingerprint
 from ..configuration import DISTILLATION_LOSSES
-from ..evaluation.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
+from ..students.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
 from .feeding import row_length
 from .top_k import TopKStore
 

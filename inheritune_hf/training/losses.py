@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,67 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..evaluation import ValidatedTrainer
-from ..evaluation.losses import IGNORED, Head, Method, chunk_tokens, loss_of_hidden, summed_loss
 from ..students import logit_shaping
+from ..students.losses import Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss
 from .hardware import slow_settings
 
 if TYPE_CHECKING:
     from .distillation import Teacher
 
 logger = logging.getLogger(__name__)
-
-#: Vocabulary from which on `auto` does not let all logits be there at once, in tokens.
-LARGE_VOCABULARY = 8192
-
-
-def choose_loss(
-    setting: str, vocabulary: int, device: str, dtype: torch.dtype, cap: float | None = None
-) -> tuple[str, str]:
-    """
-    Choose the way to the loss of a model that allows any.
-
-    Args:
-        setting (`str`): The recipe's `loss`.
-        vocabulary (`int`): Logits of one token.
-        device (`str`): Type of device, such as `cpu` or `cuda`.
-        dtype (`torch.dtype`): In which logits are computed.
-        cap (`float`, *optional*): At which logits saturate.
-
-    Returns:
-        `tuple[str, str]`: `full`, `chunked`, `linear` or `liger`, and why.
-    """
-    if setting == "full":
-        return "full", "as set"
-    if dtype == torch.float16:
-        return "full", "gradients of a loss in float16 must be scaled before they are computed"
-    if setting == "auto" and vocabulary < LARGE_VOCABULARY:
-        return "full", f"a vocabulary of {vocabulary:,} tokens is small"
-    missing = {
-        "chunked": None,
-        "linear": _no_linear(dtype, cap),
-        "liger": _no_liger(device),
-    }
-    if setting != "auto" and missing[setting] is None:
-        return setting, "as set"
-    order = ("liger", "linear", "chunked") if device == "cuda" else ("linear", "chunked")
-    found = next(name for name in order if missing[name] is None)
-    if setting == "auto":
-        return found, f"a vocabulary of {vocabulary:,} tokens on {device}"
-    return found, f"not {setting}: {missing[setting]}"
-
-
-def _no_linear(dtype: torch.dtype, cap: float | None) -> str | None:
-    if not hasattr(nn.functional, "linear_cross_entropy"):
-        return f"torch {torch.__version__} has no linear_cross_entropy"
-    if cap is not None:
-        return "it knows no capped logits"
-    return None if dtype in (torch.float32, torch.float64) else f"it would sum losses in {dtype}"
-
-
-def _no_liger(device: str) -> str | None:
-    if device != "cuda":
-        return f"it needs a CUDA device, not {device}"
-    return None if importlib.util.find_spec("liger_kernel") else "liger-kernel is not installed"
 
 
 class LossTrainer(ValidatedTrainer):
@@ -130,7 +76,7 @@ class LossTrainer(ValidatedTrainer):
         method = self.loss_method()
         if method == "full":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with loss_of_hidden(self.bare_model, functools.partial(_mean_loss, method=cast(Method, method))):
+        with loss_of_hidden(self.bare_model, functools.partial(mean_loss, method=cast(Method, method))):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _why_own_loss(self) -> str | None:
@@ -143,14 +89,6 @@ class LossTrainer(ValidatedTrainer):
     def _head_dtype(self, model: PreTrainedModel) -> torch.dtype:
         mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(self.accelerator.mixed_precision))
         return mixed or model.dtype
-
-
-def _mean_loss(head: Head, hidden: Tensor, targets: Tensor, num_items_in_batch: Any, method: Method) -> Tensor:
-    """Divide by the tokens of the whole step if they were counted, as Transformers does, else by those here."""
-    flat = targets.reshape(-1)
-    total = summed_loss(head, hidden.reshape(-1, hidden.shape[-1]), flat, method)
-    items = (flat != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-    return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

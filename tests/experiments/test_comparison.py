@@ -14,9 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T
 from inheritune_hf import DataConfig, InherituneConfig
 from inheritune_hf.configuration import RunConfig
 from inheritune_hf.data import CausalCollator
-from inheritune_hf.experiments import ARMS, CompareConfig, run_comparison, write_results
+from inheritune_hf.experiments import ARMS, CompareConfig, estimate_comparison, run_comparison, write_results
 from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
 from inheritune_hf.experiments.cells import CellPlan, cell_recipe
+from inheritune_hf.students import TrainingSetup
 
 DEPTH = 4
 WORDS = "abcdefghij"
@@ -114,6 +115,40 @@ def test_arms_get_the_loops_depth_and_budget(small):
     assert all(cell["epochs"] > 0 and cell["seconds"] > 0 for cell in cells.values())
 
 
+def planned(material, recipe=None, **settings):
+    """What a plan says of each arm of such a comparison, before anything is trained."""
+    estimate = estimate_comparison(
+        str(material / "reference"),
+        CompareConfig(**settings),
+        InherituneConfig(**{"keep_layers": 2, "max_layers": 2, "steps_per_round": 4, "target": 0.01, **(recipe or {})}),
+        TrainingSetup(batch_size=4, block_size=8),
+    )
+    return estimate, {arm.arm: arm for arm in estimate.arms}
+
+
+def check_plan(arms, folder):
+    """Every cell took what the plan had said."""
+    cells = records(folder)["cells"]
+    assert {cell["arm"] for cell in cells} == set(arms)
+    for cell in cells:
+        arm = arms[cell["arm"]]
+        for name in ("layers", "parameters", "steps", "tokens"):
+            assert cell[name] == getattr(arm, name), (cell["arm"], name)
+        assert cell["flops"] == pytest.approx(arm.flops, rel=1e-9), cell["arm"]
+
+
+def test_a_plan_says_what_cells_take(small, material):
+    """Every cell takes the depth, parameters, steps, tokens and operations planned, as the loop needs all its rounds."""
+    growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2}
+    arms = {"arms": ["stacking", "inheritune"], "seeds": [1], "learning_rates": [0.5, 1.0], "reference_steps": 5}
+    estimate, found = planned(material, growing, **arms)
+    assert list(found) == [cell["arm"] for cell in records(small)["cells"]]
+    check_plan(found, small)
+    assert all(arm.cells == 2 for arm in found.values())
+    assert len(list(small.glob("*/cell.json"))) == estimate.cells == 10
+    assert estimate.flops == pytest.approx(2 * sum(arm.flops for arm in found.values()))
+
+
 def test_learning_rate_is_chosen_on_the_selection_set(small):
     """Each arm goes on with the rate of the lowest selection loss; only that cell meets the test set."""
     facts = records(small)
@@ -207,6 +242,8 @@ def test_budget_in_flops(material, tmp_path):
     assert cells["random-whole"]["steps"] < 8
     step = cells["random-whole"]["flops"] / cells["random-whole"]["steps"]
     assert abs(cells["random-whole"]["flops"] - cells["random"]["flops"]) <= step / 2
+    fixed = {"layers": 2, "budget_steps": 8, "budget": "flops", "controls": False, "arms": ["random", "random-whole"]}
+    check_plan(planned(material, **fixed)[1], tmp_path)
 
 
 @pytest.mark.slow
@@ -219,6 +256,7 @@ def test_every_arm_in_one_comparison(material, tmp_path):
     facts = records(tmp_path / "first")
     assert facts["left_out"] == {}
     assert {cell["arm"] for cell in facts["cells"]} == {"inheritune", *names}
+    check_plan(planned(material, arms=["inheritune", *names], seeds=[1], **fixed)[1], tmp_path / "first")
     first = weights(tmp_path / "first")
     assert len(first) == len(names) + 1
     again = ["stacking", "half-width", "lazy", "attention+norms", "expansion", "random/kd"]
@@ -234,6 +272,8 @@ def test_arms_that_cannot_be_built_are_left_out_and_said(material, tmp_path):
     compare(material, tmp_path, arms, [1], layers=3, budget_steps=2, controls=False)
     facts = records(tmp_path)
     assert facts["left_out"] == {"stacking": "it doubles a number of layers, and 3 is odd"}
+    estimate, _ = planned(material, arms=arms, layers=3, budget_steps=2, controls=False)
+    assert estimate.left_out == facts["left_out"]
     assert "Left out: `stacking`" in (tmp_path / "comparison.md").read_text()
 
 

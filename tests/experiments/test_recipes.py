@@ -1,14 +1,18 @@
 """The recipes of the paper: every one is read, and runs at toy width with the depth it says."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
 from test_comparison import write_material
+from transformers import GPT2Config
 
+from inheritune_hf.cli import main
 from inheritune_hf.cli.settings import parse_comparison, parse_settings
 from inheritune_hf.experiments import CompareConfig, run_comparison, run_recipe
+from inheritune_hf.students import MemoryEstimate, estimation
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 DEPTHS = {"gpt2": 12, "gpt2-medium": 24, "gpt2-large": 36, "gpt2-xl": 48, "openlm-research/open_llama_3b": 26}
@@ -47,6 +51,51 @@ def test_recipe_is_read(path):
     else:
         settings = parse_settings(["--config", str(path), "--use_cpu", "--tf32", "false", "--bf16", "false"])
         assert settings.recipe.steps_per_round == values["steps_per_round"]
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """A folder for each reference of a recipe: a config alone, of its depth and a toy's width."""
+    folder = tmp_path_factory.mktemp("references")
+    for name, depth in DEPTHS.items():
+        config = GPT2Config(n_layer=depth, n_embd=16, n_head=4, vocab_size=11, n_positions=2048)
+        config.scale_attn_by_inverse_layer_idx = True  # as in the paper
+        config.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_planned(path, references, capsys, monkeypatch):
+    """From its file and the reference's config alone a recipe is planned: its rounds or arms, steps and tokens."""
+    # Memory has tests of its own, and tracing hundreds of layers takes minutes.
+    nothing = MemoryEstimate("training", 0, 0, 0, 0, 0, 0)
+    monkeypatch.setattr(estimation, "training_memory", lambda *_: nothing)
+    values = yaml.safe_load(path.read_text())
+    depth = DEPTHS[values["reference"]]
+    words = [str(path), "--reference", str(references / values["reference"]), "--block-size", "16", "--json"]
+    assert main(["plan", *words, "--tokens-per-second", "1000", "--accumulation", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["setup"]["batch_size"] == values["per_device_train_batch_size"]
+    assert found["setup"]["mixed_precision"] == "bf16"
+    step = values["per_device_train_batch_size"] * 3 * 16
+    if "arms" not in values:
+        first = depth // 2 if values["keep_layers"] == "half" else values["keep_layers"]
+        depths = list(range(first, values.get("max_layers", depth) + 1, values.get("grow_by", 2)))
+        steps = values["steps_per_round"]
+        expected = [(layers, steps, steps * step) for layers in depths]
+        assert [(item["layers"], item["steps"], item["tokens"]) for item in found["rounds"]] == expected
+        return
+    # What stands in a recipe is run, and so are the controls that it does not name; how long the reference was trained
+    # the recipes do not say.
+    assert list(found["left_out"]) == ["random-long"]
+    assert [arm["arm"] for arm in found["arms"]] == list(dict.fromkeys([*values["arms"], "continued", "random"]))
+    for arm in found["arms"]:
+        whole = arm["arm"] in ("half-width", "continued")
+        assert arm["layers"] == (depth if whole else values["layers"])
+        assert arm["steps"] == values["budget_steps"] * (2 if arm["arm"] == "random-2x" else 1)
+        assert arm["tokens"] == arm["steps"] * step
+        assert arm["cells"] == 1
+        assert arm["seconds"] > 0
 
 
 @pytest.mark.slow

@@ -2,11 +2,19 @@
 
 import pytest
 from families import CASES
-from transformers import AutoConfig
+from transformers import AutoConfig, GPT2Config
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.students import TrainingSetup, estimate_run, throughput
 from inheritune_hf.students.estimation import operations_per_token
+
+
+@pytest.fixture
+def large_vocabulary(tmp_path):
+    """Folder of a config alone."""
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=20_000, n_positions=64)
+    config.save_pretrained(tmp_path)
+    return tmp_path
 
 
 def recipe(**changes):
@@ -53,6 +61,8 @@ def test_a_plan_needs_steps_and_one_throughput(published):
     """A recipe without steps is refused, and so are two throughputs."""
     with pytest.raises(ValueError, match="A plan needs steps_per_round, the optimizer steps of one round"):
         estimate_run(published, InherituneConfig())
+    with pytest.raises(ValueError, match=r"tokens_per_second must be above 0, got 0\.0\."):
+        estimate_run(published, recipe(), tokens_per_second=0.0)
     with pytest.raises(ValueError, match=r"Give tokens_per_second or measure, not both: one throughput is enough\."):
         estimate_run(published, recipe(), tokens_per_second=1.0, measure=True)
 
@@ -65,6 +75,32 @@ def test_measured_steps_tell_the_hours(published, monkeypatch):
     assert run.seconds == 125.0
     assert run.step_time.depths == (1, 3)
     assert (run.step_time.outside, run.step_time.per_layer) == (1.0, 0.5)
+
+
+def test_a_cap_on_steps_ends_the_rounds(published):
+    """Rounds that a cap leaves no step for are left out, and the last one is cut short."""
+    run = estimate_run(published, recipe(), max_steps=25)
+    assert [(item.layers, item.steps) for item in run.rounds] == [(4, 10), (7, 10), (10, 5)]
+    assert run.rounds[2].tokens == run.rounds[0].tokens / 2
+    with pytest.raises(ValueError, match=r"max_steps must be above 0 to cap all rounds together, got 0\."):
+        estimate_run(published, recipe(), max_steps=0)
+
+
+def test_a_teacher_counts(published):
+    """With distillation the reference's weights are in memory, and a third of its operations are added."""
+    plain, taught = (estimate_run(published, recipe(max_layers=4, distillation=item)) for item in (None, "jsd=1"))
+    whole = estimate_run(published, recipe(keep_layers=12)).rounds[0]
+    assert taught.flops == pytest.approx(plain.flops + whole.flops / 3)
+    added = taught.rounds[0].memory.weights - plain.rounds[0].memory.weights
+    assert added == 4 * plain.plan.parameters_before
+
+
+def test_evaluating_holds_the_logits_of_few_tokens(large_vocabulary):
+    """Measuring a reference of a large vocabulary takes the logits of a few tokens, whatever the batch."""
+    run = estimate_run(large_vocabulary, recipe(keep_layers=1, max_layers=1), TrainingSetup(64, 64))
+    assert run.measuring.logits == 2 * 4 * 1024 * 20_000
+    assert run.loss in ("linear", "chunked", "liger")
+    assert estimate_run(large_vocabulary, recipe(keep_layers=1, max_layers=1, loss="full")).loss == "full"
 
 
 def test_experts_count_as_far_as_they_are_used():

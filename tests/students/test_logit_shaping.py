@@ -5,7 +5,7 @@ import torch
 from families import CASES, PROMISED
 from transformers import CONFIG_MAPPING
 
-from inheritune_hf.evaluation.losses import computes_from_hidden, loss_of_hidden, summed_loss
+from inheritune_hf.students.losses import computes_from_hidden, loss_of_hidden, summed_loss
 
 PAIRS = [
     pytest.param(kind, values, id=f"{kind}-{n}", marks=[] if kind in PROMISED else pytest.mark.slow)

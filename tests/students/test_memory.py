@@ -88,6 +88,23 @@ def test_checkpointing_keeps_less():
     assert checkpointed.peak < 0.7 * plain.peak
 
 
+def test_few_logits_are_there_at_once():
+    """With a large vocabulary logits do not grow with the batch, unless the run would compute them all."""
+    config = GPT2Config(
+        n_layer=1, n_embd=16, n_head=2, vocab_size=20_000, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
+    one, two = (memory(config, batch_size=size) for size in (32, 64))
+    assert two.logits == pytest.approx(one.logits, rel=0.01)
+    assert two.peak - one.peak < 0.1 * two.peak
+    setup = TrainingSetup(batch_size=64, block_size=64)
+    full = training_memory(config, setup, "full")
+    assert full.logits >= 4 * 64 * 63 * 20_000
+    assert full.peak > 2 * two.peak
+    assert training_memory(config, setup, "chunked").peak < 0.6 * full.peak
+    # In float16 no loss is computed on the way, so that all logits are kept.
+    assert memory(config, batch_size=64, mixed_precision="fp16").peak > 2 * two.peak
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["falcon", "lfm2", "mpt", "qwen3_moe"])
 def test_memory_is_estimated_for_every_kind(kind, checkpointing):
@@ -104,10 +121,12 @@ import os, resource, sys, torch
 torch.set_num_threads(1)
 from contextlib import nullcontext
 from transformers import AutoConfig, AutoModelForCausalLM
-from inheritune_hf.students.memory import checkpoint_blocks, make_optimizer
+from inheritune_hf.students import TrainingSetup
+from inheritune_hf.students.memory import around_loss, checkpoint_blocks, make_optimizer, planned_loss
 batch, tokens = 4, 256
 config = AutoConfig.for_model(sys.argv[1], **eval(sys.argv[2]))
 settings = eval(sys.argv[3])
+method = planned_loss(config, TrainingSetup(**settings), sys.argv[4])
 def resident():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 warm = torch.nn.Linear(64, 64)
@@ -119,7 +138,8 @@ if settings.get("gradient_checkpointing"):
 optimizer = make_optimizer(model, settings.get("optim", "adamw_torch_fused"))
 ids = torch.randint(0, config.vocab_size, (batch, tokens))
 for _ in range(3):
-    with torch.autocast("cpu", torch.bfloat16) if settings.get("mixed_precision") else nullcontext():
+    amp = torch.autocast("cpu", torch.bfloat16) if settings.get("mixed_precision") else nullcontext()
+    with amp, around_loss(model, method):
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
     del loss
@@ -147,6 +167,8 @@ SHAPES = {
         "max_position_embeddings": 256,
     },
 }
+#: A vocabulary of which all logits are most of what training takes.
+LARGE_VOCABULARY = {"n_layer": 2, "n_embd": 128, "n_head": 4, "vocab_size": 50257, "n_positions": 256}
 SETTINGS = {
     "plain": {},
     "checkpointing": {"gradient_checkpointing": True},
@@ -161,12 +183,27 @@ SETTINGS = {
 @pytest.mark.parametrize("kind", SHAPES)
 def test_estimated_memory_is_what_a_process_takes(kind, settings):
     """The estimate is within 15 % of the peak that a process has above its start, for three shapes, each way."""
+    estimated, measured = estimated_and_measured(kind, SHAPES[kind], SETTINGS[settings])
+    assert 0.85 < estimated / measured < 1.15, (estimated, measured)
+
+
+@pytest.mark.slow
+def test_memory_follows_the_loss():
+    """With GPT-2's vocabulary the estimate is within 10 % for every way to the loss; all logits take twice as much."""
+    peaks = {}
+    for loss, settings in (("full", {}), ("auto", {}), ("chunked", {}), ("auto", {"mixed_precision": "bf16"})):
+        estimated, peak = estimated_and_measured("gpt2", LARGE_VOCABULARY, settings, loss)
+        assert 0.9 < estimated / peak < 1.1, (loss, settings, estimated, peak)
+        peaks[loss, *settings] = peak
+    assert peaks["auto",] < 0.5 * peaks["full",]
+
+
+def estimated_and_measured(kind, shape, settings, loss="auto"):
     # glibc keeps freed memory to itself unless told otherwise, and then the peak is not what was in use.
     honest = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-W", "ignore", "-c", MEASURED, kind, repr(SHAPES[kind]), repr(SETTINGS[settings])]
+    command = [sys.executable, "-W", "ignore", "-c", MEASURED, kind, repr(shape), repr(settings), loss]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **honest})
     assert done.returncode == 0, done.stderr
     measured = int(done.stdout.split()[-1])
-    setup = TrainingSetup(batch_size=4, block_size=256, **SETTINGS[settings])
-    estimated = training_memory(AutoConfig.for_model(kind, **SHAPES[kind]), setup).peak
-    assert 0.85 < estimated / measured < 1.15, (estimated, measured)
+    setup = TrainingSetup(batch_size=4, block_size=256, **settings)
+    return training_memory(AutoConfig.for_model(kind, **shape), setup, loss).peak, measured

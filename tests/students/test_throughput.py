@@ -29,7 +29,7 @@ def test_accumulation_repeats_the_passes(reference, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(throughput, "_now", lambda device: next(ticks) + 0.0)
     setup = TrainingSetup(batch_size=2, block_size=16, accumulation=5)
-    assert throughput._step_seconds(reference.config, setup, 2, "cpu") == 5 * 1.0 + 1.0
+    assert throughput._step_seconds(reference.config, setup, 2, "cpu", "full") == 5 * 1.0 + 1.0
 
 
 @pytest.mark.parametrize(("times", "expected"), [((4.0, 8.0), (2.0, 2.0)), ((5.0, 4.0), (4.0, 0.0)), ((1, 9), (0, 3))])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from inheritune_hf import InherituneConfig
-from inheritune_hf.evaluation.losses import Head
+from inheritune_hf.students.losses import Head
 from inheritune_hf.training import distillation
 from inheritune_hf.training.distillation import Teacher, block_map, chunked_sum, states_sum, top_k_sum, weighted_sum
 from inheritune_hf.training.top_k import TopKStore

@@ -1,14 +1,12 @@
-"""The loss of a run: how it is chosen, that it is said, and that no choice changes what is trained."""
+"""The loss of a run: that the choice is said, and that no choice changes what is trained."""
 
 import logging
 
 import pytest
 import tiny
-import torch
 from torch import nn
 
 from inheritune_hf.training import losses
-from inheritune_hf.training.losses import choose_loss
 
 HAS_LINEAR = hasattr(nn.functional, "linear_cross_entropy")
 
@@ -16,46 +14,6 @@ HAS_LINEAR = hasattr(nn.functional, "linear_cross_entropy")
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
     return tiny.write_reference(tmp_path_factory.mktemp("reference") / "tiny", dropout=0.0)
-
-
-def choice(setting="auto", vocabulary=50257, device="cpu", dtype=torch.float32, cap=None):
-    return choose_loss(setting, vocabulary, device, dtype, cap)
-
-
-def test_choice_by_device_and_size(monkeypatch):
-    """A small vocabulary takes all logits; a large one PyTorch's operator where it can, else chunks; Liger on CUDA."""
-    monkeypatch.setattr(nn.functional, "linear_cross_entropy", None, raising=False)
-    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: None)
-    assert choice(vocabulary=4096) == ("full", "a vocabulary of 4,096 tokens is small")
-    assert choice() == ("linear", "a vocabulary of 50,257 tokens on cpu")
-    assert choice(cap=30.0)[0] == "chunked"
-    assert choice(dtype=torch.bfloat16)[0] == "chunked"
-    assert choice(device="cuda")[0] == "linear"
-    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: True)
-    assert choice(device="cuda", dtype=torch.bfloat16)[0] == "liger"
-    assert choice(device="cuda", cap=30.0)[0] == "liger"
-    monkeypatch.delattr(nn.functional, "linear_cross_entropy")
-    assert choice()[0] == "chunked"
-
-
-@pytest.mark.parametrize("setting", ["full", "chunked", "liger"])
-def test_what_is_set_is_used(setting, monkeypatch):
-    """A setting is taken whatever the size."""
-    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: True)
-    assert choice(setting, vocabulary=64, device="cuda") == (setting, "as set")
-
-
-def test_what_cannot_be_used_is_said(monkeypatch):
-    """Where a setting cannot be used the reason comes with what is used instead."""
-    assert choice("liger") == ("linear" if HAS_LINEAR else "chunked", "not liger: it needs a CUDA device, not cpu")
-    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: None)
-    assert choice("liger", device="cuda")[1] == "not liger: liger-kernel is not installed"
-    monkeypatch.setattr(nn.functional, "linear_cross_entropy", None, raising=False)
-    assert choice("linear", cap=30.0) == ("chunked", "not linear: it knows no capped logits")
-    assert choice("linear", dtype=torch.bfloat16)[1] == "not linear: it would sum losses in torch.bfloat16"
-    monkeypatch.delattr(nn.functional, "linear_cross_entropy")
-    assert "has no linear_cross_entropy" in choice("linear")[1]
-    assert choice("chunked", dtype=torch.float16)[0] == "full"
 
 
 def run(folder, reference, loss, steps=50, **changes):

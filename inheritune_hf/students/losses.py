@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..students import logit_shaping
+from .config_fields import logit_shaping
 
 IGNORED = -100  # label of a token that does not count, as everywhere in Transformers
 
 #: Ways to the loss without all logits: this module's own chunks, PyTorch's operator, Liger's kernel.
 Method = Literal["chunked", "linear", "liger"]
+
+#: Vocabulary from which on `auto` does not let all logits be there at once, in tokens.
+LARGE_VOCABULARY = 8192
 
 # Logits held at once, in numbers: 128 MiB of float32.
 _CHUNK_NUMBERS = 1 << 25
@@ -191,6 +195,68 @@ def summed_loss(head: Head, hidden: Tensor, targets: Tensor, method: Method) -> 
         return liger_fused_linear_cross_entropy(  # type: ignore[no-any-return]
             hidden, weight, targets, bias, reduction="sum", softcap=head.cap, accum_dtype=torch.float32
         )
+
+
+def mean_loss(head: Head, hidden: Tensor, targets: Tensor, num_items_in_batch: Any, method: Method) -> Tensor:
+    """
+    Return the loss of a step's tokens in nats per token: `summed_loss` as a `LossOfHidden`.
+
+    Divided by the tokens of the whole step if they were counted, as Transformers does, else by those here.
+    """
+    flat = targets.reshape(-1)
+    total = summed_loss(head, hidden.reshape(-1, hidden.shape[-1]), flat, method)
+    items = (flat != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / (items.to(total.device) if isinstance(items, Tensor) else items)
+
+
+def choose_loss(
+    setting: str, vocabulary: int, device: str, dtype: torch.dtype, cap: float | None = None
+) -> tuple[str, str]:
+    """
+    Choose the way to the loss of a model that allows any.
+
+    Args:
+        setting (`str`): The recipe's `loss`.
+        vocabulary (`int`): Logits of one token.
+        device (`str`): Type of device, such as `cpu` or `cuda`.
+        dtype (`torch.dtype`): In which logits are computed.
+        cap (`float`, *optional*): At which logits saturate.
+
+    Returns:
+        `tuple[str, str]`: `full`, `chunked`, `linear` or `liger`, and why.
+    """
+    if setting == "full":
+        return "full", "as set"
+    if dtype == torch.float16:
+        return "full", "gradients of a loss in float16 must be scaled before they are computed"
+    if setting == "auto" and vocabulary < LARGE_VOCABULARY:
+        return "full", f"a vocabulary of {vocabulary:,} tokens is small"
+    missing = {
+        "chunked": None,
+        "linear": _no_linear(dtype, cap),
+        "liger": _no_liger(device),
+    }
+    if setting != "auto" and missing[setting] is None:
+        return setting, "as set"
+    order = ("liger", "linear", "chunked") if device == "cuda" else ("linear", "chunked")
+    found = next(name for name in order if missing[name] is None)
+    if setting == "auto":
+        return found, f"a vocabulary of {vocabulary:,} tokens on {device}"
+    return found, f"not {setting}: {missing[setting]}"
+
+
+def _no_linear(dtype: torch.dtype, cap: float | None) -> str | None:
+    if not hasattr(nn.functional, "linear_cross_entropy"):
+        return f"torch {torch.__version__} has no linear_cross_entropy"
+    if cap is not None:
+        return "it knows no capped logits"
+    return None if dtype in (torch.float32, torch.float64) else f"it would sum losses in {dtype}"
+
+
+def _no_liger(device: str) -> str | None:
+    if device != "cuda":
+        return f"it needs a CUDA device, not {device}"
+    return None if importlib.util.find_spec("liger_kernel") else "liger-kernel is not installed"
 
 
 def chunk_tokens(vocabulary: int) -> int:

@@ -7,9 +7,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from inheritune_hf.evaluation import losses, sequence_sums
-from inheritune_hf.evaluation.losses import (
+from inheritune_hf.evaluation import sequence_sums
+from inheritune_hf.students import losses
+from inheritune_hf.students.losses import (
     Head,
+    choose_loss,
     chunk_tokens,
     computes_from_hidden,
     loss_of_hidden,
@@ -18,9 +20,10 @@ from inheritune_hf.evaluation.losses import (
 )
 
 TOKENS, WIDTH, VOCABULARY = 70, 8, 50
+HAS_LINEAR = hasattr(nn.functional, "linear_cross_entropy")
 LINEAR = pytest.param(
     "linear",
-    marks=pytest.mark.skipif(not hasattr(nn.functional, "linear_cross_entropy"), reason="this torch does not have it"),
+    marks=pytest.mark.skipif(not HAS_LINEAR, reason="this torch does not have it"),
 )
 
 
@@ -193,3 +196,43 @@ def test_a_head_of_another_kind_is_left_alone():
     model = gpt2()
     model.lm_head = Adapted(8, 1000, bias=False)
     assert not computes_from_hidden(model)
+
+
+def choice(setting="auto", vocabulary=50257, device="cpu", dtype=torch.float32, cap=None):
+    return choose_loss(setting, vocabulary, device, dtype, cap)
+
+
+def test_choice_by_device_and_size(monkeypatch):
+    """A small vocabulary takes all logits; a large one PyTorch's operator where it can, else chunks; Liger on CUDA."""
+    monkeypatch.setattr(nn.functional, "linear_cross_entropy", None, raising=False)
+    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: None)
+    assert choice(vocabulary=4096) == ("full", "a vocabulary of 4,096 tokens is small")
+    assert choice() == ("linear", "a vocabulary of 50,257 tokens on cpu")
+    assert choice(cap=30.0)[0] == "chunked"
+    assert choice(dtype=torch.bfloat16)[0] == "chunked"
+    assert choice(device="cuda")[0] == "linear"
+    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: True)
+    assert choice(device="cuda", dtype=torch.bfloat16)[0] == "liger"
+    assert choice(device="cuda", cap=30.0)[0] == "liger"
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy")
+    assert choice()[0] == "chunked"
+
+
+@pytest.mark.parametrize("setting", ["full", "chunked", "liger"])
+def test_what_is_set_is_used(setting, monkeypatch):
+    """A setting is taken whatever the size."""
+    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: True)
+    assert choice(setting, vocabulary=64, device="cuda") == (setting, "as set")
+
+
+def test_what_cannot_be_used_is_said(monkeypatch):
+    """Where a setting cannot be used the reason comes with what is used instead."""
+    assert choice("liger") == ("linear" if HAS_LINEAR else "chunked", "not liger: it needs a CUDA device, not cpu")
+    monkeypatch.setattr(losses.importlib.util, "find_spec", lambda name: None)
+    assert choice("liger", device="cuda")[1] == "not liger: liger-kernel is not installed"
+    monkeypatch.setattr(nn.functional, "linear_cross_entropy", None, raising=False)
+    assert choice("linear", cap=30.0) == ("chunked", "not linear: it knows no capped logits")
+    assert choice("linear", dtype=torch.bfloat16)[1] == "not linear: it would sum losses in torch.bfloat16"
+    monkeypatch.delattr(nn.functional, "linear_cross_entropy")
+    assert "has no linear_cross_entropy" in choice("linear")[1]
+    assert choice("chunked", dtype=torch.float16)[0] == "full"
