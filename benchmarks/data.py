@@ -37,7 +37,8 @@ def since(began: list[float]) -> list[float]:
 
 
 def texts_of(files: list[str]) -> list[str]:
-    from inheritune_hf.data.files import Layout, read_rows
+    from inheritune_hf.data.files import read_rows
+    from inheritune_hf.data.rows import Layout
 
     return [row["text"] for name in files for row in read_rows(Path(name), Layout()) if isinstance(row, dict)]
 

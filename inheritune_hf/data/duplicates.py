@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from datasketch import MinHash, MinHashLSH
 
-from .files import TOKENS
+from .rows import TOKENS
 
 #: Tokens of one run; documents are compared by the runs they have in common.
 RUN = 5
