@@ -189,9 +189,7 @@ def _parquet_batches(path: Path, layout: Layout) -> Iterator[tuple[int, Any] | D
             except _TABLE_ERRORS as error:
                 reason = error
             if number < after:
-                yield Damage(
-                    f"{path}, rows {number + 1} to {after}: damaged ({reason}); fetch or write the file again."
-                )
+                yield Damage(f"{path}, rows {number + 1} to {after}: damaged ({reason}); fetch or write it again.")
 
 
 def _arrow_batches(path: Path, layout: Layout) -> Iterator[tuple[int, Any]]:

@@ -23,6 +23,7 @@ from .packing import cut_windows, pack_sequences, tokenize_documents
 from .prepared import is_prepared, load_prepared, refuse_unfinished
 from .sets import (
     EVALUATION,
+    among,
     announce,
     choose_carved,
     column,
@@ -235,12 +236,12 @@ def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: i
     chosen = choose_carved(np.concatenate(digests), shares, seed)
     for name, wanted in chosen.items():
         documents.sets[name] = joined(
-            [where(dataset, np.isin(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
+            [where(dataset, among(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
         )
     if chosen:
         taken = np.concatenate(list(chosen.values()))
         documents.train = [
-            where(dataset, ~np.isin(own, taken)) for dataset, own in zip(documents.train, digests, strict=True)
+            where(dataset, ~among(own, taken)) for dataset, own in zip(documents.train, digests, strict=True)
         ]
 
 
