@@ -5,6 +5,10 @@ Tokens per second of preparing data and of feeding a training, against what else
 Prepare is compared with the bare loop (tokenizers and numpy, nothing saved but one array: the floor) and with the
 grouping of Transformers' run_clm. All of them tokenize with one thread in each process, in processes of their own,
 taken in turns; what is shown is the median and the ratio of medians.
+
+`python -m benchmarks.data memory --documents 1000000 2000000 --tokenizer FOLDER` prints the memory that preparing many
+short documents takes: what carving and the search for duplicates hold of each. It writes 0.4 GB for each million, and
+removes them.
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ def since(began: list[float]) -> list[float]:
 
 
 def texts_of(files: list[str]) -> list[str]:
-    from inheritune_hf.data.files import Layout, read_rows
+    from inheritune_hf.data.files import read_rows
+    from inheritune_hf.data.rows import Layout
 
     return [row["text"] for name in files for row in read_rows(Path(name), Layout()) if isinstance(row, dict)]
 
@@ -200,7 +205,50 @@ def run_step(options: Any) -> tuple[int, list[float]]:
     return batch.numel(), since(began)
 
 
+def run_memory(options: Any) -> tuple[int, list[float]]:
+    """Prepare short documents; return their number, bytes (own before and at most, resident at most) and seconds."""
+    import random
+    import threading
+
+    from datasets import disable_progress_bars
+    from transformers import AutoTokenizer
+
+    from inheritune_hf.configuration import DataConfig
+    from inheritune_hf.data import prepare_data
+
+    disable_progress_bars()
+    draw, words = random.Random(0), [f"w{number}" for number in range(1000)]
+    path = Path(options.folder) / "documents.jsonl"
+    with path.open("w") as file:
+        for number in range(options.documents[0]):
+            file.write(json.dumps({"text": f"{number} {' '.join(draw.choices(words, k=5))}"}) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    config = DataConfig(train_files=[str(path)], selection_fraction=0.0005, test_fraction=0.0005)
+
+    def resident() -> list[int]:
+        rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        own, mapped = (int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+        return [own, own + mapped]
+
+    most, done = [0, 0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            most[:] = map(max, most, resident())
+
+    before = resident()[0]
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = now()
+    prepare_data(config, tokenizer, Path(options.folder) / "prepared", block_size=BLOCK_SIZE)
+    seconds = since(began)
+    done.set()
+    watcher.join()
+    return options.documents[0], [before, *most, *seconds]
+
+
 WAYS = {
+    "memory": run_memory,
     "floor": run_floor,
     "run_clm": run_clm,
     "prepare": run_prepare,
@@ -213,9 +261,16 @@ WAYS = {
 
 def measure(way: str, processes: int, options: argparse.Namespace, prepared: str) -> list[float]:
     """Run one way in a process of its own and return its tokens per second, and per second of a processor."""
+    tokens, seconds = apart(way, processes, options, prepared)
+    return [float(tokens / item) for item in seconds]
+
+
+def apart(way: str, processes: int, options: argparse.Namespace, prepared: str) -> tuple[int, list[float]]:
+    """Run one way in a process and a folder of its own and return what it returned."""
     folder = tempfile.mkdtemp(prefix="data-benchmark-")
     words = ["--way", way, "--processes", str(processes), "--folder", folder, "--prepared", prepared]
     words += ["--text", *options.text, "--held", *options.held, "--tokenizer", options.tokenizer]
+    words += ["--documents", *map(str, options.documents)]
     environment = {
         **os.environ,
         "HF_DATASETS_CACHE": folder,
@@ -229,16 +284,34 @@ def measure(way: str, processes: int, options: argparse.Namespace, prepared: str
             [sys.executable, "-m", "benchmarks.data", *words], capture_output=True, text=True, env=environment
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        tokens, seconds = json.loads(done.stdout.splitlines()[-1])
-        return [float(tokens / item) for item in seconds]
+        count, numbers = json.loads(done.stdout.splitlines()[-1])
+        return count, numbers
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def print_memory(options: argparse.Namespace) -> None:
+    """Print the memory of preparing each number of documents, and the slope from the first number to the last."""
+    print("| documents | MB before | own MB at most | resident MB at most | processor seconds |")
+    print("|---|---|---|---|---|")
+    found = []
+    for count in options.documents:
+        options.documents = [count]
+        _, (before, own, resident, _, seconds) = apart("memory", 1, options, "")
+        found.append((count, own))
+        sizes = " | ".join(f"{size / 1e6:,.0f}" for size in (before, own, resident))
+        print(f"| {count:,} | {sizes} | {seconds:,.0f} |", flush=True)
+    if len(found) > 1:
+        (few, less), (many, more) = found[0], found[-1]
+        print(f"{(more - less) / (many - few):.0f} bytes for each document more")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", nargs="+", default=os.environ.get("INHERITUNE_BENCHMARK_TEXT", "").split())
-    parser.add_argument("--held", nargs="+", default=os.environ.get("INHERITUNE_BENCHMARK_HELD", "").split())
+    parser.add_argument("what", nargs="?", choices=["speed", "memory"], default="speed")
+    parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 2_000_000])
+    parser.add_argument("--text", nargs="*", default=os.environ.get("INHERITUNE_BENCHMARK_TEXT", "").split())
+    parser.add_argument("--held", nargs="*", default=os.environ.get("INHERITUNE_BENCHMARK_HELD", "").split())
     parser.add_argument("--tokenizer", default=os.environ.get("INHERITUNE_BENCHMARK_TOKENIZER"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--way", help=argparse.SUPPRESS)
@@ -248,6 +321,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.way:
         print(json.dumps(WAYS[options.way](options)))
+        return
+    if options.what == "memory" and options.tokenizer:
+        print_memory(options)
         return
     if not options.text or not options.tokenizer:
         print("benchmarks.data: no text given; see python -m benchmarks.data --help")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data import split_standard_library, standard_library_documents
-from ..data.files import Layout
+from ..data.rows import Layout
 from ..data.sources import read_files
 from ..students import Reference, load_reference_config
 

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from datasketch import MinHash, MinHashLSH
 
-from .files import TOKENS
+from .rows import TOKENS
 
 #: Tokens of one run; documents are compared by the runs they have in common.
 RUN = 5
@@ -18,7 +18,10 @@ RUN = 5
 _PERMUTATIONS = 64
 # Boilerplate can be near to every document of a set: one is enough to tell.
 _MOST_COMPARED = 32
-_TABLE_BITS = 24
+# A table is grown while it has fewer places for each run than this, and may: a fuller one would tell nothing, since a
+# tenth of the runs of a foreign document would be found in it by chance.
+_PLACES_FOR_EACH_RUN = 16
+_FEWEST_PLACES, _MOST_PLACES = 1 << 24, 1 << 28
 # Looked at together, short documents cost a tenth of what they cost one by one.
 _TOKENS_AT_ONCE = 500_000
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -56,12 +59,15 @@ class Index:
         threshold (`float`): Jaccard similarity from which documents are near-duplicates.
         runs (`list[np.ndarray]`): Distinct runs of each document.
         table (`np.ndarray`): Which runs (by the last bits of their hash) occur.
+        lsh (`datasketch.MinHashLSH`, *optional*): Their signatures, once there is one.
+        held (`int`): Runs of all documents.
     """
 
     threshold: float
     runs: list[Hashes] = field(default_factory=list)
-    table: np.ndarray[Any, np.dtype[np.bool_]] = field(default_factory=lambda: np.zeros(1 << _TABLE_BITS, dtype=bool))
+    table: np.ndarray[Any, np.dtype[np.bool_]] = field(default_factory=lambda: np.zeros(_FEWEST_PLACES, dtype=bool))
     lsh: Any = None
+    held: int = 0
 
     def add(self, tokens: np.ndarray[Any, Any]) -> None:
         """Put a document into the index."""
@@ -72,8 +78,20 @@ class Index:
         number = len(self.runs)
         self.runs.append(runs)
         if len(runs):
-            self.table[_slots(runs)] = True
+            self.held += len(runs)
+            self._mark(runs)
             self.lsh.insert(number, _sign(runs))
+
+    def _mark(self, runs: Hashes) -> None:
+        wanted = _PLACES_FOR_EACH_RUN * self.held
+        if len(self.table) < min(wanted, _MOST_PLACES):
+            self.table = np.zeros(2 * len(self.table), dtype=bool)
+            for item in self.runs:
+                self.table[self._slots(item)] = True
+        self.table[self._slots(runs)] = True
+
+    def _slots(self, hashes: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return (hashes & np.uint64(len(self.table) - 1)).astype(np.int64)
 
     def likely(self, tokens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """
@@ -90,7 +108,7 @@ class Index:
         whole = lengths > RUN  # with a run before the end-of-text token
         shared = np.zeros(len(tokens) + 1, dtype=np.int64)
         if len(tokens) >= RUN:
-            hits = self.table[_slots(_hash(tokens.astype(np.uint64) + np.uint64(1), RUN))]
+            hits = self.table[self._slots(_hash(tokens.astype(np.uint64) + np.uint64(1), RUN))]
             np.cumsum(hits, out=shared[1 : len(hits) + 1])
         counts = shared[np.where(whole, ends - RUN, 0)] - shared[np.where(whole, ends - lengths, 0)]
         # Too few even if every run that is shared came eight times less often than the others.
@@ -101,7 +119,7 @@ class Index:
         if self.lsh is None or len(self.likely(tokens, np.array([len(tokens)]))) == 0:
             return None
         runs = np.unique(_run_hashes(tokens))
-        if len(runs) == 0 or self.table[_slots(runs)].mean() < self.threshold:
+        if len(runs) == 0 or self.table[self._slots(runs)].mean() < self.threshold:
             return None
         best: tuple[int, float] | None = None
         for number in sorted(self.lsh.query(_sign(runs)))[:_MOST_COMPARED]:
@@ -175,10 +193,6 @@ def _hash(values: Hashes, width: int) -> Hashes:
         hashes = (hashes ^ values[place : place + count]) * _FACTOR
         hashes ^= hashes >> np.uint64(29)
     return hashes
-
-
-def _slots(hashes: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return (hashes & np.uint64((1 << _TABLE_BITS) - 1)).astype(np.int64)
 
 
 def _sign(runs: Hashes) -> Any:

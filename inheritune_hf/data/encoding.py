@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from datasets.fingerprint import Hasher
 
-from .files import LABELS, Layout
+from .rows import IGNORED_LABEL, LABELS, TOKENS, Layout, too_long, wrong_tokens
 from .sources import DAMAGE
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     Tokens = np.ndarray[Any, np.dtype[np.int32]]
 
 logger = logging.getLogger(__name__)
-
-# Labels with this value do not count (torch.nn.functional.cross_entropy, Transformers).
-IGNORED_LABEL = -100
 
 # How many of its tokens a tokenizer may not know.
 MOST_UNKNOWN = 0.01
@@ -115,7 +112,10 @@ class Encoder:
             texts = [row if self.layout.rows == "text" else _write_chat(row, self.tokenizer) for row in rows]
             found = _from_texts(rows, texts, self.tokenizer, end)
         for row, item in zip(rows, found, strict=True):
-            _require_range(item.tokens, self.vocab_size, self.tokenizer, row)
+            _require_range(item.tokens, self.vocab_size, row)
+            if item.labels is not None and item.labels is not item.tokens:
+                counted = np.where(item.labels == IGNORED_LABEL, np.int32(0), item.labels)
+                _require_range(counted, self.vocab_size, row, "Label")
         return found
 
 
@@ -222,10 +222,24 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _present(batch: Mapping[str, Sequence[Any]], index: int, layout: Layout) -> bool:
+    """
+    Tell whether a row has something in it.
+
+    Raises:
+        Damage: If its text is too long and such rows are not to be skipped; those of files were looked at already.
+    """
     row = batch[layout.wanted][index]
     if row is None or len(row) == 0 or (DAMAGE in batch and batch[DAMAGE][index] is not None):
         return False
-    return not (layout.rows == "text" and row.isspace())
+    if layout.rows != "text":
+        return True
+    if 4 * len(row) > layout.most_bytes and DAMAGE not in batch and len(row.encode()) > layout.most_bytes:
+        damage = too_long(f"The document {_excerpt(row)}", layout)
+        if not layout.skip:
+            raise damage
+        logger.warning("skipped: %s", damage)
+        return False
+    return not row.isspace()
 
 
 def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:
@@ -290,6 +304,9 @@ def _groups(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _from_tokens(row: tuple[Sequence[int], Sequence[int] | None], end: int) -> Encoded:
+    for name, values in zip((TOKENS, LABELS), row, strict=True):
+        if values is not None and (reason := wrong_tokens(name, values)):
+            raise ValueError(f"The row {_excerpt(row)}: {reason}; repair it.")
     tokens = np.asarray(row[0], dtype=np.int32)
     labels = tokens if row[1] is None else np.asarray(row[1], dtype=np.int32)
     if len(labels) != len(tokens):
@@ -331,11 +348,11 @@ def _from_chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBas
     return Encoded(tokens, labels, _digest(messages), 0)
 
 
-def _require_range(tokens: Tokens, vocab_size: int | None, tokenizer: PreTrainedTokenizerBase, row: Any) -> None:
+def _require_range(tokens: Tokens, vocab_size: int | None, row: Any, what: str = "Token") -> None:
     if vocab_size is not None and len(tokens) and not (tokens.min() >= 0 and tokens.max() < vocab_size):
         token = int(tokens.max()) if tokens.max() >= vocab_size else int(tokens.min())
         raise ValueError(
-            f"Token {token} at place {int(np.flatnonzero(tokens == token)[0])} of the document {_excerpt(row)} is out "
+            f"{what} {token} at place {int(np.flatnonzero(tokens == token)[0])} of the document {_excerpt(row)} is out "
             f"of the reference's range (0 to {vocab_size - 1}); tokenize with the reference's own tokenizer."
         )
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from ..configuration import DataConfig
 from .duplicates import Group, document_groups, index_documents, near_duplicates
-from .sets import Integers, column
+from .sets import Integers, among, column
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def find_overlaps(
         config (`DataConfig`): What to look for, and whether to remove it.
     """
     selection, test = (column(sets[name], "digest") for name in ("selection", "test"))
-    same = [np.isin(own, np.concatenate([selection, test])) for own in digests]
+    same = [among(own, np.concatenate([selection, test])) for own in digests]
     same_selection = np.isin(selection, test)
     near = [np.zeros(len(own), dtype=bool) for own in digests]
     near_selection = np.zeros(len(selection), dtype=bool)
@@ -93,5 +93,6 @@ def find_overlaps(
 
 def count_shared(selection: Integers, test: Integers, train: Sequence[Integers]) -> int:
     """Return how many selection and test documents, told by their digests, are in another set too."""
-    trained = np.concatenate([*train, np.empty(0, dtype=np.int64)])
-    return int(np.isin(selection, trained).sum() + np.isin(test, np.concatenate([trained, selection])).sum())
+    trained = [np.unique(own[among(own, np.concatenate([selection, test]))]) for own in train]
+    known = np.concatenate([*trained, np.empty(0, dtype=np.int64)])
+    return int(np.isin(selection, known).sum() + np.isin(test, np.concatenate([known, selection])).sum())

@@ -11,8 +11,8 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
-from .encoding import IGNORED_LABEL, Encoder, check_fit
-from .files import LABELS, TOKENS
+from .encoding import Encoder, check_fit
+from .rows import IGNORED_LABEL, LABELS, TOKENS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,25 +7,24 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow  # type: ignore[import-untyped]
-from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, load_dataset, load_from_disk
+from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from ..configuration import DataConfig, reject_unknown_keys
-from .corpora import standard_library_documents
-from .files import LABELS, MESSAGES, TOKENS, Damage, Layout, missing_column, names, read_rows
+from .data_sets import EMBEDDED, read_dataset, stream_dataset
+from .files import read_rows
+from .rows import LABELS, MESSAGES, TOKENS, Damage, Layout
 
 logger = logging.getLogger(__name__)
 
 TOKEN_FILE = ".bin"
-#: Name of the data set that is on every machine: the source of the interpreter's own library.
-EMBEDDED = "standard_library"
 #: Column that says why a row was skipped.
 DAMAGE = "damage"
 
@@ -121,18 +120,21 @@ def _mixed_source(item: Any, number: int, layout: Layout) -> Source:
         raise ValueError(f"{place} must be a mapping of settings, got {item!r}.")
     reject_unknown_keys(item, _SOURCE_KEYS, place)
     files = item.get("files") or ()
-    files = (files,) if isinstance(files, str) else tuple(files)
+    files = (files,) if isinstance(files, str) else files
+    if not isinstance(files, Sequence) or not all(isinstance(name, str) for name in files):
+        raise ValueError(f"{place}: files must be a path or a list of paths, got {files!r}.")
     if bool(files) == bool(item.get("dataset_name")):
         raise ValueError(f"{place} needs either dataset_name or files.")
     weight = item.get("weight")
-    if weight is not None and not (isinstance(weight, int | float) and weight > 0):
+    numeric = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
+    if weight is not None and not (numeric and weight > 0):
         raise ValueError(f"{place}: weight must be a number above 0, got {weight!r}; leave the source out instead.")
     rows = item.get("rows", layout.rows)
     if rows not in ("text", "tokens", "messages"):
         raise ValueError(f"{place}: rows must be one of text, tokens, messages, got {rows!r}.")
     layout = dataclasses.replace(layout, rows=rows, column=item.get("text_column", layout.column))
     named = (item.get("dataset_name"), item.get("dataset_config"), item.get("split", "train"))
-    return Source(place, layout, files, *named, None if weight is None else float(weight))
+    return Source(place, layout, tuple(files), *named, None if weight is None else float(weight))
 
 
 # As a data set
@@ -163,6 +165,7 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
 
     Raises:
         FileNotFoundError: If a pattern matches no file.
+        OSError: If what was read cannot be written.
         ValueError: If a file is empty, or damaged, or has no such column; the message names file and place.
     """
     stamps = _stamps(find_files(patterns, setting, layout.skip))
@@ -176,8 +179,14 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
             cache_dir=None if cache_dir is None else str(cache_dir),
         )
     except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, ValueError):
+            raise cause from None
+        if isinstance(cause, OSError):
+            place = cache_dir or "the cache of datasets (HF_DATASETS_CACHE)"
+            raise OSError(
+                f"{setting}: what was read cannot be written to {place}: {cause}; give it more room."
+            ) from error
         raise
     logger.info("%s: %d documents from %d files", setting, len(dataset), len(stamps))
     return dataset
@@ -197,7 +206,10 @@ def find_files(patterns: Sequence[str], setting: str, skip: bool = False) -> lis
         matches = sorted(Path(match) for match in glob.glob(str(named), recursive=True))  # noqa: PTH207 (absolute globs)
         files = [named] if named.is_file() else [match for match in matches if match.is_file()]
         if named.is_dir():
-            raise FileNotFoundError(f"{setting}: {pattern} is a folder; name its files, such as {pattern}/**/*.txt.")
+            raise FileNotFoundError(f"{setting}: {pattern} is a folder; name its files, such as {named}/**/*.txt.")
+        for path in matches:
+            if not path.exists():
+                raise FileNotFoundError(f"{setting}: {path} links to {path.readlink()}, which is not there; repair it.")
         if not files and glob.has_magic(pattern):
             raise FileNotFoundError(f"{setting}: no file matches {pattern!r} in {Path.cwd()}; correct the pattern.")
         if not files:
@@ -208,37 +220,6 @@ def find_files(patterns: Sequence[str], setting: str, skip: bool = False) -> lis
         if path.stat().st_size == 0 and not skip:
             raise ValueError(f"{setting}: {path} is empty; leave it out or give a file with text.")
     return list(found.values())
-
-
-def read_dataset(
-    name: str, config_name: str | None, split: str, layout: Layout, cache_dir: Path | None = None
-) -> Dataset:
-    """
-    Read one split of a data set from the Hub, a local folder of files, a folder that `save_to_disk` wrote, or the
-    embedded one.
-
-    Its rows are the documents: for a folder of text files those would be their lines, so name the files instead.
-
-    Raises:
-        FileNotFoundError: If `name` is a path and there is no such folder.
-        ValueError: If there is no such split, or no text in the column.
-    """
-    _require_folder(name)
-    if name == EMBEDDED:
-        dataset = _embedded(split)
-    elif _is_saved(name):
-        dataset = _saved_split(load_from_disk(name), name, split)
-    else:
-        try:
-            dataset = load_dataset(
-                name, config_name, split=split, cache_dir=None if cache_dir is None else str(cache_dir)
-            )
-        except (DatasetGenerationError, pyarrow.ArrowInvalid) as error:
-            raise ValueError(
-                f"{name} ({split}) cannot be read: {error.__cause__ or error}; repair it, or give its files by "
-                "train_files, which names the damaged one."
-            ) from error
-    return dataset.select_columns(_columns(dataset.features, layout, f"{name} ({split})"))
 
 
 # As a stream
@@ -257,17 +238,7 @@ def stream_source(source: Source) -> IterableDataset:
         return IterableDataset.from_generator(
             _rows_of_files, features=_features(source.layout), gen_kwargs={"stamps": stamps, "layout": source.layout}
         )
-    _require_folder(source.name)
-    if source.name == EMBEDDED:
-        stream = _embedded(source.split).to_iterable_dataset(num_shards=8)
-    elif _is_saved(source.name):
-        saved = _saved_split(load_from_disk(source.name), source.name, source.split)
-        stream = saved.to_iterable_dataset(num_shards=max(1, min(64, len(saved))))
-    else:
-        stream = load_dataset(source.name, source.config, split=source.split, streaming=True)
-    if stream.features is None:
-        stream = stream._resolve_features()
-    return stream.select_columns(_columns(stream.features, source.layout, f"{source.name} ({source.split})"))
+    return stream_dataset(source.name, source.config, source.split, source.layout)
 
 
 def source_identity(source: Source) -> dict[str, Any]:
@@ -313,42 +284,3 @@ def _features(layout: Layout) -> Features:
         "messages": {MESSAGES: Value("large_string")},
     }[layout.rows]
     return Features({**columns, DAMAGE: Value("string")})
-
-
-def _columns(features: Features, layout: Layout, place: str) -> list[str]:
-    """Return the columns of a data set that are read, after checking that they hold what they should."""
-    if layout.wanted not in features:
-        raise ValueError(missing_column(place, layout, list(features)))
-    feature = features[layout.wanted]
-    if layout.rows == "text" and (not isinstance(feature, Value) or feature.dtype not in ("string", "large_string")):
-        raise ValueError(
-            f"Column {layout.column!r} of {place} holds {getattr(feature, 'dtype', feature)}, not text; "
-            f"set text_column to a column of strings ({names(features)})."
-        )
-    return [layout.wanted, *([LABELS] if layout.rows == "tokens" and LABELS in features else [])]
-
-
-def _embedded(split: str) -> Dataset:
-    if split != "train":
-        raise ValueError(f"{EMBEDDED} has no split {split!r}; its evaluation sets are carved, or given as files.")
-    texts = [document.text for document in standard_library_documents()]
-    return Dataset.from_dict({"text": texts}, features=Features({"text": Value("large_string")}))
-
-
-def _require_folder(name: str) -> None:
-    if name.startswith((".", "/")) and not Path(name).is_dir():
-        raise FileNotFoundError(f"dataset_name: there is no folder {name}; give a folder of a data set, or a Hub id.")
-
-
-def _is_saved(name: str) -> bool:
-    return (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file()
-
-
-def _saved_split(saved: Dataset | DatasetDict, name: str, split: str) -> Dataset:
-    if isinstance(saved, DatasetDict):
-        if split not in saved:
-            raise ValueError(f"{name} has no split {split!r}; its splits are {names(saved)}.")
-        return saved[split]
-    if split != "train":
-        raise ValueError(f"{name} is one saved data set without splits, got the split {split!r}; leave it at 'train'.")
-    return saved

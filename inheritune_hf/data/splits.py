@@ -23,6 +23,7 @@ from .packing import cut_windows, pack_sequences, tokenize_documents
 from .prepared import is_prepared, load_prepared, refuse_unfinished
 from .sets import (
     EVALUATION,
+    among,
     announce,
     choose_carved,
     column,
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 # Longest sequence that is chosen without being asked for; the paper's block size.
 DEFAULT_BLOCK_SIZE = 1024
+# How often the sequences of a source may come so that a mixture has its shares: more than this is a slip of the pen.
+MOST_PASSES = 1000
 
 
 @dataclass
@@ -233,12 +236,12 @@ def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: i
     chosen = choose_carved(np.concatenate(digests), shares, seed)
     for name, wanted in chosen.items():
         documents.sets[name] = joined(
-            [where(dataset, np.isin(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
+            [where(dataset, among(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
         )
     if chosen:
         taken = np.concatenate(list(chosen.values()))
         documents.train = [
-            where(dataset, ~np.isin(own, taken)) for dataset, own in zip(documents.train, digests, strict=True)
+            where(dataset, ~among(own, taken)) for dataset, own in zip(documents.train, digests, strict=True)
         ]
 
 
@@ -303,6 +306,14 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
         given = [float(weight or 0) for weight in weights]
         scale = max(count / weight for count, weight in zip(counts, given, strict=True))
         wanted = [max(count, round(weight * scale)) for count, weight in zip(counts, given, strict=True)]
+        passes = [want / count for want, count in zip(wanted, counts, strict=True)]
+        if max(passes) > MOST_PASSES:
+            most, least = passes.index(max(passes)), passes.index(min(passes))
+            raise ValueError(
+                f"source {most + 1} would come {max(passes):,.0f} times (at most {MOST_PASSES:,}), so that every "
+                f"sequence of source {least + 1} comes once; give weights nearer to their sizes ({counts[most]:,} and "
+                f"{counts[least]:,} sequences), or set streaming."
+            )
     starts = np.concatenate([[0], np.cumsum(counts)])
     rows = [np.arange(want) % count + start for want, count, start in zip(wanted, counts, starts, strict=False)]
     places = np.concatenate([(np.arange(want) + 0.5) / want for want in wanted])

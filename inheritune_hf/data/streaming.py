@@ -15,9 +15,10 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
+from .data_sets import reading
 from .duplicates import Index, near_duplicates
 from .encoding import Encoded, Encoder, check_fit
-from .files import LABELS, TOKENS
+from .rows import LABELS, TOKENS
 from .sources import DAMAGE
 
 logger = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ class _Reader:
         most = (self.stream.shuffle_documents, _WINDOW_SIZE) if self.stream.shuffle_documents else _GROUP
         while True:
             whole, found_any = place == _BEGINNING, False
-            rows = _Pass(self._deal(), place["shard"], place["rows"])
+            rows = _Pass(self._deal(), place["shard"], place["rows"], self.source.encoder.source)
             unread = iter(rows)
             while window := list(_some(unread, *most, self.source.encoder.layout.wanted)):
                 after = rows.state()
@@ -323,9 +324,9 @@ class _Reader:
 class _Pass:
     """The rows of some shards, one shard after the other, begun anywhere."""
 
-    def __init__(self, shards: Sequence[IterableDataset], shard: int, state: Any) -> None:
+    def __init__(self, shards: Sequence[IterableDataset], shard: int, state: Any, name: str) -> None:
         self.shards, self.shard = shards, shard
-        self.begun = state
+        self.begun, self.name = state, name
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number in range(self.shard, len(self.shards)):
@@ -333,8 +334,9 @@ class _Pass:
             if self.begun is not None:
                 rows.load_state_dict(self.begun)
                 self.begun = None
-            for batch in rows.iter(batch_size=1):
-                yield {name: values[0] for name, values in batch.items()}
+            with reading(self.name):
+                for batch in rows.iter(batch_size=1):
+                    yield {name: values[0] for name, values in batch.items()}
 
     def state(self) -> dict[str, Any]:
         """Return where this is, after the last row that was read."""

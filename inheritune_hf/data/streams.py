@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, IterableDataset
 
 from ..configuration import DataConfig
+from .data_sets import reading
 from .duplicates import Index, index_documents
 from .encoding import Encoder, digests
 from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
@@ -114,13 +115,14 @@ def _carve(
     for rows, encoder in opened:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in shares}
         read = 0
-        for row in itertools.islice(rows, most):
-            read += 1
-            batch = {name: [value] for name, value in row.items()}
-            for _, digest in digests(batch, encoder.layout):
-                name = _set_of(place_of(digest, seed), shares)
-                if name is not None:
-                    found[name].append(row)
+        with reading(encoder.source):
+            for row in itertools.islice(rows, most):
+                read += 1
+                batch = {name: [value] for name, value in row.items()}
+                for _, digest in digests(batch, encoder.layout):
+                    name = _set_of(place_of(digest, seed), shares)
+                    if name is not None:
+                        found[name].append(row)
         for name, items in found.items():
             if items:
                 documents = Dataset.from_list(items, features=rows.features)

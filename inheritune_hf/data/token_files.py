@@ -13,8 +13,8 @@ from datasets import Dataset
 
 from .duplicates import Group, grouped
 from .encoding import end_of_text
-from .files import TOKENS
 from .packing import document_features
+from .rows import TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +24,8 @@ HEADER_BYTES = 1024
 LLM_C = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
 
 _TOKENS_AT_ONCE = 1 << 24
+# Fewer of them may be as they are by chance.
+_TOKENS_TO_TELL = 64
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def find_tokens(path: Path, dtype: str) -> TokenFile:
                     f"{path} is cut off: its header says {count} tokens ({HEADER_BYTES + count * width} bytes), it has "
                     f"{size} bytes; fetch or write it again."
                 )
+            if count == 0:
+                raise ValueError(f"{path} holds no token: llm.c's header says 0; leave it out.")
             return TokenFile(str(path.absolute()), dtype, HEADER_BYTES, count)
     width = np.dtype(dtype).itemsize
     if size % width:
@@ -85,11 +89,16 @@ def check_tokens(
         `np.ndarray` of shape `(documents,)`: The place after each end-of-text token, ascending, and the last place.
 
     Raises:
-        ValueError: If a token is out of range, or there is no end-of-text token at all; with an example.
+        ValueError: If a token is out of range or half of one, or there is no end-of-text token; with an example.
     """
     tokens, end, ends = file.open(), end_of_text(tokenizer), []
     for start in range(0, file.count, _TOKENS_AT_ONCE):
         part = np.asarray(tokens[start : start + _TOKENS_AT_ONCE])
+        if start == 0 and _is_wider(part, vocab_size):
+            raise ValueError(
+                f"{file.path}: read as uint16, every other token is a part of the one before, as in "
+                f"{part[:8].tolist()}: the file holds uint32; set token_dtype: uint32."
+            )
         if part.max() >= vocab_size:
             place = int(np.argmax(part >= vocab_size))
             raise ValueError(
@@ -105,6 +114,14 @@ def check_tokens(
             f"begins {tokenizer.decode(tokens[:16].tolist())!r}. Tokenize with the reference's own tokenizer."
         )
     return places if places[-1] == file.count else np.append(places, file.count)
+
+
+def _is_wider(tokens: np.ndarray[Any, Any], vocab_size: int) -> bool:
+    """Tell whether what was read as uint16 is uint32: then all that is in odd places is the high half of a token."""
+    if tokens.dtype != np.uint16 or len(tokens) % 2 or len(tokens) < _TOKENS_TO_TELL:
+        return False
+    most = (vocab_size - 1) >> 16
+    return bool(tokens[1::2].max() <= most < tokens[::2].max())
 
 
 class TokenSequences:

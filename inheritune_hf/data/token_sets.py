@@ -14,6 +14,7 @@ from .overlaps import find_overlaps
 from .packing import cut_windows, set_fingerprint
 from .sets import (
     EVALUATION,
+    among,
     announce,
     choose_carved,
     given_sources,
@@ -79,8 +80,8 @@ def load_token_files(
             sets[name] = documents.remove_columns("digest").add_column("digest", token_digests(documents))
     chosen = choose_carved(np.concatenate(digests), missing_shares(config, given), seed)
     for name, wanted in chosen.items():
-        sets[name] = token_documents(files, [np.flatnonzero(np.isin(own, wanted)) for own in digests])
-    carved = [np.isin(own, np.concatenate([*chosen.values(), np.empty(0, dtype=np.int64)])) for own in digests]
+        sets[name] = token_documents(files, [np.flatnonzero(among(own, wanted)) for own in digests])
+    carved = [among(own, np.concatenate([*chosen.values(), np.empty(0, dtype=np.int64)])) for own in digests]
     rest = [np.flatnonzero(~own) for own in carved]
     found = find_overlaps(
         sets,

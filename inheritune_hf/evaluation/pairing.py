@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from ..data import CausalCollator, set_fingerprint, split_standard_library, standard_library_documents
 from ..data.encoding import Encoder, check_tokenizer
-from ..data.files import Layout
 from ..data.packing import cut_windows, tokenize_documents
+from ..data.rows import Layout
 from ..data.sources import Source, read_source
 from ..records import Match
 from .isolation import undisturbed

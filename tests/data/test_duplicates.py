@@ -76,6 +76,21 @@ def test_documents_are_looked_at_together_as_one_by_one(lengths, seed, at_once):
             assert any(item.document == 2 * number and item.similarity == 1 for item in found)
 
 
+def test_a_table_grows_with_what_it_holds(monkeypatch):
+    """However much is indexed, a foreign document needs no closer look, and what is there is found."""
+    monkeypatch.setattr(duplicates, "_FEWEST_PLACES", 1 << 10)
+    draw = np.random.default_rng(0)
+    documents = draw.integers(0, 50_000, (60, 200))
+    index = Index(0.8)
+    for document in documents:
+        index.add(document)
+    assert len(index.table) >= 16 * 60 * 190
+    assert index.table.mean() < 0.07
+    foreign = draw.integers(0, 50_000, (60, 200))
+    assert len(index.likely(foreign.reshape(-1), np.full(60, 200))) < 6
+    assert [index.find(document) for document in documents] == [(number, 1.0) for number in range(60)]
+
+
 def test_short_documents_are_compared_whole():
     """A document shorter than a run is near to its like alone; an empty one to none."""
     index = Index(0.8)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inheritune_hf.configuration import DataConfig
-from inheritune_hf.data import Document, load_data_splits, sources
+from inheritune_hf.data import Document, data_sets, load_data_splits
 
 ROWS = [{"text": text} for text in TEXTS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -63,7 +63,7 @@ def test_arrow_files_are_read(tmp_path, tokenizer):
 @pytest.fixture
 def small_library(monkeypatch):
     documents = [Document(str(number), "group", text) for number, text in enumerate(TEXTS)]
-    monkeypatch.setattr(sources, "standard_library_documents", lambda: documents)
+    monkeypatch.setattr(data_sets, "standard_library_documents", lambda: documents)
 
 
 def test_the_embedded_corpus_is_a_source(small_library, tmp_path, tokenizer):
@@ -218,6 +218,9 @@ def test_a_mixture_has_the_shares_it_was_given(tmp_path, tokenizer):
         ({"file": "a"}, r"source 2 has no setting named 'file' \(did you mean 'files'\?\)"),
         ({"weight": 1}, r"source 2 needs either dataset_name or files"),
         ({"files": "a", "weight": 0}, r"source 2: weight must be a number above 0, got 0; leave the source out"),
+        ({"files": "a", "weight": float("inf")}, r"source 2: weight must be a number above 0, got inf; leave the"),
+        ({"files": "a", "weight": True}, r"source 2: weight must be a number above 0, got True; leave the source"),
+        ({"files": 3}, r"source 2: files must be a path or a list of paths, got 3"),
         ({"files": "a", "rows": "pages"}, r"source 2: rows must be one of text, tokens, messages, got 'pages'"),
         ({"files": "a"}, r"source 2 has no weight, but another has; give all of them, or none"),
         (
@@ -231,6 +234,25 @@ def test_sources_that_cannot_be_mixed(source, message, tmp_path, tokenizer):
     """What is wrong with a source of a mixture is said with its number."""
     with pytest.raises(ValueError, match=message):
         load(tokenizer, sources=[*mixture(tmp_path, 1), source])
+
+
+def test_a_weight_that_is_a_slip_is_not_tried(tmp_path, tokenizer):
+    """A weight by which one source would come a thousand times and more is said with both sizes, at once."""
+    with pytest.raises(
+        ValueError, match=r"source 1 would come [\d,]+ times \(at most 1,000\), so that .* source 2 comes once; give"
+    ):
+        load(tokenizer, sources=mixture(tmp_path, 1, 1e-9), near_duplicates="ignore")
+
+
+def test_a_full_disk_is_named(tmp_path, tokenizer, monkeypatch):
+    """What cannot be written is said with the setting and the place."""
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.finalize", full)
+    with pytest.raises(OSError, match=r"train_files: what was read cannot be written to the cache .*No space left"):
+        load(tokenizer, train_files=[write_jsonl(tmp_path / "rows.jsonl", ROWS)])
 
 
 def test_a_source_needs_one_sequence(tmp_path, tokenizer):
@@ -345,7 +367,8 @@ def test_long_documents_are_damage(tmp_path, tokenizer):
 
 LONG_LINE = """
 import json, resource, sys
-from inheritune_hf.data.files import Damage, Layout, read_rows
+from inheritune_hf.data.files import read_rows
+from inheritune_hf.data.rows import Damage, Layout
 from pathlib import Path
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = list(read_rows(Path(sys.argv[1]), Layout(most_bytes=1_000_000, skip=True)))

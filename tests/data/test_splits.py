@@ -332,7 +332,7 @@ BAD_FILES = {
     "not an object": (b'{"text": "a"}\n[1]\n', r"bad\.jsonl, line 2 holds a list, not an object with the field 'text'"),
     "not UTF-8": (b'{"text": "a"}\n{"text": "\xff"}\n', r"bad\.jsonl, line 2 is not UTF-8 text \(invalid start byte"),
     "half a character": (b'{"text": "a"}\n{"text": "\\ud800"}\n', r"line 2: 'text' holds half a surrogate pair"),
-    "damaged list": (b'[{"text": "a"},\n{"text"', r"bad\.jsonl is damaged .*one object per line, or one list"),
+    "damaged list": (b'[{"text": "a"},\n{"text"', r"bad\.jsonl, item 2 is damaged .*one object per line, or one list"),
     "item of a list": (b'[{"text": "a"}, {"body": "b"}]', r"bad\.jsonl, item 2 has no column 'text'"),
 }
 
@@ -378,6 +378,11 @@ def test_files_that_are_not_there(tmp_path, tokenizer):
         load(tokenizer, train_files=["texts"])
     with pytest.raises(ValueError, match=r"train_files: empty\.txt is empty; leave it out"):
         load(tokenizer, train_files=["empty.txt"])
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "here.txt").write_text("here")
+    (tmp_path / "links" / "there.txt").symlink_to("absent")
+    with pytest.raises(FileNotFoundError, match=r"links/there\.txt links to absent, which is not there; repair it"):
+        load(tokenizer, train_files=["links/*"])
     with pytest.raises(FileNotFoundError, match=r"dataset_name: there is no folder \./absent; give a folder"):
         load(tokenizer, dataset_name="./absent")
 

@@ -144,11 +144,26 @@ def test_what_does_not_fit_is_found_before_training(tmp_path, tokenizer):
     write_llm_c(tmp_path / "new.bin", [1], version=9)
     with pytest.raises(ValueError, match=r"new\.bin: llm\.c's header has version 9, 1 is known; write it again"):
         load(tokenizer, train_files=["new.bin"])
+    write_llm_c(tmp_path / "none.bin", [])
+    with pytest.raises(ValueError, match=r"none\.bin holds no token: llm\.c's header says 0; leave it out"):
+        load(tokenizer, train_files=["none.bin"])
     write_nanogpt(tmp_path / "short.bin", [end, 1, end, 2, end, 3, end])
     with pytest.raises(ValueError, match=r"training set holds \d tokens, fewer than one sequence of block_size 16; gi"):
         load(tokenizer, train_files=["short.bin"])
     with pytest.raises(ValueError, match=r"Token files \(\.bin\) are read by memory map, which needs no streaming"):
         load(tokenizer, train_files=["short.bin"], streaming=True)
+
+
+def test_the_two_types_are_told_apart(tmp_path, tokenizer):
+    """uint32 read as uint16 would be twice as many tokens, every other one 0; uint16 read as uint32 is out of range."""
+    tokens = tokens_of(tokenizer)
+    tokens = tokens[: len(tokens) // 2 * 2]
+    np.array(tokens, dtype=np.uint32).tofile(tmp_path / "wide.bin")
+    with pytest.raises(ValueError, match=r"wide\.bin: read as uint16, every other token is .*; set token_dtype: u"):
+        load(tokenizer, train_files=["wide.bin"])
+    np.array(tokens, dtype=np.uint16).tofile(tmp_path / "narrow.bin")
+    with pytest.raises(ValueError, match=r"out of the reference's range .* or set token_dtype \(read as uint32\)"):
+        load(tokenizer, train_files=["narrow.bin"], token_dtype="uint32")
 
 
 def test_documents_may_begin_with_the_token(tmp_path, tokenizer):

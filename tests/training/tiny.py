@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.data.encoding import Encoder
-from inheritune_hf.data.files import Layout
+from inheritune_hf.data.rows import Layout
 from inheritune_hf.data.streaming import PackedStream, StreamSource
 
 VOCABULARY = 64
