@@ -48,8 +48,8 @@ python docs/results/mechanism.py page
 A mechanism check: it shows that the arms do what they say, and which way they differ at a toy size. The reference is a
 GPT-2 of {layers} layers and {parameters:,} parameters with attention scaled by depth
 (`scale_attn_by_inverse_layer_idx`, as in the paper), trained for {steps:,} steps on {train} English novels (ELTeC,
-{tokens:,} tokens, a byte-level BPE of {vocabulary:,} entries). Other books, {held} each, make the selection and the test
-set. In the last fifth of its training its selection loss fell by {gain:.1%}{flat}. All settings are in
+{tokens:,} tokens, a byte-level BPE of {vocabulary:,} entries). Other books, {held} each, make the selection and the
+test set. In the last fifth of its training its selection loss fell by {gain:.1%}{flat}. All settings are in
 `docs/results/mechanism.yaml`.
 
 ## Result

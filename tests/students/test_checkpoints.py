@@ -227,7 +227,7 @@ def test_tensors_are_opened_under_their_names_in_the_student(published):
 
 @pytest.mark.parametrize("known", [True, False], ids=["large pages", "no such pages"])
 def test_large_tensors_are_read_whole(known, tmp_path, monkeypatch):
-    """A tensor of many pieces is read exactly, in its type and in another, where the system knows large pages and not."""
+    """A tensor of many pieces is read exactly, in its type and in another, with large pages and without."""
     stored = torch.arange(3 * 2**20, dtype=torch.float32).reshape(3, -1)
     save_file({"a": torch.ones(5), "b": stored}, tmp_path / "model.safetensors")
     if not known:
