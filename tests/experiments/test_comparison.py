@@ -138,7 +138,7 @@ def check_plan(arms, folder):
 
 
 def test_a_plan_says_what_cells_take(small, material):
-    """Every cell takes the depth, parameters, steps, tokens and operations planned, as the loop needs all its rounds."""
+    """Every cell takes the depth, parameters, steps, tokens and operations planned if the loop needs all its rounds."""
     growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2}
     arms = {"arms": ["stacking", "inheritune"], "seeds": [1], "learning_rates": [0.5, 1.0], "reference_steps": 5}
     estimate, found = planned(material, growing, **arms)
