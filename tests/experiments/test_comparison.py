@@ -201,7 +201,7 @@ def test_finished_cells_of_other_settings_are_refused(material, tmp_path):
     compare(material, tmp_path, ["random"], [1], budget_steps=2, **fixed)
     with pytest.raises(ValueError, match=r"holds another run:\n- args.weight_decay: 0.0 there, 0.1 now"):
         compare(material, tmp_path, ["random"], [1], budget_steps=2, args={"weight_decay": 0.1}, **fixed)
-    with pytest.raises(ValueError, match="recipe.steps_per_round: 2 there, 3 now"):
+    with pytest.raises(ValueError, match=r"recipe\.steps_per_round: 2 there, 3 now"):
         compare(material, tmp_path, ["random"], [1], budget_steps=3, **fixed)
     assert compare(material, tmp_path, ["random"], [1, 2], budget_steps=2, **fixed).complete
 
