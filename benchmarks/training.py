@@ -149,8 +149,6 @@ def measure(options: Any) -> dict[str, list[list[float]]]:
         for side in SIDES
     }
     found: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-    for child in children.values():
-        say(child)
     for number in range(options.pairs + WARM_UP):
         order = SIDES if number % 2 else SIDES[::-1]
         for side in order:
