@@ -147,13 +147,14 @@ class DistributedTrainer(StreamedTrainer):
         """
         self._spare = spare
         before: Any = self.model
-        if before.device.type != "meta":  # an empty skeleton was never prepared: there is nothing to collect
-            self.accelerator.free_memory()
+        was_empty = before.device.type == "meta"
         del before
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = self.deepspeed = None
         self.callback_handler.model = model
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        if not was_empty:  # an empty skeleton was never prepared: there is nothing to collect
+            self.accelerator.free_memory()
         if self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
 
