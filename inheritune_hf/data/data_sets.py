@@ -80,6 +80,14 @@ def _named(name: str, split: str) -> Iterator[None]:
     try:
         with reading(place):
             yield
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise ValueError(
+            f"{place} is made by a program, which datasets does not run. The Hub may have a copy in Parquet: "
+            f"hf download {name} --repo-type dataset --revision refs/convert/parquet --local-dir copy; give its files "
+            "by train_files."
+        ) from error
     except ValueError as error:
         raise error if str(error).startswith(name) else ValueError(f"{place}: {error}") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import multiprocess  # type: ignore[import-untyped]  # with it datasets makes its processes
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
@@ -17,8 +18,10 @@ from .rows import IGNORED_LABEL, LABELS, TOKENS
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Few documents at a time, since one may be a whole book.
-DOCUMENTS_PER_BATCH = 128
+# What is looked at together: few documents, since one may be a whole book; or many, since each batch becomes a part of
+# what is written, which takes some kilobytes of memory as long as it is open.
+BYTES_PER_BATCH = 16_000_000
+FEWEST_PER_BATCH, MOST_PER_BATCH = 16, 1024
 # What an interruption costs at most.
 DOCUMENTS_PER_PART = 20_000
 
@@ -44,6 +47,9 @@ def tokenize_documents(
         workers (`int`, *optional*): Processes that tokenize; this process alone if not given.
         labelled (`bool`, *optional*): Whether there is a column of labels; if there may be some, if not given.
         progress (`Callable`, *optional*): Told how many documents are done, after each part.
+
+    Raises:
+        ChildProcessError: If a worker dies.
 
     Returns:
         `datasets.Dataset`: In the same order, `input_ids`, `length` (tokens), `digest` (of the text, 64 bits), `bytes`
@@ -242,14 +248,28 @@ def _row_features(documents: Dataset) -> Features:
 def _map_documents(documents: Dataset, function: Callable[..., Any], features: Features, **options: Any) -> Dataset:
     if len(documents) == 0:
         return _empty(features)
-    return documents.map(
-        function,
-        batched=True,
-        batch_size=DOCUMENTS_PER_BATCH,
-        remove_columns=documents.column_names,
-        features=features,
-        **options,
-    )
+    try:
+        return documents.map(
+            function,
+            batched=True,
+            batch_size=documents_per_batch(documents),
+            remove_columns=documents.column_names,
+            features=features,
+            **options,
+        )
+    except (RuntimeError, EOFError, multiprocess.TimeoutError) as error:
+        if not options.get("num_proc"):
+            raise
+        raise ChildProcessError(
+            f"A process that tokenized has died ({error}): it was killed, or ran out of memory. Give fewer "
+            "preprocessing_workers, or a smaller max_document_bytes; what was finished is not done again."
+        ) from error
+
+
+def documents_per_batch(documents: Dataset) -> int:
+    """Return how many documents are looked at together, by their mean size."""
+    wanted = BYTES_PER_BATCH * documents.data.num_rows // max(1, documents.data.nbytes)
+    return int(min(max(wanted, FEWEST_PER_BATCH), MOST_PER_BATCH))
 
 
 class _Packer:

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow  # type: ignore[import-untyped]
 from datasets import Dataset, concatenate_datasets
+from datasets.fingerprint import Hasher
+from datasets.table import InMemoryTable
 
 from ..configuration import DataConfig
 from .encoding import Encoder
@@ -151,4 +154,17 @@ def among(digests: Integers, few: Integers) -> np.ndarray[Any, np.dtype[np.bool_
 
 def where(dataset: Dataset, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Dataset:
     """Return the rows that are to be kept."""
-    return dataset if keep.all() else dataset.select(np.flatnonzero(keep))
+    if keep.all():
+        return dataset
+    if dataset._indices is not None or not keep.any():
+        return dataset.select(np.flatnonzero(keep))
+    # As select does it, which makes a Python integer of each row.
+    rows = pyarrow.array(np.flatnonzero(keep).view(np.uint64))
+    fingerprint = Hasher.hash((dataset._fingerprint, hashlib.sha256(keep.tobytes()).hexdigest()))
+    return Dataset(
+        dataset.data,
+        info=dataset.info.copy(),
+        split=dataset.split,
+        indices_table=InMemoryTable(pyarrow.table({"indices": rows})),
+        fingerprint=fingerprint,
+    )

@@ -182,6 +182,30 @@ def read_documents(
 ) -> _Documents:
     """Read and tokenize every source, carve what is not given, and see to documents that are in two sets."""
     given = given_sources(config)
+    documents = _tokenized(config, sources, given, tokenizer, vocab_size, cache_dir, progress)
+    _carve_documents(documents, missing_shares(config, given), seed)
+    found = find_overlaps(
+        documents.sets,
+        [column(dataset, "digest") for dataset in documents.train],
+        [document_groups(dataset) for dataset in documents.train],
+        config,
+    )
+    documents.shared, documents.near, documents.removed = found.shared, found.near, found.removed
+    documents.train = [where(dataset, ~drop) for dataset, drop in zip(documents.train, found.drop_train, strict=True)]
+    documents.sets["selection"] = where(documents.sets["selection"], ~found.drop_selection)
+    return documents
+
+
+def _tokenized(
+    config: DataConfig,
+    sources: Sequence[Source],
+    given: Mapping[str, Source],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    cache_dir: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> _Documents:
+    """Read and tokenize every source; what was read does not stay: it holds tens of bytes for each row."""
     everything = [*sources, *given.values()]
     # Everything is read before anything is tokenized: a wrong path must not cost an hour.
     raw = [read_source(source, cache_dir) for source in everything]
@@ -194,24 +218,13 @@ def read_documents(
         tokenized.append(tokenize_documents(dataset, encoder, config.preprocessing_workers, labelled, report))
         done += len(dataset)
     damaged = sum(_count_damaged(dataset) for dataset in raw)
-    documents = _Documents(
+    return _Documents(
         tokenized[: len(sources)],
         [SourceFacts(source.label, weight=source.weight) for source in sources],
         dict(zip(given, tokenized[len(sources) :], strict=True)),
-        sum(map(len, raw)) - sum(map(len, tokenized)) - damaged,
+        total - sum(map(len, tokenized)) - damaged,
         damaged,
     )
-    _carve_documents(documents, missing_shares(config, given), seed)
-    found = find_overlaps(
-        documents.sets,
-        [column(dataset, "digest") for dataset in documents.train],
-        [document_groups(dataset) for dataset in documents.train],
-        config,
-    )
-    documents.shared, documents.near, documents.removed = found.shared, found.near, found.removed
-    documents.train = [where(dataset, ~drop) for dataset, drop in zip(documents.train, found.drop_train, strict=True)]
-    documents.sets["selection"] = where(documents.sets["selection"], ~found.drop_selection)
-    return documents
 
 
 def _report(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:

@@ -52,6 +52,11 @@ def a_broken_json_file(folder):
     (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": \n')
 
 
+def a_program(folder):
+    folder.mkdir()
+    (folder / "folder.py").write_text("raise SystemExit(9)")
+
+
 def no_file(folder):
     folder.mkdir()
 
@@ -66,6 +71,7 @@ CASES = {
     "Parquet": (an_empty_parquet_file, {}, r"\./folder.* cannot be read: .*; repair it, or give its files by"),
     "JSON": (a_broken_json_file, {}, r"\./folder.* cannot be read: .*; repair it, or give its files by train_"),
     "split of a folder": (a_broken_json_file, {"train_split": "dev"}, r"\./folder \(dev\).*train"),
+    "a program": (a_program, {}, r"\./folder \(train\) is made by a program, .*refs/convert/parquet --local-dir copy"),
     "no files": (no_file, {}, r"folder doesn't contain any data files"),
 }
 

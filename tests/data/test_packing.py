@@ -14,9 +14,15 @@ from datasets import Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inheritune_hf.data import CausalCollator, check_tokenizer, set_fingerprint
+from inheritune_hf.data import CausalCollator, check_tokenizer, packing, set_fingerprint
 from inheritune_hf.data.encoding import Encoder
-from inheritune_hf.data.packing import DOCUMENTS_PER_BATCH, cut_windows, pack_sequences, tokenize_documents
+from inheritune_hf.data.packing import (
+    MOST_PER_BATCH,
+    cut_windows,
+    documents_per_batch,
+    pack_sequences,
+    tokenize_documents,
+)
 
 quick = settings(
     max_examples=20,
@@ -62,7 +68,7 @@ def test_packing_loses_only_the_last_partial_sequence(items, block_size, tokeniz
 
 def test_packing_carries_tokens_from_batch_to_batch(tokenizer):
     """Nothing is lost where one batch of documents ends and the next begins."""
-    items = [f"layer {index}" for index in range(2 * DOCUMENTS_PER_BATCH + 3)]
+    items = [f"layer {index}" for index in range(2 * MOST_PER_BATCH + 3)]
     source = [token for row in expected_tokens(items, tokenizer) for token in row]
     rows = pack_sequences(make_documents(items, tokenizer), 7)["input_ids"][:]
     assert [token for row in rows for token in row] == source[: len(source) // 7 * 7]
@@ -101,8 +107,31 @@ def test_the_cap_keeps_the_first_windows(items, most, tokenizer):
 
 def test_windows_number_documents_across_batches(tokenizer):
     """The number of a document is its place in the set, not in a batch."""
-    items = ["layer"] * (DOCUMENTS_PER_BATCH + 2)
-    assert cut_windows(make_documents(items, tokenizer), 8)["document"][:] == list(range(DOCUMENTS_PER_BATCH + 2))
+    items = ["layer"] * (MOST_PER_BATCH + 2)
+    assert cut_windows(make_documents(items, tokenizer), 8)["document"][:] == list(range(MOST_PER_BATCH + 2))
+
+
+def test_few_long_documents_are_looked_at_together():
+    """A batch has about as many bytes whatever the documents are, within limits, and knows what was left out before."""
+    for letters, count in ((2_000_000, 16), (160_000, 99), (10, MOST_PER_BATCH)):
+        documents = Dataset.from_dict({"text": ["a" * letters] * 20})
+        assert documents_per_batch(documents) == count
+        assert documents_per_batch(documents.select([3, 1])) == count
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_worker_that_dies_is_said(tokenizer, monkeypatch):
+    """A worker that is killed, as one is that runs out of memory, ends in an error that says what to do."""
+
+    def die(*arguments, **options):
+        import os
+
+        os._exit(9)
+
+    monkeypatch.setattr(packing, "_tokenize_batch", die)
+    rows = Dataset.from_dict({"text": ["a"] * 40})
+    with pytest.raises(ChildProcessError, match=r"A process that tokenized has died .*; what was finished is not done"):
+        tokenize_documents(rows, Encoder(tokenizer), workers=2)
 
 
 def test_workers_share_a_tokenizer(build_tokenizer, tokenizer):

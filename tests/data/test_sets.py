@@ -53,6 +53,19 @@ def test_a_column_is_that_of_the_chosen_rows():
     assert column(mixed.select([80, 0, 3]), "digest").tolist() == [5, 1, 7]
 
 
+@small
+@given(keep=st.lists(st.booleans(), min_size=1, max_size=30), again=st.booleans())
+def test_rows_that_are_kept(keep, again):
+    """They are what select gives, whatever was chosen before, and are known again by what was kept."""
+    rows = Dataset.from_dict({"digest": list(range(len(keep))), "text": ["a"] * len(keep)})
+    rows = rows.select(range(len(keep) - 1, -1, -1)) if again else rows
+    mask = np.array(keep)
+    kept = where(rows, mask)
+    assert kept[:] == rows.select(np.flatnonzero(mask))[:]
+    assert kept._fingerprint == where(rows, mask)._fingerprint
+    assert (kept._fingerprint == rows._fingerprint) == mask.all()
+
+
 def test_carving_takes_few_bytes_of_each_document():
     """What is held to choose among many documents is less than 50 bytes for each."""
     count = 400_000
