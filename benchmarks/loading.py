@@ -2,16 +2,12 @@
 What building a student costs: half of a GPT-2-XL-shaped checkpoint, against loading all and against fewer layers.
 
     python -m benchmarks.loading [--folder FOLDER] [--repeats 3] [--layers 48]
-    python -m benchmarks.loading --pages
 
 A checkpoint of 6.4 GB is made in FOLDER, as one file and in shards, and removed afterwards. Every measurement is a
 process of its own, forked from one that has imported everything; ways are interleaved, medians reported. On every
 side each parameter is in memory of its own and was touched. Cold: the files are dropped from the page cache before.
 Before each measurement as much memory as the largest one takes is touched and given back: a virtual machine gets memory
 that was idle from its host first, which took twenty times as long as using it, and would fall on whoever came first.
-
-`--pages` compares how tensors are read, from a file of 1.5 GB in the page cache by one thread: in pieces and into large
-pages, in pieces into small ones, and each tensor at once.
 """
 
 import argparse
@@ -33,8 +29,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_output
 
 from inheritune_hf import InheritedModelForCausalLM
-from inheritune_hf.students import plan_inheritance, tensors
-from inheritune_hf.students.tensors import open_safetensors
+from inheritune_hf.students import plan_inheritance
 
 WAYS = ("bare read", "this package", "fewer layers", "load all, slice")
 
@@ -202,37 +197,6 @@ def compare(folder: Path, keep: int, dtype: torch.dtype, cold: bool, repeats: in
     }
 
 
-def compare_pages(folder: Path, repeats: int) -> None:
-    """Print how long reading tensors takes with pieces and large pages, and without."""
-    torch.set_num_threads(1)
-    path = folder / "model.safetensors"
-    save_file({str(number): torch.rand(2**24) for number in range(24)}, path)
-    plain = tensors._ask_for_large_pages, tensors._PIECE
-    ways = {
-        "pieces, large pages": plain,
-        "pieces": (lambda tensor: None, plain[1]),
-        "at once": (lambda tensor: None, 2**40),
-    }
-    print("| read in | to | median seconds | lowest to highest |\n|---|---|---|---|")
-    for dtype in (torch.float32, torch.bfloat16):
-        # What changes its type is always read in pieces: its buffer is one.
-        names = [name for name in ways if dtype is torch.float32 or name != "at once"]
-        took: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(repeats + 1):
-            for name in names:
-                tensors._ask_for_large_pages, tensors._PIECE = ways[name]  # type: ignore[assignment]
-                began = time.perf_counter()
-                found = [item.in_dtype(dtype)[...] for item in open_safetensors(path).values()]
-                seconds = time.perf_counter() - began
-                del found
-                if number:  # the first round gets its memory from the system
-                    took[name].append(seconds)
-        tensors._ask_for_large_pages, tensors._PIECE = plain
-        for name, item in took.items():
-            spread = f"{min(item):.2f} to {max(item):.2f}"
-            print(f"| {name} | {str(dtype).removeprefix('torch.')} | {statistics.median(item):.2f} | {spread} |")
-
-
 def main() -> None:
     """Make the checkpoint, measure, and print a table for the benchmarks' README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -240,12 +204,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--layouts", nargs="+", default=["single", "sharded"])
-    parser.add_argument("--pages", action="store_true", help="Compare how tensors are read.")
     options = parser.parse_args()
-    if options.pages:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            compare_pages(Path(folder), options.repeats)
-        return
     warnings.filterwarnings("ignore")
     transformers_output.set_verbosity_error()
     transformers_output.disable_progress_bar()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
-import mmap
 import os
 import pickle
 import struct
@@ -36,11 +34,8 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 
-# Bytes read at once: so few that a fresh page, or what is to be converted, is still in the cache when it is needed.
+# Bytes read at once where the type changes on the way: so few that they are still in the cache when they are converted.
 _PIECE = 2**20
-
-# Size of the large pages that Linux can give instead of 512 small ones.
-_LARGE_PAGE = 2**21
 
 
 @dataclass(frozen=True)
@@ -157,7 +152,6 @@ def first_line(error: BaseException) -> str:
 def _in_file(path: Path, signature: tuple[int, ...], begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> Unread:
     def read(wanted: torch.dtype) -> Tensor:
         tensor = torch.empty(shape, dtype=wanted)
-        _ask_for_large_pages(tensor)
         flat = tensor.view(-1)
         # Unbuffered: the bytes go from the file to where they stay, and none are read but these.
         with path.open("rb", buffering=0) as file:
@@ -191,25 +185,10 @@ def _fill(file: Any, flat: Tensor, path: Path) -> None:
     view = memoryview(raw)
     done = 0
     while done < len(view):
-        count = file.readinto(view[done : done + _PIECE])
+        count = file.readinto(view[done:])
         if not count:
             raise OSError(f"{path} ends before one of its tensors does. Download it again.")
         done += count
-
-
-def _ask_for_large_pages(tensor: Tensor) -> None:
-    """
-    Ask the kernel to back a fresh tensor's memory by large pages, where it knows them.
-
-    It is a hint and changes no content. Getting memory page by page is most of what reading into it costs.
-    """
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None or tensor.nbytes < _LARGE_PAGE:
-        return
-    page = mmap.PAGESIZE
-    begin = -(-tensor.data_ptr() // page) * page
-    length = (tensor.data_ptr() + tensor.nbytes) // page * page - begin
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), ctypes.c_int(advice))
 
 
 def _signature(status: os.stat_result) -> tuple[int, ...]:
