@@ -34,6 +34,7 @@ from ..students import Reference, load_reference_config, prefix_sizes, student_s
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
+from .collection import quick_collection
 from .compilation import block_compiler, compile_blocks
 from .distillation import with_teacher
 from .distribution import DistributedTrainer, build_whole_models
@@ -217,7 +218,9 @@ class InherituneTrainer(DistributedTrainer):
             )
         self._state = self._open_run()
         training_loss = float("nan")
-        with self._round_callback.listening():
+        if self.outcome is None:
+            self.hold(self.skeleton(self._state.layers))  # lets go of what an earlier call left
+        with quick_collection(), self._round_callback.listening():
             while self.outcome is None:
                 training_loss = self._run_round()
         self._restore_student()
