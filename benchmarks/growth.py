@@ -1,11 +1,12 @@
 """
 What a boundary between two rounds costs: seconds, bytes and compiled graphs, against a step of training.
 
-`python -m benchmarks.growth` prints a table, one row for each way to grow. A boundary is counted from the saved
-checkpoint that ends a round to the first step of the next: comparing, building and staging the student, loading it,
-its optimizer and the data. Bytes are those that the process asked the kernel to read and to write; files that are
-mapped ask for nothing. Beside them is what must be read and written at least, and the time that plain reads and writes
-of as many bytes take on the same disk in the same run. Blocks are compiled, by a backend that generates no code.
+`python -m benchmarks.growth` prints a table, one row for each way to grow: medians of a few runs, taken in turns. A
+boundary is counted from the saved checkpoint that ends a round to the first step of the next: comparing, building and
+staging the student, loading it, its optimizer and the data. Bytes are those that the process asked the kernel to read
+and to write; files that are mapped ask for nothing. Beside them is what must be read and written at least, and the time
+that plain reads and writes of as many bytes take on the same disk in the same run. Blocks are compiled, by a backend
+that generates no code.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--steps", type=int, default=4, help="steps of a round")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
     options = parser.parse_args()
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -139,22 +142,28 @@ def main() -> None:
     ways.append({"growth": "continue", "optimizer_state": "keep"})
     layers, width, heads = SHAPES[options.shape]
     columns = ["growth", "seconds", "of the processor", "GB read", "GB written", "GB at least", "plain seconds"]
-    columns += ["of the processor", "steps of training", "new graphs"]
+    columns += ["of the processor", "of the plain rate", "steps of training", "new graphs"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    rows: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)
         GPT2LMHeadModel(GPT2Config(n_layer=layers, n_embd=width, n_head=heads)).save_pretrained(folder / "reference")
-        for number, recipe in enumerate(ways):
-            (folder / str(number)).mkdir()
-            found = grow(folder / str(number), str(folder / "reference"), recipe, options)
+        for recipe in ways * options.repeats:
+            work = folder / "work"
+            work.mkdir()
+            found = grow(work, str(folder / "reference"), recipe, options)
             clock, processor, read, written = found["boundary"]
             need = least(recipe, found["sizes"])
-            plain = disk_seconds(folder, *need)
+            plain = disk_seconds(work, *need)
             steps = clock / statistics.median(found["steps"])
-            cells = [f"{clock:.2f}", f"{processor:.2f}", f"{read / 1e9:.2f}", f"{written / 1e9:.2f}"]
-            cells += [f"{sum(need) / 1e9:.2f}", f"{plain[0]:.2f}", f"{plain[1]:.2f}", f"{steps:.1f}"]
-            print(f"| {', '.join(recipe.values())} | {' | '.join(cells)} | {found['graphs']} |", flush=True)
+            row = [clock, processor, read / 1e9, written / 1e9, sum(need) / 1e9, *plain, plain[0] / clock, steps]
+            rows.setdefault(", ".join(recipe.values()), []).append([*row, found["graphs"]])
+            shutil.rmtree(work)
+    for way, found_rows in rows.items():
+        cells = [f"{statistics.median(column):.2f}" for column in zip(*found_rows, strict=True)]
+        cells[-1] = str(max(row[-1] for row in found_rows))
+        print(f"| {way} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

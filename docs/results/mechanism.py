@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 WORK = Path("mechanism")
 SETS = ("selection", "test", "train")
 HELD_OUT = 30  # books of the selection set, and of the test set: fewer give no interval
-VOCABULARY, BLOCK_SIZE, STEPS, BATCH, SEED = 4096, 128, 400, 16, 1
+VOCABULARY, BLOCK_SIZE, STEPS, BATCH, SEED = 4096, 128, 350, 8, 1
 END = "<|endoftext|>"
 
 _PAGE = """# All arms on one budget
@@ -111,7 +111,7 @@ def prepare(files: list[str]) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=END, eos_token=END)
     data = DataConfig(
         block_size=BLOCK_SIZE,
-        max_sequences_per_document=6,
+        max_sequences_per_document=4,
         near_duplicates="ignore",
         **{f"{name}_files": [str(WORK / f"{name}.jsonl")] for name in SETS},
     )
