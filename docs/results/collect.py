@@ -58,7 +58,7 @@ from converged, and the text is program source: nothing here is evidence about t
 def main(folders: list[str]) -> None:
     """Write embedded.md and losses.png."""
     runs = [json.loads((Path(folder) / "rounds.json").read_text(encoding="utf-8")) for folder in folders]
-    records = [RunRecord.from_dict({key: run[key] for key in _RECORD}) for run in runs]
+    records = [RunRecord.from_dict(run) for run in runs]
     first = runs[0]
     rounds = [
         f"| {run['seed']} | {item.index} | {item.layers} | {item.loss:.4f} | {item.target:.4f} | "
@@ -91,9 +91,6 @@ def main(folders: list[str]) -> None:
 
 def _range(values: list[float]) -> str:
     return f"{min(values):.3f} to {max(values):.3f}"
-
-
-_RECORD = ("recipe", "lineage", "rounds", "outcome", "target")
 
 
 def _row(values: dict[str, object]) -> ResultRow:

@@ -51,7 +51,7 @@ class CompareConfig:
         default_factory=lambda: [0.5, 1.0, 2.0],
         metadata={
             "help": "Learning rates to try with the first seed, as multiples of learning_rate; each arm goes on with "
-            "the one of the lowest selection loss."
+            "the one of the lowest selection loss, the loop with that of its shallowest match."
         },
     )
     budget: str = field(default="tokens", metadata={"help": "What every arm gets as much of: 'tokens' or 'flops'."})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,7 +57,8 @@ def run_comparison(
     """
     Train every arm with every seed under one budget, and write table, curves and records: `inheritune compare`.
 
-    Each arm's learning rate is chosen on the selection set with the first seed. The test set is opened when all cells
+    Each arm's learning rate is chosen on the selection set with the first seed: the lowest loss; of the loop, the
+    shallowest match, since a rate that missed has grown deeper. The test set is opened when all cells
     are trained, for the chosen ones only. What is finished is not run again; an interrupted cell goes on.
 
     Args:
@@ -166,7 +168,7 @@ class _Grid:
             if cell is None:
                 return None
             swept.append(cell)
-        best = min(swept, key=lambda cell: cell.selection.loss)
+        best = best_cell(swept)
         self.sweep[variant.name] = {cell.learning_rate: cell.selection.loss for cell in swept}
         cells = [best]
         if variant.name == LOOP:
@@ -226,6 +228,11 @@ class _Grid:
             )
         kept: tuple[int, ...] = on_main_process(found)
         return tuple(layer for layer in range(depth) if layer not in kept) if opposite else kept
+
+
+def best_cell(swept: list[Cell]) -> Cell:
+    """Return the cell whose learning rate its arm goes on with: the shallowest match of a loop, or the lowest loss."""
+    return min(swept, key=lambda cell: (cell.layers if cell.outcome == "matched" else sys.maxsize, cell.selection.loss))
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Arms, seeds and rates under one budget."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from inheritune_hf.configuration import RunConfig
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.experiments import ARMS, CompareConfig, estimate_comparison, run_comparison, write_results
 from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
-from inheritune_hf.experiments.cells import CellPlan, cell_recipe
+from inheritune_hf.experiments.cells import Cell, CellPlan, cell_recipe
+from inheritune_hf.experiments.comparison import best_cell
 from inheritune_hf.students import TrainingSetup
 
 DEPTH = 4
@@ -159,6 +161,19 @@ def test_learning_rate_is_chosen_on_the_selection_set(small):
         other = small / f"{cell['arm']}-seed1-lr{max(losses, key=losses.get):g}" / "cell.json"
         assert json.loads(other.read_text())["test"] is None
         assert cell["test"] is not None
+
+
+def test_a_match_is_worth_more_than_a_deeper_student(small):
+    """The loop goes on with the rate that matched at the fewest layers; a rate that missed has grown deeper."""
+    cell = Cell.from_dict(records(small)["cells"][0])
+    worse = dataclasses.replace(cell.selection, loss_sums=tuple(loss + 1 for loss in cell.selection.loss_sums))
+    missed = dataclasses.replace(cell, outcome="no_more_layers", layers=6)
+    shallow = dataclasses.replace(cell, outcome="matched", layers=2, selection=worse)
+    deep = dataclasses.replace(cell, outcome="matched", layers=4)
+    assert best_cell([missed, deep, shallow]) is shallow
+    other = dataclasses.replace(cell, outcome=None, selection=worse)
+    plain = dataclasses.replace(cell, outcome=None)
+    assert best_cell([other, plain]) is plain
 
 
 def test_table_is_made_from_the_records(small):
