@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .. import __version__
 from ..students import Reference, Source, find_weights, load_reference_config
-from ..students.checkpoints import commit_of
+from ..students.checkpoints import TRANSPORT_ARGUMENTS, commit_of
 from . import influence
 from .attention import attention_kinds, find_blocks, require_seen, watching_attention
 from .collapse import SHARES, approximate_rank, column_mass, score_attention, uniform_attention
@@ -193,7 +193,8 @@ def weights_fingerprint(model: Reference, **kwargs: Any) -> str:
             f"There is no model at {os.fspath(model)!r}: give a folder with config.json, a Hub id or a loaded model."
         )
     digest.update(config.read_bytes())
-    digest.update(json.dumps({name: str(value) for name, value in sorted(kwargs.items()) if name != "token"}).encode())
+    options = {name: str(value) for name, value in sorted(kwargs.items()) if name not in TRANSPORT_ARGUMENTS}
+    digest.update(json.dumps(options).encode())
     commit = commit_of(config)
     if commit is not None:
         # A commit of the Hub never changes.

@@ -125,7 +125,7 @@ def _bench(
     steps = compare.reference_steps
     if run.reference is None:
         shape = shape or EmbeddedShape()
-        ready, steps = prepare_embedded(data, args, console, shape), steps or shape.steps
+        ready, steps = prepare_embedded(recipe, data, args, console, shape), steps or shape.steps
     else:
         ready = prepare_run(run, recipe, data, args)
     recipe = measured_recipe(recipe, ready.reference, ready.splits, args, **ready.kwargs)

@@ -20,7 +20,14 @@ from ..evaluation import Validation, compare_losses
 from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
 from ..students import describe, load_reference_config, prefix_sizes, student_skeleton
-from ..training import CollapseCallback, InherituneTrainer, check_arguments, first_layers, on_main_process
+from ..training import (
+    CollapseCallback,
+    InherituneTrainer,
+    check_arguments,
+    check_output_dir,
+    first_layers,
+    on_main_process,
+)
 from .controls import Control
 
 logger = logging.getLogger(__name__)
@@ -85,11 +92,8 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
     kwargs = {} if run.revision is None else {"revision": run.revision}
-    # What the trainer would refuse is refused before hours of tokenizing.
-    check_arguments(args, recipe)
     config = load_reference_config(run.reference, **kwargs)
-    if not is_measured(recipe.keep_layers):
-        first_layers(recipe, config.get_text_config(decoder=True).num_hidden_layers, prefix_sizes(config))
+    refuse_early(recipe, args, config)
     tokenizer = load_tokenizer(run.reference, **kwargs)
     check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -102,6 +106,24 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
             vocab_size=config.get_text_config(decoder=True).vocab_size,
         )
     return PreparedRun(run.reference, kwargs, config, tokenizer, splits, data.document_boundaries)
+
+
+def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreTrainedConfig) -> None:
+    """
+    Refuse what the trainer would refuse, before hours of tokenizing or training.
+
+    Args:
+        recipe (`InherituneConfig`): The recipe.
+        args (`TrainingArguments`): The run's arguments.
+        config (`PreTrainedConfig`): The reference's config.
+
+    Raises:
+        ValueError: If they cannot work together, or `output_dir` holds a run of other settings.
+    """
+    check_arguments(args, recipe)
+    check_output_dir(args, recipe)
+    if not is_measured(recipe.keep_layers):
+        first_layers(recipe, config.get_text_config(decoder=True).num_hidden_layers, prefix_sizes(config))
 
 
 def run_recipe(
@@ -130,10 +152,7 @@ def run_recipe(
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", Path(args.output_dir or "trainer_output"))
-    result = finish_run(trainer, ready.splits, console)
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    return result
+    return finish_run(trainer, ready.splits, console)
 
 
 def measured_recipe(
@@ -199,7 +218,7 @@ def finish_run(
     reference_steps: int = 0,
 ) -> RunResult:
     """
-    Open the test set, save the student, and write the table, the picture and the records.
+    Open the test set, save the student, write the table, the picture and the records, and push if that was asked for.
 
     Args:
         trainer (`InherituneTrainer`): After `train()`.
@@ -247,6 +266,8 @@ def finish_run(
         console.print(terminal_table(rows))
         if text:
             console.print(text)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
     return RunResult(trainer.outcome or "interrupted", output_dir, rows)
 
 

@@ -8,16 +8,19 @@ import json
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
+from ..analysis import is_measured
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
 from ..data.streaming import PackedStream
 from .distribution import check_launch
+from .staging import check_identity, read_state
 
 #: Name of an argument that may be refused: (is it refused as it stands?, why, and what to do).
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
@@ -295,7 +298,28 @@ def run_identity(args: TrainingArguments, config: InherituneConfig, facts: dict[
     runs) is not part of it.
     """
     recipe = {f"recipe.{name}": value for name, value in config.to_dict().items() if name != "max_layers"}
-    return {**recipe, **{f"args.{name}": _plain(getattr(args, name)) for name in NUMERIC_ARGUMENTS}, **facts}
+    return {**recipe, **{f"args.{name}": value for name, value in numeric_arguments(args).items()}, **facts}
+
+
+def numeric_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """Return the training arguments that change the numbers of a run."""
+    return {name: _plain(getattr(args, name)) for name in _NUMERIC}
+
+
+def check_output_dir(args: TrainingArguments, config: InherituneConfig) -> None:
+    """
+    Refuse an output folder that holds a run of other settings, as far as that can be told without reference and data.
+
+    Raises:
+        ValueError: If it does; every difference is named.
+    """
+    folder = Path(args.output_dir or "trainer_output")
+    found = read_state(folder) if args.should_save else None
+    if found is not None:
+        mine = run_identity(args, config, {})
+        if is_measured(config.keep_layers):
+            del mine["recipe.keep_layers"]  # which layers they are is known later
+        check_identity(folder, {name: value for name, value in found.identity.items() if name in mine}, mine)
 
 
 def dataset_fingerprint(dataset: Any) -> str | None:
@@ -333,7 +357,7 @@ def _changes_batches(config: Any) -> bool:
 
 
 #: Arguments that change the numbers of a run.
-NUMERIC_ARGUMENTS = (
+_NUMERIC = (
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",

@@ -159,6 +159,11 @@ def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping
         )
 
 
+def keep_losses(output_dir: Path, round_index: int, losses: Validation) -> None:
+    """Keep the losses per document with which a round was judged: its checkpoint may go."""
+    write_json(output_dir / _FOLDER / f"losses-{round_index:02d}.json", losses.to_dict())
+
+
 def round_folder(output_dir: Path, round_index: int) -> Path:
     """Return the folder of a round's starting point."""
     return output_dir / _FOLDER / f"round-{round_index:02d}"
