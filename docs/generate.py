@@ -93,7 +93,7 @@ def recipes_table() -> str:
         lines = file.read_text(encoding="utf-8").splitlines()
         what, published, run = (line.removeprefix("# ") for line in lines[:3])
         kind = "comparison" if run.startswith("Run: inheritune compare") else "run"
-        rows.append((f"`{file.name}`", kind, what, published.removeprefix("Published: ")))
+        rows.append((f"`{file.name}`", kind, what, published))
     return _table(("file", "kind", "what it is", "notes"), rows)
 
 
@@ -105,7 +105,7 @@ def citation() -> str:
         names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
         number = paper["identifiers"][0]["value"].removeprefix("arXiv:")
         key = f"{paper['authors'][0]['family-names'].lower()}{paper['year']}"
-        fields = {"title": paper["title"], "author": names, "year": paper["year"]}
+        fields = {"title": f"{{{paper['title']}}}", "author": names, "year": paper["year"]}
         fields |= {"eprint": number, "archivePrefix": "arXiv", "url": paper["url"]}
         entries.append(_bibtex("misc", key, fields))
     names = " and ".join(f"{{{author['name']}}}" for author in facts["authors"])
@@ -120,7 +120,8 @@ def citation() -> str:
 
 
 def _bibtex(kind: str, key: str, fields: dict[str, Any]) -> str:
-    lines = [f"  {name:13} = {{{value}}}," for name, value in fields.items()]
+    escaped = {name: str(value).replace("_", r"\_") for name, value in fields.items()}
+    lines = [f"  {name:13} = {{{value}}}," for name, value in escaped.items()]
     return "\n".join([f"@{kind}{{{key},", *lines, "}"])
 
 
