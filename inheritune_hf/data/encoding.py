@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from datasets.fingerprint import Hasher
 
-from .rows import IGNORED_LABEL, LABELS, TOKENS, Layout, too_long, wrong_tokens
-from .sources import DAMAGE
+from .rows import DAMAGE, IGNORED_LABEL, LABELS, TOKENS, Layout, too_long, wrong_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,6 +130,26 @@ def digests(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[tuple[in
     return [(index, _digest(row)) for index, row in zip(present, rows, strict=True)]
 
 
+def marked(batch: Mapping[str, Sequence[Any]], layout: Layout) -> Mapping[str, Sequence[Any]]:
+    """
+    Return some rows of a stream with those marked as damage whose text is too long, as files bring it.
+
+    Raises:
+        Damage: If there is one and it is not to be skipped.
+    """
+    if layout.rows != "text" or DAMAGE in batch:
+        return batch
+    damage: list[str | None] = []
+    for row in batch[layout.column]:
+        # A character takes at most four bytes.
+        long = row is not None and 4 * len(row) > layout.most_bytes and len(row.encode()) > layout.most_bytes
+        found = too_long(f"The document {_excerpt(row)}", layout) if long else None
+        if found is not None and not layout.skip:
+            raise found
+        damage.append(None if found is None else str(found))
+    return {**batch, DAMAGE: damage}
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """
     Refuse a tokenizer that does not fit a model with `vocab_size` embeddings.
@@ -222,24 +241,11 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _present(batch: Mapping[str, Sequence[Any]], index: int, layout: Layout) -> bool:
-    """
-    Tell whether a row has something in it.
-
-    Raises:
-        Damage: If its text is too long and such rows are not to be skipped; those of files were looked at already.
-    """
+    """Tell whether a row has something in it."""
     row = batch[layout.wanted][index]
     if row is None or len(row) == 0 or (DAMAGE in batch and batch[DAMAGE][index] is not None):
         return False
-    if layout.rows != "text":
-        return True
-    if 4 * len(row) > layout.most_bytes and DAMAGE not in batch and len(row.encode()) > layout.most_bytes:
-        damage = too_long(f"The document {_excerpt(row)}", layout)
-        if not layout.skip:
-            raise damage
-        logger.warning("skipped: %s", damage)
-        return False
-    return not row.isspace()
+    return layout.rows != "text" or not row.isspace()
 
 
 def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:

@@ -20,13 +20,11 @@ from datasets.exceptions import DatasetGenerationError
 from ..configuration import DataConfig, reject_unknown_keys
 from .data_sets import EMBEDDED, read_dataset, stream_dataset
 from .files import read_rows
-from .rows import LABELS, MESSAGES, TOKENS, Damage, Layout
+from .rows import DAMAGE, LABELS, MESSAGES, TOKENS, Damage, Layout
 
 logger = logging.getLogger(__name__)
 
 TOKEN_FILE = ".bin"
-#: Column that says why a row was skipped.
-DAMAGE = "damage"
 
 _SOURCE_KEYS = {"dataset_name", "dataset_config", "split", "files", "text_column", "rows", "weight"}
 
@@ -145,7 +143,7 @@ def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
     Read a whole source into a data set that is cached on disk; a null is kept as a null.
 
     Returns:
-        `datasets.Dataset`: One row per document: the wanted columns and, for files, `damage`.
+        `datasets.Dataset`: One row per document: the wanted columns and, if some may be skipped, `damage`.
 
     Raises:
         FileNotFoundError: If a pattern matches no file, or there is no such folder.

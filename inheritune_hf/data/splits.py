@@ -15,12 +15,14 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 
 from ..configuration import DataConfig
 from .corpora import Document
+from .data_sets import mark_long
 from .duplicates import document_groups
 from .encoding import Encoder, check_tokenizer
 from .facts import DataFacts, DataSplits, SourceFacts
 from .overlaps import count_shared, find_overlaps
 from .packing import cut_windows, pack_sequences, tokenize_documents
 from .prepared import is_prepared, load_prepared, refuse_unfinished
+from .rows import DAMAGE, Layout
 from .sets import (
     EVALUATION,
     among,
@@ -35,7 +37,7 @@ from .sets import (
     set_facts,
     where,
 )
-from .sources import DAMAGE, Source, read_source, training_sources
+from .sources import Source, read_source, training_sources
 from .token_sets import load_token_files
 
 if TYPE_CHECKING:
@@ -157,8 +159,12 @@ def splits_from_documents(
     given = {"train": train, "selection": selection, "test": test}
     sets = {
         name: tokenize_documents(
-            Dataset.from_dict(
-                {"text": [document.text for document in items]}, features=Features({"text": Value("large_string")})
+            mark_long(
+                Dataset.from_dict(
+                    {"text": [document.text for document in items]}, features=Features({"text": Value("large_string")})
+                ),
+                Layout(),
+                f"the {name} documents",
             ),
             Encoder(tokenizer),
         )

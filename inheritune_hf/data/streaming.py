@@ -17,9 +17,8 @@ from torch.utils.data import get_worker_info
 
 from .data_sets import reading
 from .duplicates import Index, near_duplicates
-from .encoding import Encoded, Encoder, check_fit
-from .rows import LABELS, TOKENS
-from .sources import DAMAGE
+from .encoding import Encoded, Encoder, check_fit, marked
+from .rows import DAMAGE, LABELS, TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -298,7 +297,7 @@ class _Reader:
 
     def _encode(self, rows: Sequence[Mapping[str, Any]], first: bool) -> list[Encoded]:
         encoder = self.source.encoder
-        batch = {name: [row[name] for row in rows] for name in rows[0]}
+        batch = marked({name: [row[name] for row in rows] for name in rows[0]}, encoder.layout)
         for reason in batch.get(DAMAGE, ()):
             if reason is not None:
                 self.counts.damaged += 1

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from ..configuration import DataConfig
 from .data_sets import reading
 from .duplicates import Index, index_documents
-from .encoding import Encoder, digests
+from .encoding import Encoder, digests, marked
 from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
 from .overlaps import find_overlaps
 from .packing import cut_windows, tokenize_documents
@@ -118,7 +118,7 @@ def _carve(
         with reading(encoder.source):
             for row in itertools.islice(rows, most):
                 read += 1
-                batch = {name: [value] for name, value in row.items()}
+                batch = marked({name: [value] for name, value in row.items()}, encoder.layout)
                 for _, digest in digests(batch, encoder.layout):
                     name = _set_of(place_of(digest, seed), shares)
                     if name is not None:
