@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -150,23 +151,44 @@ def marked(batch: Mapping[str, Sequence[Any]], layout: Layout) -> Mapping[str, S
     return {**batch, DAMAGE: damage}
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, end: int | Sequence[int] | None = None
+) -> None:
     """
-    Refuse a tokenizer that does not fit a model with `vocab_size` embeddings.
+    Refuse a tokenizer that does not fit a model with `vocab_size` embeddings; warn if it ends documents otherwise.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer that makes the sequences.
         vocab_size (`int`): Tokens that the reference knows (`config.vocab_size`).
+        end (`int` or `Sequence[int]`, *optional*):
+            Tokens that end the reference's text (`config.eos_token_id`); not compared if not given.
 
     Raises:
         ValueError: If the tokenizer has more tokens than the reference, or no end-of-text token.
     """
-    end_of_text(tokenizer)
+    own = end_of_text(tokenizer)
+    known = () if end is None else (end,) if isinstance(end, int) else tuple(end)
+    if known and own not in known:
+        _warn_of_end(_shown(tokenizer, own), ", ".join(_shown(tokenizer, token) for token in known))
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the reference only {vocab_size}; use the reference's own "
             "tokenizer, or give the reference rows for the added tokens with resize_token_embeddings."
         )
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return f"{tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else None!r} ({token})"
+
+
+@functools.cache  # once for each pair, however often a run, its trainer and its data look
+def _warn_of_end(own: str, known: str) -> None:
+    logger.warning(
+        "The tokenizer ends documents with %s, the reference's config names %s (eos_token_id): the reference may not "
+        "know the end of a document by it, and a student will. If that is not meant, set tokenizer.eos_token.",
+        own,
+        known,
+    )
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:

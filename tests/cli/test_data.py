@@ -52,6 +52,28 @@ def test_prepare_prints_what_it_saved(files, capsys):
     assert capsys.readouterr().out == printed.out
 
 
+def write_config(**changes):
+    from transformers import GPT2Config
+
+    settings = {"vocab_size": 300, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "bos_token_id": 0}
+    GPT2Config(**{**settings, "eos_token_id": 0, **changes}).save_pretrained("tokenizer")
+
+
+def test_the_references_config_is_looked_at(files, capsys, caplog):
+    """Sequences are as long as the reference reads; what does not fit it is said before anything is tokenized."""
+    words = ["data", "prepare", "--tokenizer", "tokenizer", "--output", "out", "--train_files", "rows.jsonl"]
+    write_config(eos_token_id=5)
+    assert main(words) == 0
+    assert json.loads(Path("out/prepared.json").read_text())["facts"]["block_size"] == 16
+    assert "The tokenizer ends documents with '<end>' (0), the reference's config names " in caplog.text
+    assert main([*words, "--output", "longer", "--block_size", "17"]) == 1
+    assert "error: block_size is 17, but the reference reads at most 16; lower it." in capsys.readouterr().err
+    write_config(vocab_size=100)
+    assert main([*words, "--output", "other"]) == 1
+    assert "tokens, the reference only 100; use the reference's own tokenizer" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
 def test_settings_come_from_a_file_too(files, capsys):
     """A recipe's data settings are read from YAML; a mixture can be written on the command line as JSON."""
     Path("data.yaml").write_text(

@@ -239,6 +239,20 @@ def test_a_tokenizer_must_fit_the_reference(tokenizer):
         check_tokenizer(tokenizer, 100)
 
 
+def test_another_end_of_text_than_the_references_is_said_once(build_tokenizer, caplog):
+    """Where the config names other tokens only, it is warned of, with all of them; one of several, or none, is right."""
+    tokenizer = build_tokenizer()
+    end = tokenizer.eos_token_id
+    for right in (None, [], end, [7, end]):
+        check_tokenizer(tokenizer, 50257, right)
+    assert not caplog.records
+    other = tokenizer.convert_ids_to_tokens(7)
+    for _ in range(2):
+        check_tokenizer(tokenizer, 50257, [7, 50256])
+    said = f"ends documents with '<|endoftext|>' ({end}), the reference's config names {other!r} (7), None (50256)"
+    assert [record.getMessage().count(said) for record in caplog.records] == [1]
+
+
 def test_a_tokenizer_must_end_documents(build_tokenizer):
     """Without an end-of-text token there is no way to separate documents."""
     with pytest.raises(ValueError, match=r"no end-of-text token, .*set tokenizer.eos_token"):
