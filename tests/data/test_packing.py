@@ -240,7 +240,7 @@ def test_a_tokenizer_must_fit_the_reference(tokenizer):
 
 
 def test_another_end_of_text_than_the_references_is_said_once(build_tokenizer, caplog):
-    """Where the config names other tokens only, it is warned of, with all of them; one of several, or none, is right."""
+    """Where the config names other tokens only, it is warned of, with both; one of several, or none, is right."""
     tokenizer = build_tokenizer()
     end = tokenizer.eos_token_id
     for right in (None, [], end, [7, end]):
