@@ -129,6 +129,18 @@ def test_a_folder_is_not_written_over(tmp_path, tokenizer, build_tokenizer):
         prepare(tokenizer, "again", dataset_name="prepared")
 
 
+def test_a_changed_file_is_not_taken_for_prepared(tmp_path, tokenizer):
+    """After an edit that keeps the size, a finished folder is refused, not given back with the old text."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    facts = prepare(tokenizer, train_files=[path])
+    os.utime(path, (1000, 1000))
+    assert prepare(tokenizer, train_files=[path]) == facts
+    Path(path).write_text(Path(path).read_text().replace("layer_11", "layer_99"))
+    os.utime(path, (1000, 1000))
+    with pytest.raises(ValueError, match=r"prepared holds data that were prepared otherwise"):
+        prepare(tokenizer, train_files=[path])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
