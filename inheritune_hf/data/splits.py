@@ -116,6 +116,12 @@ def load_data_splits(
     sources = training_sources(config)
     if any(source.token_files() for source in sources):
         return load_token_files(config, sources, tokenizer, size, seed, known)
+    for name, given in given_sources(config).items():
+        if given.token_files():
+            raise ValueError(
+                f"{name}_files: {given.label} holds tokens, the training source text or rows, and documents in both "
+                "could not be found; give both as token files (.bin), or neither."
+            )
     if config.streaming:
         from .streams import load_stream
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from inheritune_hf.cli import main
+from inheritune_hf.cli.data import _progress
 from inheritune_hf.cli.settings import parse_settings
 
 
@@ -72,6 +73,21 @@ def test_the_references_config_is_looked_at(files, capsys, caplog):
     assert main([*words, "--output", "other"]) == 1
     assert "tokens, the reference only 100; use the reference's own tokenizer" in capsys.readouterr().err
     assert not Path("other").exists()
+
+
+def test_the_time_left_is_told_from_the_parts_that_were_done_here(capsys, monkeypatch):
+    """What was found finished passes in an instant and is not counted; the rest takes as long as the parts did."""
+    seconds = iter([100.0, 220.0, 280.0, 400.0])
+    monkeypatch.setattr("inheritune_hf.cli.data.time.monotonic", lambda: next(seconds))
+    show = _progress()
+    for done in (200, 300, 350, 500):
+        show(done, 500)
+    assert capsys.readouterr().err.splitlines() == [
+        "tokenized 200 of 500 documents",
+        "tokenized 300 of 500 documents · 4 min left",
+        "tokenized 350 of 500 documents · 3 min left",
+        "tokenized 500 of 500 documents · 0 min left",
+    ]
 
 
 def test_settings_come_from_a_file_too(files, capsys):

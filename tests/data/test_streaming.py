@@ -134,6 +134,33 @@ def test_it_goes_on_with_workers(workers, shards, shuffle, tokenizer):
         assert again == after[stop + 1 :]
 
 
+@settings(quick, max_examples=8)
+@given(
+    shards=st.integers(1, 4),
+    count=st.integers(4, 12),
+    block_size=st.integers(2, 12),
+    workers=st.integers(0, 3),
+    stop=st.integers(0, 6),
+)
+def test_workers_lose_no_token(shards, count, block_size, workers, stop, tokenizer):
+    """However many workers, stopped anywhere: together they read every document, each its own, and no token is lost."""
+    parts = [[f"{part} {number}" for number in range(count)] for part in range(shards)]
+    stream = stream_of(tokenizer, parts, block_size=block_size)
+    size = sum(len(tokenizer(text)["input_ids"]) + 1 for part in parts for text in part)
+    lanes = max(1, workers)
+    batches = lanes * (size // block_size + 2)  # so that each lane has read all of its documents
+    whole, after = take(stream, batches, batch_size=1, workers=workers)
+    resumed, _ = take(stream, batches - stop - 1, batch_size=1, workers=workers, places=after[stop])
+    assert resumed == whole[stop + 1 :]
+    found = []
+    for lane in range(lanes):
+        texts = tokenizer.decode(flat(whole[lane::lanes])).split(tokenizer.eos_token)[:-1]
+        own = texts[: texts.index(texts[0], 1) if texts[0] in texts[1:] else None]
+        assert texts == (own * (len(texts) // len(own) + 1))[: len(texts)]
+        found += own
+    assert sorted(found) == sorted(text for part in parts for text in part)
+
+
 def texts_by_pass(stream, tokenizer, passes=1, rank=0, world=1):
     """The documents of the first passes of a lane, in the order in which they come."""
     tokens, found = [], []
