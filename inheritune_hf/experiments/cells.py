@@ -316,7 +316,8 @@ def _finished(bench: Bench, plan: CellPlan, trainer: ArmTrainer) -> Cell:
         steps=last.end_step,
         tokens=tokens,
         flops=flops,
-        epochs=sum(item.epochs for item in trainer.rounds),
+        # Where the data continue, a round's passes are those of the whole run.
+        epochs=last.epochs if trainer.inheritune_config.continues_data else sum(item.epochs for item in trainer.rounds),
         seconds=sum(item.seconds for item in trainer.rounds),
         outcome=trainer.outcome if plan.variant.arm.build is None else None,
         curve=tuple(points),

@@ -95,15 +95,16 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
     config = load_reference_config(run.reference, **kwargs)
     refuse_early(recipe, args, config)
     tokenizer = load_tokenizer(run.reference, **kwargs)
-    check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    text = config.get_text_config(decoder=True)
+    check_tokenizer(tokenizer, text.vocab_size, getattr(text, "eos_token_id", None))
+    limit = getattr(text, "max_position_embeddings", None)
     with args.main_process_first(desc="reading and packing the data"):
         splits = load_data_splits(
             data,
             tokenizer,
             seed=args.seed,
             context_length=limit,
-            vocab_size=config.get_text_config(decoder=True).vocab_size,
+            vocab_size=text.vocab_size,
         )
     return PreparedRun(run.reference, kwargs, config, tokenizer, splits, data.document_boundaries)
 

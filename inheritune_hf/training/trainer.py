@@ -119,7 +119,8 @@ class InherituneTrainer(DistributedTrainer):
         self._first_layers = layers
         check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
-            check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
+            text = self.reference_config.get_text_config(decoder=True)
+            check_tokenizer(processing_class, text.vocab_size, getattr(text, "eos_token_id", None))
         self._round_callback = RoundCallback()
         build_whole_models()
         skeleton = self.skeleton(layers)

@@ -114,6 +114,9 @@ def test_arms_get_the_loops_depth_and_budget(small):
     assert cells["random-long"]["steps"] == 8 + 5
     assert loop["flops"] == cells["stacking"]["flops"] < cells["random"]["flops"] < cells["continued"]["flops"]
     assert [point[0] for point in loop["curve"]] == [64, 128, 192, 256]
+    # In rounds that begin the data again, in stages that go on in them, and in one piece.
+    assert 0 < loop["epochs"] == pytest.approx(cells["random"]["epochs"], abs=1e-3)
+    assert cells["stacking"]["epochs"] == pytest.approx(cells["random"]["epochs"], abs=1e-3)
     assert all(cell["epochs"] > 0 and cell["seconds"] > 0 for cell in cells.values())
 
 
