@@ -134,7 +134,7 @@ def republish(folder, kind):
 def test_student_of_every_supported_type(
     kind, values, build, skipping, tokens, tmp_path, logged, needs_only_transformers, monkeypatch
 ):
-    """Any layers of published files compute what the reference does; only they are read; Transformers alone loads them."""
+    """Any layers of published files compute what the reference does; only they are read, and they load anywhere."""
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this Transformers has no {kind}")
     config = AutoConfig.for_model(kind, **values)
