@@ -35,6 +35,7 @@ _DTYPES = {
 }
 
 # Bytes read at once where the type changes on the way: so few that they are still in the cache when they are converted.
+# Of a file that is mapped, bytes read between two looks at whether it is still whole.
 _PIECE = 2**20
 
 
@@ -173,7 +174,13 @@ def _in_file(path: Path, signature: tuple[int, ...], begin: int, shape: tuple[in
 
 def _in_map(path: Path, signature: tuple[int, ...], tensor: Tensor) -> Unread:
     def read(wanted: torch.dtype) -> Tensor:
-        copied = tensor.to(wanted, copy=True)
+        copied = torch.empty(tensor.shape, dtype=wanted)
+        rows = tensor.detach() if tensor.dim() else tensor.detach()[None]
+        count = max(1, _PIECE * len(rows) // max(1, tensor.nbytes))
+        # Piece by piece: whoever reads a page that a shortened file no longer has is killed by the system.
+        for piece, stored in zip(torch.split(copied.view_as(rows), count), torch.split(rows, count), strict=True):
+            _check_unchanged(path, signature, os.stat(path))  # noqa: PTH116
+            piece.copy_(stored)
         _check_unchanged(path, signature, os.stat(path))  # noqa: PTH116
         return copied
 
