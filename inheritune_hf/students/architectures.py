@@ -189,6 +189,12 @@ def with_tied_names(student: Architecture, names: Iterable[str]) -> set[str]:
     return filled
 
 
+def without_twins(architecture: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `tensors`, by name in the model, without those that are tied to another one and are the same object."""
+    tied = architecture.tied
+    return {name: item for name, item in tensors.items() if name not in tied or tensors.get(tied[name]) is not item}
+
+
 def left_out_names(student: Architecture, parts: Sequence[str]) -> list[str]:
     """Return which of the student's tensors do not come along with `parts`; tied ones come with either part."""
     return [name for name in student.parameters if not _comes_along(student, name, parts)]

@@ -8,8 +8,9 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def unread_tensor(tensor: Tensor) -> Unread:
     return Unread(tuple(tensor.shape), tensor.dtype, lambda dtype: tensor.detach().to(dtype, copy=True))
 
 
+def unread_once(tensors: Mapping[Any, Any], unread: Callable[[Tensor], Unread]) -> dict[str, Unread]:
+    """Return the tensors among `tensors` as `unread` makes them; those that are one in memory are one object."""
+    made: dict[Any, Unread] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if place not in made:
+                made[place] = unread(tensor)
+            found[str(name)] = made[place]
+    return found
+
+
 def open_safetensors(path: Path) -> dict[str, Unread]:
     """
     Return the tensors of a safetensors file, unread; only its header is read.
@@ -135,9 +149,7 @@ def open_bin(path: Path, weights_only: bool) -> dict[str, Unread]:
             path,
             path.stat().st_size,
         )
-    return {
-        str(name): _in_map(path, signature, tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor)
-    }
+    return unread_once(tensors, partial(_in_map, path, signature))
 
 
 def is_readable_in_part(path: Path) -> bool:
