@@ -174,8 +174,8 @@ HONOURED: dict[str, str] = {
     "activation_checkpointing_kwargs": "As `activation_checkpointing`.",
     "gradient_checkpointing": "The old name of `activation_checkpointing`.",
     "gradient_checkpointing_kwargs": "The old name of `activation_checkpointing_kwargs`.",
-    "torch_compile": "Blocks are compiled one by one and rounds share their graphs; with the recipe's compile_scope "
-    "'model' each round's student is compiled anew. What is saved is not compiled.",
+    "torch_compile": "For training, blocks are compiled one by one and rounds share their graphs; with the recipe's "
+    "compile_scope 'model' each round's student is compiled anew. What is saved is not compiled.",
     "torch_compile_backend": "As `torch_compile`.",
     "torch_compile_mode": "As `torch_compile`.",
     "liger_kernel_config": "Not read, since `use_liger_kernel` is refused.",
