@@ -235,7 +235,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.train(False)
     try:
-        # A compiled block would leave the hooks out that watch it.
+        # No graph is compiled for runs of other shapes, hooks and blocks than training has.
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:

@@ -9,6 +9,7 @@ from transformers import TrainerControl, TrainerState
 from inheritune_hf.analysis import measure_collapse
 from inheritune_hf.training import CollapseCallback
 from inheritune_hf.training.collapse import figures
+from inheritune_hf.training.compilation import compile_blocks
 
 SEQUENCES = torch.randint(1, VOCABULARY, (30, 12), generator=torch.Generator().manual_seed(0))
 
@@ -76,6 +77,9 @@ def test_compiled_blocks_are_measured_as_they_are_written(tmp_path, monkeypatch)
         found.append([(step, report.max_ranks()) for step, report in callback.history])
     assert found[0] == found[1]
     assert [step for step, _ in found[0]] == [5, 10]
+    assert counters["stats"]["unique_graphs"] == 1
+    compile_blocks(trainer.student, {"backend": "aot_eager", "dynamic": False})
+    measure_collapse(trainer.student, SEQUENCES[:4])
     assert counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
 
