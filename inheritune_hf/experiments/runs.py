@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from ..analysis import is_measured, resolve_measured
+from ..analysis import is_measured, measure_collapse, resolve_measured
 from ..analysis.measurement import scores_folder
 from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
@@ -168,10 +169,20 @@ def measured_recipe(
         splits (`DataSplits`): The run's data.
         args (`TrainingArguments`): The run's arguments; the main process measures.
         kwargs: Where the reference comes from.
+
+    Raises:
+        ValueError: If a measure chooses the layers of a student that is to grow.
     """
     choice = recipe.keep_layers
     if not is_measured(choice):
         return recipe
+    # Refused before hours of measuring: the layers that a measure chooses are hardly ever the first ones.
+    count = str(choice).strip().partition(":")[2]
+    if count.isdecimal() and recipe.max_layers != int(count):
+        raise ValueError(
+            f"keep_layers={choice!r} may choose layers anywhere, so there is no next layer to grow by: set max_layers "
+            f"to {count} to train this choice for one round, or keep 'first:{count}'."
+        )
     layers = None
     if args.process_index == 0:
         layers = resolve_measured(
@@ -188,9 +199,34 @@ def measured_recipe(
 
 
 def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | None) -> None:
-    """Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set."""
-    if every is not None:
-        trainer.add_callback(CollapseCallback(leading_sequences(splits.selection), every, log=trainer.log))
+    """
+    Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set.
+
+    The reference is measured here, before there is a student in memory, and its scores are kept.
+
+    Raises:
+        ValueError: If the student's parameters will be sharded over processes.
+    """
+    if every is None:
+        return
+    if trainer.sharding in ("fsdp", "zero3"):
+        raise ValueError(
+            f"collapse_every={every} measures the student on the main process, which under {trainer.sharding} has a "
+            "part of each weight; leave it out, and measure the trained student by `inheritune analyze`."
+        )
+    sequences = leading_sequences(splits.selection)
+    report = None
+    if trainer.args.process_index == 0:
+        report = measure_collapse(
+            trainer.reference,
+            sequences,
+            controls=False,
+            blocks=False,
+            cache_dir=scores_folder(),
+            progress=not trainer.args.disable_tqdm,
+            **{"dtype": torch.float32, "device_map": {"": str(trainer.args.device)}, **trainer.reference_kwargs},
+        )
+    trainer.add_callback(CollapseCallback(sequences, every, log=trainer.log, reference=on_main_process(report)))
 
 
 def load_tokenizer(reference: str, **kwargs: Any) -> PreTrainedTokenizerBase:

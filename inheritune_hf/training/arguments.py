@@ -169,7 +169,7 @@ HONOURED: dict[str, str] = {
     "gradient_accumulation_steps": "The same in every round. Steps are optimizer steps.",
     "average_tokens_across_devices": "The same in every round.",
     "max_grad_norm": "The same in every round; over all parameters, those of frozen blocks included.",
-    "label_smoothing_factor": "In training only: a comparison is always of the plain loss.",
+    "label_smoothing_factor": "In training only: comparisons are of the plain loss. Refused with `distillation`.",
     "bf16": "In training and in every evaluation, the reference's included. Weights stay in float32.",
     "fp16": "As `bf16`. The loss scale begins afresh with each round, and goes on with `optimizer_state: keep`.",
     "tf32": "In the whole process, so the reference is measured with it too.",
@@ -177,8 +177,8 @@ HONOURED: dict[str, str] = {
     "activation_checkpointing_kwargs": "As `activation_checkpointing`.",
     "gradient_checkpointing": "The old name of `activation_checkpointing`.",
     "gradient_checkpointing_kwargs": "The old name of `activation_checkpointing_kwargs`.",
-    "torch_compile": "Blocks are compiled one by one and rounds share their graphs; with the recipe's compile_scope "
-    "'model' each round's student is compiled anew. What is saved is not compiled.",
+    "torch_compile": "For training, blocks are compiled one by one and rounds share their graphs; with the recipe's "
+    "compile_scope 'model' each round's student is compiled anew. What is saved is not compiled.",
     "torch_compile_backend": "As `torch_compile`.",
     "torch_compile_mode": "As `torch_compile`.",
     "liger_kernel_config": "Not read, since `use_liger_kernel` is refused.",
@@ -273,6 +273,11 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
         raise ValueError(
             "lr_schedule 'continue' runs one schedule over all rounds, so it needs their length: set max_steps to the "
             "steps of all rounds together."
+        )
+    if config.distillation_weights and args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} would take the place of the recipe's distillation: "
+            "set it to 0, or leave distillation out."
         )
     if args.max_steps == 0:
         raise ValueError("max_steps must be above 0 to cap all rounds together, or -1 for no cap, got 0.")

@@ -36,7 +36,7 @@ from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .collection import quick_collection
-from .compilation import block_compiler, compile_blocks
+from .compilation import as_written, block_compiler, compile_blocks
 from .distillation import with_teacher
 from .distribution import DistributedTrainer, build_whole_models
 from .feeding import check_data, pad_token, quick_rows
@@ -445,7 +445,8 @@ class InherituneTrainer(DistributedTrainer):
     ) -> dict[str, float]:
         """Measure the student; before `train()` there is none. Within a round, two matches in a row may end it."""
         self._require_student()
-        metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with as_written(self._compiler):
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.is_in_train and metric_key_prefix == "eval":
             now = self._compare(self.validations["eval"]).matched
             if self.inheritune_config.match_at == "evaluation":
