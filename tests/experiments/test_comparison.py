@@ -50,7 +50,16 @@ def material(tmp_path_factory):
 
 
 def compare(
-    material, output_dir, arms, seeds=(1, 2), rates=(1.0,), recipe=None, args=None, boundaries=False, **settings
+    material,
+    output_dir,
+    arms,
+    seeds=(1, 2),
+    rates=(1.0,),
+    recipe=None,
+    args=None,
+    boundaries=False,
+    console=None,
+    **settings,
 ):
     arguments = TrainingArguments(
         str(output_dir),
@@ -81,7 +90,7 @@ def compare(
             document_boundaries=boundaries,
         ),
         arguments,
-        Console(quiet=True),
+        console or Console(quiet=True),
     )
 
 
