@@ -17,6 +17,7 @@ from rich.table import Table
 from ..evaluation import SeedDifference, Validation, compare_over_seeds
 from ..records import write_text
 from .arms import parse_arm
+from .budgets import CONTROLS
 from .cells import Cell
 
 CONTINUED = "continued"
@@ -162,6 +163,14 @@ _HEADERS = (
 )
 
 
+_BUDGETS = {
+    "tokens": "The budget of every arm is the same tokens.",
+    "flops": "The budget of every arm is the same operations, but for the controls "
+    f"({', '.join(f'`{name}`' for name in CONTROLS)}): they take as many steps as the student did over all its rounds, "
+    "whatever that costs, because a control that saw less text would be easier to beat.",
+}
+
+
 def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
     """Return the table as Markdown, with what it rests on and what was left out."""
     lines = ["| " + " | ".join(_HEADERS) + " |", "|---|" + "---:|" * (len(_HEADERS) - 1)]
@@ -186,9 +195,11 @@ def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
     notes = sorted({item.note for row in rows for item in (row.to_reference, row.to_continued) if item and item.note})
     seeds = facts["compare"]["seeds"]
     below = [
+        _BUDGETS[facts["compare"]["budget"]],
         f"Test loss in nats per token, mean over {len(seeds)} seed(s) ± standard deviation. Differences are paired by "
         "document and seed, with a 95 % interval that covers other documents and other seeds. Tokens and FLOPs count "
         "all rounds and stages, failed ones included; the reference's own training stands in its row and in no other. "
+        "What it takes to match is counted until the mean selection loss first was not above the reference's. "
         "Each arm's learning rate was chosen on the selection set with the first seed; the test set was opened once, "
         "for what was chosen.",
         *(f"Note: {note}." for note in notes),
