@@ -209,7 +209,7 @@ def measure(bench: Bench, model: PreTrainedModel) -> Validation:
     """Return a model's loss on the test set, by the loop that judges students."""
     trainer = ValidatedTrainer(
         model=model,
-        args=with_changes(bench.args, output_dir=str(bench.folder)),
+        args=with_changes(bench.args, output_dir=str(bench.folder), report_to=[]),
         eval_dataset=bench.ready.splits.test,
         data_collator=bench.ready.collator or CausalCollator(bench.ready.tokenizer.eos_token_id or 0),
     )

@@ -59,6 +59,7 @@ def train_control(
         output_dir=str(output_dir),
         max_steps=steps,
         save_strategy=SaveStrategy.NO,
+        report_to=[],  # trackers show the run, not what it is compared with
         eval_strategy=IntervalStrategy.STEPS,
         dataloader_pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
     )
