@@ -209,7 +209,8 @@ def evaluate_student(
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of both.
         parts (sequence of `str`, *optional*): Of `PARTS`; all but `tasks` if not given.
         output (`Path`, *optional*): File to write, and to take finished parts from.
-        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match.
+        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match. Like
+            `confidence` it judges losses that are measured now; a verdict that is kept stays as it was judged.
         confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
         batch_size (`int`, *optional*, defaults to `8`): Sequences at a time; losses do not depend on it.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of both models' weights.
@@ -235,7 +236,7 @@ def evaluate_student(
         require_harness()
     reference, where = named_reference(student, reference, reference_kwargs or {})
     sources: dict[str, tuple[str, dict[str, Any]]] = {"student": (student, {}), "reference": (reference, where)}
-    found = _open(student, reference, sources, tolerance, confidence, output)
+    found = _open(student, reference, sources, tolerance, confidence, output, parts)
     measured = {}
     for name, (source, options) in sources.items():
         logger.info("%s: %s", name, source)
@@ -301,6 +302,7 @@ def _open(
     tolerance: float,
     confidence: float | None,
     output: Path | None,
+    parts: Sequence[str],
 ) -> StudentEvaluation:
     """Return what an earlier evaluation of these weights left, or an empty one."""
     fingerprints, layers = {}, {}
@@ -312,7 +314,9 @@ def _open(
     if output is not None and output.is_file():
         before = StudentEvaluation.from_dict(json.loads(output.read_text(encoding="utf-8")))
         if dict(before.fingerprints) == fingerprints:
-            return replace(before, tolerance=tolerance, confidence=confidence)
+            # A verdict that is kept was judged by what the record says, not by what is asked for now.
+            kept = before.corpora and "loss" not in parts
+            return before if kept else replace(before, tolerance=tolerance, confidence=confidence)
     return empty
 
 

@@ -81,7 +81,8 @@ def _continued(run: RunSummary) -> str:
     difference = student.loss - continued.loss
     figures = f"{student.loss:.4f} against {continued.loss:.4f} nats per token on the test set"
     tolerance = float(run.recipe.get("tolerance") or 0)
-    verb = "It also matches, by the mean," if difference <= tolerance else "It does not match"
+    who, also = ("It", " also") if run.outcome == "matched" else ("The last student", "")
+    verb = f"{who}{also} matches, by the mean," if difference <= tolerance else f"{who} does not match"
     return f"{verb} the reference trained on for {continued.steps:,} steps: {figures}."
 
 

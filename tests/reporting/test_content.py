@@ -50,6 +50,10 @@ def test_a_miss_is_said(tmp_path):
             "No student matched its starting reference, up to 4 of 8 layers: 5.2219 against"
         )
         assert why in report.verdict
+        assert "The last student does not match the reference trained on for 240 steps" in report.verdict
+        level = [*RESULTS[:3], replace(RESULTS[3], loss=5.14)]
+        write_run(folder, **record.to_dict(), results=[row.to_dict() for row in level])
+        assert "The last student matches, by the mean, the reference" in build_report(read_run(folder)).verdict
         table = next(block for block in blocks_of(report, "losses") if isinstance(block, Table))
         assert table.rows == (("1", "4", "120", "245,760", "5.2219", "5.1951", "+0.0267", "+0.0140 to +0.0404", "no"),)
 
