@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def evaluate(argv: Sequence[str], prog: str = "inheritune evaluate") -> int:
                 "repeats": options.repeats,
             },
             reference_kwargs=where,
+            command=shlex.join([*prog.split(), *argv]),
         )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)

@@ -9,11 +9,13 @@ from .embedded import EMBEDDED_DEFAULTS, EmbeddedShape, run_embedded
 from .planning import ArmEstimate, ComparisonEstimate, estimate_comparison
 from .results import write_results
 from .runs import RunResult, finish_run, run_recipe
+from .settings import SETTINGS_FILE
 
 __all__ = [
     "ARMS",
     "EMBEDDED_DEFAULTS",
     "EVALUATION_FILE",
+    "SETTINGS_FILE",
     "ArmEstimate",
     "CompareConfig",
     "ComparisonEstimate",

@@ -23,13 +23,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..configuration import DataConfig, InherituneConfig
+from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import DataSplits, Document, split_standard_library, splits_from_documents, standard_library_documents
 from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
 from ..training import InherituneTrainer
 from .controls import Control, random_model, train_control, with_changes
 from .runs import PreparedRun, RunResult, finish_run, measured_recipe, watch_collapse
+from .settings import SettingsCallback, run_settings
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"
@@ -113,6 +114,8 @@ def run_embedded(
         reference_cache=reference_cache,
     )
     watch_collapse(trainer, splits, collapse_every)
+    told = RunConfig(collapse_every=collapse_every, reference_cache=reference_cache)
+    trainer.add_callback(SettingsCallback(run_settings(told, recipe, data, args)))
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", trainer.output_dir)

@@ -22,6 +22,7 @@ from ..records import Outcome, write_json, write_text
 from ..students import describe, load_reference_config, prefix_sizes, student_skeleton
 from ..training import CollapseCallback, InherituneTrainer, check_arguments, first_layers, on_main_process
 from .controls import Control
+from .settings import SettingsCallback, run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ def run_recipe(
         reference_cache=run.reference_cache,
     )
     watch_collapse(trainer, ready.splits, run.collapse_every)
+    trainer.add_callback(SettingsCallback(run_settings(run, recipe, data, args)))
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", Path(args.output_dir or "trainer_output"))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
+from typing import Any
 
+from ..configuration import DataConfig
+from ..data import DataFacts
+from ..experiments.settings import COURSE, without_nothing
 from ..publishing.report import HEADERS, interval, table_cells
 from ..records import Match
 from ..students import describe
@@ -36,12 +41,12 @@ def build_report(run: RunSummary) -> Report:
         "losses": ("Losses", _losses(run)),
         "layers": ("Layers", _layers(run)),
         "test": ("Test set", _test(run)),
-        "evaluation": ("Beside the reference", comparison_blocks(run.evaluation)),
+        "evaluation": ("Beside the reference", _evaluation(run)),
         "tasks": ("Zero-shot tasks", task_blocks(run.evaluation)),
         "efficiency": ("Size and speed", efficiency_blocks(run.evaluation)),
         "text": ("Text", sample_blocks(run.evaluation)),
-        "data": ("Data", _data(run)),
-        "reproduce": ("Settings, and how to do it again", _reproduce(run)),
+        "data": ("Data and settings", _data(run)),
+        "reproduce": ("How to do it again", _reproduce(run)),
     }
     sections = tuple(
         Section(anchor, title, blocks) for anchor, (title, found) in titles.items() if (blocks := tuple(found))
@@ -176,10 +181,26 @@ def _test(run: RunSummary) -> Iterator[Block]:
         )
 
 
+def _evaluation(run: RunSummary) -> Iterator[Block]:
+    if run.left_out:
+        yield Paragraph(f"Left out: {run.left_out}")
+    yield from comparison_blocks(run.evaluation)
+
+
 def _data(run: RunSummary) -> Iterator[Block]:
-    if run.data is None:
-        return
-    facts = run.data
+    names = [item.name for item in fields(DataConfig)]
+    told = [(name, _shown(run.settings[name])) for name in names if name in run.settings]
+    if run.data is not None:
+        yield from _sets(run.data)
+    if told:
+        yield Table("Data settings", ("setting", "value"), tuple(told), text_columns=2)
+    training = without_nothing({**run.training, **{name: run.settings.get(name) for name in COURSE}})
+    if training:
+        rows = tuple((name, _shown(value)) for name, value in training.items())
+        yield Table("Training settings", ("setting", "value"), rows, text_columns=2)
+
+
+def _sets(facts: DataFacts) -> Iterator[Block]:
     sets = (("train", facts.train), ("selection", facts.selection), ("test", facts.test))
     yield Table(
         f"Sets out of {facts.source}, sequences of at most {facts.block_size} tokens",
@@ -201,26 +222,53 @@ def _data(run: RunSummary) -> Iterator[Block]:
 def _reproduce(run: RunSummary) -> Iterator[Block]:
     pinned = f" at commit {run.revision}" if run.revision else ""
     seed = "" if run.seed is None else f", seed {run.seed}"
-    yield Paragraph(f"Reference: {run.reference}{pinned}{seed}.")
+    processes = f", {run.training['world_size']} processes" if run.training.get("world_size", 1) > 1 else ""
+    yield Paragraph(f"Reference: {run.reference}{pinned}{seed}{processes}.")
     versions = {**run.versions, **((run.evaluation.versions if run.evaluation else None) or {})}
     if versions:
         yield Table("Versions", ("library", "version"), tuple(sorted(versions.items())), text_columns=2)
-    yield Preformatted("The recipe, as JSON", json.dumps(dict(run.recipe), indent=1, ensure_ascii=False))
-    commands = [] if not run.trained else ["inheritune train --config recipe.json"]
-    if run.evaluation is not None:
-        reference = shlex.quote(run.evaluation.reference)
-        commands.append(f"inheritune evaluate {shlex.quote(run.name)} --reference {reference}")
-    commands.append(f"inheritune report {shlex.quote(run.name)}")
+    name = shlex.quote(run.name)
+    commands = [*(run.evaluation.commands if run.evaluation else ()), f"inheritune report {name}"]
     if run.trained:
-        yield Paragraph(
-            "To do it again, save the recipe as recipe.json beside reference, data and training arguments "
-            "(README.md and inheritune_config.json of the student hold the recipe and its lineage too), then:"
-        )
+        yield Preformatted("The recipe, as JSON", json.dumps(recipe_of(run), indent=1, ensure_ascii=False))
+        missing = "" if run.settings else " Its data were not kept with it: add what names them."
+        yield Paragraph(f"To do it again, save the recipe as recipe.json, then:{missing}")
+        commands.insert(0, "inheritune train --config recipe.json")
+    else:
+        commands.insert(0, _cut(run, name))
     yield Preformatted("Commands", "\n".join(commands))
+    if run.evaluation is not None and not run.evaluation.commands:
+        yield Paragraph("The evaluation was made from Python, by evaluate_student.")
+
+
+def recipe_of(run: RunSummary) -> dict[str, Any]:
+    """
+    Return what the run was told, as a file for `inheritune train --config` holds it.
+
+    Args:
+        run (`RunSummary`): What the run's folder says.
+    """
+    # A run whose settings were kept names its reference there, or none at all if it was the embedded one.
+    reference = {} if run.settings else {"reference": run.reference, "revision": run.revision}
+    training = {name: value for name, value in run.training.items() if name != "world_size"}
+    return without_nothing({**reference, **run.recipe, **training, **run.settings, "output_dir": run.name})
+
+
+def _cut(run: RunSummary, name: str) -> str:
+    words = ["inheritune", "inherit", run.reference]
+    layers = run.recipe.get("keep_layers", "half")
+    words += ["--keep-layers", str(layers) if isinstance(layers, int | str) else ",".join(map(str, layers))]
+    words += ["--inherit", str(run.recipe.get("inherit", "all"))]
+    words += ["--revision", run.revision] if run.revision else []
+    return f"{shlex.join(words)} --output {name}"
 
 
 def _yes(match: Match) -> str:
     return "yes" if match.matched else "no"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _count(value: int | None) -> str:

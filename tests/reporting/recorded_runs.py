@@ -25,6 +25,7 @@ ROUNDS = (
     Round(2, (0, 1, 2, 3, 4, 5), 120, 240, 245_760, 1.7e12, 70.0, 5.1857, 5.1951, HIT),
 )
 RECIPE = {"keep_layers": "half", "target": "reference", "tolerance": 0.01, "confidence": 0.95, "steps_per_round": 120}
+TRAINING = {"learning_rate": 0.002, "per_device_train_batch_size": 16, "world_size": 2, "seed": 42}
 LINEAGE = Lineage("some/reference", "0123abc", 8, (0, 1, 2, 3, 4, 5), {"torch": "2.13.0", "transformers": "5.23.0"})
 SET = {"documents": 48, "tokens": 42_933, "sequences": 341, "fingerprint": "ea33e9b29185b614" * 4}
 DATA = {
@@ -48,7 +49,7 @@ RESULTS = [
 
 def write_run(folder, **changes):
     """Write a finished run with a second round that matched, or what `changes` say."""
-    record = RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951)
+    record = RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951, TRAINING)
     values = {
         **record.to_dict(),
         "results": [row.to_dict() for row in RESULTS],
@@ -112,5 +113,6 @@ def full_evaluation(**changes):
         "laziness": Laziness(0.9, (9.1, 12.3, 7.7, 5.2, 3.1, 2.2, 1.3, 1.1), (9.3, 13.1, 8.0, 6.1, 4.4, None), lazy),
         "samples": (Sample("def begin(", "self):\n    return self", "name):\n    pass"),),
         "versions": {"torch": "2.13.0"},
+        "commands": ("inheritune evaluate run --files test.jsonl --second-files other.txt",),
     }
     return StudentEvaluation(**{**values, **changes})
