@@ -3,7 +3,7 @@
 from .arms import ARMS
 from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
 from .budgets import CompareConfig
-from .comparison import ComparisonResult, run_comparison
+from .comparison import RESULT_FILE, ComparisonResult, run_comparison
 from .controls import Control, random_model, train_control
 from .embedded import EMBEDDED_DEFAULTS, EmbeddedShape, run_embedded
 from .planning import ArmEstimate, ComparisonEstimate, estimate_comparison
@@ -15,6 +15,7 @@ __all__ = [
     "ARMS",
     "EMBEDDED_DEFAULTS",
     "EVALUATION_FILE",
+    "RESULT_FILE",
     "SETTINGS_FILE",
     "ArmEstimate",
     "CompareConfig",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -24,6 +25,7 @@ from .cells import Bench, Cell, CellPlan, lazy_layers, measure, read_cell, run_c
 from .embedded import EmbeddedShape, prepare_embedded
 from .results import write_results
 from .runs import measured_recipe, prepare_run
+from .settings import run_settings, without_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ def run_comparison(
     facts = {
         "compare": asdict(compare),
         "recipe": recipe.to_dict(),
+        "settings": {**run_settings(run, bench.recipe, data, args), **without_nothing(asdict(compare))},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "reference": {
             "name": bench.ready.reference,
             "layers": int(grid.config.num_hidden_layers),

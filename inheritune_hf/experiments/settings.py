@@ -28,9 +28,7 @@ COURSE = (
 )
 
 
-def run_settings(
-    run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments
-) -> dict[str, Any]:
+def run_settings(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> dict[str, Any]:
     """
     Return what a run was told, as a file for `--config` holds it.
 

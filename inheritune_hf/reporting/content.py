@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from ..configuration import DataConfig
-from ..data import DataFacts
-from ..experiments.settings import COURSE, without_nothing
+from ..experiments.results import arm_results
+from ..experiments.settings import without_nothing
 from ..publishing.report import HEADERS, interval, table_cells
 from ..records import Match
 from ..students import describe
 from .charts import layers_chart, loss_chart, rank_chart
+from .comparison import arm_blocks, beside_continued
 from .document import Block, Chart, Paragraph, Preformatted, Report, Section, Table
+from .given import set_blocks, setting_blocks
 from .measured import comparison_blocks, efficiency_blocks, layer_blocks, sample_blocks, task_blocks
 from .summary import CONTINUED, RunSummary
 
@@ -42,6 +42,7 @@ def build_report(run: RunSummary) -> Report:
         "layers": ("Layers", _layers(run)),
         "test": ("Test set", _test(run)),
         "evaluation": ("Beside the reference", _evaluation(run)),
+        "comparison": ("Beside other ways to make a model small", _comparison(run)),
         "tasks": ("Zero-shot tasks", task_blocks(run.evaluation)),
         "efficiency": ("Size and speed", efficiency_blocks(run.evaluation)),
         "text": ("Text", sample_blocks(run.evaluation)),
@@ -80,6 +81,10 @@ def _verdict(run: RunSummary) -> Iterator[str]:
 
 def _continued(run: RunSummary) -> str:
     """Say how the student stands beside the reference that was trained on, which is another claim."""
+    if run.cell is not None:
+        who = "it" if run.outcome == "matched" else "the last student"
+        row = next(row for row in arm_results(run.cell.facts) if row.arm == run.cell.arm)
+        return beside_continued(row.to_continued, run.cell.facts, who)
     student, continued = run.result("student"), run.result(CONTINUED)
     if student is None or continued is None:
         return "Whether it would match the reference trained on for as many steps was not measured."
@@ -187,36 +192,19 @@ def _evaluation(run: RunSummary) -> Iterator[Block]:
     yield from comparison_blocks(run.evaluation)
 
 
+def _comparison(run: RunSummary) -> Iterator[Block]:
+    if run.cell is not None:
+        yield Paragraph(
+            f"This is the cell {run.cell.name} of the comparison {run.cell.comparison}; figures are means over its "
+            "seeds."
+        )
+        yield from arm_blocks(run.cell.facts)
+
+
 def _data(run: RunSummary) -> Iterator[Block]:
-    names = [item.name for item in fields(DataConfig)]
-    told = [(name, _shown(run.settings[name])) for name in names if name in run.settings]
     if run.data is not None:
-        yield from _sets(run.data)
-    if told:
-        yield Table("Data settings", ("setting", "value"), tuple(told), text_columns=2)
-    training = without_nothing({**run.training, **{name: run.settings.get(name) for name in COURSE}})
-    if training:
-        rows = tuple((name, _shown(value)) for name, value in training.items())
-        yield Table("Training settings", ("setting", "value"), rows, text_columns=2)
-
-
-def _sets(facts: DataFacts) -> Iterator[Block]:
-    sets = (("train", facts.train), ("selection", facts.selection), ("test", facts.test))
-    yield Table(
-        f"Sets out of {facts.source}, sequences of at most {facts.block_size} tokens",
-        ("set", "documents", "tokens", "sequences", "fingerprint"),
-        tuple(
-            (name, *(_count(value) for value in (item.documents, item.tokens, item.sequences)), item.fingerprint[:16])
-            for name, item in sets
-        ),
-    )
-    near = "near-duplicates were not looked for"
-    if facts.near_duplicates is not None:
-        near = f"{facts.near_duplicates:,} nearly"
-    yield Paragraph(
-        f"Documents that are in two sets: {facts.shared_documents:,} word for word, {near}; "
-        f"{facts.removed_documents:,} removed."
-    )
+        yield from set_blocks(run.data)
+    yield from setting_blocks(run.settings, run.training)
 
 
 def _reproduce(run: RunSummary) -> Iterator[Block]:
@@ -249,9 +237,10 @@ def recipe_of(run: RunSummary) -> dict[str, Any]:
         run (`RunSummary`): What the run's folder says.
     """
     # A run whose settings were kept names its reference there, or none at all if it was the embedded one.
-    reference = {} if run.settings else {"reference": run.reference, "revision": run.revision}
+    reference = run.settings.get("reference") if run.settings else run.reference
+    pinned = {"reference": reference, "revision": run.revision or run.settings.get("revision")} if reference else {}
     training = {name: value for name, value in run.training.items() if name != "world_size"}
-    return without_nothing({**reference, **run.recipe, **training, **run.settings, "output_dir": run.name})
+    return without_nothing({**pinned, **run.recipe, **training, **run.settings, **pinned, "output_dir": run.name})
 
 
 def _cut(run: RunSummary, name: str) -> str:
@@ -265,11 +254,3 @@ def _cut(run: RunSummary, name: str) -> str:
 
 def _yes(match: Match) -> str:
     return "yes" if match.matched else "no"
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _count(value: int | None) -> str:
-    return "unknown" if value is None else f"{value:,}"

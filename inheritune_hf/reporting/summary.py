@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DataFacts
-from ..experiments import EVALUATION_FILE, SETTINGS_FILE, StudentEvaluation
+from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEvaluation
+from ..experiments.cells import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
 from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord
 from ..training.reference_loss import content_fingerprint
@@ -19,6 +20,24 @@ from ..training.staging import RunState, read_state
 Curve = tuple[tuple[int, float], ...]
 
 CONTINUED = "reference, trained on"
+
+
+@dataclass(frozen=True)
+class CellOf:
+    """
+    The comparison that a model was trained in.
+
+    Args:
+        name (`str`): Name of the model's cell.
+        arm (`str`): Its arm.
+        comparison (`str`): Name of the comparison's folder.
+        facts (`dict`): The comparison's records.
+    """
+
+    name: str
+    arm: str
+    comparison: str
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,7 @@ class RunSummary:
         left_out (`str`): Why an evaluation that lies in the folder is not shown; empty if it is, or if there is none.
         training (`dict`): Training arguments that change the numbers of the run.
         settings (`dict`): What the run was told, as a file for `--config` holds it; empty if it was not kept.
+        cell (`CellOf`, *optional*): The finished comparison that chose this model, if there is one.
     """
 
     name: str
@@ -71,6 +91,7 @@ class RunSummary:
     left_out: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    cell: CellOf | None = None
 
     def result(self, model: str) -> ResultRow | None:
         """Return the row of the test set's table with that name, if there is one."""
@@ -102,16 +123,30 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
         if left_out and evaluation is not None:
             raise ValueError(f"{measured} {left_out}")
     shown = None if left_out else found
-    kept = {"evaluation": shown, "left_out": left_out and f"{measured.name} {left_out}", "settings": _settings(folder)}
+    kept = {
+        "evaluation": shown,
+        "left_out": left_out and f"{measured.name} {left_out}",
+        "settings": _settings(folder),
+        "cell": _cell(folder.resolve()),
+    }
     if not unfinished and (folder / "rounds.json").is_file():
         return _finished(folder, _read(folder / "rounds.json"), kept)
     if state is not None:
         return _unfinished(folder, state, kept)
     if (folder / RECORD_FILE).is_file():
         return _finished(folder, _read(folder / RECORD_FILE), kept)
+    if (folder / CELL_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} is a cell of a comparison; give its model, {folder / MODEL_FOLDER}, or the comparison, "
+            f"{folder.parent}."
+        )
+    if any(folder.glob(f"*/{CELL_FILE}")):
+        raise FileNotFoundError(
+            f"{folder} holds a comparison that has not ended; give the same `inheritune compare` again, then report it."
+        )
     raise FileNotFoundError(
-        f"{folder} holds neither a run nor a student of this package (no rounds.json, no {RECORD_FILE}); give the "
-        "output_dir of a run."
+        f"{folder} holds neither a run nor a student of this package (no rounds.json, no {RECORD_FILE}), nor a "
+        "comparison; give the output_dir of a run or of a comparison."
     )
 
 
@@ -124,6 +159,16 @@ def _reason_against(folder: Path, found: StudentEvaluation, earlier: bool) -> st
     if content_fingerprint(folder) == found.fingerprints["student"]:
         return ""
     return f"is of another student than the one in this folder; measure this one by: inheritune evaluate {folder.name}"
+
+
+def _cell(folder: Path) -> CellOf | None:
+    """Return the cell whose model a folder holds, if its comparison is finished and has chosen it."""
+    cell, comparison = folder.parent, folder.parent.parent
+    if folder.name != MODEL_FOLDER or not (comparison / RESULT_FILE).is_file():
+        return None
+    facts = _read(comparison / RESULT_FILE)
+    arm = next((item["arm"] for item in facts["cells"] if item["folder"] == cell.name), None)
+    return None if arm is None else CellOf(cell.name, arm, comparison.name, facts)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A student beside its reference, as one record."""
 
+import html
 import json
 import shlex
 
@@ -144,7 +145,7 @@ def test_command_evaluates_and_reports(pair, capsys, monkeypatch):
     page = (pair / "student" / "report.html").read_text()
     figures = json.loads((pair / "student" / "evaluation.json").read_text())["corpora"]
     assert [item["documents"] for item in figures] == [40, 10]
-    assert f"inheritune {shlex.join(words)}" in page
+    assert f"inheritune {shlex.join(words)}" in html.unescape(page)
     for item in figures:
         assert f"{item['student']['loss']:.4f}" in page
     assert main(["evaluate", "student", "--files", "none/*.txt"]) == 1

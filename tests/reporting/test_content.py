@@ -103,7 +103,7 @@ def texts_of(report, anchor):
 
 
 def test_a_run_can_be_done_again(run):
-    """The recipe names reference, commit and training arguments; the evaluation's commands are those that were given."""
+    """The recipe names reference, commit and training arguments; the evaluation's commands are those given."""
     report = build_report(read_run(run))
     found = texts_of(report, "reproduce")
     recipe = json.loads(found["The recipe, as JSON"])
@@ -119,7 +119,8 @@ def test_a_run_can_be_done_again(run):
     ]
     write_json(run / "settings.json", {"reference": "some/reference", "train_files": ["a.txt"], "eval_steps": 60})
     report = build_report(read_run(run))
-    assert json.loads(texts_of(report, "reproduce")["The recipe, as JSON"])["train_files"] == ["a.txt"]
+    recipe = json.loads(texts_of(report, "reproduce")["The recipe, as JSON"])
+    assert (recipe["train_files"], recipe["revision"]) == (["a.txt"], "0123abc")
     tables = {block.caption: block.rows for block in blocks_of(report, "data") if isinstance(block, Table)}
     assert tables["Data settings"] == (("train_files", '["a.txt"]'),)
     assert ("learning_rate", "0.002") in tables["Training settings"]
