@@ -6,10 +6,10 @@ from .budgets import CompareConfig
 from .comparison import RESULT_FILE, ComparisonResult, run_comparison
 from .controls import Control, random_model, train_control
 from .embedded import EMBEDDED_DEFAULTS, EmbeddedShape, run_embedded
+from .kept_settings import SETTINGS_FILE
 from .planning import ArmEstimate, ComparisonEstimate, estimate_comparison
 from .results import write_results
 from .runs import RunResult, finish_run, run_recipe
-from .settings import SETTINGS_FILE
 
 __all__ = [
     "ARMS",

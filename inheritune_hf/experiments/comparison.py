@@ -23,9 +23,9 @@ from .arms import MEASURED, Variant
 from .budgets import LOOP, CompareConfig, Terms, Took, plan_cell, reason_against
 from .cells import Bench, Cell, CellPlan, lazy_layers, measure, read_cell, run_cell, test_cell
 from .embedded import EmbeddedShape, prepare_embedded
+from .kept_settings import run_settings, without_nothing
 from .results import write_results
 from .runs import measured_recipe, prepare_run
-from .settings import run_settings, without_nothing
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
 from ..training import InherituneTrainer
 from .controls import Control, random_model, train_control, with_changes
+from .kept_settings import SettingsCallback, run_settings
 from .runs import PreparedRun, RunResult, finish_run, measured_recipe, watch_collapse
-from .settings import SettingsCallback, run_settings
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"

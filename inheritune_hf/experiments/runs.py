@@ -22,7 +22,7 @@ from ..records import Outcome, write_json, write_text
 from ..students import describe, load_reference_config, prefix_sizes, student_skeleton
 from ..training import CollapseCallback, InherituneTrainer, check_arguments, first_layers, on_main_process
 from .controls import Control
-from .settings import SettingsCallback, run_settings
+from .kept_settings import SettingsCallback, run_settings
 
 logger = logging.getLogger(__name__)
 
