@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -25,6 +26,7 @@ from .budgets import LOOP, CompareConfig, Terms, Took, plan_cell, reason_against
 from .cells import Bench, Cell, CellPlan, lazy_layers, measure, read_cell, run_cell, test_cell
 from .controls import with_changes
 from .embedded import EmbeddedShape, prepare_embedded
+from .kept_settings import run_settings, without_nothing
 from .results import write_results
 from .runs import measured_recipe, prepare_run
 
@@ -91,6 +93,8 @@ def run_comparison(
     facts = {
         "compare": asdict(compare),
         "recipe": recipe.to_dict(),
+        "settings": {**run_settings(run, bench.recipe, data, args), **without_nothing(asdict(compare))},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "reference": {
             "name": bench.ready.reference,
             "layers": int(grid.config.num_hidden_layers),

@@ -92,11 +92,19 @@ def train_control(
         ValueError: If `output_dir` holds another training.
     """
     depth = load_reference_config(model).get_text_config(decoder=True).num_hidden_layers
+    own = with_changes(
+        args,
+        output_dir=str(output_dir),
+        max_steps=-1,
+        save_total_limit=1,
+        eval_strategy="steps",
+        report_to=[],  # trackers show the run, not what it is compared with
+    )
     trainer = ControlTrainer(
         description,
         model,
         InherituneConfig(keep_layers=depth, steps_per_round=steps, target=_UNREACHED),
-        with_changes(args, output_dir=str(output_dir), max_steps=-1, save_total_limit=1, eval_strategy="steps"),
+        own,
         train_dataset=splits.train,
         eval_dataset=splits.selection,
         data_collator=CausalCollator(pad_token_id),

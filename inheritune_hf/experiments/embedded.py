@@ -23,12 +23,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..configuration import DataConfig, InherituneConfig
+from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import DataSplits, Document, split_standard_library, splits_from_documents, standard_library_documents
 from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
 from ..training import InherituneTrainer, numeric_arguments
 from .controls import Control, random_model, train_control, with_changes
+from .kept_settings import SettingsCallback, run_settings
 from .runs import PreparedRun, RunResult, finish_run, measured_recipe, refuse_early, watch_collapse
 
 _END_OF_TEXT = "<|endoftext|>"
@@ -114,6 +115,8 @@ def run_embedded(
         reference_cache=reference_cache,
     )
     watch_collapse(trainer, splits, collapse_every)
+    told = RunConfig(collapse_every=collapse_every, reference_cache=reference_cache)
+    trainer.add_callback(SettingsCallback(run_settings(told, recipe, data, args)))
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", trainer.output_dir)

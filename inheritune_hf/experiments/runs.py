@@ -30,6 +30,7 @@ from ..training import (
     on_main_process,
 )
 from .controls import Control
+from .kept_settings import SettingsCallback, run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ def run_recipe(
         reference_cache=run.reference_cache,
     )
     watch_collapse(trainer, ready.splits, run.collapse_every)
+    trainer.add_callback(SettingsCallback(run_settings(run, recipe, data, args)))
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", Path(args.output_dir or "trainer_output"))

@@ -55,6 +55,7 @@ from .staging import (
     unseal_checkpoint,
     write_state,
 )
+from .trackers import one_run
 
 logger = logging.getLogger(__name__)
 
@@ -425,7 +426,7 @@ class InherituneTrainer(DistributedTrainer):
         before = self.callback_handler
         callbacks = [RoundProgress() if type(item) is ProgressCallback else item for item in before.callbacks]
         self.callback_handler = self._rounds_handler = RoundsCallbackHandler(
-            callbacks, self.model, self.processing_class, self.optimizer, self.lr_scheduler
+            one_run(callbacks, self.output_dir), self.model, self.processing_class, self.optimizer, self.lr_scheduler
         )
 
     def _describe_round(self) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import types
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
 from inheritune_hf import DataConfig, InherituneConfig
+from inheritune_hf.cli.settings import parse_comparison
 from inheritune_hf.configuration import RunConfig
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.experiments import ARMS, CompareConfig, estimate_comparison, run_comparison, write_results
 from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
 from inheritune_hf.experiments.cells import Cell, CellPlan, cell_recipe
 from inheritune_hf.experiments.comparison import _Grid, best_cell, duration
+from inheritune_hf.experiments.results import arm_results
+from inheritune_hf.reporting import write_report
 from inheritune_hf.students import TrainingSetup
 
 DEPTH = 4
@@ -213,6 +217,23 @@ def test_table_is_made_from_the_records(small):
         assert f"| {loss:.4f} |" in before
     assert rows["continued"]["to_continued_difference"] == ""
     assert "1 seed: what another seed changes is not covered" in before
+
+
+def test_report_tells_the_comparison_again(small, material, tmp_path):
+    """A comparison has a report as it stands on disk, and the settings in it are read as the same comparison."""
+    report, (page, _, _) = write_report(small, tmp_path)
+    assert report.outcome == "missed"
+    assert "does not match the reference trained on for the same budget" in report.verdict
+    for row in arm_results(records(small)):
+        assert f"{row.loss:.4f}" in page.read_text()
+    (tmp_path / "again.json").write_text(json.dumps(records(small)["settings"]))
+    settings, again = parse_comparison([str(tmp_path / "again.json"), "--use_cpu"], CompareConfig)
+    assert asdict(again) == records(small)["compare"]
+    assert (settings.run.reference, settings.recipe.max_layers) == (str(material / "reference"), 2)
+    assert (settings.data.block_size, settings.args.learning_rate) == (8, 0.01)
+    model = small / f"inheritune-seed1-lr{records(small)['cells'][0]['learning_rate']:g}" / "model"
+    report, _ = write_report(model, tmp_path / "cell")
+    assert "comparison" in [section.anchor for section in report.sections]
 
 
 def test_finished_comparison_is_not_trained_again(small, material, monkeypatch):
