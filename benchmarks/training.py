@@ -3,8 +3,8 @@ Time and memory of training steps: this package, plain `Trainer` with its defaul
 
 `python -m benchmarks.training` prints a table. Each side is a process of its own; they take steps in turns, so that
 whatever else the machine does falls on all of them. A step is counted from one beginning to the next, with everything
-in between. What is shown is the median, its ratio to the bare loop (the median of the ratios of pairs), by the clock
-and by the processor, and the most memory that the process had.
+in between. What is shown is the median, the tokens of one second at it, its ratio to the bare loop (the median of the
+ratios of pairs), by the clock and by the processor, and the most memory that the process had.
 """
 
 from __future__ import annotations
@@ -189,8 +189,16 @@ def main() -> None:
         run_trainer(options, options.side == "this package")
     else:
         found = measure(options)
-        print("| side | seconds | of the bare loop's speed | by the processor | peak GB | of plain Trainer's |")
-        print("|---|---|---|---|---|---|")
+        headers = (
+            "seconds",
+            "tokens/s",
+            "of the bare loop's speed",
+            "by the processor",
+            "peak GB",
+            "of plain Trainer's",
+        )
+        print(f"| side | {' | '.join(headers)} |")
+        print("|---|" + "---|" * len(headers))
         bare, plain = found["bare loop"], found["plain Trainer"]
         for side, steps in found.items():
             speeds = [
@@ -199,10 +207,12 @@ def main() -> None:
             ]
             peak, most = (max(step[2] for step in item) / 1e9 for item in (steps, plain))
             seconds = statistics.median(step[0] for step in steps)
-            print(
-                f"| {side} | {seconds:.3f} | {speeds[0]:.3f} | {speeds[1]:.3f} | {peak:.2f} | {peak / most:.2f} |",
-                flush=True,
+            figures = (
+                f"{seconds:.3f}",
+                f"{options.batch * options.tokens / seconds:,.0f}",
+                *(f"{speed:.3f}" for speed in speeds),
             )
+            print(f"| {side} | {' | '.join(figures)} | {peak:.2f} | {peak / most:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

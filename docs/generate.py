@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Docstrings name types in Markdown (`str`, *optional*); mkdocstrings shows them as code, where the marks would be seen.
 _TYPE = re.compile(r"<code>(`[^<]*)</code>")
@@ -81,6 +86,45 @@ def comparison_table() -> str:
     return settings_table(CompareConfig)
 
 
+def recipes_table() -> str:
+    """Return the recipes of `examples/recipes/` as a Markdown table, from the first lines of each."""
+    rows = []
+    for file in sorted((ROOT / "examples" / "recipes").glob("*.yaml")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        what, published, run = (line.removeprefix("# ") for line in lines[:3])
+        kind = "comparison" if run.startswith("Run: inheritune compare") else "run"
+        rows.append((f"`{file.name}`", kind, what, published))
+    return _table(("file", "kind", "what it is", "notes"), rows)
+
+
+def citation() -> str:
+    """Return what CITATION.cff says, the paper first, as BibTeX."""
+    facts = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    entries = []
+    for paper in facts["references"]:
+        names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+        number = paper["identifiers"][0]["value"].removeprefix("arXiv:")
+        key = f"{paper['authors'][0]['family-names'].lower()}{paper['year']}"
+        fields = {"title": f"{{{paper['title']}}}", "author": names, "year": paper["year"]}
+        fields |= {"eprint": number, "archivePrefix": "arXiv", "url": paper["url"]}
+        entries.append(_bibtex("misc", key, fields))
+    names = " and ".join(f"{{{author['name']}}}" for author in facts["authors"])
+    fields = {
+        "title": facts["title"],
+        "author": names,
+        "version": facts["version"],
+        "note": f"License {facts['license']}",
+    }
+    entries.append(_bibtex("software", "inheritune_hf", fields))
+    return "```bibtex\n" + "\n\n".join(entries) + "\n```"
+
+
+def _bibtex(kind: str, key: str, fields: dict[str, Any]) -> str:
+    escaped = {name: str(value).replace("_", r"\_") for name, value in fields.items()}
+    lines = [f"  {name:13} = {{{value}}}," for name, value in escaped.items()]
+    return "\n".join([f"@{kind}{{{key},", *lines, "}"])
+
+
 def _named(name: str) -> Callable[[], str]:
     def build() -> str:
         from inheritune_hf import configuration
@@ -101,6 +145,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "refused-sharding": refused_sharding_table,
     "outcomes": outcome_table,
     "architectures": architecture_list,
+    "recipes": recipes_table,
+    "citation": citation,
 }
 
 

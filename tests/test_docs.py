@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from documentation import (
     PAGES,
     ROOT,
@@ -28,6 +29,8 @@ from documentation import (
 from huggingface_hub.errors import EntryNotFoundError
 
 RUNNABLE = [page for page in PAGES if any(block.language in {"python", "bash"} for block in blocks(page))]
+# Blocks of the page of costs: its recipe, its command, what that prints.
+PLAN_BLOCKS = ("yaml", "bash", "text")
 # Long runs; their options are read, and nothing is trained.
 LONG = ("python examples/run_inheritune.py",)
 
@@ -135,6 +138,10 @@ def check_command(words):
         assert words[4:6] == ["-c", "constraints.txt"]
         assert words[6:] == ["."]
         assert Path("constraints.txt").is_file()
+    elif words[:3] == ["python", "-m", "venv"]:
+        assert words[3:] == [".venv"]
+    elif words[0] == ".":
+        assert words[1:] == [".venv/bin/activate"]
     elif words[:2] == ["accelerate", "launch"]:
         from accelerate.commands.launch import launch_command_parser
 
@@ -174,7 +181,7 @@ def test_recipes_are_read_as_they_stand(folder):
             settings, _ = parse_comparison(["block.yaml"], CompareConfig)
         else:
             settings = parse_settings(["--config", "block.yaml"])
-        assert settings.data.train_files or settings.data.dataset_name
+        assert settings.data.train_files or settings.data.dataset_name or settings.data.sources
 
 
 def test_relative_links_lead_to_files_and_headings():
@@ -247,6 +254,45 @@ def test_tables_of_arguments_outcomes_and_architectures_are_complete(site):
     assert [name for name, status in EXIT_STATUS.items() if f"{name} {status} " not in outcomes] == []
     types = text_of(site / "reference" / "architectures" / "index.html")
     assert [name for name in SUPPORTED_MODEL_TYPES if name not in types] == []
+
+
+def test_recipes_and_citation_are_on_their_pages(site):
+    """Each file of examples/recipes is in the table with its first line, and BibTeX says what CITATION.cff says."""
+    page = text_of(site / "reference" / "recipes" / "index.html")
+    files = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+    first = {file.name: file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for file in files}
+    assert first
+    assert [name for name, line in first.items() if name not in page or line not in page] == []
+    facts = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    page = text_of(site / "cite" / "index.html")
+    titles = [item["title"].replace("_", r"\_") for item in (facts, *facts["references"])]
+    assert [title for title in titles if title not in page] == []
+    assert facts["version"] in page
+
+
+@pytest.mark.slow
+def test_costs_page_shows_what_the_command_prints(tmp_path):
+    """For the shape of GPT-2 XL, the plan prints every line of the page, and every peak of its table."""
+    from transformers import GPT2Config
+
+    text = (ROOT / "docs" / "how-to" / "costs.md").read_text(encoding="utf-8")
+    recipe, command, printed = (re.search(rf"^```{kind}.*?\n(.*?)^```", text, re.M | re.S)[1] for kind in PLAN_BLOCKS)
+    shape = GPT2Config(n_layer=48, n_embd=1600, n_head=25, n_positions=1024, vocab_size=50257)
+    shape.save_pretrained(tmp_path / "gpt2-xl")
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    environment = {**offline_environment(tmp_path), "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
+
+    def plan(options):
+        words = [*shlex.split(command), *options]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    shown = plan([])
+    assert [line for line in printed.splitlines() if line not in shown.splitlines()] == []
+    rows = re.findall(r"^\| (nothing|`--.*`) \| (.+ GB) \| (.+ GB) \|$", text, re.MULTILINE)
+    assert len(rows) == 3
+    for options, *peaks in rows:
+        output = shown if options == "nothing" else plan(shlex.split(options.strip("`")))
+        assert [re.search(rf"train {depth} layers .* (\S+ GB) │$", output, re.M)[1] for depth in (24, 28)] == peaks
 
 
 def test_every_public_name_is_in_the_reference(site):

@@ -259,9 +259,9 @@ sequences of each (`max_sequences_per_document`).
 
 ## False and missed matches
 
-How often a student matches whose true difference is the one in the heading. Above {tolerance:+g} a match under
-the rule is false, and at {tolerance:+g} it just is; below that it is right, and what is missing to 100 % is
-missed. Under the paper's rule (the mean is not above the reference's) a match above +0 is false.
+How often a student matches whose true difference is the one in the heading. At {tolerance:+g} and above a match
+is an error. Below it a match is right, and the rest of the 100 % are misses. Under the paper's rule (the mean is
+not above the reference's) a match above +0 is false.
 
 {errors}
 

@@ -70,8 +70,25 @@ def attention_kinds(model: PreTrainedModel) -> tuple[str, ...]:
     names = {"full_attention": "attention", "global": "attention", "local": "sliding_attention"}
     if kinds is not None and len(kinds) == config.num_hidden_layers:
         return tuple(names.get(kind, kind) for kind in kinds)
-    blocks = find_blocks(model)
-    return tuple("attention" if _has_attention(block) else "other" for block in blocks)
+    # Without a list, a window is every layer's.
+    name = "attention" if _window(config) is None else "sliding_attention"
+    return tuple(name if _has_attention(block) else "other" for block in find_blocks(model))
+
+
+def narrow_window(model: PreTrainedModel, tokens: int) -> int | None:
+    """Return how many tokens a query of a sliding layer sees, itself included; None if it sees all of so many."""
+    window = _window(model.config.get_text_config(decoder=True))
+    sliding = window is not None and window < tokens and "sliding_attention" in attention_kinds(model)
+    return window if sliding else None
+
+
+def _window(config: Any) -> int | None:
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    if window is None and getattr(config, "attention_layers", None):  # GPT-Neo
+        window = config.window_size
+    return window
 
 
 def require_seen(model: PreTrainedModel, layer: int, kind: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from accelerate import cpu_offload
 from accelerate.utils import align_module_device
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
@@ -24,10 +25,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .. import __version__
 from ..students import Reference, Source, find_weights, load_reference_config
-from ..students.checkpoints import commit_of
+from ..students.checkpoints import TRANSPORT_ARGUMENTS, commit_of
 from . import influence
-from .attention import attention_kinds, find_blocks, require_seen, watching_attention
-from .collapse import SHARES, approximate_rank, column_mass, score_attention, uniform_attention
+from .attention import attention_kinds, find_blocks, narrow_window, require_seen, watching_attention
+from .collapse import (
+    SHARES,
+    approximate_rank,
+    attention_entropy,
+    column_mass,
+    score_attention,
+    sink_share,
+    uniform_attention,
+)
 from .report import AttentionMap, CollapseReport, LayerScores, Uniform, frozen_counts
 
 #: Tokens that go through the model at once: one long sequence, or several short ones.
@@ -65,7 +74,8 @@ def measure_collapse(
         shares (sequence of `float`, *optional*, defaults to 0.8, 0.85, 0.9 and 0.95):
             Taus and etas to measure at.
         controls (`bool`, *optional*, defaults to `True`):
-            Whether a randomly initialised twin is measured too; it takes the memory of a second model.
+            Whether a randomly initialised twin is measured too; it takes the memory of a second model, main memory if
+            the model is spread over devices.
         blocks (`bool`, *optional*, defaults to `True`):
             Whether block influence, angular distance, loss by depth and loss without each block are measured.
         heads (sequence of `tuple[int, int]`, *optional*):
@@ -90,11 +100,12 @@ def measure_collapse(
     wanted = tuple(sorted({float(share) for share in shares}))
     name = model.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else os.fspath(model)
     weights = weights_fingerprint(model, **kwargs)
-    data = hashlib.sha256(tokens.numpy().astype("<i8").tobytes() + str(tokens.shape).encode()).hexdigest()
+    data = tokens_fingerprint(tokens)
     file, kept = None, None
     if cache_dir is not None:
-        key = json.dumps([weights, data, controls, blocks, __version__, torch.__version__, transformers.__version__])
-        file = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+        file = scores_file(
+            cache_dir, weights, data, controls, blocks, [item.name for item in dataclasses.fields(Uniform)]
+        )
         if file.is_file():
             kept = CollapseReport.from_json(file)
             wanted = tuple(sorted({*wanted, *kept.shares}))
@@ -113,6 +124,17 @@ def measure_collapse(
 def scores_folder() -> Path:
     """Return the folder in which the command line keeps scores, below `HF_HOME`."""
     return Path(HF_HOME) / "inheritune_hf" / "analysis"
+
+
+def scores_file(folder: str | os.PathLike[str], *facts: Any) -> Path:
+    """Return the file of a folder that keeps what was measured, by what it depends on and the libraries' versions."""
+    key = json.dumps([*facts, __version__, torch.__version__, transformers.__version__])
+    return Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def tokens_fingerprint(tokens: Tensor) -> str:
+    """Return a sha256 that tells sequences apart."""
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes() + str(tokens.shape).encode()).hexdigest()
 
 
 def load_model(reference: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
@@ -193,7 +215,8 @@ def weights_fingerprint(model: Reference, **kwargs: Any) -> str:
             f"There is no model at {os.fspath(model)!r}: give a folder with config.json, a Hub id or a loaded model."
         )
     digest.update(config.read_bytes())
-    digest.update(json.dumps({name: str(value) for name, value in sorted(kwargs.items()) if name != "token"}).encode())
+    options = {name: str(value) for name, value in sorted(kwargs.items()) if name not in TRANSPORT_ARGUMENTS}
+    digest.update(json.dumps(options).encode())
     commit = commit_of(config)
     if commit is not None:
         # A commit of the Hub never changes.
@@ -209,11 +232,13 @@ def weights_fingerprint(model: Reference, **kwargs: Any) -> str:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Put every part of the model into evaluation mode, and back into its own."""
+    """Put every part of the model into evaluation mode, and back into its own; compiled parts run as written."""
     training = [module for module in model.modules() if module.training]
     model.train(False)
     try:
-        yield
+        # No graph is compiled for runs of other shapes, hooks and blocks than training has.
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for module in training:
             module.training = True
@@ -274,15 +299,34 @@ def score_layers(
 
 
 def random_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model of the same shape and precision with random weights, by the architecture's own initialisation."""
-    device = next(model.parameters()).device
+    """
+    Return a model of the same shape and precision with random weights, by the architecture's own initialisation.
+
+    It is where the model is. If that is spread over devices, because none has room for it, the twin stays in main
+    memory, and its parts are moved to where inputs go for as long as they run.
+    """
+    device = next(model.get_input_embeddings().parameters()).device
+    device = torch.device("cpu") if device.type == "meta" else device
+    spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
     config = copy.deepcopy(model.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         auto: Any = AutoModelForCausalLM
         twin: Any = auto.from_config(config, attn_implementation=model.config._attn_implementation)
-    placed: PreTrainedModel = twin.to(device=device if device.type != "meta" else "cpu", dtype=model.dtype).eval()
-    return placed
+    placed: PreTrainedModel = twin.to(device="cpu" if spread else device, dtype=model.dtype).eval()
+    return cpu_offload(placed, device) if spread and device.type != "cpu" else placed
+
+
+def uniform_scores(tokens: int, shares: Sequence[float], window: int | None = None) -> Uniform:
+    """Return the measures of uniform causal attention; the arguments are those of `uniform_attention`, and shares."""
+    attention = uniform_attention(tokens, window)
+    return Uniform(
+        ranks=tuple(int(approximate_rank(attention, share)) for share in shares),
+        masses=tuple(int(column_mass(attention, share)) for share in shares),
+        entropy=float(attention_entropy(attention)),
+        sink=float(sink_share(attention)),
+        window=window,
+    )
 
 
 def head_maps(
@@ -363,7 +407,7 @@ def _measure(
             twin = random_twin(model)
             random = score_layers(twin, batches_of(tokens, twin), shares, bar.update)
             del twin
-    uniform = uniform_attention(tokens.shape[1])
+    window = narrow_window(model, tokens.shape[1])
     return CollapseReport(
         model=name,
         model_type=str(model.config.model_type),
@@ -373,10 +417,8 @@ def _measure(
         tokens=tokens.shape[1],
         shares=shares,
         layers=layers,
-        uniform=Uniform(
-            tuple(int(approximate_rank(uniform, share)) for share in shares),
-            tuple(int(column_mass(uniform, share)) for share in shares),
-        ),
+        uniform=uniform_scores(tokens.shape[1], shares),
+        sliding=None if window is None else uniform_scores(tokens.shape[1], shares, window),
         random=random,
         blocks=scores,
         maps=head_maps(model, tokens, telling_heads(layers, len(shares) // 2)),

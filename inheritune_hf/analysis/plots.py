@@ -61,7 +61,11 @@ def rank_figure(report: CollapseReport, tau: float = SHARE) -> Any:
     _line(axes, means, color=_MEAN, marker="s", markersize=3, linewidth=1.2, label="mean over heads")
     if report.random:
         _line(axes, report.max_ranks(tau, random=True), color=_CONTROL, linestyle="--", label="random weights, MaxRank")
-    axes.axhline(report.uniform.ranks[place], color=_CONTROL, linestyle=":", label="uniform causal attention")
+    if report.sliding is None:
+        axes.axhline(report.uniform.ranks[place], color=_CONTROL, linestyle=":", label="uniform causal attention")
+    else:
+        uniform = [float(report.uniform_of(layer).ranks[place]) for layer in range(report.depth)]
+        _line(axes, uniform, color=_CONTROL, linestyle=":", label="uniform attention within each layer's window")
     axes.axhspan(0.9, 1.5, color="#d73027", alpha=0.12, linewidth=0, label="near rank-1")
     axes.set_yscale("log", base=2)
     axes.set_ylim(0.9, max(4.0, 1.4 * _highest(report, tau)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +14,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..records import write_json
 from ..students import Reference, describe, is_prefix
 from .attention import find_blocks
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without
-from .measurement import as_tokens, batches_of, evaluating, load_model, measure_collapse, require_fitting
+from .measurement import (
+    as_tokens,
+    batches_of,
+    evaluating,
+    load_model,
+    measure_collapse,
+    require_fitting,
+    scores_file,
+    tokens_fingerprint,
+    weights_fingerprint,
+)
 from .report import CollapseReport
 
 #: Measures that choose a number of layers, as `keep_layers="rank:12"`.
@@ -35,7 +48,8 @@ class Recommendation:
         interval (`tuple[int, int]`, *optional*): 95 % interval of the number of layers over sequences; None without
             a lazy tail or for fewer than 30 sequences.
         tail_share (`float`, *optional*): Share of the resamples of the sequences in which there is a lazy tail.
-        by_measure (`dict[str, tuple[int, ...]]`): The layers that each measure would keep, as many.
+        by_measure (`dict[str, tuple[int, ...]]`): The layers that each measure would keep, as many; by `loss`, those
+            without which alone it would be highest (`keep_layers="loss:12"` measures anew after each removal).
         by_depth (`dict[str, int]`): Other counts: `mass` by AvgMass instead of rank, `near_best_loss` the depth at
             which the loss through the head is within 0.1 nats per token of the model's own.
         evidence (`tuple[str, ...]`): Sentences with the figures.
@@ -98,7 +112,7 @@ def recommend_layers(
     half = max(1, report.depth // 2)
     keep = half if count is None else max(1, count)
     interval, tail_share = _interval(report, tau)
-    by_measure = {name: _by_report(report, name, keep, tau) for name in ("rank", "influence", "angular")}
+    by_measure = {name: _by_report(report, name, keep, tau) for name in MEASURES}
     by_measure = {name: layers for name, layers in by_measure.items() if layers}
     by_depth = _other_counts(report, tau)
     return Recommendation(
@@ -194,10 +208,7 @@ def layers_by_measure(
     if measure not in MEASURES:
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}.")
     if measure == "loss":
-        kwargs.pop("cache_dir", None)
-        model = reference if isinstance(reference, PreTrainedModel) else load_model(reference, **kwargs)
-        _check_count(count, len(find_blocks(model)))
-        return _by_loss(model, as_tokens(sequences), count, progress)
+        return _by_loss(reference, as_tokens(sequences), count, progress, **kwargs)
     settings = {"controls": False, "blocks": measure != "rank", "progress": progress, **kwargs}
     report = measure_collapse(reference, sequences, **settings)
     _check_count(count, report.depth)
@@ -219,6 +230,8 @@ def _by_report(report: CollapseReport, measure: str, count: int, tau: float) -> 
         return ()
     if measure == "influence":
         return _highest(report.blocks.influence, count)
+    if measure == "loss":
+        return _highest(report.blocks.skipped, count)
     gone = report.depth - count
     if gone == 0:
         return tuple(range(report.depth))
@@ -233,18 +246,40 @@ def _highest(scores: Sequence[float], count: int) -> tuple[int, ...]:
     return tuple(sorted(order[:count]))
 
 
-def _by_loss(model: PreTrainedModel, tokens: Tensor, count: int, progress: bool) -> tuple[int, ...]:
+def _by_loss(
+    reference: Reference,
+    tokens: Tensor,
+    count: int,
+    progress: bool,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> tuple[int, ...]:
+    """Remove layers one by one; the order is kept after each removal, and serves every number of layers."""
+    file, depth, model = None, 0, None
+    removed: list[int] = []
+    if cache_dir is not None:
+        file = scores_file(cache_dir, "removed", weights_fingerprint(reference, **kwargs), tokens_fingerprint(tokens))
+        if file.is_file():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            depth, removed = kept["depth"], kept["removed"]
+    if not removed or len(removed) < depth - count:
+        model = reference if isinstance(reference, PreTrainedModel) else load_model(reference, **kwargs)
+        depth = len(find_blocks(model))
+    _check_count(count, depth)
+    left = [layer for layer in range(depth) if layer not in removed[: depth - count]]
+    if model is None:
+        return tuple(left)
     require_fitting(model, tokens)
     batches = batches_of(tokens, model)
-    left = list(range(len(find_blocks(model))))
     runs = sum(range(count + 1, len(left) + 1)) * len(batches)
-    removed: list[int] = []
     with tqdm(total=runs, desc=f"loss:{count}", disable=not progress, leave=False) as bar, evaluating(model):
         while len(left) > count:
             losses = {layer: loss_without(model, batches, [*removed, layer], bar.update) for layer in left}
             least = min(left, key=lambda layer: (losses[layer], -layer))
             removed.append(least)
             left.remove(least)
+            if file is not None:
+                write_json(file, {"depth": depth, "removed": removed})
     return tuple(left)
 
 
@@ -290,6 +325,11 @@ def _evidence(
         f"{report.sequences} sequences of {report.tokens} tokens, tau {tau:g}; uniform causal attention would have "
         f"rank {report.uniform.ranks[place]}."
     ]
+    if report.sliding is not None:
+        lines.append(
+            f"Sliding layers see {report.sliding.window} tokens; uniform attention would have rank "
+            f"{report.sliding.ranks[place]} there."
+        )
     lazy, near = report.lazy_layers(tau=tau), report.lazy_layers(NEAR_RANK_ONE, tau)
     lines.append(
         f"Lazy layers (MaxRank 1): {describe(lazy) if lazy else 'none'}; near rank-1 (MaxRank at most "

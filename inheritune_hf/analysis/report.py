@@ -95,10 +95,21 @@ class Uniform:
     Args:
         ranks (`tuple[int, ...]`): Its approximate rank at each share.
         masses (`tuple[int, ...]`): Its column mass at each share.
+        entropy (`float`): Mean entropy of its rows, in nats.
+        sink (`float`): Mean attention to the first token.
+        window (`int`, *optional*): Tokens that a query sees, itself included; all before it if not given.
     """
 
     ranks: tuple[int, ...]
     masses: tuple[int, ...]
+    entropy: float
+    sink: float
+    window: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Uniform:
+        """Rebuild the control from the dictionary that it was turned into."""
+        return cls(**{**values, "ranks": tuple(values["ranks"]), "masses": tuple(values["masses"])})
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,8 @@ class CollapseReport:
         shares (`tuple[float, ...]`): Taus and etas that were measured.
         layers (`tuple[LayerScores, ...]`): The measures of each layer.
         uniform (`Uniform`): Control: uniform causal attention.
+        sliding (`Uniform`, *optional*): The same within the window of sliding layers, if that is narrower than a
+            sequence.
         random (`tuple[LayerScores, ...]`): Control: the same measures on a randomly initialised twin; may be empty.
         blocks (`BlockScores`, *optional*): What each block changes.
         maps (`tuple[AttentionMap, ...]`): Attention of some heads, for pictures.
@@ -133,10 +146,15 @@ class CollapseReport:
     shares: tuple[float, ...]
     layers: tuple[LayerScores, ...]
     uniform: Uniform
+    sliding: Uniform | None = None
     random: tuple[LayerScores, ...] = ()
     blocks: BlockScores | None = None
     maps: tuple[AttentionMap, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def uniform_of(self, layer: int) -> Uniform:
+        """Return the uniform attention that a layer is held against: within its window, if it slides."""
+        return self.sliding if self.sliding is not None and "sliding" in self.layers[layer].kind else self.uniform
 
     @property
     def depth(self) -> int:
@@ -190,14 +208,14 @@ class CollapseReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CollapseReport:
         """Rebuild a report from what `to_dict` returned, or from what JSON made of it."""
-        uniform = values["uniform"]
         return cls(
             **{
                 **values,
                 "shares": tuple(values["shares"]),
                 "layers": tuple(LayerScores.from_dict(item) for item in values["layers"]),
                 "random": tuple(LayerScores.from_dict(item) for item in values["random"]),
-                "uniform": Uniform(tuple(uniform["ranks"]), tuple(uniform["masses"])),
+                "uniform": Uniform.from_dict(values["uniform"]),
+                "sliding": None if values["sliding"] is None else Uniform.from_dict(values["sliding"]),
                 "blocks": None if values["blocks"] is None else BlockScores.from_dict(values["blocks"]),
                 "maps": tuple(
                     AttentionMap(item["layer"], item["head"], tuple(tuple(row) for row in item["weights"]))

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .collapse import NEAR_RANK_ONE, SHARE, is_lazy_layer
-from .report import CollapseReport
+from .report import CollapseReport, Uniform
 
 
 def layer_table(report: CollapseReport, tau: float = SHARE, tolerance: float = NEAR_RANK_ONE) -> Table:
@@ -24,7 +24,7 @@ def layer_table(report: CollapseReport, tau: float = SHARE, tolerance: float = N
         padding=(0, 0),
         pad_edge=False,
         show_edge=False,
-        caption=f"uniform causal attention: rank {report.uniform.ranks[place]}, mass {report.uniform.masses[place]}",
+        caption="\n".join(_control(item, place) for item in (report.uniform, report.sliding) if item is not None),
     )
     headers = ["layer", "MaxRank", "interval", "AvgMass", "sink", ""]
     if report.random:
@@ -49,6 +49,11 @@ def layer_table(report: CollapseReport, tau: float = SHARE, tolerance: float = N
             ]
         table.add_row(*cells, _remark(rank, item.kind, tolerance))
     return table
+
+
+def _control(control: Uniform, place: int) -> str:
+    name = "causal attention" if control.window is None else f"attention within {control.window} tokens"
+    return f"uniform {name}: rank {control.ranks[place]}, mass {control.masses[place]}, sink {control.sink:.2f}"
 
 
 def _remark(rank: float | None, kind: str, tolerance: float) -> str:

@@ -30,13 +30,28 @@ def data(argv: Sequence[str], prog: str = "inheritune data") -> int:
 
     options, config = parse_data_settings(argv[1:], f"{prog} prepare", _add_options)
 
-    from ..data import prepare_data
+    from ..data import check_tokenizer, prepare_data
     from ..experiments.runs import load_tokenizer
+    from ..students import load_reference_config
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     try:
         tokenizer = load_tokenizer(options.tokenizer)
-        facts = prepare_data(config, tokenizer, options.output, seed=options.seed, progress=_progress())
+        try:
+            reference = load_reference_config(options.tokenizer).get_text_config(decoder=True)
+        except (OSError, ValueError):  # a tokenizer alone, or beside a model that no student is made of
+            reference = None
+        if reference is not None:
+            check_tokenizer(tokenizer, reference.vocab_size, getattr(reference, "eos_token_id", None))
+        facts = prepare_data(
+            config,
+            tokenizer,
+            options.output,
+            seed=options.seed,
+            vocab_size=getattr(reference, "vocab_size", None),
+            context_length=getattr(reference, "max_position_embeddings", None),
+            progress=_progress(),
+        )
     except KeyboardInterrupt:
         print(f"{prog} prepare: interrupted; the same command goes on from the last finished part", file=sys.stderr)
         return 75
@@ -49,7 +64,11 @@ def data(argv: Sequence[str], prog: str = "inheritune data") -> int:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokenizer", required=True, help="Hub id or folder of the reference, or of its tokenizer.")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        help="Hub id or folder of the reference (what it knows is checked), or of its tokenizer alone.",
+    )
     parser.add_argument("--output", required=True, help="Folder to save the sequences in.")
     parser.add_argument("--seed", type=int, default=42, help="Chooses which documents are carved (default: 42).")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def evaluate(argv: Sequence[str], prog: str = "inheritune evaluate") -> int:
             parts=[*options.parts, *(["tasks"] if tasks else [])],
             output=output,
             tolerance=options.tolerance,
-            confidence=options.confidence or None,
+            confidence=options.confidence,
             batch_size=options.batch_size,
             dtype=options.dtype,
             tasks=tasks,
@@ -63,6 +64,7 @@ def evaluate(argv: Sequence[str], prog: str = "inheritune evaluate") -> int:
                 "repeats": options.repeats,
             },
             reference_kwargs=where,
+            command=shlex.join([*prog.split(), *argv]),
         )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
@@ -97,7 +99,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="Sequences kept of each document (default: 8 of the embedded text, all of files).",
     )
     add("--tolerance", type=float, default=0.01, help="Nats per token that still match (default: 0.01).")
-    add("--confidence", type=float, default=0.95, help="One-sided; 0 compares means (default: 0.95).")
+    add("--confidence", type=_confidence, default=0.95, help="One-sided; none compares means (default: 0.95).")
     add("--batch-size", "--batch_size", type=int, default=8, help="Sequences at a time (default: 8).")
     add("--dtype", default="float32", help="Type of both models' weights (default: float32).")
     parts = ("loss", "efficiency", "draft", "layers", "samples")
@@ -118,6 +120,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--repeats", type=int, default=7, help="Times each figure is timed (default: 7).")
     add("--output", help="File to write (default: evaluation.json in the student's folder).")
     return parser
+
+
+def _confidence(text: str) -> float | None:
+    from ..configuration.reading import one_sided
+
+    try:
+        return one_sided(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Corpus]:

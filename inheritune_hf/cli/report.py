@@ -1,4 +1,4 @@
-"""`inheritune report`: what a run came to, as one page."""
+"""`inheritune report`: what a run or a comparison came to, as one page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 def report(argv: Sequence[str], prog: str = "inheritune report") -> int:
     """
-    Write a run's report as HTML, Markdown and PNG, and print its verdict.
+    Write the report of a run or a comparison as HTML, Markdown and PNG, and print its verdict.
 
     Returns:
         `int`: Exit status, 0 or 1; wrong usage ends with 2.
     """
-    parser = argparse.ArgumentParser(prog=prog, description="Write what a run came to as one page.")
-    parser.add_argument("run", help="output_dir of a run, or folder of a student.")
+    parser = argparse.ArgumentParser(prog=prog, description="Write what a run or a comparison came to as one page.")
+    parser.add_argument("run", help="output_dir of a run or a comparison, or folder of a student.")
     parser.add_argument("--output", help="Folder to write to (default: the run's).")
     parser.add_argument("--evaluation", help="File of an evaluation (default: evaluation.json in the run's folder).")
     options = parser.parse_args(argv)

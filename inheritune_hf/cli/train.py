@@ -30,6 +30,8 @@ def train(argv: Sequence[str], prog: str = "inheritune train") -> tuple[int, Run
     console = quiet_console(settings.args)
     try:
         if settings.run.reference is None:
+            if settings.run.revision is not None:
+                raise ValueError("revision came without a reference: give its Hub id by --reference.")
             result = run_embedded(
                 settings.recipe,
                 settings.data,

@@ -63,7 +63,8 @@ class DataConfig:
         default_factory=list,
         metadata={
             "help": "A mixture: for each source dataset_name (with dataset_config and split) or files, and if wanted "
-            "text_column, rows and weight (its share of the tokens; without weights every document comes once)."
+            "text_column, rows and weight (its share of the tokens; without weights every document comes once in a "
+            "pass over all of them)."
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds a document's text."})

@@ -65,6 +65,21 @@ def number(value: Any) -> float | None:
         return None
 
 
+def one_sided(value: Any) -> float | None:
+    """
+    Return a confidence as a number, or None if it says that means are compared.
+
+    Raises:
+        ValueError: If it is neither in [0.5, 1) nor none.
+    """
+    if str(value).lower() == "none":
+        return None
+    confidence = number(value)
+    if confidence is None or not 0.5 <= confidence < 1:
+        raise ValueError(f"confidence must be in [0.5, 1), or none to compare means, got {value!r}.")
+    return confidence
+
+
 def positive(name: str, value: Any, least: int = 1) -> None:
     """Raise a `ValueError` that names the setting if `value` is not a whole number of `least` or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

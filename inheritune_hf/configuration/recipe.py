@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .reading import from_mapping, number, positive, read_mapping
+from .reading import from_mapping, number, one_sided, positive, read_mapping
 
 #: Parts of a model, by the role of its modules: what `inherit` names.
 PARTS = ("embeddings", "positions", "attention", "mlp", "norms", "final_norm", "lm_head")
@@ -212,13 +212,7 @@ class InherituneConfig:
         if tolerance is None or not tolerance >= 0:
             raise ValueError(f"tolerance must be 0 nats per token or more, got {self.tolerance!r}.")
         self.tolerance = tolerance
-        if str(self.confidence).lower() == "none":
-            self.confidence = None
-        else:
-            confidence = number(self.confidence)
-            if confidence is None or not 0.5 <= confidence < 1:
-                raise ValueError(f"confidence must be in [0.5, 1), or none to compare means, got {self.confidence!r}.")
-            self.confidence = confidence
+        self.confidence = one_sided(self.confidence)
 
     def _check_growth(self) -> None:
         for name, allowed in _CHOICES.items():

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow  # type: ignore[import-untyped]
+import pyarrow.compute  # type: ignore[import-untyped]
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
 
 from .corpora import standard_library_documents
-from .rows import LABELS, MESSAGES, TOKENS, Layout, missing_column, names
+from .rows import DAMAGE, LABELS, MESSAGES, TOKENS, Layout, missing_column, names, too_long
 
 #: Name of the data set that is on every machine: the source of the interpreter's own library.
 EMBEDDED = "standard_library"
@@ -28,16 +31,44 @@ def read_dataset(
 
     Its rows are the documents: for a folder of text files those would be their lines, so name the files instead.
 
+    Returns:
+        `datasets.Dataset`: The wanted columns and, if a document is too long and skipped, `damage`.
+
     Raises:
         FileNotFoundError: If `name` is a path and there is no such folder.
-        ValueError: If there is no such split, or no text in the column.
+        ValueError: If there is no such split, no text in the column, or a document is too long.
     """
     cached = None if cache_dir is None else str(cache_dir)
     with _named(name, split):
         dataset = _local(name, split)
         if dataset is None:
             dataset = load_dataset(name, config_name, split=split, cache_dir=cached)
-    return dataset.select_columns(_columns(dataset.features, layout, f"{name} ({split})"))
+    place = f"{name} ({split})"
+    return mark_long(dataset.select_columns(_columns(dataset.features, layout, place)), layout, place)
+
+
+def mark_long(dataset: Dataset, layout: Layout, place: str) -> Dataset:
+    """
+    Return a data set whose texts that are too long are marked as damage, as files bring it; by their sizes alone.
+
+    Raises:
+        Damage: If there is one and it is not to be skipped.
+    """
+    if layout.rows != "text" or len(dataset) == 0:
+        return dataset
+    sizes = (pyarrow.compute.binary_length(part).fill_null(0) for part in dataset.data.column(layout.column).chunks)
+    long = np.concatenate([np.asarray(part) > layout.most_bytes for part in sizes])
+    if dataset._indices is not None:
+        long = long[dataset._indices.column(0).to_numpy()]
+    numbers = np.flatnonzero(long).tolist()
+    if not numbers:
+        return dataset
+    reasons = {number: too_long(f"{place}, row {number + 1}", layout) for number in numbers}
+    if not layout.skip:
+        raise reasons[numbers[0]]
+    damage = [str(reasons[number]) if number in reasons else None for number in range(len(dataset))]
+    fingerprint = Hasher.hash((dataset._fingerprint, DAMAGE, layout.most_bytes, numbers))
+    return dataset.add_column(DAMAGE, pyarrow.array(damage, pyarrow.string()), new_fingerprint=fingerprint)
 
 
 def stream_dataset(name: str, config_name: str | None, split: str, layout: Layout) -> IterableDataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -13,8 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from datasets.fingerprint import Hasher
 
-from .rows import IGNORED_LABEL, LABELS, TOKENS, Layout, too_long, wrong_tokens
-from .sources import DAMAGE
+from .rows import DAMAGE, IGNORED_LABEL, LABELS, TOKENS, Layout, too_long, wrong_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,23 +131,64 @@ def digests(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[tuple[in
     return [(index, _digest(row)) for index, row in zip(present, rows, strict=True)]
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def marked(batch: Mapping[str, Sequence[Any]], layout: Layout) -> Mapping[str, Sequence[Any]]:
     """
-    Refuse a tokenizer that does not fit a model with `vocab_size` embeddings.
+    Return some rows of a stream with those marked as damage whose text is too long, as files bring it.
+
+    Raises:
+        Damage: If there is one and it is not to be skipped.
+    """
+    if layout.rows != "text" or DAMAGE in batch:
+        return batch
+    damage: list[str | None] = []
+    for row in batch[layout.column]:
+        # A character takes at most four bytes.
+        long = row is not None and 4 * len(row) > layout.most_bytes and len(row.encode()) > layout.most_bytes
+        found = too_long(f"The document {_excerpt(row)}", layout) if long else None
+        if found is not None and not layout.skip:
+            raise found
+        damage.append(None if found is None else str(found))
+    return {**batch, DAMAGE: damage}
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, end: int | Sequence[int] | None = None
+) -> None:
+    """
+    Refuse a tokenizer that does not fit a model with `vocab_size` embeddings; warn if it ends documents otherwise.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer that makes the sequences.
         vocab_size (`int`): Tokens that the reference knows (`config.vocab_size`).
+        end (`int` or `Sequence[int]`, *optional*):
+            Tokens that end the reference's text (`config.eos_token_id`); not compared if not given.
 
     Raises:
         ValueError: If the tokenizer has more tokens than the reference, or no end-of-text token.
     """
-    end_of_text(tokenizer)
+    own = end_of_text(tokenizer)
+    known = () if end is None else (end,) if isinstance(end, int) else tuple(end)
+    if known and own not in known:
+        _warn_of_end(_shown(tokenizer, own), ", ".join(_shown(tokenizer, token) for token in known))
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the reference only {vocab_size}; use the reference's own "
             "tokenizer, or give the reference rows for the added tokens with resize_token_embeddings."
         )
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return f"{tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else None!r} ({token})"
+
+
+@functools.cache  # once for each pair, however often a run, its trainer and its data look
+def _warn_of_end(own: str, known: str) -> None:
+    logger.warning(
+        "The tokenizer ends documents with %s, the reference's config names %s (eos_token_id): the reference may not "
+        "know the end of a document by it, and a student will. If that is not meant, set tokenizer.eos_token.",
+        own,
+        known,
+    )
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -222,24 +263,11 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _present(batch: Mapping[str, Sequence[Any]], index: int, layout: Layout) -> bool:
-    """
-    Tell whether a row has something in it.
-
-    Raises:
-        Damage: If its text is too long and such rows are not to be skipped; those of files were looked at already.
-    """
+    """Tell whether a row has something in it."""
     row = batch[layout.wanted][index]
     if row is None or len(row) == 0 or (DAMAGE in batch and batch[DAMAGE][index] is not None):
         return False
-    if layout.rows != "text":
-        return True
-    if 4 * len(row) > layout.most_bytes and DAMAGE not in batch and len(row.encode()) > layout.most_bytes:
-        damage = too_long(f"The document {_excerpt(row)}", layout)
-        if not layout.skip:
-            raise damage
-        logger.warning("skipped: %s", damage)
-        return False
-    return not row.isspace()
+    return layout.rows != "text" or not row.isspace()
 
 
 def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:

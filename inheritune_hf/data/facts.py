@@ -18,7 +18,7 @@ class SetFacts:
         documents (`int`, *optional*): Documents with text; None for a stream, as are tokens and sequences.
         tokens (`int`, *optional*): Tokens in the sequences, end-of-text tokens included.
         sequences (`int`, *optional*): Rows of the set.
-        fingerprint (`str`): sha256 of the content, see `set_fingerprint`; of the names and sizes, for a stream.
+        fingerprint (`str`): sha256 of the content, see `set_fingerprint`; of `source_identity`, for a stream.
     """
 
     documents: int | None

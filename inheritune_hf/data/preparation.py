@@ -28,6 +28,7 @@ def prepare_data(
     block_size: int | None = None,
     seed: int = 42,
     vocab_size: int | None = None,
+    context_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataFacts:
     """
@@ -43,6 +44,7 @@ def prepare_data(
         block_size (`int`, *optional*): Tokens of one sequence, as for `load_data_splits`.
         seed (`int`, *optional*, defaults to `42`): Chooses which documents are carved.
         vocab_size (`int`, *optional*): Tokens that the reference knows; the tokenizer's own if not given.
+        context_length (`int`, *optional*): Most tokens that the reference reads; the tokenizer's limit if not given.
         progress (`Callable`, *optional*): Told documents done and documents in all, after each part.
 
     Returns:
@@ -50,7 +52,7 @@ def prepare_data(
 
     Raises:
         FileNotFoundError: If a file or data set is not there.
-        ValueError: If a source cannot be used, or the folder holds other data.
+        ValueError: If a source cannot be used, the reference cannot read the sequences, or the folder holds other data.
     """
     folder = Path(output_dir)
     if config.streaming:
@@ -62,7 +64,9 @@ def prepare_data(
         )
     if config.dataset_name and is_prepared(config.dataset_name):
         raise ValueError(f"{config.dataset_name} is prepared already; give it to the run as dataset_name.")
-    size = block_size or config.block_size or min(tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
+    size = block_size or config.block_size or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
+    if context_length is not None and size > context_length:
+        raise ValueError(f"block_size is {size}, but the reference reads at most {context_length}; lower it.")
     request: dict[str, Any] = {
         "config": {**config.to_dict(), "preprocessing_workers": None},
         "block_size": size,

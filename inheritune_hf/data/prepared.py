@@ -23,8 +23,9 @@ _SETS = "sets"
 #: Folder of unfinished work in a folder that is being prepared.
 WORK = ".work"
 
-# What has been decided when data are prepared; a run that asks for something else must prepare again.
-_DECIDED = ("selection_files", "test_files", "selection_split", "test_split", "streaming", "max_sequences_per_document")
+# What a run may say of prepared data; everything else was decided when they were prepared. The block size is compared
+# on its own.
+_OPEN = ("dataset_name", "block_size", "preprocessing_workers")
 
 
 def is_prepared(name: str) -> bool:
@@ -71,16 +72,21 @@ def load_prepared(
         context_length (`int`, *optional*): Most tokens that the reference reads.
 
     Raises:
-        ValueError: If it was made with another tokenizer or block size, or if `config` asks for what was decided then.
+        ValueError: If it was made with another tokenizer or block size, or if `config` asks for something else than was
+            decided then.
     """
     folder = Path(str(config.dataset_name))
-    default = DataConfig()
-    asked = [name for name in _DECIDED if getattr(config, name) != getattr(default, name)]
+    request = read_request(folder)
+    default, decided = DataConfig().to_dict(), request["config"]
+    asked = [
+        f"{name} {value!r} (prepared with {decided[name]!r})"
+        for name, value in config.to_dict().items()
+        if name not in _OPEN and value not in (default[name], decided[name])
+    ]
     if asked:
         raise ValueError(
             f"{folder} is prepared: its sets are made. Leave out {', '.join(asked)}, or prepare the data again with it."
         )
-    request = read_request(folder)
     if request["tokenizer"] != definition(tokenizer):
         raise ValueError(
             f"{folder} was prepared with another tokenizer ({request['vocabulary']} tokens) than the reference's "

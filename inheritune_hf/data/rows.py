@@ -11,6 +11,9 @@ import numpy as np
 # Columns that rows of tokens and of messages have; a row of text has the column that is asked for.
 TOKENS, LABELS, MESSAGES = "input_ids", "labels", "messages"
 
+#: Column that says why a row was skipped.
+DAMAGE = "damage"
+
 # Labels with this value do not count (torch.nn.functional.cross_entropy, Transformers).
 IGNORED_LABEL = -100
 

@@ -20,13 +20,14 @@ from datasets.exceptions import DatasetGenerationError
 from ..configuration import DataConfig, reject_unknown_keys
 from .data_sets import EMBEDDED, read_dataset, stream_dataset
 from .files import read_rows
-from .rows import LABELS, MESSAGES, TOKENS, Damage, Layout
+from .rows import DAMAGE, LABELS, MESSAGES, TOKENS, Damage, Layout
 
 logger = logging.getLogger(__name__)
 
 TOKEN_FILE = ".bin"
-#: Column that says why a row was skipped.
-DAMAGE = "damage"
+
+# Bytes of files that are read to tell a source from another: a fraction of a second.
+_READ_WHOLE = 256_000_000
 
 _SOURCE_KEYS = {"dataset_name", "dataset_config", "split", "files", "text_column", "rows", "weight"}
 
@@ -145,7 +146,7 @@ def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
     Read a whole source into a data set that is cached on disk; a null is kept as a null.
 
     Returns:
-        `datasets.Dataset`: One row per document: the wanted columns and, for files, `damage`.
+        `datasets.Dataset`: One row per document: the wanted columns and, if some may be skipped, `damage`.
 
     Raises:
         FileNotFoundError: If a pattern matches no file, or there is no such folder.
@@ -242,19 +243,45 @@ def stream_source(source: Source) -> IterableDataset:
 
 
 def source_identity(source: Source) -> dict[str, Any]:
-    """Return what tells a source from another: names and sizes of its files, or the name of its data set."""
+    """
+    Return what tells a source from another: its files, or the name of its data set on the Hub.
+
+    Files are known by name, size and content, wherever they are copied to; if they are large, by the time of their last
+    change instead of the content, which would take minutes to read.
+    """
     values = dataclasses.asdict(source)
     values.pop("setting")
     if source.name == EMBEDDED:
         values["version"] = platform.python_version()
-    if source.name is None:
-        files = find_files(source.files, source.setting, source.layout.skip)
-        values["files"] = [(path.name, path.stat().st_size) for path in files]
+    elif source.name is None:
+        values["files"] = _identities(find_files(source.files, source.setting, source.layout.skip))
+    elif Path(source.name).is_dir():
+        values["files"] = _identities(_files_of_folder(Path(source.name)))
     return values
 
 
+def _files_of_folder(folder: Path) -> list[Path]:
+    """Return the files of a data set, without what is hidden, and what `datasets` caches or has not finished there."""
+    return [
+        path
+        for path in sorted(folder.rglob("*.*"))
+        if path.is_file()
+        and not path.name.startswith("cache-")
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def _identities(paths: Sequence[Path]) -> list[tuple[str, int, str | int]]:
+    sizes = [path.stat().st_size for path in paths]
+    if sum(sizes) > _READ_WHOLE:
+        # In seconds: not every way of copying keeps more.
+        return [(path.name, size, int(path.stat().st_mtime)) for path, size in zip(paths, sizes, strict=True)]
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return list(zip([path.name for path in paths], sizes, contents, strict=True))
+
+
 def sources_fingerprint(sources: Sequence[Source]) -> str:
-    """Return the sha256 of what tells these sources from others; it does not read them."""
+    """Return the sha256 of what tells these sources from others; large ones are not read for it."""
     text = json.dumps([source_identity(source) for source in sources], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -15,12 +15,14 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 
 from ..configuration import DataConfig
 from .corpora import Document
+from .data_sets import mark_long
 from .duplicates import document_groups
 from .encoding import Encoder, check_tokenizer
 from .facts import DataFacts, DataSplits, SourceFacts
 from .overlaps import count_shared, find_overlaps
 from .packing import cut_windows, pack_sequences, tokenize_documents
 from .prepared import is_prepared, load_prepared, refuse_unfinished
+from .rows import DAMAGE, Layout
 from .sets import (
     EVALUATION,
     among,
@@ -35,7 +37,7 @@ from .sets import (
     set_facts,
     where,
 )
-from .sources import DAMAGE, Source, read_source, training_sources
+from .sources import Source, read_source, training_sources
 from .token_sets import load_token_files
 
 if TYPE_CHECKING:
@@ -114,6 +116,12 @@ def load_data_splits(
     sources = training_sources(config)
     if any(source.token_files() for source in sources):
         return load_token_files(config, sources, tokenizer, size, seed, known)
+    for name, given in given_sources(config).items():
+        if given.token_files():
+            raise ValueError(
+                f"{name}_files: {given.label} holds tokens, the training source text or rows, and documents in both "
+                "could not be found; give both as token files (.bin), or neither."
+            )
     if config.streaming:
         from .streams import load_stream
 
@@ -157,8 +165,12 @@ def splits_from_documents(
     given = {"train": train, "selection": selection, "test": test}
     sets = {
         name: tokenize_documents(
-            Dataset.from_dict(
-                {"text": [document.text for document in items]}, features=Features({"text": Value("large_string")})
+            mark_long(
+                Dataset.from_dict(
+                    {"text": [document.text for document in items]}, features=Features({"text": Value("large_string")})
+                ),
+                Layout(),
+                f"the {name} documents",
             ),
             Encoder(tokenizer),
         )

@@ -17,9 +17,8 @@ from torch.utils.data import get_worker_info
 
 from .data_sets import reading
 from .duplicates import Index, near_duplicates
-from .encoding import Encoded, Encoder, check_fit
-from .rows import LABELS, TOKENS
-from .sources import DAMAGE
+from .encoding import Encoded, Encoder, check_fit, marked
+from .rows import DAMAGE, LABELS, TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +109,9 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
     The readers of a run (its processes, times their loader workers) are lanes. Shards are dealt among them: a document
     belongs to one lane, and every lane begins its documents again when it has read them all, so that a lane with fewer
     of them holds up none of the others. Of several sources, the next document comes from the one that is furthest
-    behind its share of the tokens. Each sequence carries the place of its lane after it, some numbers; begun there, a
-    lane gives the sequences that would have come next, token by token.
+    behind its share of the tokens; if they are read together, of those that were passed over least. Each sequence
+    carries the place of its lane after it, some numbers; begun there, a lane gives the sequences that would have come
+    next, token by token.
 
     Args:
         sources (`Sequence[StreamSource]`): Where documents come from.
@@ -121,6 +121,8 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         shuffle_documents (`int`, *optional*, defaults to `0`):
             Documents whose order is drawn at once; a reader's files come in a drawn order too. 0 keeps the order.
         seed (`int`, *optional*, defaults to `0`): Draws the order, another one in each pass.
+        together (`bool`, *optional*, defaults to `False`):
+            Whether a source that was read to its end waits for the others, so that every document comes once in a pass.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         fingerprint: str = "",
         shuffle_documents: int = 0,
         seed: int = 0,
+        together: bool = False,
     ) -> None:
         self.sources = tuple(sources)
         self.block_size = block_size
@@ -138,6 +141,7 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         self.fingerprint = fingerprint
         self.shuffle_documents = shuffle_documents
         self.seed = seed
+        self.together = together
         self.rank, self.world_size = 0, 1
         self.places: dict[int, Any] = {}
         self.next_worker = 0
@@ -213,7 +217,7 @@ class _Lane:
 
     def _furthest_behind(self) -> int:
         shares = [
-            reader.counts.tokens / source.weight
+            (reader.begun_passes() if self.stream.together else 0, reader.counts.tokens / source.weight)
             for reader, source in zip(self.readers, self.stream.sources, strict=True)
         ]
         return shares.index(min(shares))
@@ -237,10 +241,15 @@ class _Reader:
         counts = {**self.counts.__dict__, **self.group_start["counts"]}
         return {**self.group_start, "taken": self.taken, "counts": counts}
 
-    def take(self) -> Encoded:
-        """Return the next document."""
+    def begun_passes(self) -> int:
+        """Return which pass the next document belongs to."""
         if self.taken == len(self.group):
             self.group, self.taken = next(self.groups), 0
+        return self.counts.passes
+
+    def take(self) -> Encoded:
+        """Return the next document."""
+        self.begun_passes()
         document = self.group[self.taken]
         self.taken += 1
         self.counts.tokens += len(document.tokens)
@@ -298,7 +307,7 @@ class _Reader:
 
     def _encode(self, rows: Sequence[Mapping[str, Any]], first: bool) -> list[Encoded]:
         encoder = self.source.encoder
-        batch = {name: [row[name] for row in rows] for name in rows[0]}
+        batch = marked({name: [row[name] for row in rows] for name in rows[0]}, encoder.layout)
         for reason in batch.get(DAMAGE, ()):
             if reason is not None:
                 self.counts.damaged += 1

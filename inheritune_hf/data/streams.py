@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from ..configuration import DataConfig
 from .data_sets import reading
 from .duplicates import Index, index_documents
-from .encoding import Encoder, digests
+from .encoding import Encoder, digests, marked
 from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
 from .overlaps import find_overlaps
 from .packing import cut_windows, tokenize_documents
@@ -29,7 +29,7 @@ from .sets import (
     tokenize_source,
     where,
 )
-from .sources import Source, sources_fingerprint, stream_source
+from .sources import Source, find_files, sources_fingerprint, stream_source
 from .streaming import Exclusion, PackedStream, StreamSource, place_of
 
 if TYPE_CHECKING:
@@ -79,14 +79,15 @@ def load_stream(
     fingerprint = hashlib.sha256(f"{sources_fingerprint(sources)}{order}".encode()).hexdigest()
     train = PackedStream(
         [
-            StreamSource(rows, encoder, source.weight or 1.0)
-            for (rows, encoder), source in zip(opened, sources, strict=True)
+            StreamSource(rows, encoder, weight)
+            for (rows, encoder), weight in zip(opened, _weights(sources), strict=True)
         ],
         block_size,
         exclusion,
         fingerprint,
         config.shuffle_documents,
         seed,
+        together=sources[0].weight is None,
     )
     windows = {name: cut_windows(sets[name], block_size, config.max_sequences_per_document) for name in EVALUATION}
     facts = DataFacts(
@@ -104,6 +105,16 @@ def load_stream(
     return DataSplits(train, windows["selection"], windows["test"], facts)
 
 
+def _weights(sources: Sequence[Source]) -> list[float]:
+    """Return the given weights; without them the sizes of the files, or, if a source has none, the same for all."""
+    if sources[0].weight is not None:
+        return [source.weight or 0.0 for source in sources]
+    if any(source.name is not None for source in sources):
+        return [1.0] * len(sources)
+    files = [find_files(source.files, source.setting, source.layout.skip) for source in sources]
+    return [float(max(1, sum(path.stat().st_size for path in paths))) for paths in files]
+
+
 def _carve(
     opened: Sequence[tuple[IterableDataset, Encoder]], shares: Mapping[str, float], most: int, seed: int
 ) -> dict[str, Dataset]:
@@ -118,7 +129,7 @@ def _carve(
         with reading(encoder.source):
             for row in itertools.islice(rows, most):
                 read += 1
-                batch = {name: [value] for name, value in row.items()}
+                batch = marked({name: [value] for name, value in row.items()}, encoder.layout)
                 for _, digest in digests(batch, encoder.layout):
                     name = _set_of(place_of(digest, seed), shares)
                     if name is not None:

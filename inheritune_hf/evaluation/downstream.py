@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -14,11 +15,15 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..records import write_json
 from .isolation import undisturbed
+
+FloatArray = NDArray[np.float64]
 
 #: The tasks of arXiv 2404.08634, section 4, by the names that lm-evaluation-harness gives them.
 PAPER_TASKS = ("arc_easy", "piqa", "sciq", "hellaswag", "lambada_openai", "winogrande", "boolq", "wikitext")
@@ -27,6 +32,9 @@ PAPER_TASKS = ("arc_easy", "piqa", "sciq", "hellaswag", "lambada_openai", "winog
 _CPU_BATCH = 8
 _BOOTSTRAPS = 1000
 _CHOICE = {"query", "choices", "gold"}
+# Metrics of lm-evaluation-harness that are made of each row's log-likelihood and of its words or bytes.
+_WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+_ALL_SIGNS, _EXCHANGES = 12, 10_000
 _CONTINUATION = {"context", "continuation"}
 
 
@@ -39,12 +47,15 @@ class TaskScores:
         task (`str`): Name.
         metrics (`dict[str, tuple[float, float | None]]`): Value and standard error of each metric.
         rows (`dict[str, tuple[float, ...]]`): Each row's value of the metrics that are means over rows.
+        likelihoods (`dict[str, tuple[tuple[float, float], ...]]`): Of the metrics that are perplexities or bits, each
+            row's log-likelihood in nats, and what it counts for: one answer, or its words or bytes.
         log_likelihoods (`tuple[tuple[float, ...], ...]`): Of each row's answers, in nats.
     """
 
     task: str
     metrics: Mapping[str, tuple[float, float | None]]
     rows: Mapping[str, tuple[float, ...]]
+    likelihoods: Mapping[str, tuple[tuple[float, float], ...]]
     log_likelihoods: tuple[tuple[float, ...], ...]
 
     @classmethod
@@ -54,6 +65,9 @@ class TaskScores:
             task=values["task"],
             metrics={name: (value[0], value[1]) for name, value in values["metrics"].items()},
             rows={name: tuple(value) for name, value in values["rows"].items()},
+            likelihoods={
+                name: tuple((found, weight) for found, weight in rows) for name, rows in values["likelihoods"].items()
+            },
             log_likelihoods=tuple(tuple(row) for row in values["log_likelihoods"]),
         )
 
@@ -71,9 +85,12 @@ class TaskComparison:
         student_error (`float`, *optional*): Its standard error.
         reference (`float`): The reference's value.
         reference_error (`float`, *optional*): Its standard error.
-        difference (`float`, *optional*): Mean of the rows' differences; None where the metric is no mean over rows.
-        difference_error (`float`, *optional*): Standard error of that mean.
-        p_value (`float`, *optional*): Two-sided, of the exact McNemar test on the rows that differ.
+        difference (`float`, *optional*): Student's value minus the reference's, by the same rows; None where the metric
+            is neither a mean over rows nor made of their log-likelihoods.
+        difference_error (`float`, *optional*): Its standard error: of the mean of the rows' differences, or, where the
+            metric is no mean, by leaving out one row at a time.
+        p_value (`float`, *optional*): Two-sided: of the exact McNemar test on the rows that differ, or, where the
+            metric is no mean, of exchanging student and reference row by row.
     """
 
     task: str
@@ -148,7 +165,8 @@ def evaluate_tasks(
             content = Path(task).read_bytes() if local else b""
             vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
             texts = [hashlib.sha256(text).hexdigest() for text in (content, vocabulary.encode())]
-            key = [weights, Path(task).name, limit, str(model.dtype), metadata.version("lm_eval"), *texts]
+            shape = [item.name for item in dataclasses.fields(TaskScores)]
+            key = [weights, Path(task).name, limit, str(model.dtype), metadata.version("lm_eval"), *texts, shape]
             path = cache_dir / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.json"
         if path is not None and path.is_file():
             kept = json.loads(path.read_text(encoding="utf-8"))["scores"]
@@ -240,8 +258,49 @@ def _compare(student: TaskScores, reference: TaskScores, metric: str) -> TaskCom
         difference = statistics.fmean(gains)
         error = statistics.stdev(gains) / math.sqrt(rows) if rows > 1 else None
         p_value = exact_mcnemar(sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))
+    elif metric in student.likelihoods and metric in reference.likelihoods:
+        pairs = np.asarray([student.likelihoods[metric], reference.likelihoods[metric]])
+        difference, error, p_value = _pair_likelihoods(metric, pairs)
     mine, theirs = student.metrics[metric], reference.metrics[metric]
     return TaskComparison(student.task, metric, rows, *mine, *theirs, difference, error, p_value)
+
+
+def _of_likelihoods(metric: str, sums: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return perplexities, or bits, of summed log-likelihoods and what they count for."""
+    mean = -sums / weights
+    found: FloatArray = mean / math.log(2) if metric == "bits_per_byte" else np.exp(mean)
+    return found
+
+
+def _pair_likelihoods(metric: str, pairs: FloatArray) -> tuple[float, float | None, float]:
+    """Return difference, jackknife error and p of two models' rows, of shape `(2, rows, 2)`: likelihood and weight."""
+    sums, weights = pairs[..., 0], pairs[..., 1]
+    rows = sums.shape[1]
+    whole = _of_likelihoods(metric, sums.sum(1), weights.sum(1))
+    error = None
+    if rows > 1:
+        left = (total - each for total, each in ((sums.sum(1)[:, None], sums), (weights.sum(1)[:, None], weights)))
+        without = _of_likelihoods(metric, *left)
+        gains = without[0] - without[1]
+        error = math.sqrt((rows - 1) / rows * float(((gains - gains.mean()) ** 2).sum()))
+    return float(whole[0] - whole[1]), error, exchange_test((sums[0] - sums[1]).tolist())
+
+
+def exchange_test(differences: Sequence[float]) -> float:
+    """
+    Return how probable a sum at least this far from 0 is if each row's difference could as well have the other sign.
+
+    All signs are tried for up to 12 rows; with more, 10,000 of them, always the same ones.
+    """
+    values, rows = np.asarray(differences, dtype=np.float64), len(differences)
+    if rows <= _ALL_SIGNS:
+        sums = (1.0 - 2.0 * ((np.arange(2**rows)[:, None] >> np.arange(rows)) & 1)) @ values
+    else:
+        generator = np.random.default_rng(0)
+        # The signs as they are come first, so that p is never 0.
+        drawn = [float((1.0 - 2.0 * generator.integers(0, 2, rows)) @ values) for _ in range(_EXCHANGES - 1)]
+        sums = np.asarray([values.sum(), *drawn])
+    return float(np.mean(np.abs(sums) >= abs(values.sum()) * (1 - 1e-12)))
 
 
 def exact_mcnemar(better: int, worse: int) -> float:
@@ -259,7 +318,6 @@ def _run(
     batch_size: int | str,
 ) -> list[TaskScores]:
     evaluator: Any = import_module("lm_eval.evaluator")
-    manager: Any = import_module("lm_eval.tasks").TaskManager
     wrapped: Any = import_module("lm_eval.models.huggingface").HFLM
     if batch_size == "auto" and model.device.type == "cpu":
         batch_size = _CPU_BATCH
@@ -270,8 +328,7 @@ def _run(
             tasks=[task],
             limit=limit,
             bootstrap_iters=_BOOTSTRAPS,
-            # Looking through the thousands of tasks that come with the harness takes seconds.
-            task_manager=manager(include_defaults=isinstance(task, str)),
+            task_manager=_task_manager(isinstance(task, str)),
         )
     except AssertionError as error:
         name = task if isinstance(task, str) else task["task"]
@@ -282,6 +339,12 @@ def _run(
     return [_scores(name, found["results"][name], rows) for name, rows in found["samples"].items()]
 
 
+@functools.cache
+def _task_manager(named: bool) -> Any:
+    """Return what finds tasks; looking through the thousands that come with the harness takes seconds."""
+    return import_module("lm_eval.tasks").TaskManager(include_defaults=named)
+
+
 def _scores(name: str, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> TaskScores:
     samples = sorted(samples, key=lambda row: row["doc_id"])
     metrics: dict[str, tuple[float, float | None]] = {}
@@ -290,11 +353,24 @@ def _scores(name: str, results: Mapping[str, Any], samples: Sequence[Mapping[str
         if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = results.get(f"{metric}_stderr,{kind}")
             metrics[metric] = (float(value), float(error) if isinstance(error, int | float) else None)
-    means = [metric for metric in metrics if metric.startswith("acc")]
+    rows: dict[str, tuple[float, ...]] = {}
+    likelihoods: dict[str, tuple[tuple[float, float], ...]] = {}
+    for metric, (value, _) in metrics.items():
+        found = [row[metric] for row in samples if metric in row]
+        if len(found) < len(samples):
+            continue
+        if metric in (*_WEIGHTED, "perplexity"):
+            pairs = (item if isinstance(item, tuple | list) else (item, 1.0) for item in found)
+            likelihoods[metric] = tuple((float(one), float(weight)) for one, weight in pairs)
+        elif all(isinstance(item, int | float) for item in found):
+            numbers = tuple(float(item) for item in found)
+            if math.isclose(statistics.fmean(numbers), value, rel_tol=1e-6, abs_tol=1e-9):
+                rows[metric] = numbers
     return TaskScores(
         task=name,
         metrics=metrics,
-        rows={metric: tuple(float(row[metric]) for row in samples) for metric in means},
+        rows=rows,
+        likelihoods=likelihoods,
         log_likelihoods=tuple(
             tuple(float(answer[0][0]) for answer in row["resps"] if isinstance(answer[0], tuple | list))
             for row in samples

@@ -3,9 +3,10 @@
 from .arms import ARMS
 from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
 from .budgets import CompareConfig
-from .comparison import ComparisonResult, run_comparison
+from .comparison import RESULT_FILE, ComparisonResult, run_comparison
 from .controls import Control, random_model, train_control
 from .embedded import EMBEDDED_DEFAULTS, EmbeddedShape, run_embedded
+from .kept_settings import SETTINGS_FILE
 from .planning import ArmEstimate, ComparisonEstimate, estimate_comparison
 from .results import write_results
 from .runs import RunResult, finish_run, run_recipe
@@ -14,6 +15,8 @@ __all__ = [
     "ARMS",
     "EMBEDDED_DEFAULTS",
     "EVALUATION_FILE",
+    "RESULT_FILE",
+    "SETTINGS_FILE",
     "ArmEstimate",
     "CompareConfig",
     "ComparisonEstimate",

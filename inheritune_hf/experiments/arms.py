@@ -55,6 +55,7 @@ class Start:
 
 
 Build = Callable[[Start], PreTrainedModel]
+Places = Callable[[Start], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Arm:
         summary (`str`): What it is, in a sentence.
         source (`str`): Where it comes from.
         build (`Callable`, *optional*): Makes the model; None for the loop itself.
+        places (`Callable`, *optional*): Says for each position which layer's block stands there, where one does.
         budgets (`float`): Budgets that it is trained for.
         whole (`bool`): Whether it is as deep as the reference.
         doubles (`bool`): Whether it trains half the depth for half the budget first.
@@ -80,6 +82,7 @@ class Arm:
     summary: str
     source: str
     build: Build | None
+    places: Places | None = None
     budgets: float = 1.0
     whole: bool = False
     doubles: bool = False
@@ -89,10 +92,11 @@ class Arm:
     even: bool = False
 
 
-def _layers(choose: Callable[[Start], Sequence[int]]) -> Build:
-    return lambda start: initialisations.assembled(
-        start.reference, choose(start), start.seed, start.keep_scale, **start.kwargs
-    )
+def _of_layers(name: str, summary: str, source: str, places: Places, **marks: Any) -> Arm:
+    def build(start: Start) -> PreTrainedModel:
+        return initialisations.assembled(start.reference, places(start), start.seed, start.keep_scale, **start.kwargs)
+
+    return Arm(name, summary, source, build, places, **marks)
 
 
 def _parts(parts: str) -> Build:
@@ -113,6 +117,15 @@ def _built_by(function: Callable[..., PreTrainedModel]) -> Build:
     return lambda start: function(start.reference, start.layers, start.seed, start.keep_scale, **start.kwargs)
 
 
+def lazy_from(depth: int) -> int:
+    """Return the first layer that `lazy-in-place` keeps: the 16th of 24, as in the paper (PAPER: G.3)."""
+    return depth * 5 // 8
+
+
+def _doubled(start: Start) -> Sequence[int]:
+    return initialisations.doubled(start.layers)
+
+
 def _middle(start: Start) -> range:
     first = (start.depth - start.layers) // 2
     return range(first, first + start.layers)
@@ -125,11 +138,11 @@ ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("inheritune", "the loop: inherit, train, compare, grow", f"{_PAPER}, Algorithm 1", None),
-        Arm(
+        _of_layers(
             "inherited",
-            "first layers, the loop's final depth and all its steps at once",
+            "first layers, the loop's final depth and its whole budget at once",
             f"{_PAPER}, section 4",
-            _layers(lambda start: range(start.layers)),
+            lambda start: range(start.layers),
         ),
         Arm("random", "same depth from random weights", f"{_PAPER}, appendix D", _random),
         Arm(
@@ -143,11 +156,11 @@ ARMS: dict[str, Arm] = {
             after_reference=True,
         ),
         Arm("random-whole", "the reference's depth from random weights", f"{_PAPER}, appendix D", _random, whole=True),
-        Arm(
+        _of_layers(
             "continued",
             "the reference trained on",
             "control: a student may win by adapting to the data alone",
-            _layers(lambda start: range(start.depth)),
+            lambda start: range(start.depth),
             whole=True,
         ),
         Arm(
@@ -163,6 +176,7 @@ ARMS: dict[str, Arm] = {
             "half the depth from random weights, then its blocks twice over",
             f"{_PAPER}, appendix D",
             _stacking,
+            _doubled,
             doubles=True,
             moves=True,
             even=True,
@@ -172,26 +186,36 @@ ARMS: dict[str, Arm] = {
             "the reference's first half as many layers, twice over",
             f"{_PAPER}, appendix D",
             _built_by(initialisations.hybrid_stacked),
+            _doubled,
             moves=True,
             even=True,
         ),
-        Arm(
+        _of_layers(
             "last",
             "last layers",
             f"{_PAPER}, figure 3",
-            _layers(lambda start: range(start.depth - start.layers, start.depth)),
+            lambda start: range(start.depth - start.layers, start.depth),
             moves=True,
         ),
-        Arm("middle", "middle layers", f"{_PAPER}, table 4", _layers(_middle), moves=True),
         Arm(
+            "lazy-in-place",
+            "the reference's depth: its last layers where they stand, the first five eighths random",
+            f"{_PAPER}, G.3",
+            lambda start: initialisations.lazy_in_place(
+                start.reference, lazy_from(start.depth), start.depth, start.seed, start.keep_scale, **start.kwargs
+            ),
+            whole=True,
+        ),
+        _of_layers("middle", "middle layers", f"{_PAPER}, table 4", _middle, moves=True),
+        _of_layers(
             "spaced",
             "layers at equal distances",
             "common practice in pruning by depth",
-            _layers(lambda start: resolve_layers(f"spaced:{start.layers}", start.depth)),
+            lambda start: resolve_layers(f"spaced:{start.layers}", start.depth),
             moves=True,
         ),
         *(
-            Arm(name, summary, source, _layers(lambda start: start.chosen), moves=True)
+            _of_layers(name, summary, source, lambda start: start.chosen, moves=True)
             for name, summary, source in (
                 ("lazy", "layers of the lowest MaxRank", f"{_PAPER}, table 4"),
                 ("rank", "layers of the highest MaxRank", f"{_PAPER}, Algorithm 1"),
@@ -220,6 +244,7 @@ ARMS: dict[str, Arm] = {
             "first half as many layers, each followed by a block that changes nothing at first",
             "arXiv 2401.02415",
             _built_by(initialisations.expanded),
+            lambda start: initialisations.each_twice(start.layers),
             moves=True,
             even=True,
         ),
@@ -228,6 +253,7 @@ ARMS: dict[str, Arm] = {
             "every other layer, then on from three quarters of the depth",
             f"{_PAPER}, appendix D",
             _built_by(initialisations.distilbert),
+            lambda start: initialisations.alternate_layers(start.depth, start.layers),
             moves=True,
         ),
     )
@@ -284,6 +310,11 @@ def check_arm(arm: Arm, reference: PreTrainedConfig, layers: int) -> None:
         raise ValueError(f"it doubles a number of layers, and {layers} is odd")
     if arm.name == "distilbert" and initialisations.alternate_layers(depth, layers)[-1] >= depth:
         raise ValueError(f"{layers} of {depth} layers are more than it takes: every other one and a quarter")
+    # What a measure chooses is not known before it is measured.
+    if arm.places is not None and arm.name not in MEASURED:
+        initialisations.check_order(reference, arm.places(Start("", {}, depth, layers, seed=0)))
+    if arm.name == "expansion":
+        initialisations.check_expansion(reference, layers)
     if arm.narrow:
         initialisations.narrowed_config(reference)
 

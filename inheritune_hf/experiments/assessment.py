@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from ..analysis import NEAR_RANK_ONE, CollapseReport, LazinessComparison, compare_laziness, measure_collapse
 from ..analysis.collapse import SHARE
-from ..analysis.measurement import weights_fingerprint
 from ..analysis.sequences import leading_sequences
 from ..data import end_of_text
 from ..evaluation import (
@@ -38,6 +37,7 @@ from ..evaluation import (
 )
 from ..evaluation.memory import fixed_generation
 from ..records import RECORD_FILE, Lineage, write_json
+from ..training.reference_loss import content_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class StudentEvaluation:
     Args:
         student (`str`): Folder or id of the student.
         reference (`str`): Folder or id of the reference.
-        fingerprints (`dict[str, str]`): Of the weights of both.
+        fingerprints (`dict[str, str]`): Of the weights of both, see `content_fingerprint`.
         layers (`dict[str, int]`): Depth of both.
         tolerance (`float`): Nats per token above the reference that still match.
         confidence (`float`, *optional*): One-sided confidence of the bounds; None compares means.
@@ -105,6 +105,7 @@ class StudentEvaluation:
         laziness (`Laziness`, *optional*): Lazy layers of both.
         samples (`tuple[Sample, ...]`): Text of both.
         versions (`dict[str, str]`): Versions of the libraries that measured.
+        commands (`tuple[str, ...]`): The commands that measured it, in their order.
     """
 
     student: str
@@ -121,6 +122,7 @@ class StudentEvaluation:
     laziness: Laziness | None = None
     samples: tuple[Sample, ...] = ()
     versions: Mapping[str, str] | None = None
+    commands: tuple[str, ...] = ()
 
     def verdict(self) -> str:
         """Return one sentence on what the losses say, on the first corpus and on those it was judged on again."""
@@ -164,6 +166,7 @@ class StudentEvaluation:
                     LazinessComparison(**laziness["comparison"]),
                 ),
                 "samples": tuple(Sample(**item) for item in values["samples"]),
+                "commands": tuple(values["commands"]),
             }
         )
 
@@ -194,6 +197,7 @@ def evaluate_student(
     task_cache: Path | None = None,
     efficiency: Mapping[str, Any] | None = None,
     reference_kwargs: Mapping[str, Any] | None = None,
+    command: str | None = None,
 ) -> StudentEvaluation:
     """
     Measure a student beside its reference and keep what came out.
@@ -209,7 +213,8 @@ def evaluate_student(
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of both.
         parts (sequence of `str`, *optional*): Of `PARTS`; all but `tasks` if not given.
         output (`Path`, *optional*): File to write, and to take finished parts from.
-        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match.
+        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match. Like
+            `confidence` it judges losses that are measured now; a verdict that is kept stays as it was judged.
         confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
         batch_size (`int`, *optional*, defaults to `8`): Sequences at a time; losses do not depend on it.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of both models' weights.
@@ -218,6 +223,7 @@ def evaluate_student(
         task_cache (`Path`, *optional*): Folder in which finished tasks are kept.
         efficiency (`Mapping`, *optional*): Settings of `measure_efficiency`.
         reference_kwargs (`Mapping`, *optional*): Where the reference comes from, such as `revision`.
+        command (`str`, *optional*): What was called, kept so that it can be called again.
 
     Returns:
         `StudentEvaluation`: Everything that was measured, now or before.
@@ -235,7 +241,9 @@ def evaluate_student(
         require_harness()
     reference, where = named_reference(student, reference, reference_kwargs or {})
     sources: dict[str, tuple[str, dict[str, Any]]] = {"student": (student, {}), "reference": (reference, where)}
-    found = _open(student, reference, sources, tolerance, confidence, output)
+    found = _open(student, reference, sources, tolerance, confidence, output, parts)
+    if command is not None:
+        found = replace(found, commands=(*(item for item in found.commands if item != command), command))
     measured = {}
     for name, (source, options) in sources.items():
         logger.info("%s: %s", name, source)
@@ -301,18 +309,21 @@ def _open(
     tolerance: float,
     confidence: float | None,
     output: Path | None,
+    parts: Sequence[str],
 ) -> StudentEvaluation:
     """Return what an earlier evaluation of these weights left, or an empty one."""
     fingerprints, layers = {}, {}
     for name, (source, options) in sources.items():
-        fingerprints[name] = weights_fingerprint(source, **options)
+        fingerprints[name] = content_fingerprint(source, **options)
         config: Any = AutoConfig.from_pretrained(source, **options)
         layers[name] = int(config.get_text_config(decoder=True).num_hidden_layers)
     empty = StudentEvaluation(student, reference, fingerprints, layers, tolerance, confidence)
     if output is not None and output.is_file():
         before = StudentEvaluation.from_dict(json.loads(output.read_text(encoding="utf-8")))
         if dict(before.fingerprints) == fingerprints:
-            return replace(before, tolerance=tolerance, confidence=confidence)
+            # A verdict that is kept was judged by what the record says, not by what is asked for now.
+            kept = before.corpora and "loss" not in parts
+            return before if kept else replace(before, tolerance=tolerance, confidence=confidence)
     return empty
 
 

@@ -54,7 +54,13 @@ class CompareConfig:
             "the one of the lowest selection loss, the loop with that of its shallowest match."
         },
     )
-    budget: str = field(default="tokens", metadata={"help": "What every arm gets as much of: 'tokens' or 'flops'."})
+    budget: str = field(
+        default="tokens",
+        metadata={
+            "help": "What every arm gets as much of: 'tokens' or 'flops'; under either the controls take the loop's "
+            "steps."
+        },
+    )
     budget_steps: int | None = field(
         default=None,
         metadata={
@@ -120,6 +126,7 @@ class Terms:
         block_size (`int`): Tokens of one sequence.
         step_tokens (`int`): Tokens of one optimizer step, over all processes.
         reference_steps (`int`, *optional*): Steps that the reference was trained for, if that is known.
+        states (`bool`): Whether `/kd` compares hidden states, which takes models as wide as the reference.
     """
 
     compare: CompareConfig
@@ -127,6 +134,7 @@ class Terms:
     block_size: int
     step_tokens: int
     reference_steps: int | None = None
+    states: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,9 @@ def plan_cell(terms: Terms, variant: Variant, seed: int, rate: float, took: Took
     """
     Return what a cell is to train: as deep as the loop's last student, for what the loop took.
 
+    Under a budget of operations the controls still take the loop's steps: one that saw less text than the student would
+    be easier to beat.
+
     Args:
         terms (`Terms`): What budgets rest on.
         variant (`Variant`): The cell's arm.
@@ -161,7 +172,7 @@ def plan_cell(terms: Terms, variant: Variant, seed: int, rate: float, took: Took
         return CellPlan(variant, seed, rate, 0, compare.budget_steps or 0)
     layers, student_layers = _depths(terms, variant, took)
     steps = compare.budget_steps or (took.steps if took else 0)
-    if compare.budget == "flops":
+    if compare.budget == "flops" and variant.name not in CONTROLS:
         plain = operations(parse_arm("random"), terms.config, student_layers, terms.block_size)
         whole = took.flops if took and not compare.budget_steps else None
         spend = whole or steps * terms.step_tokens * plain
@@ -179,6 +190,8 @@ def reason_against(terms: Terms, variant: Variant, took: Sequence[Took | None]) 
         return "how long the reference was trained is not known; give reference_steps"
     if variant.moved_scale and not getattr(terms.config, "scale_attn_by_inverse_layer_idx", False):
         return "the reference does not scale attention by depth (scale_attn_by_inverse_layer_idx)"
+    if arm.narrow and variant.distilled and terms.states:
+        return "its hidden states are narrower than its teacher's, so hidden_mse and hidden_cosine cannot compare them"
     if arm.build is None:
         return ""
     try:

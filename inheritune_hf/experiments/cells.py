@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from transformers import (
     ProgressCallback,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import SwanLabCallback, WandbCallback
 
 from ..analysis import NEAR_RANK_ONE, measure_collapse
 from ..analysis.sequences import leading_sequences
@@ -27,12 +30,13 @@ from ..records import write_json
 from ..students import sliced_config
 from ..students.estimation import training_operations
 from ..training import on_main_process
-from ..training.staging import check_identity
+from ..training.staging import check_identity, last_checkpoint
 from .arms import ArmTrainer, Variant, arm_shape
 from .controls import with_changes
 from .runs import PreparedRun
 
 CELL_FILE = "cell.json"
+LOG_FILE = "log.json"
 MODEL_FOLDER = "model"
 
 # Settings of the recipe that say what the loop inherits and how it grows, and so nothing about other arms.
@@ -179,17 +183,41 @@ def run_cell(bench: Bench, plan: CellPlan) -> Cell | None:
     if cell is not None:
         check_identity(folder, cell.identity, cell_identity(trainer))
         return cell
-    trainer.train()
-    if trainer.outcome == "interrupted":
-        return None
-    cell = _finished(bench, plan, trainer)
+    with own_tracker_run(trainer):
+        trainer.train()
+        if trainer.outcome == "interrupted":
+            return None
+        cell = _finished(bench, plan, trainer)
     trainer.save_model(str(folder / MODEL_FOLDER))
     if trainer.args.should_save:
+        write_json(folder / LOG_FILE, {"log": trainer.state.log_history})
         write_json(folder / CELL_FILE, cell.to_dict())
         for path in (folder / "_inheritune", *folder.glob("checkpoint-*")):
             shutil.rmtree(path)
     trainer.accelerator.wait_for_everyone()
     return cell
+
+
+@contextlib.contextmanager
+def own_tracker_run(trainer: ArmTrainer) -> Iterator[None]:
+    """
+    End what a cell has opened in Weights & Biases or SwanLab: their callbacks open a run only where none is open.
+
+    One that was open before is the caller's own, and stays.
+    """
+    opened = []
+    for callback in trainer.callback_handler.callbacks:
+        for kind, name in ((WandbCallback, "wandb"), (SwanLabCallback, "swanlab")):
+            if isinstance(callback, kind):
+                tracker = importlib.import_module(name)
+                if (tracker.run if name == "wandb" else tracker.get_run()) is None:
+                    opened.append(tracker)
+    try:
+        yield
+    finally:
+        for tracker in opened:
+            if trainer.is_world_process_zero():
+                tracker.finish()
 
 
 def test_cell(bench: Bench, plan: CellPlan, cell: Cell) -> Cell:
@@ -209,7 +237,8 @@ def measure(bench: Bench, model: PreTrainedModel) -> Validation:
     """Return a model's loss on the test set, by the loop that judges students."""
     trainer = ValidatedTrainer(
         model=model,
-        args=with_changes(bench.args, output_dir=str(bench.folder)),
+        # No tracker: it would open a run for this alone. The figures are in the records.
+        args=with_changes(bench.args, output_dir=str(bench.folder), report_to=[]),
         eval_dataset=bench.ready.splits.test,
         data_collator=bench.ready.collator or CausalCollator(bench.ready.tokenizer.eos_token_id or 0),
     )
@@ -240,7 +269,7 @@ def cell_trainer(bench: Bench, plan: CellPlan) -> ArmTrainer:
         learning_rate=plan.learning_rate,
         max_steps=plan.steps or -1,
         save_total_limit=1,
-        run_name=plan.folder,
+        run_name=f"{bench.args.run_name or bench.folder.name}/{plan.folder}",
     )
     return ArmTrainer(
         plan.variant,
@@ -307,6 +336,8 @@ def _finished(bench: Bench, plan: CellPlan, trainer: ArmTrainer) -> Cell:
         flops += item.tokens * per_token
     last = trainer.rounds[-1]
     student: PreTrainedModel = trainer.student
+    # Whatever the loss to reach is, others are held against the reference's.
+    reference = trainer.reference_validation or trainer.measure_reference()
     return Cell(
         arm=plan.variant.name,
         seed=plan.seed,
@@ -316,12 +347,28 @@ def _finished(bench: Bench, plan: CellPlan, trainer: ArmTrainer) -> Cell:
         steps=last.end_step,
         tokens=tokens,
         flops=flops,
-        epochs=sum(item.epochs for item in trainer.rounds),
+        # Where the data continue, a round's passes are those of the whole run.
+        epochs=last.epochs if trainer.inheritune_config.continues_data else sum(item.epochs for item in trainer.rounds),
         seconds=sum(item.seconds for item in trainer.rounds),
         outcome=trainer.outcome if plan.variant.arm.build is None else None,
         curve=tuple(points),
-        reference_loss=trainer.target_loss() or float("nan"),
-        selection=trainer.validations["eval"],
+        reference_loss=reference.loss,
+        selection=_last_validation(trainer),
         folder=plan.folder,
         identity=cell_identity(trainer),
     )
+
+
+def _last_validation(trainer: ArmTrainer) -> Validation:
+    """Return the final model's selection loss from its checkpoint: it may have been trained by an earlier process."""
+    found = None
+    if trainer.args.should_save:
+        checkpoint = last_checkpoint(trainer.output_dir, len(trainer.rounds))
+        found = checkpoint[1].validation if checkpoint else None
+    validation: Validation | None = on_main_process(found)
+    if validation is None:
+        raise ValueError(
+            f"{trainer.output_dir} says that its training has ended, but its last checkpoint is gone or damaged; "
+            "remove this folder to train the cell anew."
+        )
+    return validation

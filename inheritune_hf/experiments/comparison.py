@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -19,10 +20,13 @@ from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..records import write_json
 from ..students.estimation import operations_per_token
 from ..training import check_arguments, on_main_process
+from ..training.distillation import compares_states
 from .arms import MEASURED, Variant
 from .budgets import LOOP, CompareConfig, Terms, Took, plan_cell, reason_against
 from .cells import Bench, Cell, CellPlan, lazy_layers, measure, read_cell, run_cell, test_cell
+from .controls import with_changes
 from .embedded import EmbeddedShape, prepare_embedded
+from .kept_settings import run_settings, without_nothing
 from .results import write_results
 from .runs import measured_recipe, prepare_run
 
@@ -89,6 +93,8 @@ def run_comparison(
     facts = {
         "compare": asdict(compare),
         "recipe": recipe.to_dict(),
+        "settings": {**run_settings(run, bench.recipe, data, args), **without_nothing(asdict(compare))},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "reference": {
             "name": bench.ready.reference,
             "layers": int(grid.config.num_hidden_layers),
@@ -125,7 +131,9 @@ def _bench(
     steps = compare.reference_steps
     if run.reference is None:
         shape = shape or EmbeddedShape()
-        ready, steps = prepare_embedded(data, args, console, shape), steps or shape.steps
+        # The reference's own training is no cell: what it would tell trackers would stand in the first cell's run.
+        ready = prepare_embedded(recipe, data, with_changes(args, report_to=[]), console, shape)
+        steps = steps or shape.steps
     else:
         ready = prepare_run(run, recipe, data, args)
     recipe = measured_recipe(recipe, ready.reference, ready.splits, args, **ready.kwargs)
@@ -142,7 +150,14 @@ class _Grid:
         args = bench.args
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.step_tokens = batch * bench.ready.block_size
-        self.terms = Terms(compare, self.config, bench.ready.block_size, self.step_tokens, reference_steps)
+        self.terms = Terms(
+            compare,
+            self.config,
+            bench.ready.block_size,
+            self.step_tokens,
+            reference_steps,
+            compares_states(bench.recipe),
+        )
         self.reference_loss: float | None = None
         self.plans: dict[str, CellPlan] = {}
         self.sweep: dict[str, dict[float, float]] = {}

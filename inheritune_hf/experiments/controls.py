@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, ProgressCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
 
+from ..configuration import InherituneConfig
 from ..data import CausalCollator, DataSplits
-from ..evaluation import ValidatedTrainer, Validation
-from ..training import RoundProgress
+from ..evaluation import Validation
+from ..records import Match, Round
+from ..students import load_reference_config
+from ..training import InherituneTrainer, RoundProgress
+
+#: A control has no loss to reach: it takes all its steps.
+_UNREACHED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,33 @@ class Control:
     tokens: int
 
 
+class ControlTrainer(InherituneTrainer):
+    """
+    Train a whole model for so many steps as the loop trains a student in one round: checkpoints, resume and counts.
+
+    Args:
+        description (`str`): Name on the progress bar.
+        settings: As for `InherituneTrainer`.
+    """
+
+    def __init__(self, description: str, *settings: Any, **named: Any) -> None:
+        self.description = description
+        super().__init__(*settings, **named)
+
+    def _compare(self, validation: Validation) -> Match:
+        return dataclasses.replace(super()._compare(validation), matched=False)
+
+    def tell_round(self, finished: Round) -> None:
+        """Tell nothing: there is no loss to reach."""
+
+    def _describe_round(self) -> None:
+        for item in self.callback_handler.callbacks:
+            if isinstance(item, RoundProgress):
+                item.description = self.description
+
+
 def train_control(
-    model: PreTrainedModel,
+    model: str | PreTrainedModel,
     args: TrainingArguments,
     splits: DataSplits,
     steps: int,
@@ -43,45 +74,51 @@ def train_control(
     pad_token_id: int = 0,
 ) -> Control:
     """
-    Train `model` for `steps` steps by one schedule and measure it on the test set.
+    Train a model for `steps` steps by one schedule and measure it on the test set.
+
+    If `output_dir` holds this very training it goes on from its last checkpoint; a finished one is only measured.
 
     Args:
-        model (`PreTrainedModel`): Trained in place.
+        model (`str` or `PreTrainedModel`): What to begin with; it is not changed.
         args (`TrainingArguments`): Settings of the run that it is a control of; not changed.
         splits (`DataSplits`): The run's data.
         steps (`int`): Optimizer steps.
         description (`str`): Name on the progress bar.
-        output_dir (`Path`): Where the trainer may write.
+        output_dir (`Path`): Where checkpoints are kept.
         pad_token_id (`int`, *optional*, defaults to `0`): Token to pad evaluation sequences with; it never counts.
+
+    Raises:
+        KeyboardInterrupt: If it was interrupted; what was trained is on disk.
+        ValueError: If `output_dir` holds another training.
     """
+    depth = load_reference_config(model).get_text_config(decoder=True).num_hidden_layers
     own = with_changes(
         args,
         output_dir=str(output_dir),
-        max_steps=steps,
-        save_strategy=SaveStrategy.NO,
-        eval_strategy=IntervalStrategy.STEPS,
-        dataloader_pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
+        max_steps=-1,
+        save_total_limit=1,
+        eval_strategy="steps",
+        report_to=[],  # trackers show the run, not what it is compared with
     )
-    trainer = ValidatedTrainer(
-        model=model,
-        args=own,
+    trainer = ControlTrainer(
+        description,
+        model,
+        InherituneConfig(keep_layers=depth, steps_per_round=steps, target=_UNREACHED),
+        own,
         train_dataset=splits.train,
         eval_dataset=splits.selection,
         data_collator=CausalCollator(pad_token_id),
     )
-    if trainer.pop_callback(ProgressCallback) is not None:
-        bar = RoundProgress()
-        bar.description = description
-        trainer.add_callback(bar)
     trainer.train()
+    if trainer.outcome == "interrupted":
+        raise KeyboardInterrupt(f"{description} was interrupted")
     history: list[dict[str, Any]] = trainer.state.log_history
     trainer.evaluate(splits.test, metric_key_prefix="test")
-    tokens = steps * len(splits.train[0]["input_ids"]) * trainer.get_total_train_batch_size(own)
     return Control(
-        model=trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
-        curve=[(item["step"], item["eval_loss"]) for item in history if "eval_loss" in item],
+        model=trainer.student,
+        curve=[(int(item["step"]), item["eval_loss"]) for item in history if "eval_loss" in item],
         test=trainer.validations["test"],
-        tokens=tokens,
+        tokens=sum(item.tokens for item in trainer.rounds),
     )
 
 

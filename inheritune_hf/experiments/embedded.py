@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..configuration import DataConfig, InherituneConfig
+from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import DataSplits, Document, split_standard_library, splits_from_documents, standard_library_documents
 from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
-from ..training import InherituneTrainer
+from ..training import InherituneTrainer, numeric_arguments
 from .controls import Control, random_model, train_control, with_changes
-from .runs import PreparedRun, RunResult, finish_run, measured_recipe, watch_collapse
+from .kept_settings import SettingsCallback, run_settings
+from .runs import PreparedRun, RunResult, finish_run, measured_recipe, refuse_early, watch_collapse
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"
@@ -93,12 +94,13 @@ def run_embedded(
 
     The reference is kept in a cache folder and found there the next time. Beside the student two controls are trained
     on the same data: a model of the student's shape from random weights, and the reference trained on, each for the
-    student's total steps.
+    student's total steps. All of them have checkpoints, and what is finished is not trained again.
 
     Raises:
-        ValueError: If `data` names a source: the embedded default brings its own.
+        KeyboardInterrupt: If the reference or a control was interrupted; the same call goes on from there.
+        ValueError: If settings do not fit together, or `data` is not the default: the embedded run brings its own.
     """
-    ready = prepare_embedded(data, args, console, shape)
+    ready = prepare_embedded(recipe, data, args, console, shape)
     reference, tokenizer, splits = Path(ready.reference), ready.tokenizer, ready.splits
     shape = shape or EmbeddedShape()
     console.rule("inherit, train, compare, grow")
@@ -113,6 +115,8 @@ def run_embedded(
         reference_cache=reference_cache,
     )
     watch_collapse(trainer, splits, collapse_every)
+    told = RunConfig(collapse_every=collapse_every, reference_cache=reference_cache)
+    trainer.add_callback(SettingsCallback(run_settings(told, recipe, data, args)))
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", trainer.output_dir)
@@ -130,22 +134,28 @@ def run_embedded(
 
 
 def prepare_embedded(
-    data: DataConfig, args: TrainingArguments, console: Console, shape: EmbeddedShape | None = None
+    recipe: InherituneConfig,
+    data: DataConfig,
+    args: TrainingArguments,
+    console: Console,
+    shape: EmbeddedShape | None = None,
 ) -> PreparedRun:
     """
     Make the embedded default's tokenizer, reference and data, or find them in the cache.
 
     Raises:
-        ValueError: If `data` names a source: the embedded default brings its own.
+        KeyboardInterrupt: If the reference's training was interrupted; the same call goes on from there.
+        ValueError: If settings do not fit together, or `data` is not the default: the embedded run brings its own.
     """
-    _refuse_sources(data)
     shape = shape or EmbeddedShape()
+    _refuse_data(data)
+    refuse_early(recipe, args, _reference_config(shape, 0))
     documents = standard_library_documents()
     train, selection, test = split_standard_library(documents)
     folder = cache_folder(shape, args, documents)
     console.rule("text and tokenizer")
     with args.main_process_first(desc="training the tokenizer"):
-        tokenizer = _tokenizer(folder / "tokenizer", train, shape)
+        tokenizer = _tokenizer(folder / "tokenizer", train, shape, progress=not args.disable_tqdm)
     splits = splits_from_documents(
         train,
         selection,
@@ -178,10 +188,8 @@ def cache_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[
         text.update(document.text.encode("utf-8", "surrogatepass"))
     key = {
         "shape": asdict(shape),
-        "seed": args.seed,
-        "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "settings": numeric_arguments(_reference_settings(args, shape)),
         "text": text.hexdigest(),
-        "learning_rate": _REFERENCE_LEARNING_RATE,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -189,8 +197,9 @@ def cache_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[
     return Path(HF_HOME) / "inheritune_hf" / f"embedded-{digest}"
 
 
-def _refuse_sources(data: DataConfig) -> None:
-    given = [name for name in ("dataset_name", "train_files", "selection_files", "test_files") if getattr(data, name)]
+def _refuse_data(data: DataConfig) -> None:
+    plain = DataConfig()
+    given = [item.name for item in fields(data) if getattr(data, item.name) != getattr(plain, item.name)]
     if given:
         raise ValueError(
             f"{' and '.join(given)} came without a reference: give the reference's Hub id or path by --reference, or "
@@ -198,7 +207,7 @@ def _refuse_sources(data: DataConfig) -> None:
         )
 
 
-def _tokenizer(folder: Path, train: list[Document], shape: EmbeddedShape) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, train: list[Document], shape: EmbeddedShape, progress: bool) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE on the training documents, or load it from the cache."""
     if not (folder / "tokenizer.json").is_file():
         core = Tokenizer(models.BPE())
@@ -210,7 +219,7 @@ def _tokenizer(folder: Path, train: list[Document], shape: EmbeddedShape) -> Pre
                 vocab_size=shape.vocabulary,
                 special_tokens=[_END_OF_TEXT],
                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                show_progress=False,
+                show_progress=progress,
             ),
         )
         fast: Any = PreTrainedTokenizerFast
@@ -226,8 +235,18 @@ def _train_reference(
     folder: Path, tokenizer: PreTrainedTokenizerBase, splits: DataSplits, args: TrainingArguments, shape: EmbeddedShape
 ) -> None:
     """Pre-train the reference and keep it."""
-    end = tokenizer.eos_token_id
-    config = GPT2Config(
+    model = random_model(_reference_config(shape, tokenizer.eos_token_id), args.seed)
+    settings, work = _reference_settings(args, shape), folder.parent / "work"
+    control = train_control(model, settings, splits, shape.steps, "reference", work)
+    if args.should_save:
+        _save_whole(folder, control.model.save_pretrained, tokenizer.save_pretrained)
+        shutil.rmtree(work)
+    with args.main_process_first():
+        pass  # the other processes wait until the reference is on disk
+
+
+def _reference_config(shape: EmbeddedShape, end_of_text: int) -> GPT2Config:
+    return GPT2Config(
         vocab_size=shape.vocabulary,
         n_positions=shape.block_size,
         n_embd=shape.width,
@@ -236,34 +255,26 @@ def _train_reference(
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=end,
-        eos_token_id=end,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
     )
-    settings = with_changes(args, learning_rate=_REFERENCE_LEARNING_RATE, eval_steps=shape.steps // 2)
-    control = train_control(
-        random_model(config, args.seed), settings, splits, shape.steps, "reference", folder.parent / "work"
-    )
-    if args.should_save:
-        _save_whole(folder, control.model.save_pretrained, tokenizer.save_pretrained)
-    with args.main_process_first():
-        pass  # the other processes wait until the reference is on disk
+
+
+def _reference_settings(args: TrainingArguments, shape: EmbeddedShape) -> TrainingArguments:
+    return with_changes(args, learning_rate=_REFERENCE_LEARNING_RATE, eval_steps=shape.steps // 2)
 
 
 def _controls(trainer: InherituneTrainer, splits: DataSplits, reference: Path) -> Mapping[str, Control]:
     """Train the student's shape from random weights, and the reference on, for the student's total steps."""
     last = trainer.rounds[-1]
-    work = trainer.output_dir / "_controls"
+    work = trainer.output_dir / "controls"
     settings = with_changes(trainer.args, eval_steps=max(1, last.end_step // 4))
     shape = student_skeleton(load_reference_config(reference), range(last.layers)).config
-    names = {
-        "random weights": random_model(shape, trainer.args.seed),
-        "reference, trained on": AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+    models = {"random weights": random_model(shape, trainer.args.seed), "reference, trained on": str(reference)}
+    return {
+        name: train_control(model, settings, splits, last.end_step, name, work / f"{number}-{last.end_step}-steps")
+        for number, (name, model) in enumerate(models.items(), 1)
     }
-    controls = {
-        name: train_control(model, settings, splits, last.end_step, name, work) for name, model in names.items()
-    }
-    shutil.rmtree(work, ignore_errors=True)
-    return controls
 
 
 def _remarks(

@@ -26,6 +26,8 @@ from ..students import (
 from ..students.attention_scale import scale_queries
 from ..training.expansion import make_identity
 
+_PROBED_TOKENS = 8
+
 #: Parts of blocks that come along in the sub-module ablation, by its name (PAPER: Table 3).
 SUBMODULES = {
     "attention+norms": ("attention", "norms"),
@@ -97,14 +99,7 @@ def assembled(
     depth = int(config.get_text_config(decoder=True).num_hidden_layers)
     kept = resolve_layers(sorted({layer for layer in blocks if layer is not None}), depth)
     places = [min(place, depth - 1) if layer is None else layer for place, layer in enumerate(blocks)]
-    for field in ("first_k_dense_replace", "num_dense_layers"):
-        first = getattr(config, field, None) or 0
-        dense = [layer < first for layer in places]
-        if dense != sorted(dense, reverse=True):
-            raise ValueError(
-                f"Blocks {places} cannot be put in this order: {field}={first} says by position which of them have "
-                "experts."
-            )
+    check_order(config, places)
     # The donor's weights are the reference's as they are: a block's scale follows from where it stands in the end.
     unscaled = InherituneConfig(keep_layers=list(kept), attention_scale="position")
     donor = from_pretrained_inherited(reference, unscaled, seed=seed, **kwargs)
@@ -126,6 +121,25 @@ def assembled(
     return model
 
 
+def check_order(config: PreTrainedConfig, blocks: Sequence[int]) -> None:
+    """
+    Raise a `ValueError` if blocks of these layers cannot stand in this order, because position says what a block is.
+
+    Args:
+        config (`PreTrainedConfig`): The reference's config.
+        blocks (sequence of `int`): For each position the layer whose block stands there.
+    """
+    for field in ("first_k_dense_replace", "num_dense_layers"):
+        first = getattr(config, field, None) or 0
+        dense = [layer < first for layer in blocks]
+        if dense != sorted(dense, reverse=True):
+            raise ValueError(
+                f"Blocks {list(blocks)} cannot be put in this order: {field}={first} says by position which of them "
+                "have experts."
+            )
+    sliced_config(config, blocks)
+
+
 def hybrid_stacked(
     reference: Reference, layers: int, seed: int, keep_scale: bool = True, **kwargs: Any
 ) -> PreTrainedModel:
@@ -135,22 +149,39 @@ def hybrid_stacked(
     Raises:
         ValueError: If the number of layers is odd.
     """
-    half = _half(layers, "hybrid stacking")
-    return assembled(reference, [*range(half), *range(half)], seed, keep_scale, **kwargs)
+    return assembled(reference, doubled(layers, "hybrid stacking"), seed, keep_scale, **kwargs)
+
+
+def doubled(layers: int, what: str = "stacking") -> tuple[int, ...]:
+    """
+    Return the first half as many layers, twice over.
+
+    Raises:
+        ValueError: If the number of layers is odd.
+    """
+    half = _half(layers, what)
+    return (*range(half), *range(half))
 
 
 def stacked(student: PreTrainedModel, layers: int, seed: int, keep_scale: bool = True) -> PreTrainedModel:
     """
     Return a model of a trained student's blocks, twice over: the second stage of stacking (PAPER: Appendix D).
 
+    Its lineage is the student's: which of the reference's layers its blocks come from, if from any.
+
     Raises:
         ValueError: If the student is not half as deep.
     """
-    half = _half(layers, "stacking")
+    places = doubled(layers)
     depth = int(student.config.get_text_config(decoder=True).num_hidden_layers)
-    if depth != half:
-        raise ValueError(f"Stacking to {layers} layers doubles a student of {half}, got one of {depth}.")
-    return assembled(student, [*range(half), *range(half)], seed, keep_scale)
+    if 2 * depth != layers:
+        raise ValueError(f"Stacking to {layers} layers doubles a student of {layers // 2}, got one of {depth}.")
+    model = assembled(student, places, seed, keep_scale)
+    own = getattr(student.config, "inheritune", None)
+    if isinstance(own, dict):
+        kept = own["kept_layers"]
+        model.config.inheritune = {**own, "kept_layers": [kept[place] for place in places] if kept else []}
+    return model
 
 
 def alternate_layers(depth: int, layers: int) -> tuple[int, ...]:
@@ -184,11 +215,40 @@ def expanded(reference: Reference, layers: int, seed: int, keep_scale: bool = Tr
     Raises:
         ValueError: If the number of layers is odd, or identity blocks cannot be made of this architecture.
     """
-    half = _half(layers, "block expansion")
-    model = assembled(reference, [layer for layer in range(half) for _ in range(2)], seed, keep_scale, **kwargs)
+    model = assembled(reference, each_twice(layers), seed, keep_scale, **kwargs)
     for place in range(1, layers, 2):
         make_identity(model, place)
     return model
+
+
+def check_expansion(config: PreTrainedConfig, layers: int) -> None:
+    """
+    Raise a `ValueError` if `expanded` cannot be made of a reference of `config` with so many layers.
+
+    A model of the outermost kinds of blocks and a small vocabulary is tried: some blocks change what they get however
+    their projections are.
+    """
+    places = each_twice(layers)
+    probe = copy.deepcopy(sliced_config(config, sorted({places[0], places[-1]})))
+    probe.vocab_size, probe.pad_token_id = _PROBED_TOKENS, 0
+    model = fresh_model(probe, "", 0)
+    try:
+        for place in range(int(probe.num_hidden_layers)):
+            make_identity(model, place)
+    except ValueError as error:
+        raise ValueError(
+            f"blocks of this {config.model_type} still change what they get with their output projections zeroed"
+        ) from error
+
+
+def each_twice(layers: int) -> tuple[int, ...]:
+    """
+    Return the first half as many layers, each followed by itself.
+
+    Raises:
+        ValueError: If the number of layers is odd.
+    """
+    return tuple(layer for layer in range(_half(layers, "block expansion")) for _ in range(2))
 
 
 def lazy_in_place(

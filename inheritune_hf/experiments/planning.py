@@ -31,6 +31,7 @@ from ..students.estimation import (
     training_loss,
 )
 from ..students.memory import planned_loss
+from ..training.distillation import compares_states
 from .arms import Variant, arm_shape, parse_arm
 from .budgets import LOOP, CompareConfig, Terms, Took, plan_cell, reason_against
 from .cells import cell_recipe, operations
@@ -160,7 +161,9 @@ def estimate_comparison(
     refuse_two_throughputs(tokens_per_second, measure)
     config = load_reference_config(reference, **kwargs)
     setup = fitted(setup or TrainingSetup(), config)
-    terms = Terms(compare, config, setup.block_size, step_tokens(setup), compare.reference_steps)
+    terms = Terms(
+        compare, config, setup.block_size, step_tokens(setup), compare.reference_steps, compares_states(recipe)
+    )
     took: Took | None = None
     planned: list[_Planned] = []
     left_out: dict[str, str] = {}

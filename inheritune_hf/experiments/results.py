@@ -17,6 +17,7 @@ from rich.table import Table
 from ..evaluation import SeedDifference, Validation, compare_over_seeds
 from ..records import write_text
 from .arms import parse_arm
+from .budgets import CONTROLS
 from .cells import Cell
 
 CONTINUED = "continued"
@@ -71,10 +72,7 @@ def arm_results(facts: Mapping[str, Any]) -> list[ArmResult]:
     """Return the result of the reference and of each arm, best test loss first, from the records of a comparison."""
     reference = facts["reference"]
     start = Validation.from_dict(reference["test"])
-    groups: dict[str, list[Cell]] = {}
-    for values in facts["cells"]:
-        cell = Cell.from_dict(values)
-        groups.setdefault(cell.arm, []).append(cell)
+    groups = _cells_by_arm(facts)
     continued = {cell.seed: cell for cell in groups.get(CONTINUED, ())}
     rows = [
         ArmResult(
@@ -144,7 +142,8 @@ def write_results(folder: Path) -> Table:
     return terminal(rows)
 
 
-_HEADERS = (
+#: Columns of the table.
+HEADERS = (
     "arm",
     "layers",
     "parameters",
@@ -162,39 +161,58 @@ _HEADERS = (
 )
 
 
-def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
-    """Return the table as Markdown, with what it rests on and what was left out."""
-    lines = ["| " + " | ".join(_HEADERS) + " |", "|---|" + "---:|" * (len(_HEADERS) - 1)]
-    for row in rows:
-        cells = (
-            f"`{row.arm}`: {row.summary}",
-            row.layers,
-            f"{row.parameters:,}",
-            "" if row.learning_rate is None else f"{row.learning_rate:g}",
-            f"{row.tokens:,}" if row.tokens else "not known",
-            f"{row.flops:.2e}" if row.flops else "not known",
-            f"{row.epochs:.2f}" if row.epochs else "",
-            f"{row.loss:.4f}" + ("" if row.deviation is None else f" ± {row.deviation:.4f}"),
-            difference(row.to_reference),
-            difference(row.to_continued),
-            "" if row.tokens_to_match is None else f"{row.tokens_to_match:,}",
-            "" if row.flops_to_match is None else f"{row.flops_to_match:.2e}",
-            f"{row.seconds / 60:.1f}" if row.seconds else "",
-            "" if row.lazy_layers is None else f"{row.lazy_layers:.1f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+_BUDGETS = {
+    "tokens": "The budget of every arm is the same tokens.",
+    "flops": "The budget of every arm is the same operations, but for the controls "
+    f"({', '.join(f'`{name}`' for name in CONTROLS)}): they take as many steps as the student did over all its rounds, "
+    "whatever that costs, because a control that saw less text would be easier to beat.",
+}
+
+
+def table_cells(row: ArmResult) -> tuple[str, ...]:
+    """Return an arm's cells of the table, in the order of `HEADERS`."""
+    return (
+        row.arm,
+        row.layers,
+        f"{row.parameters:,}",
+        "" if row.learning_rate is None else f"{row.learning_rate:g}",
+        f"{row.tokens:,}" if row.tokens else "not known",
+        f"{row.flops:.2e}" if row.flops else "not known",
+        f"{row.epochs:.2f}" if row.epochs else "",
+        f"{row.loss:.4f}" + ("" if row.deviation is None else f" ± {row.deviation:.4f}"),
+        difference(row.to_reference),
+        difference(row.to_continued),
+        "" if row.tokens_to_match is None else f"{row.tokens_to_match:,}",
+        "" if row.flops_to_match is None else f"{row.flops_to_match:.2e}",
+        f"{row.seconds / 60:.1f}" if row.seconds else "",
+        "" if row.lazy_layers is None else f"{row.lazy_layers:.1f}",
+    )
+
+
+def table_notes(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> list[str]:
+    """Return what the table rests on, what weakens its intervals, and what was left out, a sentence or more each."""
     notes = sorted({item.note for row in rows for item in (row.to_reference, row.to_continued) if item and item.note})
     seeds = facts["compare"]["seeds"]
-    below = [
+    return [
+        _BUDGETS[facts["compare"]["budget"]],
         f"Test loss in nats per token, mean over {len(seeds)} seed(s) ± standard deviation. Differences are paired by "
         "document and seed, with a 95 % interval that covers other documents and other seeds. Tokens and FLOPs count "
         "all rounds and stages, failed ones included; the reference's own training stands in its row and in no other. "
+        "What it takes to match is counted until the mean selection loss first was not above the reference's. "
         "Each arm's learning rate was chosen on the selection set with the first seed; the test set was opened once, "
         "for what was chosen.",
         *(f"Note: {note}." for note in notes),
         *(f"Left out: `{name}`, because {reason}." for name, reason in facts["left_out"].items()),
     ]
-    return "\n".join([*lines, "", *below]) + "\n"
+
+
+def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
+    """Return the table as Markdown, with what it rests on and what was left out."""
+    lines = ["| " + " | ".join(HEADERS) + " |", "|---|" + "---:|" * (len(HEADERS) - 1)]
+    for row in rows:
+        name, *cells = table_cells(row)
+        lines.append("| " + " | ".join([f"`{name}`: {row.summary}", *cells]) + " |")
+    return "\n".join([*lines, "", *table_notes(rows, facts)]) + "\n"
 
 
 def difference(given: SeedDifference | None) -> str:
@@ -235,30 +253,40 @@ def terminal(rows: Sequence[ArmResult]) -> Table:
     return table
 
 
-def draw_curves(path: Path, facts: Mapping[str, Any]) -> None:
+def mean_curves(facts: Mapping[str, Any]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Return each arm's points of tokens and selection loss, means over seeds, lowest last loss first."""
+    groups = _cells_by_arm(facts)
+    order = sorted(groups, key=lambda name: _mean([cell.selection.loss for cell in groups[name]]))
+    curves = {}
+    for name in order:
+        cells = groups[name]
+        shortest = min(len(cell.curve) for cell in cells)
+        points = ([cell.curve[index] for cell in cells] for index in range(shortest))
+        curves[name] = tuple(
+            (round(_mean([tokens for tokens, _, _ in each])), _mean([loss for _, _, loss in each])) for each in points
+        )
+    return curves
+
+
+def draw_curves(path: Path, facts: Mapping[str, Any], title: str = "") -> None:
     """Draw selection loss against tokens, one line for each arm: the mean over seeds, and the reference's level."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # no pyplot: nothing global, no window
 
-    groups: dict[str, list[Cell]] = {}
-    for values in facts["cells"]:
-        cell = Cell.from_dict(values)
-        groups.setdefault(cell.arm, []).append(cell)
+    groups = _cells_by_arm(facts)
     figure = Figure(figsize=(9, 5.4), dpi=150, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     axes = figure.add_subplot()
     target = facts["reference"]["selection_loss"]
     axes.axhline(target, color="#444444", linewidth=1.2, linestyle="--", label=f"reference {target:.3f}")
-    order = sorted(groups, key=lambda name: _mean([cell.selection.loss for cell in groups[name]]))
     colors = colormaps["tab20"]
-    for place, name in enumerate(order):
-        cells = groups[name]
+    for place, (name, points) in enumerate(mean_curves(facts).items()):
         color, style = colors(place % 20), ("-", "--", ":", "-.")[place % 4]
-        for cell in cells:
+        for cell in groups[name]:
             axes.plot(*_line(cell), color=color, linewidth=0.6, alpha=0.35)
-        shortest = min(len(cell.curve) for cell in cells)
-        tokens = [_mean([cell.curve[index][0] for cell in cells]) for index in range(shortest)]
-        losses = [_mean([cell.curve[index][2] for cell in cells]) for index in range(shortest)]
-        axes.plot(tokens, losses, color=color, linestyle=style, linewidth=1.8, label=f"{name} {losses[-1]:.3f}")
+        label = f"{name} {points[-1][1]:.3f}"
+        axes.plot(*zip(*points, strict=True), color=color, linestyle=style, linewidth=1.8, label=label)
     ends = [cell.selection.loss for cells in groups.values() for cell in cells]
     low, high = min([target, *ends]), max([target, *ends])
     margin = max(high - low, 0.05)
@@ -268,7 +296,15 @@ def draw_curves(path: Path, facts: Mapping[str, Any]) -> None:
     axes.set_ylabel("selection loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _cells_by_arm(facts: Mapping[str, Any]) -> dict[str, list[Cell]]:
+    groups: dict[str, list[Cell]] = {}
+    for values in facts["cells"]:
+        cell = Cell.from_dict(values)
+        groups.setdefault(cell.arm, []).append(cell)
+    return groups
 
 
 def _line(cell: Cell) -> tuple[list[int], list[float]]:

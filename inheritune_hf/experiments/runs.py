@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from ..analysis import is_measured, resolve_measured
+from ..analysis import is_measured, measure_collapse, resolve_measured
 from ..analysis.measurement import scores_folder
 from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
@@ -20,8 +21,16 @@ from ..evaluation import Validation, compare_losses
 from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
 from ..students import describe, load_reference_config, prefix_sizes, student_skeleton
-from ..training import CollapseCallback, InherituneTrainer, check_arguments, first_layers, on_main_process
+from ..training import (
+    CollapseCallback,
+    InherituneTrainer,
+    check_arguments,
+    check_output_dir,
+    first_layers,
+    on_main_process,
+)
 from .controls import Control
+from .kept_settings import SettingsCallback, run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -85,23 +94,39 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
     kwargs = {} if run.revision is None else {"revision": run.revision}
-    # What the trainer would refuse is refused before hours of tokenizing.
-    check_arguments(args, recipe)
     config = load_reference_config(run.reference, **kwargs)
-    if not is_measured(recipe.keep_layers):
-        first_layers(recipe, config.get_text_config(decoder=True).num_hidden_layers, prefix_sizes(config))
+    refuse_early(recipe, args, config)
     tokenizer = load_tokenizer(run.reference, **kwargs)
-    check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    text = config.get_text_config(decoder=True)
+    check_tokenizer(tokenizer, text.vocab_size, getattr(text, "eos_token_id", None))
+    limit = getattr(text, "max_position_embeddings", None)
     with args.main_process_first(desc="reading and packing the data"):
         splits = load_data_splits(
             data,
             tokenizer,
             seed=args.seed,
             context_length=limit,
-            vocab_size=config.get_text_config(decoder=True).vocab_size,
+            vocab_size=text.vocab_size,
         )
     return PreparedRun(run.reference, kwargs, config, tokenizer, splits, data.document_boundaries)
+
+
+def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreTrainedConfig) -> None:
+    """
+    Refuse what the trainer would refuse, before hours of tokenizing or training.
+
+    Args:
+        recipe (`InherituneConfig`): The recipe.
+        args (`TrainingArguments`): The run's arguments.
+        config (`PreTrainedConfig`): The reference's config.
+
+    Raises:
+        ValueError: If they cannot work together, or `output_dir` holds a run of other settings.
+    """
+    check_arguments(args, recipe)
+    check_output_dir(args, recipe)
+    if not is_measured(recipe.keep_layers):
+        first_layers(recipe, config.get_text_config(decoder=True).num_hidden_layers, prefix_sizes(config))
 
 
 def run_recipe(
@@ -127,13 +152,11 @@ def run_recipe(
         reference_cache=run.reference_cache,
     )
     watch_collapse(trainer, ready.splits, run.collapse_every)
+    trainer.add_callback(SettingsCallback(run_settings(run, recipe, data, args)))
     trainer.train()
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", Path(args.output_dir or "trainer_output"))
-    result = finish_run(trainer, ready.splits, console)
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    return result
+    return finish_run(trainer, ready.splits, console)
 
 
 def measured_recipe(
@@ -148,10 +171,20 @@ def measured_recipe(
         splits (`DataSplits`): The run's data.
         args (`TrainingArguments`): The run's arguments; the main process measures.
         kwargs: Where the reference comes from.
+
+    Raises:
+        ValueError: If a measure chooses the layers of a student that is to grow.
     """
     choice = recipe.keep_layers
     if not is_measured(choice):
         return recipe
+    # Refused before hours of measuring: the layers that a measure chooses are hardly ever the first ones.
+    count = str(choice).strip().partition(":")[2]
+    if count.isdecimal() and recipe.max_layers != int(count):
+        raise ValueError(
+            f"keep_layers={choice!r} may choose layers anywhere, so there is no next layer to grow by: set max_layers "
+            f"to {count} to train this choice for one round, or keep 'first:{count}'."
+        )
     layers = None
     if args.process_index == 0:
         layers = resolve_measured(
@@ -168,9 +201,34 @@ def measured_recipe(
 
 
 def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | None) -> None:
-    """Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set."""
-    if every is not None:
-        trainer.add_callback(CollapseCallback(leading_sequences(splits.selection), every, log=trainer.log))
+    """
+    Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set.
+
+    The reference is measured here, before there is a student in memory, and its scores are kept.
+
+    Raises:
+        ValueError: If the student's parameters will be sharded over processes.
+    """
+    if every is None:
+        return
+    if trainer.sharding in ("fsdp", "zero3"):
+        raise ValueError(
+            f"collapse_every={every} measures the student on the main process, which under {trainer.sharding} has a "
+            "part of each weight; leave it out, and measure the trained student by `inheritune analyze`."
+        )
+    sequences = leading_sequences(splits.selection)
+    report = None
+    if trainer.args.process_index == 0:
+        report = measure_collapse(
+            trainer.reference,
+            sequences,
+            controls=False,
+            blocks=False,
+            cache_dir=scores_folder(),
+            progress=not trainer.args.disable_tqdm,
+            **{"dtype": torch.float32, "device_map": {"": str(trainer.args.device)}, **trainer.reference_kwargs},
+        )
+    trainer.add_callback(CollapseCallback(sequences, every, log=trainer.log, reference=on_main_process(report)))
 
 
 def load_tokenizer(reference: str, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -199,7 +257,7 @@ def finish_run(
     reference_steps: int = 0,
 ) -> RunResult:
     """
-    Open the test set, save the student, and write the table, the picture and the records.
+    Open the test set, save the student, write the table, the picture and the records, and push if that was asked for.
 
     Args:
         trainer (`InherituneTrainer`): After `train()`.
@@ -247,6 +305,8 @@ def finish_run(
         console.print(terminal_table(rows))
         if text:
             console.print(text)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
     return RunResult(trainer.outcome or "interrupted", output_dir, rows)
 
 

@@ -9,6 +9,8 @@ from html import escape
 from ..records import Round
 from .summary import Curve
 
+#: Inks and dashes that tell a comparison's arms apart, as `page.css` has them.
+INKS, DASHES = 6, 4
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 44
 
 
@@ -111,6 +113,41 @@ def loss_chart(
     return _svg(width, plane.height, parts)
 
 
+def arms_chart(width: int, curves: Mapping[str, Curve], target: float) -> str:
+    """
+    Draw selection losses of a comparison's arms against tokens, and the reference's level.
+
+    Args:
+        width (`int`): Width in pixels.
+        curves (`Mapping[str, Curve]`): Points of tokens and loss, by arm; told apart by ink and dashes in this order.
+        target (`float`): The reference's loss, in nats per token.
+    """
+    ends = [curve[-1][1] for curve in curves.values()]
+    low, high = min([target, *ends]), max([target, *ends])
+    margin = max(high - low, 0.05)
+    last = max(tokens for curve in curves.values() for tokens, _ in curve)
+    plane = _Plane(width, 380 if width > 500 else 290, (0, last), (low - 0.08 * margin, high + 0.35 * margin))
+    clip = f"arms{width}"
+    parts = plane.frame(
+        [(value, _short(value)) for value in _ticks(0, last, 6 if width > 500 else 3)],
+        [(value, f"{value:.4g}") for value in _ticks(*plane.y, 5)],
+        "tokens, all rounds and stages together" if width > 500 else "tokens, all rounds and stages",
+    )
+    # Room for the dots of the last point.
+    inner = f'<rect x="{_LEFT}" y="{_TOP}" width="{width - _LEFT - 8}" height="{plane.height - _TOP - _BOTTOM}"/>'
+    parts.append(f'<clipPath id="{clip}">{inner}</clipPath><g clip-path="url(#{clip})">')
+    parts.append(f'<path class="target" d="M{_LEFT} {plane.down(target)}H{width - _RIGHT}"/>')
+    for place, (name, curve) in enumerate(curves.items()):
+        ink = f"ink{place % INKS}"
+        parts.append(f'<path class="line {ink} dash{place // INKS % DASHES}" d="{plane.path(curve)}"/>')
+        parts.extend(
+            f'<circle class="point {ink}" cx="{plane.across(tokens)}" cy="{plane.down(loss)}" r="3">'
+            f"<title>{escape(name)}, {tokens:,} tokens: {loss:.4f}</title></circle>"
+            for tokens, loss in curve
+        )
+    return _svg(width, plane.height, [*parts, "</g>"])
+
+
 def layers_chart(width: int, reference_layers: int, rows: Sequence[tuple[str, Sequence[int]]]) -> str:
     """
     Draw which of the reference's layers each student holds, one row for each.
@@ -203,6 +240,13 @@ def points_by_round(rounds: Sequence[Round], curve: Curve) -> list[Curve]:
 def _svg(width: int, height: float, parts: Sequence[str]) -> str:
     # Named and described by the figure around it.
     return f'<svg viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
+
+
+def _short(tokens: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:g}{letter}"
+    return f"{tokens:g}"
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:

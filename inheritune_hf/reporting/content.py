@@ -6,12 +6,17 @@ import json
 import shlex
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
+from ..experiments.kept_settings import without_nothing
+from ..experiments.results import arm_results
 from ..publishing.report import HEADERS, interval, table_cells
 from ..records import Match
 from ..students import describe
 from .charts import layers_chart, loss_chart, rank_chart
+from .comparison import arm_blocks, beside_continued
 from .document import Block, Chart, Paragraph, Preformatted, Report, Section, Table
+from .given import set_blocks, setting_blocks
 from .measured import comparison_blocks, efficiency_blocks, layer_blocks, sample_blocks, task_blocks
 from .summary import CONTINUED, RunSummary
 
@@ -36,12 +41,13 @@ def build_report(run: RunSummary) -> Report:
         "losses": ("Losses", _losses(run)),
         "layers": ("Layers", _layers(run)),
         "test": ("Test set", _test(run)),
-        "evaluation": ("Beside the reference", comparison_blocks(run.evaluation)),
+        "evaluation": ("Beside the reference", _evaluation(run)),
+        "comparison": ("Beside other ways to make a model small", _comparison(run)),
         "tasks": ("Zero-shot tasks", task_blocks(run.evaluation)),
         "efficiency": ("Size and speed", efficiency_blocks(run.evaluation)),
         "text": ("Text", sample_blocks(run.evaluation)),
-        "data": ("Data", _data(run)),
-        "reproduce": ("Settings, and how to do it again", _reproduce(run)),
+        "data": ("Data and settings", _data(run)),
+        "reproduce": ("How to do it again", _reproduce(run)),
     }
     sections = tuple(
         Section(anchor, title, blocks) for anchor, (title, found) in titles.items() if (blocks := tuple(found))
@@ -75,13 +81,18 @@ def _verdict(run: RunSummary) -> Iterator[str]:
 
 def _continued(run: RunSummary) -> str:
     """Say how the student stands beside the reference that was trained on, which is another claim."""
+    if run.cell is not None:
+        who = "it" if run.outcome == "matched" else "the last student"
+        row = next(row for row in arm_results(run.cell.facts) if row.arm == run.cell.arm)
+        return beside_continued(row.to_continued, run.cell.facts, who)
     student, continued = run.result("student"), run.result(CONTINUED)
     if student is None or continued is None:
         return "Whether it would match the reference trained on for as many steps was not measured."
     difference = student.loss - continued.loss
     figures = f"{student.loss:.4f} against {continued.loss:.4f} nats per token on the test set"
     tolerance = float(run.recipe.get("tolerance") or 0)
-    verb = "It also matches, by the mean," if difference <= tolerance else "It does not match"
+    who, also = ("It", " also") if run.outcome == "matched" else ("The last student", "")
+    verb = f"{who}{also} matches, by the mean," if difference <= tolerance else f"{who} does not match"
     return f"{verb} the reference trained on for {continued.steps:,} steps: {figures}."
 
 
@@ -175,52 +186,71 @@ def _test(run: RunSummary) -> Iterator[Block]:
         )
 
 
+def _evaluation(run: RunSummary) -> Iterator[Block]:
+    if run.left_out:
+        yield Paragraph(f"Left out: {run.left_out}")
+    yield from comparison_blocks(run.evaluation)
+
+
+def _comparison(run: RunSummary) -> Iterator[Block]:
+    if run.cell is not None:
+        yield Paragraph(
+            f"This is the cell {run.cell.name} of the comparison {run.cell.comparison}; figures are means over its "
+            "seeds."
+        )
+        yield from arm_blocks(run.cell.facts)
+
+
 def _data(run: RunSummary) -> Iterator[Block]:
-    if run.data is None:
-        return
-    facts = run.data
-    sets = (("train", facts.train), ("selection", facts.selection), ("test", facts.test))
-    yield Table(
-        f"Sets out of {facts.source}, sequences of at most {facts.block_size} tokens",
-        ("set", "documents", "tokens", "sequences", "fingerprint"),
-        tuple(
-            (name, *(_count(value) for value in (item.documents, item.tokens, item.sequences)), item.fingerprint[:16])
-            for name, item in sets
-        ),
-    )
-    near = "near-duplicates were not looked for"
-    if facts.near_duplicates is not None:
-        near = f"{facts.near_duplicates:,} nearly"
-    yield Paragraph(
-        f"Documents that are in two sets: {facts.shared_documents:,} word for word, {near}; "
-        f"{facts.removed_documents:,} removed."
-    )
+    if run.data is not None:
+        yield from set_blocks(run.data)
+    yield from setting_blocks(run.settings, run.training)
 
 
 def _reproduce(run: RunSummary) -> Iterator[Block]:
     pinned = f" at commit {run.revision}" if run.revision else ""
     seed = "" if run.seed is None else f", seed {run.seed}"
-    yield Paragraph(f"Reference: {run.reference}{pinned}{seed}.")
+    processes = f", {run.training['world_size']} processes" if run.training.get("world_size", 1) > 1 else ""
+    yield Paragraph(f"Reference: {run.reference}{pinned}{seed}{processes}.")
     versions = {**run.versions, **((run.evaluation.versions if run.evaluation else None) or {})}
     if versions:
         yield Table("Versions", ("library", "version"), tuple(sorted(versions.items())), text_columns=2)
-    yield Preformatted("The recipe, as JSON", json.dumps(dict(run.recipe), indent=1, ensure_ascii=False))
-    commands = [] if not run.trained else ["inheritune train --config recipe.json"]
-    if run.evaluation is not None:
-        reference = shlex.quote(run.evaluation.reference)
-        commands.append(f"inheritune evaluate {shlex.quote(run.name)} --reference {reference}")
-    commands.append(f"inheritune report {shlex.quote(run.name)}")
+    name = shlex.quote(run.name)
+    commands = [*(run.evaluation.commands if run.evaluation else ()), f"inheritune report {name}"]
     if run.trained:
-        yield Paragraph(
-            "To do it again, save the recipe as recipe.json beside reference, data and training arguments "
-            "(README.md and inheritune_config.json of the student hold the recipe and its lineage too), then:"
-        )
+        yield Preformatted("The recipe, as JSON", json.dumps(recipe_of(run), indent=1, ensure_ascii=False))
+        missing = "" if run.settings else " Its data were not kept with it: add what names them."
+        yield Paragraph(f"To do it again, save the recipe as recipe.json, then:{missing}")
+        commands.insert(0, "inheritune train --config recipe.json")
+    else:
+        commands.insert(0, _cut(run, name))
     yield Preformatted("Commands", "\n".join(commands))
+    if run.evaluation is not None and not run.evaluation.commands:
+        yield Paragraph("The evaluation was made from Python, by evaluate_student.")
+
+
+def recipe_of(run: RunSummary) -> dict[str, Any]:
+    """
+    Return what the run was told, as a file for `inheritune train --config` holds it.
+
+    Args:
+        run (`RunSummary`): What the run's folder says.
+    """
+    # A run whose settings were kept names its reference there, or none at all if it was the embedded one.
+    reference = run.settings.get("reference") if run.settings else run.reference
+    pinned = {"reference": reference, "revision": run.revision or run.settings.get("revision")} if reference else {}
+    training = {name: value for name, value in run.training.items() if name != "world_size"}
+    return without_nothing({**pinned, **run.recipe, **training, **run.settings, **pinned, "output_dir": run.name})
+
+
+def _cut(run: RunSummary, name: str) -> str:
+    words = ["inheritune", "inherit", run.reference]
+    layers = run.recipe.get("keep_layers", "half")
+    words += ["--keep-layers", str(layers) if isinstance(layers, int | str) else ",".join(map(str, layers))]
+    words += ["--inherit", str(run.recipe.get("inherit", "all"))]
+    words += ["--revision", run.revision] if run.revision else []
+    return f"{shlex.join(words)} --output {name}"
 
 
 def _yes(match: Match) -> str:
     return "yes" if match.matched else "no"
-
-
-def _count(value: int | None) -> str:
-    return "unknown" if value is None else f"{value:,}"

@@ -96,6 +96,7 @@ class Report:
         verdict (`str`): The verdict in a sentence or two.
         facts (`tuple[tuple[str, str], ...]`): Few figures that matter most, named.
         sections (`tuple[Section, ...]`): The rest.
+        picture (`str`): What its picture shows.
     """
 
     title: str
@@ -104,3 +105,4 @@ class Report:
     verdict: str
     facts: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
+    picture: str = "Losses, kept layers and ranks"

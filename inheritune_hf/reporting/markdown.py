@@ -20,7 +20,7 @@ def render_markdown(report: Report, picture: str) -> str:
     """
     lines = [f"# {_text(report.title)}", "", f"**{_text(report.outcome)}.** {_text(report.verdict)}", ""]
     lines += [f"- {_text(name)}: {_text(value)}" for name, value in report.facts]
-    lines += ["", f"![Losses, kept layers and ranks of {_text(report.title)}]({picture})", ""]
+    lines += ["", f"![{report.picture} of {_text(report.title)}]({picture})", ""]
     for section in report.sections:
         lines += [f"## {_text(section.title)}", ""]
         for block in section.blocks:

@@ -56,7 +56,8 @@ def task_blocks(found: StudentEvaluation | None) -> Iterator[Block]:
     headers = ("task", "metric", "rows", "student", "reference", "difference", "p")
     yield Table("Zero-shot tasks, ± one standard error", headers, rows, text_columns=2)
     yield Paragraph(
-        "By lm-evaluation-harness. Differences are paired row by row; p is two-sided, of McNemar's exact test."
+        "By lm-evaluation-harness. Differences are paired row by row; p is two-sided, of McNemar's exact test where a "
+        "metric is a mean over rows, and of exchanging the two models row by row where it is a perplexity or bits."
     )
 
 

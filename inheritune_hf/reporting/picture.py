@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..experiments.results import draw_curves
 from .charts import points_by_round
 from .document import Report
 from .summary import RunSummary
@@ -32,9 +33,7 @@ def draw_picture(run: RunSummary, report: Report, path: str | os.PathLike[str]) 
     curve = run.curves.get("student", ())
     panels = [4.2] * bool(curve) + [0.7 + 0.34 * max(1, len(run.rounds))] + [3.2] * bool(lazy)
     figure = Figure(figsize=(8, sum(panels) + 1.5), dpi=140, layout="constrained")
-    title = textwrap.fill(f"{report.outcome}: {report.verdict}", 104)
-    title = title.replace("$", r"\$")
-    figure.suptitle(f"{_plain(report.title)}\n{title}", fontsize=9, x=0.01, ha="left")
+    figure.suptitle(_title(report), fontsize=9, x=0.01, ha="left")
     grid = figure.subplots(len(panels), 1, height_ratios=panels, squeeze=False)[:, 0]
     axes = iter(grid)
     if curve:
@@ -46,6 +45,26 @@ def draw_picture(run: RunSummary, report: Report, path: str | os.PathLike[str]) 
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", metadata={"Software": None})
     temporary.replace(path)
+
+
+def draw_comparison(facts: Mapping[str, Any], report: Report, path: str | os.PathLike[str]) -> None:
+    """
+    Draw a comparison's curves below its verdict as one PNG file, the same bytes for the same records.
+
+    Args:
+        facts (`Mapping[str, Any]`): The comparison's records.
+        report (`Report`): Its report, for the verdict.
+        path (`str` or `os.PathLike`): File to write; it is there whole or not at all.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    draw_curves(temporary, facts, _title(report))
+    temporary.replace(path)
+
+
+def _title(report: Report) -> str:
+    verdict = textwrap.fill(f"{report.outcome}: {report.verdict}", 104).replace("$", r"\$")
+    return f"{_plain(report.title)}\n{verdict}"
 
 
 def _losses(axes: Any, run: RunSummary) -> None:

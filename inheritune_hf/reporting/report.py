@@ -1,15 +1,19 @@
-"""Write a run's report: one HTML page, the same as Markdown, and a picture."""
+"""Write the report of a run or a comparison: one HTML page, the same as Markdown, and a picture."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from ..experiments import RESULT_FILE
 from ..records import write_text
+from .comparison import build_comparison, read_comparison
 from .content import build_report
 from .document import Report
 from .markdown import render_markdown
 from .page import render_html
-from .picture import draw_picture
+from .picture import draw_comparison, draw_picture
 from .summary import read_run
 
 #: What a report is made of.
@@ -20,10 +24,10 @@ def write_report(
     folder: str | Path, output: str | Path | None = None, evaluation: str | Path | None = None
 ) -> tuple[Report, list[Path]]:
     """
-    Read a run's records and write its report.
+    Read the records of a run or a comparison and write its report.
 
     Args:
-        folder (`str` or `Path`): The run's `output_dir`, or a student's folder.
+        folder (`str` or `Path`): The `output_dir` of a run or a comparison, or a student's folder.
         output (`str` or `Path`, *optional*): Folder to write to; the run's if not given.
         evaluation (`str` or `Path`, *optional*): File of an evaluation; `evaluation.json` in the folder if not given.
 
@@ -31,15 +35,30 @@ def write_report(
         `tuple[Report, list[Path]]`: What the report says, and the files: HTML, Markdown, PNG.
 
     Raises:
-        FileNotFoundError: If the folder holds no run and no student.
-        ValueError: If a record is damaged.
+        FileNotFoundError: If the folder holds no run, no student and no finished comparison.
+        ValueError: If a record is damaged, or an evaluation is given that does not belong to it.
     """
-    run = read_run(folder, evaluation)
-    report = build_report(run)
+    report, draw = _report(Path(folder), evaluation)
     target = Path(folder if output is None else output)
     target.mkdir(parents=True, exist_ok=True)
     page, text, picture = (target / name for name in REPORT_FILES)
-    draw_picture(run, report, picture)
+    draw(picture)
     write_text(text, render_markdown(report, picture.name))
     write_text(page, render_html(report))
     return report, [page, text, picture]
+
+
+def _report(folder: Path, evaluation: str | Path | None) -> tuple[Report, Callable[[Path], None]]:
+    """Return what a folder's report says, and what draws its picture."""
+    if not (folder / RESULT_FILE).is_file():
+        run = read_run(folder, evaluation)
+        report = build_report(run)
+        return report, partial(draw_picture, run, report)
+    if evaluation is not None:
+        raise ValueError(
+            f"{folder} is a comparison, and {evaluation} is the evaluation of one student: give that student's folder, "
+            "or leave --evaluation out."
+        )
+    facts = read_comparison(folder / RESULT_FILE)
+    report = build_comparison(folder.resolve().name, facts)
+    return report, partial(draw_comparison, facts, report)

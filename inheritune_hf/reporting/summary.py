@@ -9,15 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DataFacts
-from ..experiments import EVALUATION_FILE, StudentEvaluation
+from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEvaluation
+from ..experiments.cells import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
 from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord
-from ..training.staging import read_state
+from ..training.reference_loss import content_fingerprint
+from ..training.staging import RunState, read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).
 Curve = tuple[tuple[int, float], ...]
 
 CONTINUED = "reference, trained on"
+
+
+@dataclass(frozen=True)
+class CellOf:
+    """
+    The comparison that a model was trained in.
+
+    Args:
+        name (`str`): Name of the model's cell.
+        arm (`str`): Its arm.
+        comparison (`str`): Name of the comparison's folder.
+        facts (`dict`): The comparison's records.
+    """
+
+    name: str
+    arm: str
+    comparison: str
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,10 @@ class RunSummary:
         laziness (`str`): What the run itself said of lazy layers.
         versions (`dict[str, str]`): Versions of the libraries that built the student.
         evaluation (`StudentEvaluation`, *optional*): What `inheritune evaluate` left.
+        left_out (`str`): Why an evaluation that lies in the folder is not shown; empty if it is, or if there is none.
+        training (`dict`): Training arguments that change the numbers of the run.
+        settings (`dict`): What the run was told, as a file for `--config` holds it; empty if it was not kept.
+        cell (`CellOf`, *optional*): The finished comparison that chose this model, if there is one.
     """
 
     name: str
@@ -64,6 +88,10 @@ class RunSummary:
     laziness: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     evaluation: StudentEvaluation | None = None
+    left_out: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cell: CellOf | None = None
 
     def result(self, model: str) -> ResultRow | None:
         """Return the row of the test set's table with that name, if there is one."""
@@ -80,7 +108,7 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
 
     Raises:
         FileNotFoundError: If the folder holds no run and no student, or the evaluation is not there.
-        ValueError: If a record is damaged.
+        ValueError: If a record is damaged, or the evaluation that is asked for is of another student.
     """
     folder = Path(folder)
     measured = folder / EVALUATION_FILE if evaluation is None else Path(evaluation)
@@ -89,19 +117,65 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
     found = StudentEvaluation.from_dict(_read(measured)) if measured.is_file() else None
     state = read_state(folder)
     unfinished = state is not None and state.outcome in {None, "interrupted"}
+    left_out = ""
+    if found is not None:
+        left_out = _reason_against(folder, found, unfinished and evaluation is None)
+        if left_out and evaluation is not None:
+            raise ValueError(f"{measured} {left_out}")
+    shown = None if left_out else found
+    kept = {
+        "evaluation": shown,
+        "left_out": left_out and f"{measured.name} {left_out}",
+        "settings": _settings(folder),
+        "cell": _cell(folder.resolve()),
+    }
     if not unfinished and (folder / "rounds.json").is_file():
-        return _finished(folder, _read(folder / "rounds.json"), found)
+        return _finished(folder, _read(folder / "rounds.json"), kept)
     if state is not None:
-        return _unfinished(folder, state, found)
+        return _unfinished(folder, state, kept)
     if (folder / RECORD_FILE).is_file():
-        return _finished(folder, _read(folder / RECORD_FILE), found)
+        return _finished(folder, _read(folder / RECORD_FILE), kept)
+    if (folder / CELL_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} is a cell of a comparison; give its model, {folder / MODEL_FOLDER}, or the comparison, "
+            f"{folder.parent}."
+        )
+    if any(folder.glob(f"*/{CELL_FILE}")):
+        raise FileNotFoundError(
+            f"{folder} holds a comparison that has not ended; give the same `inheritune compare` again, then report it."
+        )
     raise FileNotFoundError(
-        f"{folder} holds neither a run nor a student of this package (no rounds.json, no {RECORD_FILE}); give the "
-        "output_dir of a run."
+        f"{folder} holds neither a run nor a student of this package (no rounds.json, no {RECORD_FILE}), nor a "
+        "comparison; give the output_dir of a run or of a comparison."
     )
 
 
-def _finished(folder: Path, values: dict[str, Any], evaluation: StudentEvaluation | None) -> RunSummary:
+def _reason_against(folder: Path, found: StudentEvaluation, earlier: bool) -> str:
+    """Return why an evaluation does not belong to the student in a folder, or an empty string."""
+    if earlier:
+        return "is of an earlier student: this run has not ended; evaluate again when it has."
+    if not any(folder.glob("*.safetensors")):
+        return ""  # without weights nothing can be compared
+    if content_fingerprint(folder) == found.fingerprints["student"]:
+        return ""
+    return f"is of another student than the one in this folder; measure this one by: inheritune evaluate {folder.name}"
+
+
+def _cell(folder: Path) -> CellOf | None:
+    """Return the cell whose model a folder holds, if its comparison is finished and has chosen it."""
+    cell, comparison = folder.parent, folder.parent.parent
+    if folder.name != MODEL_FOLDER or not (comparison / RESULT_FILE).is_file():
+        return None
+    facts = _read(comparison / RESULT_FILE)
+    arm = next((item["arm"] for item in facts["cells"] if item["folder"] == cell.name), None)
+    return None if arm is None else CellOf(cell.name, arm, comparison.name, facts)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return _read(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
+
+
+def _finished(folder: Path, values: dict[str, Any], kept: Mapping[str, Any]) -> RunSummary:
     record = RunRecord.from_dict(values)
     curves = {name: _curve(points) for name, points in values.get("curves", {}).items()}
     if not curves:
@@ -124,11 +198,12 @@ def _finished(folder: Path, values: dict[str, Any], evaluation: StudentEvaluatio
         seed=values.get("seed"),
         laziness=(values.get("lazy_layers") or {}).get("sentence", ""),
         versions=record.lineage.versions,
-        evaluation=evaluation,
+        training=record.training,
+        **kept,
     )
 
 
-def _unfinished(folder: Path, state: Any, evaluation: StudentEvaluation | None) -> RunSummary:
+def _unfinished(folder: Path, state: RunState, kept: Mapping[str, Any]) -> RunSummary:
     recipe = {
         name.removeprefix("recipe."): value for name, value in state.identity.items() if name.startswith("recipe.")
     }
@@ -147,7 +222,8 @@ def _unfinished(folder: Path, state: Any, evaluation: StudentEvaluation | None) 
         target=target if state.reference is None else state.reference.loss,
         curves={"student": curve},
         seed=state.identity.get("args.seed"),
-        evaluation=evaluation,
+        training=state.training,
+        **kept,
     )
 
 

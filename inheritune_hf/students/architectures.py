@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -157,6 +157,29 @@ def sources_of(student: Architecture, names: Iterable[str]) -> dict[str, list[st
     return sources
 
 
+def join_sources(config: PreTrainedConfig, student: Architecture, sources: Mapping[str, Any]) -> torch.Tensor:
+    """
+    Return the one tensor of a model that `sources` fill, as Transformers joins them on load.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        student (`Architecture`): Its architecture.
+        sources (`Mapping[str, Any]`): What fills it, by name in files, as `sources_of` says; each is read by `[...]`.
+    """
+    converter: Any = None
+    for name in sorted(sources, key=dot_natural_key):
+        renamed, pattern = _converted_name(student, name)
+        if pattern is None:
+            tensor: torch.Tensor = sources[name][...]
+            return tensor
+        if converter is None:
+            found = (item for item in student.conversions if isinstance(item, WeightConverter))
+            converter = copy.deepcopy(next(item for item in found if pattern in item.source_patterns))
+        converter.add_tensor(renamed, name, pattern, sources[name][...])
+    joined: torch.Tensor = converter.convert(renamed, config=config)[renamed]
+    return joined
+
+
 def with_tied_names(student: Architecture, names: Iterable[str]) -> set[str]:
     """Return `names` and those of the student's tensors that share their storage."""
     filled = set(names)
@@ -164,6 +187,12 @@ def with_tied_names(student: Architecture, names: Iterable[str]) -> set[str]:
         if target in filled or origin in filled:
             filled |= {target, origin}
     return filled
+
+
+def without_twins(architecture: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `tensors`, by name in the model, without those that are tied to another one and are the same object."""
+    tied = architecture.tied
+    return {name: item for name, item in tensors.items() if name not in tied or tensors.get(tied[name]) is not item}
 
 
 def left_out_names(student: Architecture, parts: Sequence[str]) -> list[str]:
@@ -235,15 +264,19 @@ def _blocks(model: PreTrainedModel, block_list: str) -> Iterable[nn.Module]:
 
 def _name_in_model(architecture: Architecture, name: str) -> tuple[str | None, bool]:
     """Return how the model calls a tensor of a file, if at all, and whether it is joined with others on load."""
+    renamed, pattern = _converted_name(architecture, name)
+    return (renamed, pattern is not None) if renamed in architecture.parameters else (None, False)
+
+
+def _converted_name(architecture: Architecture, name: str) -> tuple[str, str | None]:
+    """Return what Transformers renames a tensor of a file to, and the pattern by which it is joined with others."""
     renamings: list[Any] = [item for item in architecture.conversions if isinstance(item, WeightRenaming)]
     converters: list[Any] = [item for item in architecture.conversions if isinstance(item, WeightConverter)]
     known: Any = architecture.parameters
     prefix = architecture.model_class.base_model_prefix
     renamed, pattern = rename_source_key(name, renamings, converters, prefix, known)
-    if renamed not in known and name in known:
-        # As Transformers does: a rule that leads nowhere is not followed.
-        renamed, pattern = name, None
-    return (renamed, pattern is not None) if renamed in known else (None, False)
+    # As Transformers does: a rule that leads nowhere is not followed.
+    return (name, None) if renamed not in known and name in known else (renamed, pattern)
 
 
 def _comes_along(architecture: Architecture, name: str, parts: Sequence[str]) -> bool:

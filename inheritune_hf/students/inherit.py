@@ -28,6 +28,7 @@ from .architectures import (
     random_tensors,
     sources_of,
     with_tied_names,
+    without_twins,
 )
 from .attention_scale import query_scales, scale_queries
 from .checkpoints import Choose, find_weights, open_tensors
@@ -43,7 +44,7 @@ from .references import (
     require_model_type,
 )
 from .selection import resolve_layers
-from .tensors import Unread, unread_tensor
+from .tensors import Unread, unread_once, unread_tensor
 
 Choice = int | str | Sequence[int]
 
@@ -194,6 +195,7 @@ def _inherit(
     tensors = _kept_tensors(
         opened, partial(kept_names, architecture, layers, parts=parts), use_safetensors, weights_only
     )
+    tensors = without_twins(blank, tensors)
     left_out = left_out_names(blank, parts)
     missing, mismatched = _gaps(blank, tensors, left_out)
     _refuse_gaps(opened.name, partial(name_in_reference, architecture, layers), missing, mismatched)
@@ -261,7 +263,8 @@ def _kept_tensors(
             raise ValueError(
                 f"{opened.name!r} is not wholly in memory ({absent[0]} is not): load it without offloading."
             )
-        return {given: unread_tensor(state[name]) for name, given in choose(state).items()}
+        opened_once = unread_once(state, unread_tensor)
+        return {given: opened_once[name] for name, given in choose(state).items()}
     refuse_adapter(opened)
     return open_tensors(find_weights(opened.source, use_safetensors, weights_only), choose)
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from ..configuration import PARTS, InherituneConfig
-from .architectures import Architecture, inspect_architecture, kept_names, left_out_names
+from .architectures import Architecture, inspect_architecture, kept_names, left_out_names, without_twins
 from .attention_scale import moves_scaled_blocks, query_scales
 from .checkpoints import Weights, find_weights_unfetched, needed_shards, size_on_hub
 from .config_fields import sliced_config
@@ -199,7 +199,8 @@ def _plan_file(
     path = source.find_at_hand(name)
     if path is not None and (weights.format == "safetensors" or is_readable_in_part(path)):
         tensors: dict[str, Unread] = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, True)
-        return FilePlan(name, path.stat().st_size, sum(tensors[item].nbytes for item in choose(tensors)), True, True)
+        named = without_twins(architecture, {given: tensors[item] for item, given in choose(tensors).items()})
+        return FilePlan(name, path.stat().st_size, sum(item.nbytes for item in named.values()), True, True)
     if path is not None:  # a file that is read whole or not at all
         return FilePlan(name, path.stat().st_size, path.stat().st_size, True, True)
     header = None

@@ -8,8 +8,9 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _DTYPES = {
 }
 
 # Bytes read at once where the type changes on the way: so few that they are still in the cache when they are converted.
+# Of a file that is mapped, bytes read between two looks at whether it is still whole.
 _PIECE = 2**20
 
 
@@ -79,6 +81,19 @@ class Unread:
 def unread_tensor(tensor: Tensor) -> Unread:
     """Return a tensor that is in memory already as one to be copied."""
     return Unread(tuple(tensor.shape), tensor.dtype, lambda dtype: tensor.detach().to(dtype, copy=True))
+
+
+def unread_once(tensors: Mapping[Any, Any], unread: Callable[[Tensor], Unread]) -> dict[str, Unread]:
+    """Return the tensors among `tensors` as `unread` makes them; those that are one in memory are one object."""
+    made: dict[Any, Unread] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if place not in made:
+                made[place] = unread(tensor)
+            found[str(name)] = made[place]
+    return found
 
 
 def open_safetensors(path: Path) -> dict[str, Unread]:
@@ -134,9 +149,7 @@ def open_bin(path: Path, weights_only: bool) -> dict[str, Unread]:
             path,
             path.stat().st_size,
         )
-    return {
-        str(name): _in_map(path, signature, tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor)
-    }
+    return unread_once(tensors, partial(_in_map, path, signature))
 
 
 def is_readable_in_part(path: Path) -> bool:
@@ -173,7 +186,13 @@ def _in_file(path: Path, signature: tuple[int, ...], begin: int, shape: tuple[in
 
 def _in_map(path: Path, signature: tuple[int, ...], tensor: Tensor) -> Unread:
     def read(wanted: torch.dtype) -> Tensor:
-        copied = tensor.to(wanted, copy=True)
+        copied = torch.empty(tensor.shape, dtype=wanted)
+        rows = tensor.detach() if tensor.dim() else tensor.detach()[None]
+        count = max(1, _PIECE * len(rows) // max(1, tensor.nbytes))
+        # Piece by piece: whoever reads a page that a shortened file no longer has is killed by the system.
+        for piece, stored in zip(torch.split(copied.view_as(rows), count), torch.split(rows, count), strict=True):
+            _check_unchanged(path, signature, os.stat(path))  # noqa: PTH116
+            piece.copy_(stored)
         _check_unchanged(path, signature, os.stat(path))  # noqa: PTH116
         return copied
 

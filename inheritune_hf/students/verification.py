@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ..records import RECORD_FILE, Lineage
-from .architectures import Architecture, inspect_architecture, kept_names
+from .architectures import Architecture, inspect_architecture, join_sources, kept_names, sources_of
 from .attention_scale import query_rows
 from .checkpoints import Source, find_weights, open_tensors
 from .config_fields import sliced_config
@@ -66,7 +67,7 @@ def verify_student(student: str | os.PathLike[str], reference: Reference | None 
     Check a saved student: lineage, shapes and, if it was not trained, identity with the reference's tensors.
 
     Then it is loaded as anyone loads it, by `AutoModelForCausalLM`, and generates with and without cache. Tensors are
-    compared one at a time.
+    compared one at a time, whether they lie one for each expert or joined.
 
     Args:
         student (`str` or `os.PathLike`):
@@ -81,18 +82,19 @@ def verify_student(student: str | os.PathLike[str], reference: Reference | None 
         `Verification`: The checks.
 
     Raises:
-        OSError: If there is no model in the folder.
+        OSError: If there is no model in the folder, or one of its files is missing or incomplete.
     """
     folder = Path(student)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"There is no student at {str(student)!r}: give a folder with config.json.")
     config = AutoConfig.from_pretrained(folder)
+    stored = open_tensors(find_weights(Source(str(folder))), lambda names: {name: name for name in names})
     trained = _is_trained(folder)
     lineage = getattr(config, "inheritune", None)
     if not isinstance(lineage, dict):
         checks = [Check("lineage", False, "config.json has no lineage (field `inheritune`)")]
     else:
-        checks = list(_against_reference(folder, config, Lineage.from_dict(lineage), trained, reference, kwargs))
+        checks = list(_against_reference(stored, config, Lineage.from_dict(lineage), trained, reference, kwargs))
     checks.extend(_in_use(folder))
     return Verification(str(student), trained, tuple(checks))
 
@@ -103,7 +105,7 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _against_reference(
-    folder: Path,
+    stored: Mapping[str, Unread],
     config: PreTrainedConfig,
     lineage: Lineage,
     trained: bool,
@@ -130,12 +132,11 @@ def _against_reference(
         return checks
     before = inspect_architecture(opened.config)
     blank = inspect_architecture(sliced_config(opened.config, lineage.kept_layers))
-    mine = open_tensors(find_weights(Source(str(folder))), partial(kept_names, blank, range(blank.depth)))
     checks.append(_shapes(inspect_architecture(config), blank))
     if trained:
         checks.append(Check("identity", None, "the student was trained, so its tensors are its own"))
     else:
-        checks.append(_identity(opened, before, lineage, mine))
+        checks.append(_identity(opened, before, blank, lineage, stored))
     return checks
 
 
@@ -146,32 +147,50 @@ def _shapes(student: Architecture, expected: Architecture) -> Check:
     return Check("shapes", True, f"{len(expected.parameters)} tensors have the shapes that the reference gives")
 
 
-def _identity(opened: OpenedReference, architecture: Architecture, lineage: Lineage, mine: dict[str, Unread]) -> Check:
-    choose = partial(kept_names, architecture, lineage.kept_layers, parts=lineage.inherited)
+def _identity(
+    opened: OpenedReference, before: Architecture, blank: Architecture, lineage: Lineage, stored: Mapping[str, Unread]
+) -> Check:
+    choose = partial(kept_names, before, lineage.kept_layers, parts=lineage.inherited)
     if opened.source is None:
         state: Any = opened.model.state_dict() if opened.model is not None else {}
         theirs: dict[str, Any] = {given: state[name] for name, given in choose(state).items()}
     else:
         theirs = dict(open_tensors(find_weights(opened.source), choose))
+    inherited = kept_names(blank, range(blank.depth), stored, lineage.inherited)
+    mine = {given: stored[name] for name, given in inherited.items()}
     compared, different = 0, []
-    for name, unread in mine.items():
-        if name not in theirs:
-            continue
-        expected = theirs[name][...].to(unread.dtype)
-        if lineage.query_scales:
-            rows = query_rows(architecture, name)
+    for name, found, expected in _pairs(opened.config, blank, mine, theirs):
+        compared += 1
+        if expected is not None and lineage.query_scales:
+            rows = query_rows(before, name)
             if rows is not None:
                 position, width = rows
-                expected = expected.clone()
+                expected = expected.to(found, copy=True)
                 expected[..., :width] *= lineage.query_scales[position]
-        compared += 1
-        if not torch.equal(unread[...], expected):
+        if expected is None or not torch.equal(found, expected.to(found)):
             different.append(name)
     if different:
         return Check("identity", False, f"{len(different)} of {compared} tensors differ, such as {different[0]}")
     if compared == 0:
         return Check("identity", False, "no tensor of the student is one of the reference")
     return Check("identity", True, f"{compared} tensors are the reference's, bit for bit")
+
+
+def _pairs(
+    config: PreTrainedConfig, blank: Architecture, mine: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
+    """Yield every tensor of the student with what the reference has for it, joined where only one of them is."""
+    given = sources_of(blank, theirs)
+    for name, sources in sources_of(blank, mine).items():
+        twins = [name, *(item for pair in blank.tied.items() if name in pair for item in pair)]
+        others = next((given[item] for item in twins if item in given), None)
+        if others is not None and set(others) == set(sources):
+            for item in sources:
+                yield item, mine[item][...], theirs[item][...]
+            continue
+        found = join_sources(config, blank, {item: mine[item] for item in sources})
+        expected = None if others is None else join_sources(config, blank, {item: theirs[item] for item in others})
+        yield name, found, expected
 
 
 def _in_use(folder: Path) -> list[Check]:

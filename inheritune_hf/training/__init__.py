@@ -1,6 +1,6 @@
 """Train and grow: the loop inside Transformers' own Trainer."""
 
-from .arguments import check_arguments
+from .arguments import check_arguments, check_output_dir, numeric_arguments
 from .callbacks import ReferenceLossStopCallback, RoundProgress, on_main_process
 from .collapse import CollapseCallback
 from .growth import first_layers
@@ -12,6 +12,8 @@ __all__ = [
     "ReferenceLossStopCallback",
     "RoundProgress",
     "check_arguments",
+    "check_output_dir",
     "first_layers",
+    "numeric_arguments",
     "on_main_process",
 ]

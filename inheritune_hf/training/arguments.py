@@ -8,16 +8,19 @@ import json
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
+from ..analysis import is_measured
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
 from ..data.streaming import PackedStream
 from .distribution import check_launch
+from .staging import check_identity, read_state
 
 #: Name of an argument that may be refused: (is it refused as it stands?, why, and what to do).
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
@@ -166,7 +169,7 @@ HONOURED: dict[str, str] = {
     "gradient_accumulation_steps": "The same in every round. Steps are optimizer steps.",
     "average_tokens_across_devices": "The same in every round.",
     "max_grad_norm": "The same in every round; over all parameters, those of frozen blocks included.",
-    "label_smoothing_factor": "In training only: a comparison is always of the plain loss.",
+    "label_smoothing_factor": "In training only: comparisons are of the plain loss. Refused with `distillation`.",
     "bf16": "In training and in every evaluation, the reference's included. Weights stay in float32.",
     "fp16": "As `bf16`. The loss scale begins afresh with each round, and goes on with `optimizer_state: keep`.",
     "tf32": "In the whole process, so the reference is measured with it too.",
@@ -174,8 +177,8 @@ HONOURED: dict[str, str] = {
     "activation_checkpointing_kwargs": "As `activation_checkpointing`.",
     "gradient_checkpointing": "The old name of `activation_checkpointing`.",
     "gradient_checkpointing_kwargs": "The old name of `activation_checkpointing_kwargs`.",
-    "torch_compile": "Blocks are compiled one by one and rounds share their graphs; with the recipe's compile_scope "
-    "'model' each round's student is compiled anew. What is saved is not compiled.",
+    "torch_compile": "For training, blocks are compiled one by one and rounds share their graphs; with the recipe's "
+    "compile_scope 'model' each round's student is compiled anew. What is saved is not compiled.",
     "torch_compile_backend": "As `torch_compile`.",
     "torch_compile_mode": "As `torch_compile`.",
     "liger_kernel_config": "Not read, since `use_liger_kernel` is refused.",
@@ -271,6 +274,11 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
             "lr_schedule 'continue' runs one schedule over all rounds, so it needs their length: set max_steps to the "
             "steps of all rounds together."
         )
+    if config.distillation_weights and args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} would take the place of the recipe's distillation: "
+            "set it to 0, or leave distillation out."
+        )
     if args.max_steps == 0:
         raise ValueError("max_steps must be above 0 to cap all rounds together, or -1 for no cap, got 0.")
     ready = copy.copy(args)
@@ -295,7 +303,28 @@ def run_identity(args: TrainingArguments, config: InherituneConfig, facts: dict[
     runs) is not part of it.
     """
     recipe = {f"recipe.{name}": value for name, value in config.to_dict().items() if name != "max_layers"}
-    return {**recipe, **{f"args.{name}": _plain(getattr(args, name)) for name in NUMERIC_ARGUMENTS}, **facts}
+    return {**recipe, **{f"args.{name}": value for name, value in numeric_arguments(args).items()}, **facts}
+
+
+def numeric_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """Return the training arguments that change the numbers of a run."""
+    return {name: _plain(getattr(args, name)) for name in _NUMERIC}
+
+
+def check_output_dir(args: TrainingArguments, config: InherituneConfig) -> None:
+    """
+    Refuse an output folder that holds a run of other settings, as far as that can be told without reference and data.
+
+    Raises:
+        ValueError: If it does; every difference is named.
+    """
+    folder = Path(args.output_dir or "trainer_output")
+    found = read_state(folder) if args.should_save else None
+    if found is not None:
+        mine = run_identity(args, config, {})
+        if is_measured(config.keep_layers):
+            del mine["recipe.keep_layers"]  # which layers they are is known later
+        check_identity(folder, {name: value for name, value in found.identity.items() if name in mine}, mine)
 
 
 def dataset_fingerprint(dataset: Any) -> str | None:
@@ -333,7 +362,7 @@ def _changes_batches(config: Any) -> bool:
 
 
 #: Arguments that change the numbers of a run.
-NUMERIC_ARGUMENTS = (
+_NUMERIC = (
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",

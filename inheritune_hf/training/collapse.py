@@ -1,4 +1,4 @@
-"""Lazy layers during training: a callback that measures the student, and its reference, on the same sequences."""
+"""Lazy layers during training: a callback that measures the student, and compares it with its reference."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ class CollapseCallback(TrainerCallback):
     """
     Measure how far attention has collapsed, every few evaluations and at the end, on the main process.
 
-    With `InherituneTrainer` the reference is measured too, when its loss is, so that `verdict` can answer the paper's
-    question. Training is not changed: no random number is drawn, and the model is left as it was. A model whose
-    parameters are sharded over processes (FSDP, ZeRO-3) cannot be measured in this way.
+    Training is not changed: no random number is drawn, and the model is left as it was. A model whose parameters are
+    sharded over processes (FSDP, ZeRO-3) cannot be measured in this way.
 
     Args:
         sequences (`torch.Tensor` of shape `(sequences, tokens)`, or rows with `input_ids`):
@@ -29,9 +28,11 @@ class CollapseCallback(TrainerCallback):
             Gets the figures: `trainer.log` hands them to the trackers.
         tolerance (`float`, *optional*, defaults to `0.5`):
             MaxRank above 1 that still counts as near rank-1.
+        reference (`CollapseReport`, *optional*):
+            The reference's report on the same sequences, by `measure_collapse`: with it `verdict` answers the paper's
+            question.
 
     Attributes:
-        reference (`CollapseReport`, *optional*): The reference's report.
         history (`list[tuple[int, CollapseReport]]`): Optimizer steps and the student's reports.
 
     Raises:
@@ -44,6 +45,7 @@ class CollapseCallback(TrainerCallback):
         every: int = 1,
         log: Callable[[dict[str, float]], None] | None = None,
         tolerance: float = NEAR_RANK_ONE,
+        reference: CollapseReport | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be 1 evaluation or more, got {every}.")
@@ -51,9 +53,16 @@ class CollapseCallback(TrainerCallback):
         self.every = every
         self.log = log
         self.tolerance = tolerance
-        self.reference: CollapseReport | None = None
+        self.reference = reference
         self.history: list[tuple[int, CollapseReport]] = []
         self._evaluations = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the trackers of the reference, if it was measured."""
+        if self.reference is not None and state.is_world_process_zero:
+            self._tell("reference_collapse", self.reference)
 
     def on_evaluate(
         self,
@@ -64,18 +73,12 @@ class CollapseCallback(TrainerCallback):
         metrics: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Measure the reference once, and the student every so many evaluations."""
-        if model is None or not state.is_world_process_zero:
+        """Measure the student every so many evaluations of the selection set."""
+        if model is None or not state.is_world_process_zero or "eval_loss" not in (metrics or {}):
             return
-        names = metrics or {}
-        if any(name.startswith("reference") for name in names):
-            if self.reference is None:
-                self.reference = self._measure(model)
-                self._tell("reference_collapse", self.reference)
-        elif "eval_loss" in names:
-            self._evaluations += 1
-            if self._evaluations % self.every == 0:
-                self._measure_student(model, state.global_step)
+        self._evaluations += 1
+        if self._evaluations % self.every == 0:
+            self._measure_student(model, state.global_step)
 
     def on_train_end(
         self,
@@ -91,18 +94,15 @@ class CollapseCallback(TrainerCallback):
             self._measure_student(model, state.global_step)
 
     def verdict(self) -> LazinessComparison | None:
-        """Say whether the student has fewer lazy layers than its reference; None until both have been measured."""
+        """Say whether the student has fewer lazy layers than its reference; None while one is not measured."""
         if self.reference is None or not self.history:
             return None
         return compare_laziness(self.history[-1][1], self.reference, self.tolerance)
 
     def _measure_student(self, model: PreTrainedModel, step: int) -> None:
-        report = self._measure(model)
+        report = measure_collapse(model, self.sequences, controls=False, blocks=False)
         self.history.append((step, report))
         self._tell("collapse", report)
-
-    def _measure(self, model: PreTrainedModel) -> CollapseReport:
-        return measure_collapse(model, self.sequences, controls=False, blocks=False)
 
     def _tell(self, prefix: str, report: CollapseReport) -> None:
         if self.log is not None:

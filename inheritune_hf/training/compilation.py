@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..configuration import InherituneConfig
@@ -30,3 +32,14 @@ def compile_blocks(model: PreTrainedModel, compiler: dict[str, Any] | None) -> N
     blocks: Any = model.get_submodule(inspect_architecture(model.config).block_list)
     for block in blocks:
         block.compile(**compiler)
+
+
+def as_written(compiler: dict[str, Any] | None) -> contextlib.AbstractContextManager[Any]:
+    """
+    Let compiled blocks run as they are written within this context: as models are evaluated.
+
+    Batches of an evaluation have as many widths as there are documents shorter than a sequence, and each would be a
+    graph. The compiler stops at a few graphs for each function, without an error, and a reference that is evaluated
+    first would leave none for training.
+    """
+    return contextlib.nullcontext() if compiler is None else torch.compiler.set_stance("force_eager")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .. import __version__
 from ..analysis.attention import find_blocks
 from ..analysis.measurement import weights_fingerprint
-from ..configuration import DISTILLATION_LOSSES
+from ..configuration import DISTILLATION_LOSSES, InherituneConfig
 from ..students.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
 from .feeding import row_length
 from .top_k import TopKStore
@@ -203,6 +203,11 @@ def block_map(kept: tuple[int, ...], blocks: int, depth: int) -> tuple[int, ...]
     return tuple((place + 1) * depth // blocks - 1 for place in range(blocks))
 
 
+def compares_states(recipe: InherituneConfig) -> bool:
+    """Return whether the recipe's distillation compares hidden states."""
+    return any((recipe.distillation_weights or {}).get(name) for name in OF_STATES)
+
+
 class Teacher:
     """
     The reference beside a student in training: its outputs for each batch, and the losses that compare with them.
@@ -361,6 +366,8 @@ def with_teacher(trainer: InherituneTrainer) -> Iterator[None]:
     else:
         auto: Any = AutoModelForCausalLM
         model = auto.from_pretrained(reference, **{**trainer.reference_kwargs, "dtype": dtype})
+    if compares_states(recipe):
+        _check_width(trainer.student, model)
     kept = tuple(trainer.student.config.inheritune["kept_layers"])
     model.to(trainer.args.device)
     trainer.teacher = Teacher(model, weights, recipe.distillation_temperature, kept, _store(trainer, model))
@@ -368,6 +375,15 @@ def with_teacher(trainer: InherituneTrainer) -> Iterator[None]:
         yield
     finally:
         trainer.teacher = None
+
+
+def _check_width(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    own, taught = (item.config.get_text_config(decoder=True).hidden_size for item in (student, teacher))
+    if own != taught:
+        raise ValueError(
+            f"hidden_mse and hidden_cosine compare states of one width, and the student's have {own} channels, the "
+            f"teacher's {taught}: leave them out of distillation."
+        )
 
 
 def _store(trainer: InherituneTrainer, model: PreTrainedModel) -> TopKStore | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from ..data.streaming import PLACE, PackedStream, Places, StreamCollator
 from ..evaluation import document_ids
 from ..records import write_json
 from .losses import LossTrainer
+
+# What is counted of a stream.
+_MET = ("damaged", "left_out", "shared", "near")
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
@@ -76,10 +80,12 @@ class StreamedTrainer(LossTrainer):
     A `Trainer` that goes on in a `PackedStream` exactly where a checkpoint stopped; other data sets are left to it.
 
     Each batch of a stream carries its place. What is saved is the place after the last batch that was trained on, not
-    the last that was read ahead. The epoch that is logged is the number of whole passes over the stream.
+    the last that was read ahead. The epoch that is logged is the number of whole passes over the stream, by all.
     """
 
     places: Places | None = None
+    #: Passes, and what was met in the stream, of all processes together, when they last looked; set with `places`.
+    met: Mapping[str, int]
 
     @property
     def stream(self) -> PackedStream | None:
@@ -92,6 +98,7 @@ class StreamedTrainer(LossTrainer):
             return
         if not checkpoint:
             self.places = Places()
+            self._meet(self.places)
             return
         path = _places_file(checkpoint, self.args.process_index)
         try:
@@ -101,6 +108,7 @@ class StreamedTrainer(LossTrainer):
                 f"{checkpoint} does not say where process {self.args.process_index} was in the stream ({error}); "
                 "remove the checkpoint."
             ) from error
+        self._meet(self.places)
 
     def save_stream(self, checkpoint: Path) -> None:
         """Write where this process is in the stream into a checkpoint that is not sealed yet."""
@@ -138,18 +146,24 @@ class StreamedTrainer(LossTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the passes over a stream for an epoch, and what this process met in it that it should not have."""
+        """Log with the passes over a stream for an epoch, and what was met in it that should not have been."""
         if self.places is not None:
-            self.state.epoch = float(self.places.passes)
-            counts = {f"stream_{name}": self.places.total(name) for name in ("damaged", "left_out", "shared", "near")}
-            logs = {**logs, **{name: count for name, count in counts.items() if count}}
+            self.state.epoch = float(self.met["passes"])
+            logs = {**logs, **{f"stream_{name}": count for name, count in self.met.items() if count and name in _MET}}
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save with the passes over a stream for an epoch."""
-        if self.places is not None:
-            self.state.epoch = float(self.places.passes)
-        super()._save_checkpoint(model, trial)
+    def _meet(self, places: Places) -> None:
+        own = [places.passes, *(places.total(name) for name in _MET)]
+        found = self.accelerator.gather(torch.tensor([own], device=self.args.device))
+        self.met = {"passes": int(found[:, 0].min()), **dict(zip(_MET, found[:, 1:].sum(0).tolist(), strict=True))}
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Before anything is logged or saved, let all processes say how far they are in the stream."""
+        control = self.control  # the same in all processes, which log, evaluate and save together
+        if self.places is not None and (control.should_log or control.should_evaluate or control.should_save):
+            self._meet(self.places)
+            self.state.epoch = float(self.met["passes"])
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
 
 def _places_file(checkpoint: Path, process: int) -> Path:

@@ -24,11 +24,18 @@ def slow_settings(model: PreTrainedModel, device: torch.device, precision: str) 
         major = torch.cuda.get_device_capability(device)[0]
         if precision == "bf16" and major < 8:
             found.append("bf16 on a GPU that only imitates it; use fp16")
-        if precision == "no" and major >= 8 and torch.get_float32_matmul_precision() == "highest":
+        if precision == "no" and major >= 8 and not _uses_tf32():
             found.append("float32 on a GPU with faster units for bf16 and TF32; use bf16, or tf32")
     if getattr(model.config, "_attn_implementation", None) == "eager" and getattr(model, "_supports_sdpa", False):
         found.append("attention written out ('eager'); use attn_implementation 'sdpa'")
     return found
+
+
+def _uses_tf32() -> bool:
+    # From torch 2.9 on there are two ways to set it, and the older getter raises where the newer one was used.
+    if hasattr(torch.backends, "fp32_precision"):
+        return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _cpu_multiplies(precision: str) -> bool:

@@ -42,6 +42,9 @@ class LossTrainer(ValidatedTrainer):
         why = self._why_own_loss() or self.why_full_logits()
         if why is not None:
             method, why = "full", why if self.loss in ("auto", "full") else f"not {self.loss}: {why}"
+        elif self.teacher is not None and self.loss != "full":
+            why = "two models' logits are compared"
+            method, why = "chunked", why if self.loss in ("auto", "chunked") else f"not {self.loss}: {why}"
         else:
             method, why = choose_loss(
                 self.loss,
@@ -70,10 +73,10 @@ class LossTrainer(ValidatedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Compute the loss as Trainer does, but with a teacher or from the last hidden states where that was chosen."""
-        if self.teacher is not None:
-            with self.teacher.teaching(self.bare_model, inputs, self.why_full_logits() is not None):
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         method = self.loss_method()
+        if self.teacher is not None:
+            with self.teacher.teaching(self.bare_model, inputs, method == "full"):
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if method == "full":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with loss_of_hidden(self.bare_model, functools.partial(mean_loss, method=cast(Method, method))):

@@ -22,7 +22,7 @@ from ..data import CausalCollator
 from ..evaluation import Validation
 from ..records import write_json
 from ..students import Reference
-from ..students.checkpoints import commit_of, find_weights
+from ..students.checkpoints import TRANSPORT_ARGUMENTS, commit_of, find_weights
 from ..students.references import find_config, locate
 from .arguments import dataset_fingerprint
 from .callbacks import on_main_process
@@ -88,7 +88,7 @@ def content_fingerprint(reference: Reference, **kwargs: Any) -> str:
     config = find_config(source)
     if commit_of(config) is not None:
         return weights_fingerprint(reference, **kwargs)  # a commit never changes
-    options = {name: str(value) for name, value in sorted(kwargs.items()) if name != "token"}
+    options = {name: str(value) for name, value in sorted(kwargs.items()) if name not in TRANSPORT_ARGUMENTS}
     digest = hashlib.sha256(config.read_bytes() + json.dumps(options).encode())
     weights = find_weights(source)
     for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):

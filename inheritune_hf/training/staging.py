@@ -24,7 +24,8 @@ from ..records import Outcome, Round, write_json
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = "_inheritune"
+#: What a run keeps for itself, in its output folder.
+RUN_FOLDER = "_inheritune"
 _STATE = "state.json"
 _SEAL = "inheritune_state.json"
 _SETTLED = 50_000_000  # nanoseconds
@@ -99,7 +100,7 @@ def read_state(output_dir: Path) -> RunState | None:
     Raises:
         ValueError: If the folder holds checkpoints of some other training, or the state file is damaged.
     """
-    path = output_dir / _FOLDER / _STATE
+    path = output_dir / RUN_FOLDER / _STATE
     if not path.is_file():
         strangers = sorted(item.name for item in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
         if strangers:
@@ -127,7 +128,7 @@ def read_state(output_dir: Path) -> RunState | None:
 def write_state(output_dir: Path, state: RunState) -> None:
     """Write the state of the run in `output_dir`, atomically."""
     write_json(
-        output_dir / _FOLDER / _STATE,
+        output_dir / RUN_FOLDER / _STATE,
         {
             "identity": dict(state.identity),
             "layers": list(state.layers),
@@ -159,9 +160,14 @@ def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping
         )
 
 
+def keep_losses(output_dir: Path, round_index: int, losses: Validation) -> None:
+    """Keep the losses per document with which a round was judged: its checkpoint may go."""
+    write_json(output_dir / RUN_FOLDER / f"losses-{round_index:02d}.json", losses.to_dict())
+
+
 def round_folder(output_dir: Path, round_index: int) -> Path:
     """Return the folder of a round's starting point."""
-    return output_dir / _FOLDER / f"round-{round_index:02d}"
+    return output_dir / RUN_FOLDER / f"round-{round_index:02d}"
 
 
 def stage_round(

@@ -31,20 +31,22 @@ from ..evaluation import Validation, compare_losses
 from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
+from ..students.checkpoints import SOURCE_ARGUMENTS
 from .arguments import check_arguments, dataset_fingerprint, run_identity
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .collection import quick_collection
-from .compilation import block_compiler, compile_blocks
+from .compilation import as_written, block_compiler, compile_blocks
 from .distillation import with_teacher
 from .distribution import DistributedTrainer, build_whole_models
 from .feeding import check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
-from .reference_loss import measure_reference
+from .reference_loss import content_fingerprint, measure_reference
 from .staging import (
     RunState,
     Seal,
     check_identity,
+    keep_losses,
     last_checkpoint,
     read_state,
     read_trainer_state,
@@ -53,6 +55,7 @@ from .staging import (
     unseal_checkpoint,
     write_state,
 )
+from .trackers import one_run
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +120,8 @@ class InherituneTrainer(DistributedTrainer):
         self._first_layers = layers
         check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
-            check_tokenizer(processing_class, self.reference_config.get_text_config(decoder=True).vocab_size)
+            text = self.reference_config.get_text_config(decoder=True)
+            check_tokenizer(processing_class, text.vocab_size, getattr(text, "eos_token_id", None))
         self._round_callback = RoundCallback()
         build_whole_models()
         skeleton = self.skeleton(layers)
@@ -282,6 +286,10 @@ class InherituneTrainer(DistributedTrainer):
         """Return the student with which a round begins; `before` is the last round's last checkpoint, if any."""
         return next_student(self, state, before)
 
+    def tell_round(self, finished: Round) -> None:
+        """Tell the log and the trackers how a round ended."""
+        tell_round(self, finished)
+
     def _run_round(self) -> float:
         """Train the current student to the end of its round, judge it, and write down what comes next."""
         self._stage()
@@ -304,6 +312,9 @@ class InherituneTrainer(DistributedTrainer):
                 logger.info("interrupted at step %d; the same command goes on from there", self.state.global_step)
                 return training_loss
             folder, seal = self._last_checkpoint()
+        elif seal.validated_at != seal.step:  # the budget was lowered to where the run had come
+            self.evaluate()
+            seal = dataclasses.replace(seal, validation=self.validations["eval"], validated_at=seal.step)
         self._conclude(seal)
         return training_loss
 
@@ -356,9 +367,11 @@ class InherituneTrainer(DistributedTrainer):
             raise ValueError(f"The checkpoint of step {seal.step} ends a round but was not evaluated.")
         match = on_main_process(self._compare(seal.validation))
         finished = finished_round(self, state, seal, match)
+        if self.args.should_save:
+            keep_losses(self.output_dir, state.round_index, seal.validation)
         self._state = conclude(state, finished, self.inheritune_config, self.reference_depth, self.budget)
         self._write(self._state)
-        tell_round(self, finished)
+        self.tell_round(finished)
 
     # Pieces of the loop
 
@@ -391,6 +404,10 @@ class InherituneTrainer(DistributedTrainer):
         return None if self.inheritune_config.target == "reference" else float(self.inheritune_config.target)
 
     def _facts(self) -> dict[str, Any]:
+        # Weights, not names: a folder's may be replaced, a branch may move, and a loaded model has no name.
+        named = ("dtype", *SOURCE_ARGUMENTS)
+        options = {name: value for name, value in self.reference_kwargs.items() if name in named}
+        weights = content_fingerprint(self.reference, **options) if self.args.process_index == 0 else None
         name = self.reference.name_or_path if isinstance(self.reference, PreTrainedModel) else str(self.reference)
         return {
             **self.stream_facts(),
@@ -398,8 +415,10 @@ class InherituneTrainer(DistributedTrainer):
             "reference": name,
             "reference.revision": self.reference_kwargs.get("revision"),
             "reference.layers": self.reference_depth,
+            "reference.weights": on_main_process(weights),
             "train_dataset": dataset_fingerprint(self.train_dataset),
             "eval_dataset": dataset_fingerprint(self.eval_dataset),
+            "document_boundaries": getattr(self.data_collator, "end_token_id", None) is not None,
         }
 
     def _show_one_run(self) -> None:
@@ -407,7 +426,7 @@ class InherituneTrainer(DistributedTrainer):
         before = self.callback_handler
         callbacks = [RoundProgress() if type(item) is ProgressCallback else item for item in before.callbacks]
         self.callback_handler = self._rounds_handler = RoundsCallbackHandler(
-            callbacks, self.model, self.processing_class, self.optimizer, self.lr_scheduler
+            one_run(callbacks, self.output_dir), self.model, self.processing_class, self.optimizer, self.lr_scheduler
         )
 
     def _describe_round(self) -> None:
@@ -427,7 +446,8 @@ class InherituneTrainer(DistributedTrainer):
     ) -> dict[str, float]:
         """Measure the student; before `train()` there is none. Within a round, two matches in a row may end it."""
         self._require_student()
-        metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with as_written(self._compiler):
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.is_in_train and metric_key_prefix == "eval":
             now = self._compare(self.validations["eval"]).matched
             if self.inheritune_config.match_at == "evaluation":
@@ -435,7 +455,16 @@ class InherituneTrainer(DistributedTrainer):
                 if self._confirmed:
                     self.control.should_save = self.control.should_training_stop = True
             self._matched_before, self._validated_at = now, self.state.global_step
+            self._save_before_stopping()
         return metrics
+
+    def _maybe_log_save_evaluate(self, *settings: Any, **named: Any) -> None:
+        self._save_before_stopping()
+        super()._maybe_log_save_evaluate(*settings, **named)
+
+    def _save_before_stopping(self) -> None:
+        # Whoever stops a run wants to go on from there.
+        self.control.should_save = self.control.should_save or self.control.should_training_stop
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

@@ -163,6 +163,11 @@ def test_kinds_come_from_the_config_or_from_the_blocks():
     by_type = {pair.values[0]: pair.values[1] for pair in PAIRS}
     assert attention_kinds(build("gpt_neo", by_type["gpt_neo"], "eager"))[:2] == ("attention", "sliding_attention")
     assert attention_kinds(build("gemma2", by_type["gemma2"], "eager"))[:2] == ("sliding_attention", "attention")
+    # One window for all layers, and no list.
+    for kind in ("phi3", "starcoder2", "mixtral"):
+        shape = {name: value for name, value in by_type[kind].items() if name != "sliding_window"}
+        assert set(attention_kinds(build(kind, {**shape, "sliding_window": 4}, "eager"))) == {"sliding_attention"}
+        assert set(attention_kinds(build(kind, {**shape, "sliding_window": None}, "eager"))) == {"attention"}
 
 
 def test_reduced_precision_keeps_a_float32_softmax():

@@ -4,17 +4,28 @@ import copy
 import dataclasses
 import hashlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from lazy_models import HEADS, LAYERS, VOCABULARY, tiny_model
+from lazy_models import HEADS, LAYERS, VOCABULARY, collapse_layers, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inheritune_hf.analysis import CollapseReport, approximate_rank, compare_laziness, measure_collapse
 from inheritune_hf.analysis import measurement as measurement_module
-from inheritune_hf.analysis.measurement import as_tokens, batches_of, head_maps, scores_folder, weights_fingerprint
+from inheritune_hf.analysis.collapse import attention_entropy, column_mass, sink_share, uniform_attention
+from inheritune_hf.analysis.measurement import (
+    as_tokens,
+    batches_of,
+    head_maps,
+    random_twin,
+    scores_folder,
+    weights_fingerprint,
+)
+
+OnGpu = SimpleNamespace(device=torch.device("cuda", 0))
 
 
 def fast(model, sequences, **changes):
@@ -67,6 +78,43 @@ def test_controls(model, sequences):
     assert set(report.max_ranks(random=True)) == {float(report.uniform.ranks[report.shares.index(0.9)])}
     assert report.avg_masses(random=True)[0] > report.uniform.masses[0] - 3
     assert fast(model, sequences).random == ()
+
+
+def test_sliding_layers_have_a_control_of_their_own(sequences):
+    """Uniform attention within the window is what layers that slide are held against, where the window is narrower."""
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gemma2", num_hidden_layers=2, sliding_window=6, head_dim=8, num_key_value_heads=1, **shape
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    report = fast(model, sequences[:4])
+    assert [item.kind for item in report.layers] == ["sliding_attention", "attention"]
+    assert [report.uniform_of(layer).window for layer in range(2)] == [6, None]
+    for layer, window in ((0, 6), (1, None)):
+        attention, control = uniform_attention(24, window), report.uniform_of(layer)
+        assert control.ranks == tuple(int(approximate_rank(attention, tau)) for tau in report.shares)
+        assert control.masses == tuple(int(column_mass(attention, eta)) for eta in report.shares)
+        assert control.entropy == pytest.approx(float(attention_entropy(attention)))
+        assert control.sink == pytest.approx(float(sink_share(attention)))
+    assert report.sliding.ranks[2] > report.uniform.ranks[2]
+    assert CollapseReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    # The window holds all of a shorter sequence.
+    short = fast(model, sequences[:4, :6])
+    assert short.sliding is None
+    assert short.uniform_of(0) == short.uniform
+
+
+def test_the_twin_of_a_spread_model_stays_in_main_memory(model, monkeypatch):
+    """A model on several devices has a twin whose parts go to the device of the inputs only while they run."""
+    moved = []
+    monkeypatch.setattr(measurement_module, "cpu_offload", lambda twin, device: moved.append(device) or twin)
+    spread = copy.deepcopy(model)
+    assert random_twin(spread).device.type == "cpu"
+    spread.hf_device_map = {"transformer.wte": 0, "transformer.h": "cpu"}
+    monkeypatch.setattr(spread, "get_input_embeddings", lambda: SimpleNamespace(parameters=lambda: iter([OnGpu])))
+    assert random_twin(spread).device.type == "cpu"
+    assert moved == [torch.device("cuda", 0)]
 
 
 def test_model_is_left_as_it_was(model, sequences):
@@ -313,5 +361,40 @@ def test_the_papers_question_is_answered(model, collapsed, sequences):
     assert comparison.sentence.startswith("The student has fewer lazy layers than its reference: 0 of 6 against 3 of 6")
     assert "more lazy layers" in compare_laziness(reference, student).sentence
     assert "as many lazy layers as its reference, which has none" in compare_laziness(student, student).sentence
-    with pytest.raises(ValueError, match="Models are compared on the same sequences only, got 40 of 24 tokens"):
-        compare_laziness(student, fast(collapsed, sequences[:, :20]))
+    for others in (sequences[:, :20], (sequences + 1) % VOCABULARY):
+        with pytest.raises(ValueError, match="Models are compared on the same sequences only, got 40 of 24 tokens"):
+            compare_laziness(student, fast(collapsed, others))
+
+
+def lazy_layers(repository, cache, sequences, **where):
+    """Measure what is on the Hub; returns the lazy layers and the fingerprint of the weights."""
+    options = {"controls": False, "blocks": False, "cache_dir": cache, "dtype": torch.float32}
+    report = measure_collapse(repository, torch.tensor(sequences), **options, **where)
+    return report.lazy_layers(), report.weights
+
+
+@pytest.fixture
+def commits(hub, tmp_path):
+    """Two commits of one repository: an ordinary model, then one whose last layers have collapsed."""
+    found = []
+    for name, layers in (("first", ()), ("second", (4, 5))):
+        collapse_layers(tiny_model(), layers).save_pretrained(tmp_path / name)
+        found.append(hub.add("me/measured", tmp_path / name))
+    return found
+
+
+def lazy_at(on_hub, folder, tokens, **where):
+    """The same in a client process."""
+    return on_hub(lazy_layers, "me/measured", folder / "scores", tokens, **where)
+
+
+def test_a_revision_of_the_hub_is_measured(commits, hub, on_hub, sequences, tmp_path):
+    """Each revision has its own scores; asked for again, nothing is loaded."""
+    tokens = sequences[:8].tolist()
+    newest, first = lazy_at(on_hub, tmp_path, tokens), lazy_at(on_hub, tmp_path, tokens, revision=commits[0])
+    assert newest[0] == [4, 5]
+    assert first[0] == []
+    assert newest[1] != first[1]
+    hub.clear()
+    assert lazy_at(on_hub, tmp_path, tokens, revision=commits[0]) == first
+    assert not any(entry["path"].endswith(".safetensors") for entry in hub.log)

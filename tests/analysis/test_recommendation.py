@@ -18,6 +18,7 @@ from inheritune_hf.analysis import (
     loss_without,
     measure_collapse,
     recommend_layers,
+    recommendation,
     resolve_measured,
 )
 from inheritune_hf.analysis.recommendation import lazy_tail_start
@@ -35,7 +36,9 @@ def report_of(ranks, sequences=40, blocks=None, masses=None):
         LayerScores(layer, "attention", counts(row), counts(masses[layer] if masses else row), (0.0,), (0.0,))
         for layer, row in enumerate(rows)
     )
-    return CollapseReport("made", "gpt2", "", "", sequences, 100, (0.9,), layers, Uniform((5,), (30,)), blocks=blocks)
+    return CollapseReport(
+        "made", "gpt2", "", "", sequences, 100, (0.9,), layers, Uniform((5,), (30,), 3.0, 0.1), blocks=blocks
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_a_lazy_tail_is_cut(sequences):
     assert advice.interval == (3, 3)
     assert advice.tail_share == 1
     assert advice.by_measure["rank"] == (0, 1, 2)
-    assert set(advice.by_measure) == {"rank", "influence", "angular"}
+    assert set(advice.by_measure) == {"rank", "influence", "angular", "loss"}
     assert any(
         line.startswith("AvgRank of layers 3:6 is 1.00, AvgRank of those before is ") for line in advice.evidence
     )
@@ -161,13 +164,32 @@ def test_layers_by_loss_are_verified_after_each_removal(model, sequences):
     assert layers_by_measure(model, "loss", LAYERS, tokens) == tuple(range(LAYERS))
 
 
+def test_removals_are_kept_one_by_one(model, sequences, tmp_path, monkeypatch):
+    """What a search by loss has removed is found again, for any number of layers, also where it was cut short."""
+    tokens, runs = sequences[:4], []
+    fresh = {count: layers_by_measure(model, "loss", count, tokens) for count in (3, 4)}
+    monkeypatch.setattr(recommendation, "loss_without", lambda *given: runs.append(1) or loss_without(*given))
+    cached = {"cache_dir": tmp_path}
+    assert layers_by_measure(model, "loss", 4, tokens, **cached) == fresh[4]
+    assert len(runs) == 6 + 5
+    assert layers_by_measure(model, "loss", 3, tokens, **cached) == fresh[3]
+    assert len(runs) == 6 + 5 + 4
+    assert layers_by_measure(model, "loss", 4, tokens, **cached) == fresh[4]
+    assert layers_by_measure(model, "loss", 3, tokens, **cached) == fresh[3]
+    assert len(runs) == 6 + 5 + 4
+    with pytest.raises(ValueError, match=r"keep_layers must be between 1 and 6 .* got 7"):
+        layers_by_measure(model, "loss", 7, tokens, **cached)
+    assert layers_by_measure(model, "loss", 4, sequences[4:8], **cached) is not None
+    assert len(runs) > 6 + 5 + 4
+
+
 def test_from_a_path_and_with_a_cache(model, sequences, tmp_path):
     """All choices work on a path too; measures that were cached are not measured again."""
     model.save_pretrained(tmp_path / "model")
     for choice in ("auto", "rank:2", "influence:2", "angular:2", "loss:5"):
         layers = resolve_measured(tmp_path / "model", choice, sequences[:4], cache_dir=tmp_path / "scores")
         assert layers == resolve_measured(model, choice, sequences[:4])
-    assert len(list((tmp_path / "scores").iterdir())) == 2  # with and without blocks
+    assert len(list((tmp_path / "scores").iterdir())) == 3  # with and without blocks, and what was removed
 
 
 def test_layers_without_softmax_attention_stay():

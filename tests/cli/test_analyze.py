@@ -1,12 +1,14 @@
 """`inheritune analyze`, and layers chosen by a measure, as commands."""
 
 import json
+import shutil
 
 import pytest
 from test_cli import STORIES, reference  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM
 
 import inheritune_hf.analysis.measurement as measurement
+from inheritune_hf import InheritedGPT2
 from inheritune_hf.analysis import CollapseReport
 from inheritune_hf.cli import main
 
@@ -41,12 +43,14 @@ def test_analyze_writes_and_prints(reference, text, tmp_path, capsys, scores):  
     }
     report = CollapseReport.from_json(tmp_path / "out" / "collapse.json")
     assert (report.sequences, report.tokens, report.depth) == (30, 32, 4)
-    printed = capsys.readouterr().out
+    printed, shown = capsys.readouterr()
+    assert "layer/s]" in shown  # a bar with the time left
     assert "MaxRank" in printed
     assert "keep_layers: 2 of 4 (experimental; basis: half)" in printed
     (kept,) = scores.iterdir()
     before = kept.stat().st_mtime_ns
     assert main([*words, "--tau", "0.8"]) == 0
+    assert "layer/s]" not in capsys.readouterr().err
     assert kept.stat().st_mtime_ns == before
     assert main([*words, "--heads", "1:0", "3:1"]) == 0
     drawn = CollapseReport.from_json(tmp_path / "out" / "collapse.json").maps
@@ -55,6 +59,20 @@ def test_analyze_writes_and_prints(reference, text, tmp_path, capsys, scores):  
     with pytest.raises(SystemExit):
         main([*words, "--heads", "1-0"])
     assert "a head is LAYER:HEAD, both counted from 0, such as 4:2; got '1-0'" in capsys.readouterr().err
+
+
+def test_analyze_a_revision_of_the_hub(reference, text, tmp_path, hub, on_hub):  # noqa: F811
+    """What a Hub id names at a revision is analysed, not what came after it."""
+    first = hub.add("me/analysed", reference)
+    shallow = shutil.copytree(reference, tmp_path / "shallow")
+    InheritedGPT2.from_pretrained(reference, keep_layers=2).save_pretrained(shallow)
+    hub.add("me/analysed", shallow)
+    depths = []
+    for words in ([], ["--revision", first]):
+        out = ["--files", text, "--sequences", "2", "--no-controls", "--no-blocks", "--output", str(tmp_path / "out")]
+        assert on_hub(main, ["analyze", "me/analysed", *words, *out]) == 0
+        depths.append(CollapseReport.from_json(tmp_path / "out" / "collapse.json").depth)
+    assert depths == [2, 4]
 
 
 def test_errors_have_their_status(reference, tmp_path, capsys):  # noqa: F811
@@ -79,9 +97,13 @@ def test_train_by_a_measure(reference, text, tmp_path):  # noqa: F811
     """A run resolves the choice on its selection set, watches lazy layers, and reports on them."""
     words = ["--train_files", text, "--selection_fraction", "0.2", "--test_fraction", "0.2", "--confidence", "none"]
     words += ["--keep_layers", "auto", "--max_layers", "2", "--steps_per_round", "4", "--collapse_every", "1"]
-    words += ["--use_cpu", "--report_to", "none", "--output_dir", str(tmp_path / "run"), "--eval_strategy", "steps"]
-    assert main(["train", "--reference", reference, *words, "--eval_steps", "2"]) in {0, 3}
-    records = json.loads((tmp_path / "run" / "rounds.json").read_text())
-    assert records["recipe"]["keep_layers"] == [0, 1]
-    assert records["lazy_layers"]["reference_layers"] == 4
-    assert "lazy layers" in (tmp_path / "run" / "results.md").read_text()
+    words += ["--use_cpu", "--report_to", "none", "--eval_strategy", "steps", "--eval_steps", "2"]
+    found = []
+    for name in ("run", "again"):  # the second finds the reference's loss where the first has kept it
+        assert main(["train", "--reference", reference, *words, "--output_dir", str(tmp_path / name)]) in {0, 3}
+        records = json.loads((tmp_path / name / "rounds.json").read_text())
+        assert records["recipe"]["keep_layers"] == [0, 1]
+        assert records["lazy_layers"]["reference_layers"] == 4
+        assert "lazy layers" in (tmp_path / name / "results.md").read_text()
+        found.append(records["lazy_layers"])
+    assert found[0] == found[1]

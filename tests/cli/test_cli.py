@@ -238,9 +238,10 @@ def test_inherit_prints_what_was_kept(reference, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "kept        0:3 (3 of 4 layers)" in shown
     assert "dropped     3:4" in shown
-    assert "parameters  18,528 -> 15,264" in shown or "parameters" in shown
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (reference, tmp_path / "student"))
+    assert f"parameters  {before.num_parameters():,} -> {after.num_parameters():,}" in shown
     assert (tmp_path / "student" / "tokenizer.json").is_file()
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").config.n_layer == 3
+    assert after.config.n_layer == 3
 
 
 @pytest.mark.parametrize(("layers", "message"), [("0", "between 1 and 4"), ("-1", ""), ("13", ""), ("abc", "abc")])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from inheritune_hf.cli import main
+from inheritune_hf.cli.data import _progress
 from inheritune_hf.cli.settings import parse_settings
 
 
@@ -50,6 +51,43 @@ def test_prepare_prints_what_it_saved(files, capsys):
     assert "tokenized 41 of 41 documents" in printed.err
     assert main(words) == 0
     assert capsys.readouterr().out == printed.out
+
+
+def write_config(**changes):
+    from transformers import GPT2Config
+
+    settings = {"vocab_size": 300, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "bos_token_id": 0}
+    GPT2Config(**{**settings, "eos_token_id": 0, **changes}).save_pretrained("tokenizer")
+
+
+def test_the_references_config_is_looked_at(files, capsys, caplog):
+    """Sequences are as long as the reference reads; what does not fit it is said before anything is tokenized."""
+    words = ["data", "prepare", "--tokenizer", "tokenizer", "--output", "out", "--train_files", "rows.jsonl"]
+    write_config(eos_token_id=5)
+    assert main(words) == 0
+    assert json.loads(Path("out/prepared.json").read_text())["facts"]["block_size"] == 16
+    assert "The tokenizer ends documents with '<end>' (0), the reference's config names " in caplog.text
+    assert main([*words, "--output", "longer", "--block_size", "17"]) == 1
+    assert "error: block_size is 17, but the reference reads at most 16; lower it." in capsys.readouterr().err
+    write_config(vocab_size=100)
+    assert main([*words, "--output", "other"]) == 1
+    assert "tokens, the reference only 100; use the reference's own tokenizer" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
+def test_the_time_left_is_told_from_the_parts_that_were_done_here(capsys, monkeypatch):
+    """What was found finished passes in an instant and is not counted; the rest takes as long as the parts did."""
+    seconds = iter([100.0, 220.0, 280.0, 400.0])
+    monkeypatch.setattr("inheritune_hf.cli.data.time.monotonic", lambda: next(seconds))
+    show = _progress()
+    for done in (200, 300, 350, 500):
+        show(done, 500)
+    assert capsys.readouterr().err.splitlines() == [
+        "tokenized 200 of 500 documents",
+        "tokenized 300 of 500 documents · 4 min left",
+        "tokenized 350 of 500 documents · 3 min left",
+        "tokenized 500 of 500 documents · 0 min left",
+    ]
 
 
 def test_settings_come_from_a_file_too(files, capsys):

@@ -280,6 +280,20 @@ def test_verify_checks_what_inherit_saved(reference, tmp_path, capsys):
     assert "There is no student at" in shown(capsys, "verify", str(tmp_path / "none"), status=1).err
 
 
+def test_verify_names_an_incomplete_student(reference, tmp_path, capsys):
+    """A student of which only a part arrived ends with status 1 and a message, also far from its reference."""
+    student = tmp_path / "student"
+    shown(capsys, "inherit", reference, "--keep-layers", "2", "--output", str(student))
+    config = json.loads((student / "config.json").read_text())
+    config["inheritune"]["reference"] = "./gone"
+    (student / "config.json").write_text(json.dumps(config))
+    file = student / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    error = shown(capsys, "verify", str(student), status=1).err
+    assert "inheritune verify: error:" in error
+    assert "model.safetensors is not a complete safetensors file" in error
+
+
 def test_inherit_shows_its_plan_first(reference, tmp_path, capsys):
     """The table comes before anything is read: also if weights turn out to be missing."""
     GPT2Config(n_layer=4, n_embd=16, n_head=2, vocab_size=64, n_positions=32).save_pretrained(tmp_path / "bare")

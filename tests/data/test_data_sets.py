@@ -9,6 +9,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import load_data_splits
+from inheritune_hf.data.data_sets import mark_long
+from inheritune_hf.data.rows import Layout
 
 ROWS = [{"text": f"document {number} of a set"} for number in range(40)]
 NONE = Dataset.from_dict({"text": []}, features=Features({"text": Value("string")}))
@@ -131,9 +133,41 @@ def test_long_documents_of_a_data_set_are_damage_too(streaming, tmp_path, tokeni
     rows = [*ROWS, {"text": "é" * 1001}]
     Dataset.from_list(rows).save_to_disk(tmp_path / "folder")
     settings = {"dataset_name": "./folder", "max_document_bytes": 2001, "streaming": streaming}
-    with pytest.raises(ValueError, match=r"The document 'é.*' is longer than max_document_bytes \(2,001\); split the"):
+    place = r"The document 'é.*'" if streaming else r"\./folder \(train\), row 41"
+    with pytest.raises(ValueError, match=rf"{place} is longer than max_document_bytes \(2,001\); split the document"):
         for _ in zip(range(500), load(tokenizer, **settings).train, strict=False):
             pass
     splits = load(tokenizer, **settings, damaged_rows="skip")
-    tokens = [t for _, row in zip(range(60), splits.train, strict=False) for t in row["input_ids"]]
-    assert "é" not in tokenizer.decode(tokens)
+    rows = [row for _, row in zip(range(400), splits.train, strict=False)]
+    assert "é" not in tokenizer.decode([token for row in rows for token in row["input_ids"]])
+    if streaming:
+        counts = rows[-1]["place"]["sources"][0]["counts"]
+        assert counts["damaged"] == counts["passes"] > 0
+    else:
+        assert (splits.facts.damaged_rows, splits.facts.skipped_documents) == (1, 0)
+
+
+def test_what_was_skipped_comes_back_when_it_is_allowed(tmp_path, tokenizer):
+    """A document that was too long for one run is read by the next, which allows it; nothing stale is used."""
+    Dataset.from_list([*ROWS, {"text": "long " * 300}]).select(range(1, 41)).save_to_disk(tmp_path / "folder")
+
+    def counts(**settings):
+        facts = load(tokenizer, dataset_name="./folder", **settings).facts
+        documents = facts.train.documents + facts.selection.documents + facts.test.documents
+        return documents, facts.damaged_rows
+
+    assert counts(max_document_bytes=1000, damaged_rows="skip") == (39, 1)
+    assert counts() == (40, 0)
+    with pytest.raises(ValueError, match=r"\./folder \(train\), row 40 is longer than max_document_bytes \(1,000\)"):
+        counts(max_document_bytes=1000)
+    assert counts(max_document_bytes=1000, damaged_rows="skip") == (39, 1)
+
+
+def test_chosen_rows_are_marked_by_their_own_sizes():
+    """Of a data set that is a choice of rows, those are marked that are chosen; a null is not."""
+    rows = Dataset.from_dict({"text": ["a" * 9, "b", None, "c" * 8]}).select([3, 2, 1])
+    layout = Layout(most_bytes=7, skip=True)
+    marked = mark_long(rows, layout, "here")
+    assert [row and row[:34] for row in marked["damage"]] == ["here, row 1 is longer than max_doc", None, None]
+    assert marked["text"][:] == ["c" * 8, None, "b"]
+    assert mark_long(rows.select([1, 2]), layout, "here").column_names == ["text"]

@@ -66,6 +66,18 @@ def test_packing_loses_only_the_last_partial_sequence(items, block_size, tokeniz
     assert packed == source[: len(source) // block_size * block_size]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@settings(max_examples=5, deadline=None, database=None, derandomize=True)
+@given(count=st.integers(1, 40), workers=st.integers(1, 3), block_size=st.integers(2, 9), words=st.integers(0, 6))
+def test_workers_pack_the_tokens_of_the_source(count, workers, block_size, words, tokenizer):
+    """However many processes tokenize, the sequences are the documents end to end, but for the last partial one."""
+    texts = [f"{number} " + "layer " * (number % (words + 1)) for number in range(count)]
+    rows = Dataset.from_dict({"text": texts})
+    packed = pack_sequences(tokenize_documents(rows, Encoder(tokenizer), workers), block_size)
+    once = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    assert [token for row in packed["input_ids"] for token in row] == once[: len(once) // block_size * block_size]
+
+
 def test_packing_carries_tokens_from_batch_to_batch(tokenizer):
     """Nothing is lost where one batch of documents ends and the next begins."""
     items = [f"layer {index}" for index in range(2 * MOST_PER_BATCH + 3)]
@@ -237,6 +249,20 @@ def test_a_tokenizer_must_fit_the_reference(tokenizer):
     check_tokenizer(tokenizer, 50257)
     with pytest.raises(ValueError, match=rf"tokenizer has {len(tokenizer)} tokens, the reference only 100; use the"):
         check_tokenizer(tokenizer, 100)
+
+
+def test_another_end_of_text_than_the_references_is_said_once(build_tokenizer, caplog):
+    """Where the config names other tokens only, it is warned of, with both; one of several, or none, is right."""
+    tokenizer = build_tokenizer()
+    end = tokenizer.eos_token_id
+    for right in (None, [], end, [7, end]):
+        check_tokenizer(tokenizer, 50257, right)
+    assert not caplog.records
+    other = tokenizer.convert_ids_to_tokens(7)
+    for _ in range(2):
+        check_tokenizer(tokenizer, 50257, [7, 50256])
+    said = f"ends documents with '<|endoftext|>' ({end}), the reference's config names {other!r} (7), None (50256)"
+    assert [record.getMessage().count(said) for record in caplog.records] == [1]
 
 
 def test_a_tokenizer_must_end_documents(build_tokenizer):

@@ -125,10 +125,50 @@ def test_a_folder_is_not_written_over(tmp_path, tokenizer, build_tokenizer):
         load_data_splits(DataConfig(dataset_name="prepared"), tokenizer, context_length=12)
     with pytest.raises(ValueError, match=r"prepared with another tokenizer \(292 tokens\) than the reference's \(260"):
         load(build_tokenizer(vocab_size=260), dataset_name="prepared")
-    with pytest.raises(ValueError, match=r"prepared is prepared: its sets are made. Leave out selection_files, or pre"):
-        load(tokenizer, dataset_name="prepared", selection_files=files)
     with pytest.raises(ValueError, match=r"prepared is prepared already; give it to the run as dataset_name"):
         prepare(tokenizer, "again", dataset_name="prepared")
+
+
+def test_a_changed_file_is_not_taken_for_prepared(tmp_path, tokenizer):
+    """After an edit that keeps the size, a finished folder is refused, not given back with the old text."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    facts = prepare(tokenizer, train_files=[path])
+    os.utime(path, (1000, 1000))
+    assert prepare(tokenizer, train_files=[path]) == facts
+    Path(path).write_text(Path(path).read_text().replace("layer_11", "layer_99"))
+    os.utime(path, (1000, 1000))
+    with pytest.raises(ValueError, match=r"prepared holds data that were prepared otherwise"):
+        prepare(tokenizer, train_files=[path])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("selection_files", ["texts/*.txt"]),
+        ("test_split", "test"),
+        ("streaming", True),
+        ("max_sequences_per_document", 1),
+        ("duplicates", "remove"),
+        ("near_duplicates", "remove"),
+        ("near_duplicate_threshold", 0.5),
+        ("selection_fraction", 0.2),
+        ("rows", "messages"),
+        ("text_column", "body"),
+        ("damaged_rows", "skip"),
+        ("max_document_bytes", 10),
+        ("document_boundaries", True),
+    ],
+)
+def test_what_was_decided_is_not_asked_for_again(name, value, tmp_path, tokenizer):
+    """A setting that prepared data would ignore is refused, with both values; what they were prepared with may stay."""
+    prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")], test_fraction=0.1, near_duplicates="ignore")
+    assert load(
+        tokenizer, dataset_name="prepared", test_fraction=0.1, near_duplicates="ignore", preprocessing_workers=2
+    )
+    with pytest.raises(
+        ValueError, match=rf"prepared is prepared: its sets are made\. Leave out {name} .* \(prepared wi"
+    ):
+        load(tokenizer, dataset_name="prepared", **{name: value})
 
 
 def test_what_needs_no_preparation(tmp_path, tokenizer):

@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inheritune_hf.configuration import DataConfig
-from inheritune_hf.data import Document, data_sets, load_data_splits
+from inheritune_hf.data import Document, data_sets, load_data_splits, sources
 
 ROWS = [{"text": text} for text in TEXTS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -182,6 +183,42 @@ def test_tokens_of_a_saved_set_may_have_too_few_labels(tokenizer):
     Dataset.from_list([{"input_ids": [1, 2], "labels": [1]}] * 5).save_to_disk("saved")
     with pytest.raises(ValueError, match=r"The row \[1, 2\]... has 2 tokens but 1 labels; give as many"):
         load(tokenizer, dataset_name="./saved", rows="tokens")
+
+
+# --- identity --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["files", "folder", "saved"])
+@pytest.mark.parametrize("most", [10**6, 0])
+def test_a_source_is_known_by_what_is_in_its_files(most, kind, tmp_path, tokenizer, monkeypatch):
+    """An edit that keeps the size is another source; a copy, and what datasets leaves in a folder, are the same."""
+    monkeypatch.setattr(sources, "_READ_WHOLE", most)
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "rows.jsonl"
+    write_jsonl(path, ROWS)
+    if kind == "saved":
+        path.unlink()
+        Dataset.from_list(ROWS).save_to_disk(tmp_path / "a")
+        path = next((tmp_path / "a").glob("*.arrow"))
+    given = {"train_files": [str(path)]} if kind == "files" else {"dataset_name": "./a"}
+
+    def fingerprint():
+        return sources.sources_fingerprint(sources.training_sources(DataConfig(**given)))
+
+    os.utime(path, (1000, 1000))
+    before = fingerprint()
+    (tmp_path / "a" / "cache-1.arrow").write_text("made by datasets")
+    (tmp_path / "a" / "tmp1").write_text("not finished")
+    (tmp_path / "a" / ".cache").mkdir()
+    (tmp_path / "a" / ".cache" / "rows.metadata").write_text("when it was fetched")
+    shutil.copytree("a", "b", copy_function=shutil.copy2 if most == 0 else shutil.copy)
+    (tmp_path / "a").rename("c")
+    (tmp_path / "b").rename("a")
+    assert fingerprint() == before
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"layer_11", b"layer_99"))
+    assert path.stat().st_size == len(data)
+    assert fingerprint() != before
 
 
 # --- mixtures --------------------------------------------------------------------------------------------------------

@@ -46,14 +46,14 @@ def rows_of(shards):
             yield {"text": text, "damage": None}
 
 
-def stream_of(tokenizer, *sources, block_size=8, weights=None, shuffle=0, seed=0):
+def stream_of(tokenizer, *sources, block_size=8, weights=None, shuffle=0, seed=0, together=False):
     """A stream of sources, each a list of shards, each a list of texts."""
     made = []
     for number, shards in enumerate(sources):
         rows = IterableDataset.from_generator(rows_of, gen_kwargs={"shards": [json.dumps(shard) for shard in shards]})
         weight = weights[number] if weights else 1.0
         made.append(StreamSource(rows, Encoder(tokenizer, source=f"source {number}"), weight))
-    return PackedStream(made, block_size, shuffle_documents=shuffle, seed=seed)
+    return PackedStream(made, block_size, shuffle_documents=shuffle, seed=seed, together=together)
 
 
 def documents(count, seed=0, words=12):
@@ -108,12 +108,15 @@ def test_a_stream_is_its_documents_end_to_end(shards, block_size, tokenizer):
     stop=st.integers(0, 12),
     sources=st.integers(1, 3),
     shuffle=st.integers(0, 50),
+    together=st.booleans(),
 )
-def test_an_interrupted_stream_goes_on_token_by_token(count, shards, block_size, stop, sources, shuffle, tokenizer):
+def test_an_interrupted_stream_goes_on_token_by_token(
+    count, shards, block_size, stop, sources, shuffle, together, tokenizer
+):
     """Wherever it stopped, shuffled or not, the sequences that follow are those that would have followed."""
     parts = [[documents(count, seed=10 * number + part) for part in range(shards)] for number in range(sources)]
     weights = [number + 1.0 for number in range(sources)]
-    stream = stream_of(tokenizer, *parts, block_size=block_size, weights=weights, shuffle=shuffle)
+    stream = stream_of(tokenizer, *parts, block_size=block_size, weights=weights, shuffle=shuffle, together=together)
     whole, after = take(stream, stop + 8, batch_size=1)
     resumed, _ = take(stream, 7, batch_size=1, places=after[stop])
     assert resumed == whole[stop + 1 :]
@@ -129,6 +132,33 @@ def test_it_goes_on_with_workers(workers, shards, shuffle, tokenizer):
         resumed, again = take(stream, 11 - stop, workers=workers, places=after[stop])
         assert resumed == whole[stop + 1 :]
         assert again == after[stop + 1 :]
+
+
+@settings(quick, max_examples=8)
+@given(
+    shards=st.integers(1, 4),
+    count=st.integers(4, 12),
+    block_size=st.integers(2, 12),
+    workers=st.integers(0, 3),
+    stop=st.integers(0, 6),
+)
+def test_workers_lose_no_token(shards, count, block_size, workers, stop, tokenizer):
+    """However many workers, stopped anywhere: together they read every document, each its own, and no token is lost."""
+    parts = [[f"{part} {number}" for number in range(count)] for part in range(shards)]
+    stream = stream_of(tokenizer, parts, block_size=block_size)
+    size = sum(len(tokenizer(text)["input_ids"]) + 1 for part in parts for text in part)
+    lanes = max(1, workers)
+    batches = lanes * (size // block_size + 2)  # so that each lane has read all of its documents
+    whole, after = take(stream, batches, batch_size=1, workers=workers)
+    resumed, _ = take(stream, batches - stop - 1, batch_size=1, workers=workers, places=after[stop])
+    assert resumed == whole[stop + 1 :]
+    found = []
+    for lane in range(lanes):
+        texts = tokenizer.decode(flat(whole[lane::lanes])).split(tokenizer.eos_token)[:-1]
+        own = texts[: texts.index(texts[0], 1) if texts[0] in texts[1:] else None]
+        assert texts == (own * (len(texts) // len(own) + 1))[: len(texts)]
+        found += own
+    assert sorted(found) == sorted(text for part in parts for text in part)
 
 
 def texts_by_pass(stream, tokenizer, passes=1, rank=0, world=1):
@@ -233,6 +263,22 @@ def test_sources_of_a_stream_have_their_shares(tokenizer):
     assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.02)
 
 
+@settings(quick, max_examples=12)
+@given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=3), shuffle=st.integers(0, 9), stop=st.integers(0, 30))
+def test_sources_read_together_come_once_in_a_pass(sizes, shuffle, stop, tokenizer):
+    """However unlike their sizes, and gone on with anywhere, each pass has every document of every source once."""
+    parts = [[[f"{number} {n}" for n in range(size)]] for number, size in enumerate(sizes)]
+    stream = stream_of(tokenizer, *parts, block_size=2, shuffle=shuffle, together=True)
+    once = sum(len(tokenizer(text)["input_ids"]) + 1 for (texts,) in parts for text in texts)
+    whole, after = take(stream, once + stop + 1, batch_size=1)
+    resumed, _ = take(stream, once, batch_size=1, places=after[stop])
+    assert resumed == whole[stop + 1 : stop + 1 + once]
+    found = tokenizer.decode(flat(whole)).split(tokenizer.eos_token)
+    count = sum(sizes)
+    for texts in (found[:count], found[count : 2 * count]):
+        assert sorted(texts) == sorted(text for (part,) in parts for text in part)
+
+
 def test_places_count_what_was_read(tokenizer):
     """Passes, documents and tokens are counted, over sources and workers."""
     stream = stream_of(tokenizer, [documents(6)])
@@ -318,6 +364,27 @@ def test_tables_and_data_sets_are_streamed(kind, shuffle, tmp_path, tokenizer):
     for stop in (0, 5, 17):
         resumed, _ = take(stream, 29 - stop, places=after[stop])
         assert resumed == whole[stop + 1 :]
+
+
+def test_a_streamed_mixture_without_weights_has_every_document_once(tmp_path, tokenizer):
+    """A small file beside a large one comes once in a pass, spread over it; of equal weights it would come often."""
+    small, large = ([f"{name} {number:03}" for number in range(count)] for name, count in (("s", 4), ("l", 80)))
+    sources = [
+        {"files": write_shards(tmp_path / "small", small, 1)},
+        {"files": write_shards(tmp_path / "large", large, 1)},
+    ]
+    given = {f"{name}_files": write_shards(tmp_path / name, [f"for {name}"], 1) for name in ("selection", "test")}
+
+    def texts(sources):
+        rows = iter(load(tokenizer, sources=sources, **given).train)
+        tokens = [token for _, row in zip(range(150), rows, strict=False) for token in row["input_ids"].tolist()]
+        return tokenizer.decode(tokens).split(tokenizer.eos_token)[: len(small) + len(large)]
+
+    found = texts(sources)
+    assert sorted(found) == sorted(small + large)
+    assert [text for text in found[:42] if text in small] == small[:2]
+    weighted = texts([{**source, "weight": 1} for source in sources])
+    assert weighted.count(small[0]) > 5
 
 
 def test_a_stream_without_carved_documents_is_named(tmp_path, tokenizer):

@@ -67,6 +67,17 @@ def test_given_sets_are_used(tmp_path, tokenizer):
     assert (removed.facts.train.documents, removed.facts.removed_documents) == (27, 3)
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_text_is_not_judged_by_token_files(streaming, tmp_path, tokenizer):
+    """Text to train on with token files for evaluation is refused with the reason, before anything is read."""
+    val = write_nanogpt(tmp_path / "val.bin", tokens_of(tokenizer))
+    train = write_texts(tmp_path / "train")
+    with pytest.raises(
+        ValueError, match=r"test_files: .*val\.bin holds tokens, the training source text .* or neither"
+    ):
+        load(tokenizer, train_files=[train], test_files=[val], streaming=streaming)
+
+
 @pytest.mark.parametrize("foreign", [True, False])
 def test_documents_in_two_sets_are_found(foreign, tmp_path, tokenizer):
     """Exact and near-duplicates are counted and removed as those of text are, whether the sets are text or tokens."""

@@ -7,13 +7,15 @@ import random
 from importlib import metadata
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from inheritune_hf.evaluation import TaskScores, compare_tasks, downstream, evaluate_tasks, require_harness
-from inheritune_hf.evaluation.downstream import exact_mcnemar, task_of_file
+from inheritune_hf.evaluation.downstream import PAPER_TASKS, exact_mcnemar, exchange_test, task_of_file
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -134,14 +136,14 @@ def test_answer_longer_than_the_context_is_refused(pair, tmp_path):
 
 
 def test_pairs_have_an_exact_test():
-    """Differences are paired by row, with an error and McNemar's exact p; a perplexity has neither."""
-    one = TaskScores("t", {"acc": (0.75, 0.2), "perplexity": (9.0, 1.0)}, {"acc": (1, 1, 1, 0)}, ((0.0,),) * 4)
-    other = TaskScores("t", {"acc": (0.25, 0.2), "perplexity": (8.0, None)}, {"acc": (0, 0, 1, 0)}, ((0.0,),) * 4)
-    accuracy, perplexity = compare_tasks([one], [other])
+    """Differences are paired by row, with an error and McNemar's exact p; what no row tells of has neither."""
+    one = TaskScores("t", {"acc": (0.75, 0.2), "f1": (9.0, 1.0)}, {"acc": (1, 1, 1, 0)}, {}, ((0.0,),) * 4)
+    other = TaskScores("t", {"acc": (0.25, 0.2), "f1": (8.0, None)}, {"acc": (0, 0, 1, 0)}, {}, ((0.0,),) * 4)
+    accuracy, unpaired = compare_tasks([one], [other])
     assert (accuracy.student, accuracy.reference, accuracy.difference, accuracy.rows) == (0.75, 0.25, 0.5, 4)
     assert accuracy.difference_error == pytest.approx(0.57735 / 2, rel=1e-4)
     assert accuracy.p_value == 0.5
-    assert (perplexity.difference, perplexity.p_value, perplexity.reference_error) == (None, None, None)
+    assert (unpaired.difference, unpaired.p_value, unpaired.reference_error) == (None, None, None)
     same = compare_tasks([one], [one])[0]
     assert (same.difference, same.difference_error, same.p_value) == (0, 0, 1)
     # Binomial tails worked out by hand: 2 * (1 + 10) / 2**10 and 2 / 2**6.
@@ -150,7 +152,114 @@ def test_pairs_have_an_exact_test():
     with pytest.raises(ValueError, match="the same tasks"):
         compare_tasks([one], [])
     with pytest.raises(ValueError, match="the same rows, got 4 and 3"):
-        compare_tasks([one], [TaskScores("t", other.metrics, {"acc": (0, 0, 1)}, ((0.0,),) * 3)])
+        compare_tasks([one], [TaskScores("t", other.metrics, {"acc": (0, 0, 1)}, {}, ((0.0,),) * 3)])
+
+
+def test_perplexities_are_paired_by_their_rows():
+    """Perplexities and bits of student and reference have a difference, its jackknife error, and an exchange test."""
+    texts = [(-20.0, 10.0), (-33.0, 11.0), (-52.0, 20.0), (-18.0, 9.0)]
+    worse = [(sum_ - 2.0 - place, weight) for place, (sum_, weight) in enumerate(texts)]
+
+    def value(rows):
+        return math.exp(-sum(one for one, _ in rows) / sum(weight for _, weight in rows))
+
+    def scores(rows):
+        sums = {"word_perplexity": tuple(rows), "bits_per_byte": tuple(rows)}
+        bits = math.log2(value(rows))
+        return TaskScores(
+            "w", {"word_perplexity": (value(rows), None), "bits_per_byte": (bits, None)}, {}, sums, ((),) * 4
+        )
+
+    words, bits = compare_tasks([scores(worse)], [scores(texts)])
+    assert words.difference == pytest.approx(words.student - words.reference)
+    assert bits.difference == pytest.approx(bits.student - bits.reference)
+    left = [value(worse[:n] + worse[n + 1 :]) - value(texts[:n] + texts[n + 1 :]) for n in range(4)]
+    spread = math.sqrt(3 / 4 * sum((one - sum(left) / 4) ** 2 for one in left))
+    assert words.difference_error == pytest.approx(spread)
+    # Every row is worse: of the 16 ways to give the rows signs, all plus and all minus are as far from 0.
+    assert words.p_value == bits.p_value == 2 / 16
+    same = compare_tasks([scores(texts)], [scores(texts)])[0]
+    assert (same.difference, same.difference_error, same.p_value) == (0, 0, 1)
+    many = [(-1.0) ** place * (1 + place % 5) for place in range(40)]
+    assert exchange_test(many) == exchange_test(many) > 0.5
+    assert exchange_test([1.0] * 40) == 1 / 10_000
+
+
+# Rows in the columns of the data sets on the Hub that the paper's tasks are made of.
+HUB = {
+    "allenai/ai2_arc": {
+        "id": "1", "question": "What falls?", "choices": {"text": ["rain", "sky"], "label": ["A", "B"]},
+        "answerKey": "A",
+    },
+    "baber/piqa": {"goal": "Open it.", "sol1": "Pull.", "sol2": "Sing.", "label": 0},
+    "allenai/sciq": {
+        "question": "What is wet?", "distractor1": "sand", "distractor2": "fire", "distractor3": "iron",
+        "correct_answer": "rain", "support": "Rain is wet.",
+    },
+    "Rowan/hellaswag": {
+        "ind": 1, "activity_label": "Rain", "ctx_a": "It rains.", "ctx_b": "he", "ctx": "It rains. He",
+        "endings": ["goes in.", "is iron.", "is sand.", "eats it."], "label": "0",
+    },
+    "EleutherAI/lambada_openai": {"text": "It rains and he goes in"},
+    "allenai/winogrande": {
+        "sentence": "Rain met sand and _ was wet.", "option1": "sand", "option2": "iron", "answer": "1"
+    },
+    "aps/super_glue": {"question": "is rain wet", "passage": "Rain is wet.", "idx": 0, "label": 1},
+    "EleutherAI/wikitext_document_level": {"page": "Rain is wet , and sand is not . It rains"},
+}  # fmt: skip
+
+
+@harness
+def test_tasks_of_the_paper_are_found_by_name(pair, monkeypatch):
+    """Each of the paper's tasks is one of the harness's, asked by name; only its rows would come from the Hub."""
+    asked = []
+
+    def load(path, name=None, **options):
+        asked.append(path)
+        rows = [HUB[path]] * 3
+        return DatasetDict({split: Dataset.from_list(rows) for split in ("train", "validation", "test")})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    model = AutoModelForCausalLM.from_pretrained(pair.student)
+    found = {item.task: item for item in evaluate_tasks(model, pair.tokenizer, PAPER_TASKS, limit=2)}
+    assert tuple(found) == PAPER_TASKS
+    assert asked == list(HUB)
+    choices = {name for name, item in found.items() if "acc" in item.metrics}
+    assert choices == set(PAPER_TASKS) - {"wikitext"}
+    for name, item in found.items():
+        assert len(item.log_likelihoods) == 2
+        assert set(item.rows) | set(item.likelihoods) == set(item.metrics), name
+
+
+@harness
+def test_rolling_log_likelihoods_are_paired(pair, tmp_path, monkeypatch):
+    """WikiText's metrics are those of its rows' log-likelihoods, which a plain forward pass gives, and are paired."""
+    pages = [HUB["EleutherAI/wikitext_document_level"]["page"], "He goes in , and it rains on"]
+    rows = Dataset.from_list([{"page": page} for page in pages])
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *words, **options: DatasetDict(dict.fromkeys(("train", "validation", "test"), rows)),
+    )
+    student, reference = (
+        AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (pair.student, pair.reference)
+    )
+    kept = {"cache_dir": tmp_path, "weights": "student"}
+    (mine,) = evaluate_tasks(student, pair.tokenizer, ["wikitext"], **kept)
+    assert evaluate_tasks(student, pair.tokenizer, ["wikitext"], **kept) == [mine]
+    (theirs,) = evaluate_tasks(reference, pair.tokenizer, ["wikitext"])
+    for name, count in (("word_perplexity", lambda page: len(page.split())), ("byte_perplexity", len)):
+        assert [weight for _, weight in mine.likelihoods[name]] == [count(page) for page in pages]
+        sums = [sum(column) for column in zip(*mine.likelihoods[name], strict=True)]
+        assert mine.metrics[name][0] == pytest.approx(math.exp(-sums[0] / sums[1]))
+    end = pair.tokenizer.eos_token
+    for (found, _), page in zip(mine.likelihoods["byte_perplexity"], pages, strict=True):
+        text = page.replace(" , ", ", ").replace(" . ", ". ")
+        assert found == pytest.approx(log_likelihood(student, pair.tokenizer, end, text), abs=1e-3)
+    for item in compare_tasks([mine], [theirs]):
+        assert item.difference == pytest.approx(item.student - item.reference)
+        assert item.difference_error > 0
+        assert item.p_value in (0.5, 1.0)
 
 
 def test_rows_of_neither_kind_are_refused(tmp_path):

@@ -1,6 +1,8 @@
 """A student beside its reference, as one record."""
 
+import html
 import json
+import shlex
 
 import pytest
 from documentation import build_workspace
@@ -60,6 +62,33 @@ def test_everything_is_measured_and_kept(pair, tmp_path, monkeypatch):
     assert again.corpora[0].match.difference == found.corpora[0].match.difference
 
 
+def test_a_verdict_that_is_kept_says_what_it_was_judged_by(pair, tmp_path):
+    """Measuring another part changes neither a verdict nor the tolerance and confidence that it was judged by."""
+    corpus, tokenizer = corpus_of(pair, "0*")
+    words = (str(pair / "student"), None, [corpus], tokenizer)
+    output = tmp_path / EVALUATION_FILE
+    wide = evaluate_student(*words, parts=["loss"], output=output, tolerance=20.0, confidence=None)
+    assert wide.corpora[0].match.matched
+    kept = evaluate_student(*words, parts=["samples"], output=output)
+    assert (kept.tolerance, kept.confidence, kept.corpora) == (20.0, None, wide.corpora)
+    again = evaluate_student(*words, parts=["loss"], output=output)
+    assert (again.tolerance, again.confidence) == (0.01, 0.95)
+
+
+def test_means_are_compared_when_confidence_is_none(pair, capsys, monkeypatch):
+    """The command says it as a recipe does: none compares means, and what is no confidence is refused."""
+    monkeypatch.chdir(pair)
+    words = ["evaluate", "student", "--files", "text/0*.txt", "--parts", "loss", "--output", "means.json"]
+    assert main([*words, "--confidence", "none"]) == 0
+    found = json.loads((pair / "means.json").read_text())
+    assert found["confidence"] is None
+    for wrong in ("0", "1", "high"):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--confidence", wrong])
+        assert ended.value.code == 2
+        assert "must be in [0.5, 1), or none to compare means" in capsys.readouterr().err
+
+
 def test_full_depth_student_is_its_reference(pair, tmp_path):
     """A student of full depth has exactly its reference's figures, on the corpus it is judged on again too."""
     save_inherited(str(pair / "reference"), 4, tmp_path / "whole")
@@ -116,6 +145,7 @@ def test_command_evaluates_and_reports(pair, capsys, monkeypatch):
     page = (pair / "student" / "report.html").read_text()
     figures = json.loads((pair / "student" / "evaluation.json").read_text())["corpora"]
     assert [item["documents"] for item in figures] == [40, 10]
+    assert f"inheritune {shlex.join(words)}" in html.unescape(page)
     for item in figures:
         assert f"{item['student']['loss']:.4f}" in page
     assert main(["evaluate", "student", "--files", "none/*.txt"]) == 1

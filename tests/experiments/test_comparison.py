@@ -2,9 +2,12 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import signal
+import types
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,12 +16,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
 from inheritune_hf import DataConfig, InherituneConfig
+from inheritune_hf.cli.settings import parse_comparison
 from inheritune_hf.configuration import RunConfig
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.experiments import ARMS, CompareConfig, estimate_comparison, run_comparison, write_results
 from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
 from inheritune_hf.experiments.cells import Cell, CellPlan, cell_recipe
-from inheritune_hf.experiments.comparison import best_cell
+from inheritune_hf.experiments.comparison import _Grid, best_cell, duration
+from inheritune_hf.experiments.results import arm_results
+from inheritune_hf.reporting import write_report
 from inheritune_hf.students import TrainingSetup
 
 DEPTH = 4
@@ -50,7 +56,16 @@ def material(tmp_path_factory):
 
 
 def compare(
-    material, output_dir, arms, seeds=(1, 2), rates=(1.0,), recipe=None, args=None, boundaries=False, **settings
+    material,
+    output_dir,
+    arms,
+    seeds=(1, 2),
+    rates=(1.0,),
+    recipe=None,
+    args=None,
+    boundaries=False,
+    console=None,
+    **settings,
 ):
     arguments = TrainingArguments(
         str(output_dir),
@@ -81,7 +96,7 @@ def compare(
             document_boundaries=boundaries,
         ),
         arguments,
-        Console(quiet=True),
+        console or Console(quiet=True),
     )
 
 
@@ -114,6 +129,9 @@ def test_arms_get_the_loops_depth_and_budget(small):
     assert cells["random-long"]["steps"] == 8 + 5
     assert loop["flops"] == cells["stacking"]["flops"] < cells["random"]["flops"] < cells["continued"]["flops"]
     assert [point[0] for point in loop["curve"]] == [64, 128, 192, 256]
+    # In rounds that begin the data again, in stages that go on in them, and in one piece.
+    assert 0 < loop["epochs"] == pytest.approx(cells["random"]["epochs"], abs=1e-3)
+    assert cells["stacking"]["epochs"] == pytest.approx(cells["random"]["epochs"], abs=1e-3)
     assert all(cell["epochs"] > 0 and cell["seconds"] > 0 for cell in cells.values())
 
 
@@ -199,6 +217,23 @@ def test_table_is_made_from_the_records(small):
         assert f"| {loss:.4f} |" in before
     assert rows["continued"]["to_continued_difference"] == ""
     assert "1 seed: what another seed changes is not covered" in before
+
+
+def test_report_tells_the_comparison_again(small, material, tmp_path):
+    """A comparison has a report as it stands on disk, and the settings in it are read as the same comparison."""
+    report, (page, _, _) = write_report(small, tmp_path)
+    assert report.outcome == "missed"
+    assert "does not match the reference trained on for the same budget" in report.verdict
+    for row in arm_results(records(small)):
+        assert f"{row.loss:.4f}" in page.read_text()
+    (tmp_path / "again.json").write_text(json.dumps(records(small)["settings"]))
+    settings, again = parse_comparison([str(tmp_path / "again.json"), "--use_cpu"], CompareConfig)
+    assert asdict(again) == records(small)["compare"]
+    assert (settings.run.reference, settings.recipe.max_layers) == (str(material / "reference"), 2)
+    assert (settings.data.block_size, settings.args.learning_rate) == (8, 0.01)
+    model = small / f"inheritune-seed1-lr{records(small)['cells'][0]['learning_rate']:g}" / "model"
+    report, _ = write_report(model, tmp_path / "cell")
+    assert "comparison" in [section.anchor for section in report.sections]
 
 
 def test_finished_comparison_is_not_trained_again(small, material, monkeypatch):
@@ -359,3 +394,99 @@ def test_documents_are_kept_apart_in_every_cell(material, tmp_path, monkeypatch)
     )
     compare(material, tmp_path, ["random"], [1], layers=1, budget_steps=2, controls=False, boundaries=True)
     assert set(seen) == {0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3540, "59 min"), (3600, "1 h 00 min"), (7530, "2 h 06 min")],
+)
+def test_durations_as_people_say_them(seconds, said):
+    """Seconds, minutes, or hours and minutes."""
+    assert duration(seconds) == said
+
+
+def test_progress_over_the_grid(material, tmp_path, monkeypatch):
+    """Every cell is announced with its place in the grid; the time left is what cells took here, times those left."""
+    clock = iter(range(0, 10_000, 60))
+    watch = types.SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("inheritune_hf.experiments.comparison.time", watch)
+    text = io.StringIO()
+    console = Console(file=text, width=100)
+    fixed = {"layers": 1, "budget_steps": 2, "controls": False}
+    compare(material, tmp_path, ["random", "stacking", "inherited"], [1, 2], console=console, **fixed)
+    rules = [line.strip("─ ") for line in text.getvalue().splitlines() if " of " in line and " seed " in line]
+    # An arm that is left out is not counted.
+    assert "stacking is left out" in text.getvalue()
+    assert rules[0] == "1 of 6 · random · seed 1 · 0.01"
+    assert [rule.partition(" · about ")[0] for rule in rules[1:]] == [
+        "2 of 6 · random · seed 2 · 0.01",
+        "3 of 4 · inherited · seed 1 · 0.01",
+        "4 of 4 · inherited · seed 2 · 0.01",
+    ]
+    assert rules[3].endswith(" · about 60 s left")
+    text.truncate(0)
+    compare(material, tmp_path, ["random", "stacking", "inherited"], [1, 2], console=console, **fixed)
+    assert " of 6 · " not in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "wanted"),
+    [
+        ("lazy", ("rank", 3), (1, 3, 4)),
+        ("rank", ("rank", 3), (0, 2, 5)),
+        ("influence", ("influence", 3), (0, 2, 5)),
+        ("angular", ("angular", 3), (0, 2, 5)),
+        ("loss", ("loss", 3), (0, 2, 5)),
+    ],
+)
+def test_measured_arms_ask_for_their_measure(monkeypatch, name, asked, wanted):
+    """Each arm's layers are its measure's; `lazy` takes those that the highest rank leaves."""
+    heard = []
+
+    def measured(reference, measure, layers, sequences, **_):
+        heard.append((measure, layers))
+        return (0, 2, 5)
+
+    monkeypatch.setattr("inheritune_hf.experiments.comparison.layers_by_measure", measured)
+    monkeypatch.setattr("inheritune_hf.experiments.comparison.leading_sequences", lambda _: [])
+    ready = types.SimpleNamespace(reference="given", kwargs={}, splits=types.SimpleNamespace(selection=[]))
+    bench = types.SimpleNamespace(args=types.SimpleNamespace(process_index=0), ready=ready)
+    grid = types.SimpleNamespace(config=types.SimpleNamespace(num_hidden_layers=6), bench=bench)
+    assert _Grid._chosen(grid, parse_arm(name), 3) == wanted
+    assert heard == [asked]
+    assert _Grid._chosen(grid, parse_arm("last"), 3) == ()
+    if name == "lazy":
+        assert _Grid._chosen(grid, parse_arm(name), 6) == (0, 1, 2, 3, 4, 5)
+
+
+def test_a_budget_of_operations_is_said_with_the_table(material, tmp_path):
+    """The table says what was held equal: under a budget of operations the controls' steps are the student's."""
+    recipe = {"keep_layers": 1, "grow_by": 1, "max_layers": 2, "steps_per_round": 2}
+    compare(material, tmp_path, ["inheritune", "inherited"], [1], budget="flops", recipe=recipe)
+    cells = {cell["arm"]: cell for cell in records(tmp_path)["cells"]}
+    assert cells["random"]["steps"] == cells["continued"]["steps"] == cells["inheritune"]["steps"] == 4
+    assert cells["inherited"]["steps"] < 4
+    assert "but for the controls (`continued`, `random`, `random-long`)" in (tmp_path / "comparison.md").read_text()
+
+
+def test_arms_see_one_order_and_the_loop_begins_it_again(material, tmp_path, monkeypatch):
+    """Each arm goes through one order; the loop's rounds each begin it anew, unless its data continue."""
+    seen, step = {}, ArmTrainer.training_step
+
+    def heard(trainer, model, inputs, *rest):
+        seen.setdefault(trainer.output_dir.parts[-2:], []).append(inputs["input_ids"].tolist())
+        return step(trainer, model, inputs, *rest)
+
+    monkeypatch.setattr(ArmTrainer, "training_step", heard)
+    growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2, "steps_per_round": 2}
+    for order in ("restart", "continue"):
+        arms = ["inheritune", "random", "stacking"]
+        recipe = {**growing, "data_order": order}
+        compare(material, tmp_path / order, arms, [1], recipe=recipe, layers=2, controls=False)
+    batches = {(order, cell.partition("-")[0]): rows for (order, cell), rows in seen.items()}
+    whole = batches["restart", "random"]
+    assert len(whole) == 4
+    assert whole[:2] != whole[2:]
+    assert batches["restart", "stacking"] == whole
+    assert batches["restart", "inheritune"] == whole[:2] * 2
+    assert batches["continue", "inheritune"] == batches["continue", "random"] == whole

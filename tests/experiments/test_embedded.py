@@ -2,6 +2,11 @@
 
 import io
 import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,6 +14,9 @@ from rich.console import Console
 from inheritune_hf import DataConfig
 from inheritune_hf.cli.settings import parse_settings
 from inheritune_hf.experiments import EMBEDDED_DEFAULTS, EmbeddedShape, embedded, run_embedded
+from inheritune_hf.experiments.controls import ControlTrainer
+from inheritune_hf.training.arguments import run_identity
+from inheritune_hf.training.staging import RunState, write_state
 
 TOY = EmbeddedShape(vocabulary=512, width=16, heads=2, layers=3, block_size=32, steps=6, sequences_per_document=1)
 
@@ -42,7 +50,7 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
     assert "Sample, student:" in shown
     files = {item.name for item in (tmp_path / "demo").iterdir()}
     assert {"losses.png", "rounds.json", "results.md", "model.safetensors", "tokenizer.json"} <= files
-    assert "_controls" not in files
+    assert {item.name for item in (tmp_path / "demo" / "controls").iterdir()} == {"1-8-steps", "2-8-steps"}
     records = json.loads((tmp_path / "demo" / "rounds.json").read_text())
     assert set(records["curves"]) == {"student", "random weights", "reference, trained on"}
     assert len(list(home.glob("inheritune_hf/embedded-*/reference/model.safetensors"))) == 1
@@ -53,9 +61,83 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
     assert "found in" in screen.getvalue()
     assert [row.loss for row in second.rows] == [row.loss for row in result.rows]
 
+    collect = Path(__file__).parents[2] / "docs" / "results" / "collect.py"
+    shutil.copy(collect, tmp_path)
+    subprocess.run([sys.executable, tmp_path / collect.name, tmp_path / "demo"], check=True)
+    page = (tmp_path / "embedded.md").read_text()
+    assert f"| student | 2 | {result.rows[1].parameters:,} | 8 | 512 | {result.rows[1].loss:.4f} |" in page
+    assert (tmp_path / "losses.png").stat().st_size > 10_000
 
-def test_data_settings_are_refused(tmp_path):
-    """The embedded default brings its own text."""
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"dataset_name": "x"},
+        {"sources": [{"files": ["x.txt"]}]},
+        {"block_size": 64},
+        {"streaming": True, "dataset_name": "x"},
+        {"document_boundaries": True},
+    ],
+)
+def test_data_settings_are_refused(tmp_path, data):
+    """The embedded default brings its own text and its own way to cut it."""
     settings = toy_settings(tmp_path)
-    with pytest.raises(ValueError, match="dataset_name came without a reference"):
-        run_embedded(settings.recipe, DataConfig(dataset_name="x"), settings.args, Console(), TOY)
+    with pytest.raises(ValueError, match=f"{next(iter(data))} .*came without a reference|{next(iter(data))} came"):
+        run_embedded(settings.recipe, DataConfig(**data), settings.args, Console(), TOY)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--keep_layers", "13"], "keep_layers must be between 1 and 3"),
+        (["--num_train_epochs", "2"], "num_train_epochs"),
+        (["--max_layers", "9"], "max_layers must be between"),
+    ],
+)
+def test_settings_are_refused_before_the_reference_is_trained(home, tmp_path, words, message):
+    """What the loop would refuse costs no training."""
+    settings = toy_settings(tmp_path, *words)
+    with pytest.raises(ValueError, match=message):
+        run_embedded(settings.recipe, settings.data, settings.args, Console(quiet=True), TOY)
+    assert not home.exists()
+
+
+def test_another_runs_folder_is_refused_before_the_reference_is_trained(home, tmp_path):
+    """A folder with a run of another seed or recipe is named, with what differs, before anything is trained."""
+    first = toy_settings(tmp_path)
+    identity = run_identity(first.args, first.recipe, {"train_dataset": "a"})
+    write_state(Path(first.args.output_dir), RunState(identity=identity, layers=(0,)))
+    other = toy_settings(tmp_path, "--seed", "2")
+    with pytest.raises(ValueError, match=r"args\.seed: 42 there, 2 now"):
+        run_embedded(other.recipe, other.data, other.args, Console(quiet=True), TOY)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("phase", ["reference", "random weights"])
+def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
+    """A signal while the reference or a control is trained saves it; the same call goes on to the same end."""
+    settings = toy_settings(tmp_path, "--target", "0.1", "--save_steps", "100")
+    monkeypatch.setattr(embedded, "HF_HOME", str(tmp_path / "whole"))
+    whole = run_embedded(
+        settings.recipe,
+        settings.data,
+        toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "whole-run")).args,
+        Console(quiet=True),
+        TOY,
+    )
+    monkeypatch.setattr(embedded, "HF_HOME", str(home))
+    steps, train = [], ControlTrainer.training_step
+
+    def interrupted(trainer, *words, **named):
+        if trainer.description == phase:
+            steps.append(trainer.state.global_step)
+            if len(steps) == 3:
+                signal.raise_signal(signal.SIGTERM)
+        return train(trainer, *words, **named)
+
+    monkeypatch.setattr(ControlTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=f"{phase} was interrupted"):
+        run_embedded(settings.recipe, settings.data, settings.args, Console(quiet=True), TOY)
+    again = run_embedded(settings.recipe, settings.data, settings.args, Console(quiet=True), TOY)
+    assert steps == list(range(len(steps)))
+    assert [row.loss for row in again.rows] == [row.loss for row in whole.rows]

@@ -184,6 +184,45 @@ def test_half_width_keeps_queries_with_their_keys(tmp_path, kind, changes, queri
     assert model(TOKENS).logits.shape == (1, 6, 32)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "queries", "neurons"),
+    [
+        ("gpt_neox", {}, "gpt_neox.layers.1.attention.query_key_value", "gpt_neox.layers.1.mlp.dense_h_to_4h"),
+        ("opt", {"word_embed_proj_dim": 16}, "model.decoder.layers.1.self_attn.q_proj", "model.decoder.layers.1.fc1"),
+        (
+            "qwen3",
+            {"num_key_value_heads": 2, "head_dim": 8},
+            "model.layers.1.self_attn.q_proj",
+            "model.layers.1.mlp.gate_proj",
+        ),
+    ],
+)
+def test_half_width_of_other_layouts(tmp_path, kind, changes, queries, neurons):
+    """Leading heads and neurons of GPT-NeoX, whose heads hold query, key and value each, of OPT, and of wide heads."""
+    shape = {"vocab_size": 32, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+    inner = "ffn_dim" if kind == "opt" else "intermediate_size"
+    torch.manual_seed(0)
+    whole = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, max_position_embeddings=16, pad_token_id=1, **shape, **{inner: 64}, **changes)
+    )
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    whole.save_pretrained(tmp_path)
+    model = initialisations.half_width(str(tmp_path), 1)
+    assert (model.config.hidden_size, model.config.num_attention_heads, getattr(model.config, inner)) == (8, 2, 32)
+    for name, rows in ((queries, None), (neurons, 32)):
+        new, old = model.get_submodule(name).weight, whole.get_submodule(name).weight
+        # GPT-NeoX has one head's query, key and value after another's: half of the rows are half of the heads.
+        assert torch.equal(new, old[: rows or len(old) // 2, :8])
+    assert len(model.get_submodule(queries).weight) == len(whole.get_submodule(queries).weight) // 2
+    if kind == "qwen3":
+        norm = "model.layers.1.self_attn.q_norm"
+        assert torch.equal(model.get_submodule(norm).weight, whole.get_submodule(norm).weight)
+    assert torch.isfinite(model(TOKENS).logits).all()
+    assert model(TOKENS).logits.shape == (1, 6, 32)
+
+
 def test_moved_blocks_keep_their_scale_unless_asked(tmp_path):
     """A block moved in a GPT-2 that scales attention by depth computes what it did; if asked, what its weights say."""
     whole = make_gpt2(scale_attn_by_inverse_layer_idx=True)

@@ -1,6 +1,7 @@
 """The recipes of the paper: every one is read, and runs at toy width with the depth it says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import GPT2Config
 from inheritune_hf.cli import main
 from inheritune_hf.cli.settings import parse_comparison, parse_settings
 from inheritune_hf.experiments import CompareConfig, run_comparison, run_recipe
+from inheritune_hf.experiments.arms import parse_arm
 from inheritune_hf.students import MemoryEstimate, estimation
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
@@ -37,17 +39,22 @@ TOY = {
 }
 
 
+#: What says where results go and how often they are told, and a part of a data set's name.
+UNSOURCED = {"output_dir", "dataset_config", "arms", "eval_strategy", "save_steps", "logging_steps", "report_to"}
+SOURCE = re.compile(r"v4|v2|released code|log |the paper|ours|as (max_layers|keep_layers|steps_per_round):")
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_is_read(path):
     """Every key is known, and every value quotes its source or says what it is."""
     values = yaml.safe_load(path.read_text())
     for line in path.read_text().splitlines():
-        name = line.partition(":")[0]
-        if name in {"learning_rate", "weight_decay", "warmup_steps", "keep_layers", "gradient_accumulation_steps"}:
-            assert "#" in line, line
+        if line.startswith("#") or line.partition(":")[0] in UNSOURCED:
+            continue
+        assert SOURCE.match(line.partition("# ")[2]), line
     if "arms" in values:
         _, config = parse_comparison([str(path), "--use_cpu", "--tf32", "false", "--bf16", "false"], CompareConfig)
-        assert config.layers == values["layers"]
+        assert config.layers == values.get("layers")
     else:
         settings = parse_settings(["--config", str(path), "--use_cpu", "--tf32", "false", "--bf16", "false"])
         assert settings.recipe.steps_per_round == values["steps_per_round"]
@@ -89,12 +96,15 @@ def test_recipe_is_planned(path, references, capsys, monkeypatch):
     # the recipes do not say.
     assert list(found["left_out"]) == ["random-long"]
     assert [arm["arm"] for arm in found["arms"]] == list(dict.fromkeys([*values["arms"], "continued", "random"]))
+    layers, rounds = values["max_layers"], 1
+    if "budget_steps" not in values:  # the loop says how deep the others are and how long they train
+        rounds += (layers - depth // 2) // values["grow_by"]
     for arm in found["arms"]:
-        whole = arm["arm"] in ("half-width", "continued")
-        assert arm["layers"] == (depth if whole else values["layers"])
-        assert arm["steps"] == values["budget_steps"] * (2 if arm["arm"] == "random-2x" else 1)
+        kind = parse_arm(arm["arm"]).arm
+        assert arm["layers"] == (depth if kind.whole else layers)
+        assert arm["steps"] == values["steps_per_round"] * rounds * kind.budgets
         assert arm["tokens"] == arm["steps"] * step
-        assert arm["cells"] == 1
+        assert arm["cells"] == len(values["learning_rates"]) + len(values["seeds"]) - 1
         assert arm["seconds"] > 0
 
 
@@ -110,7 +120,8 @@ def test_recipe_runs_at_toy_width(path, tmp_path):
     values |= {"reference": str(tmp_path / "reference"), "train_files": [str(tmp_path / "*.txt")]}
     values["output_dir"] = str(tmp_path / "out")
     if "arms" in values:
-        values["budget_steps"] = 2
+        if "budget_steps" in values:
+            values["budget_steps"] = 2
         values["reference_steps"] = 2
     changed = tmp_path / "recipe.yaml"
     changed.write_text(yaml.safe_dump(values))
@@ -122,3 +133,14 @@ def test_recipe_runs_at_toy_width(path, tmp_path):
     settings = parse_settings(["--config", str(changed), "--max_steps", "6"])
     result = run_recipe(*settings, console=console)
     assert result.outcome in ("matched", "no_more_layers", "budget_exhausted")
+
+
+def test_both_readings_of_growth_stand_in_each_recipe_that_grows():
+    """What the paper leaves open is said where it matters: how students grow, and what comes along."""
+    for path in RECIPES:
+        values = yaml.safe_load(path.read_text())
+        if ("arms" in values and "budget_steps" in values) or values.get("max_layers") == 13:
+            continue
+        assert (values["growth"], values["inherit"]) == ("reinherit", "all"), path.stem
+        assert '"continue"' in path.read_text(), path.stem
+        assert '"paper" leaves those random' in path.read_text(), path.stem

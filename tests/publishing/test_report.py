@@ -2,6 +2,7 @@
 
 import io
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from inheritune_hf.publishing import ResultRow, draw_losses, markdown_table, terminal_table
@@ -27,15 +28,45 @@ def test_tables_say_the_same():
         assert word in screen.getvalue()
 
 
+ROUNDS = (
+    Round(1, (0, 1), 0, 20, 1, 1.0, 1.0, 5.2, 5.0, MISS),
+    Round(2, (0, 1, 2), 20, 40, 1, 1.0, 1.0, 4.9, 5.0, Match(True, True, -0.1, -0.2, 0.0, 48)),
+)
+STUDENT = [(10, 5.6), (20, 5.2), (30, 5.3), (40, 4.9)]
+CONTROLS = {"random weights": [(20, 6.0), (40, 5.8)], "more steps": [(20, 5.5), (40, 5.1)]}
+
+
+def test_picture_shows_rounds_controls_and_reference(monkeypatch):
+    """Every round and control is a named line of its own points, and the reference a line across with its loss."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw_losses("losses.png", ROUNDS, STUDENT, 5.0, CONTROLS)
+    (axes,) = drawn[0].axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    named = {name: [*map(tuple, line.get_xydata())] for name, line in lines.items() if not name.startswith("_")}
+    assert named == {
+        **CONTROLS,
+        "round 1: 2 inherited layers": STUDENT[:2],
+        "round 2: 3 inherited layers (matched)": STUDENT[2:],
+    }
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(named)
+    across, boundary = (line.get_xydata().tolist() for name, line in lines.items() if name.startswith("_"))
+    assert across == [[0, 5.0], [1, 5.0]]
+    assert boundary == [[20, 0], [20, 1]]
+    assert [text.get_text() for text in axes.texts] == ["reference 5.000"]
+    looks = {name: (lines[name].get_color(), str(lines[name].get_linestyle())) for name in named}
+    assert len(set(looks.values())) == len(named)
+    low, high = axes.get_ylim()
+    assert low < 4.9
+    assert high > 5.8
+    assert axes.get_xlabel() == "optimizer steps, all rounds together"
+    assert axes.get_ylabel() == "selection loss (nats per token)"
+
+
 def test_picture_is_drawn(tmp_path):
     """Rounds, controls and the reference's line become one PNG, the same bytes each time."""
-    rounds = (
-        Round(1, (0, 1), 0, 20, 1, 1.0, 1.0, 5.2, 5.0, MISS),
-        Round(2, (0, 1, 2), 20, 40, 1, 1.0, 1.0, 4.9, 5.0, Match(True, True, -0.1, -0.2, 0.0, 48)),
-    )
-    student = [(10, 5.6), (20, 5.2), (30, 5.3), (40, 4.9)]
     for name in ("a.png", "b.png"):
-        draw_losses(tmp_path / name, rounds, student, 5.0, {"random weights": [(20, 6.0), (40, 5.8)]})
+        draw_losses(tmp_path / name, ROUNDS, STUDENT, 5.0, CONTROLS)
     picture = (tmp_path / "a.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert picture == (tmp_path / "b.png").read_bytes()

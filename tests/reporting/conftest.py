@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from recorded_runs import RECIPE, ROUNDS, full_evaluation, write_run
+from recorded_runs import RECIPE, ROUNDS, full_evaluation, write_comparison, write_run
 
 from inheritune_hf.records import write_json
 
@@ -14,6 +14,12 @@ def run(tmp_path):
     folder = write_run(tmp_path / "run")
     write_json(folder / "evaluation.json", full_evaluation().to_dict())
     return folder
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """A comparison of four arms with two seeds."""
+    return write_comparison(tmp_path / "compared")
 
 
 @pytest.fixture

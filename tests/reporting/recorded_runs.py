@@ -12,8 +12,10 @@ from inheritune_hf.evaluation import (
     Speed,
     Spread,
     TaskComparison,
+    Validation,
 )
 from inheritune_hf.experiments.assessment import Laziness, Sample, StudentEvaluation
+from inheritune_hf.experiments.cells import Cell
 from inheritune_hf.publishing import ResultRow
 from inheritune_hf.records import Lineage, Match, Round, RunRecord, write_json
 
@@ -25,6 +27,7 @@ ROUNDS = (
     Round(2, (0, 1, 2, 3, 4, 5), 120, 240, 245_760, 1.7e12, 70.0, 5.1857, 5.1951, HIT),
 )
 RECIPE = {"keep_layers": "half", "target": "reference", "tolerance": 0.01, "confidence": 0.95, "steps_per_round": 120}
+TRAINING = {"learning_rate": 0.002, "per_device_train_batch_size": 16, "world_size": 2, "seed": 42}
 LINEAGE = Lineage("some/reference", "0123abc", 8, (0, 1, 2, 3, 4, 5), {"torch": "2.13.0", "transformers": "5.23.0"})
 SET = {"documents": 48, "tokens": 42_933, "sequences": 341, "fingerprint": "ea33e9b29185b614" * 4}
 DATA = {
@@ -48,7 +51,7 @@ RESULTS = [
 
 def write_run(folder, **changes):
     """Write a finished run with a second round that matched, or what `changes` say."""
-    record = RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951)
+    record = RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951, TRAINING)
     values = {
         **record.to_dict(),
         "results": [row.to_dict() for row in RESULTS],
@@ -58,6 +61,62 @@ def write_run(folder, **changes):
         **changes,
     }
     write_json(folder / "rounds.json", values)
+    return folder
+
+
+#: Loss of each arm: (arm, seed, test loss, layers, outcome).
+CELLS = (
+    ("inheritune", 1, 5.12, 4, "matched"),
+    ("inheritune", 2, 5.14, 6, "matched"),
+    ("random", 1, 5.71, 4, None),
+    ("random", 2, 5.74, 6, None),
+    ("last/moved-scale", 1, 5.43, 4, None),
+    ("last/moved-scale", 2, 5.41, 6, None),
+    ("continued", 1, 4.97, 8, None),
+    ("continued", 2, 4.99, 8, None),
+)
+
+
+def validation(loss, documents=40):
+    """A validation of that loss, whose documents differ a little."""
+    losses = [100 * loss + (place % 5 - 2) for place in range(documents)]
+    return Validation(tuple(range(documents)), tuple(losses), (100,) * documents, (20,) * documents)
+
+
+def cell(arm, seed, loss, layers, outcome):
+    points = [(tokens, 1e6 * tokens, loss + 0.3 - tokens / 1e6) for tokens in (100_000, 200_000, 300_000)]
+    return Cell(
+        arm=arm, seed=seed, learning_rate=0.002, layers=layers, parameters=220_000 * layers, steps=240, tokens=300_000,
+        flops=3e11, epochs=0.9, seconds=125.0, outcome=outcome, curve=tuple(points), reference_loss=5.19,
+        selection=validation(loss), folder=f"{arm.replace('/', '-')}-seed{seed}-lr0.002", identity={}, lazy_layers=1,
+        test=validation(loss),
+    )  # fmt: skip
+
+
+def comparison_facts(**changes):
+    """The records of a comparison of four arms with two seeds, or what `changes` say."""
+    reference = {
+        "name": "some/reference", "layers": 8, "parameters": 2_127_104, "steps": 500, "tokens": 1_024_000,
+        "flops": 1.2e12, "selection_loss": 5.19, "lazy_layers": 2, "test": validation(5.15).to_dict(),
+    }  # fmt: skip
+    arms = list(dict.fromkeys(arm for arm, *_ in CELLS))
+    compare = {"arms": arms[:3], "controls": True, "seeds": [1, 2], "learning_rates": [1.0, 2.0], "budget": "tokens"}
+    facts = {
+        "compare": compare,
+        "recipe": RECIPE,
+        "settings": {"reference": "some/reference", "train_files": ["a.txt"], **RECIPE, **TRAINING, **compare},
+        "versions": {"torch": "2.13.0"},
+        "reference": reference,
+        "data": DATA,
+        "sweep": {arm: {"0.002": 5.3, "0.004": 5.4} for arm in arms},
+        "left_out": {"stacking": "it doubles a number of layers, and 5 is odd"},
+        "cells": [cell(*values).to_dict() for values in CELLS],
+    }
+    return {**facts, **changes}
+
+
+def write_comparison(folder, **changes):
+    write_json(folder / "comparison.json", comparison_facts(**changes))
     return folder
 
 
@@ -112,5 +171,6 @@ def full_evaluation(**changes):
         "laziness": Laziness(0.9, (9.1, 12.3, 7.7, 5.2, 3.1, 2.2, 1.3, 1.1), (9.3, 13.1, 8.0, 6.1, 4.4, None), lazy),
         "samples": (Sample("def begin(", "self):\n    return self", "name):\n    pass"),),
         "versions": {"torch": "2.13.0"},
+        "commands": ("inheritune evaluate run --files test.jsonl --second-files other.txt",),
     }
     return StudentEvaluation(**{**values, **changes})

@@ -1,5 +1,6 @@
 """What a report says, and that every figure is a record's."""
 
+import json
 from dataclasses import replace
 
 from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_evaluation, write_run
@@ -7,7 +8,7 @@ from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_eval
 from inheritune_hf.records import RunRecord, write_json
 from inheritune_hf.reporting import read_run
 from inheritune_hf.reporting.content import build_report
-from inheritune_hf.reporting.document import Chart, Paragraph, Table
+from inheritune_hf.reporting.document import Chart, Paragraph, Preformatted, Table
 
 
 def blocks_of(report, anchor):
@@ -50,6 +51,10 @@ def test_a_miss_is_said(tmp_path):
             "No student matched its starting reference, up to 4 of 8 layers: 5.2219 against"
         )
         assert why in report.verdict
+        assert "The last student does not match the reference trained on for 240 steps" in report.verdict
+        level = [*RESULTS[:3], replace(RESULTS[3], loss=5.14)]
+        write_run(folder, **record.to_dict(), results=[row.to_dict() for row in level])
+        assert "The last student matches, by the mean, the reference" in build_report(read_run(folder)).verdict
         table = next(block for block in blocks_of(report, "losses") if isinstance(block, Table))
         assert table.rows == (("1", "4", "120", "245,760", "5.2219", "5.1951", "+0.0267", "+0.0140 to +0.0404", "no"),)
 
@@ -91,6 +96,59 @@ def test_every_figure_is_a_records(run):
     ):  # fmt: skip
         assert figure in cells, figure
     assert FEW.note in cells
+
+
+def texts_of(report, anchor):
+    return {block.label: block.text for block in blocks_of(report, anchor) if isinstance(block, Preformatted)}
+
+
+def test_a_run_can_be_done_again(run):
+    """The recipe names reference, commit and training arguments; the evaluation's commands are those given."""
+    report = build_report(read_run(run))
+    found = texts_of(report, "reproduce")
+    recipe = json.loads(found["The recipe, as JSON"])
+    assert (recipe["reference"], recipe["revision"], recipe["learning_rate"]) == ("some/reference", "0123abc", 0.002)
+    assert "world_size" not in recipe
+    words = [block.text for block in blocks_of(report, "reproduce") if isinstance(block, Paragraph)]
+    assert words[0] == "Reference: some/reference at commit 0123abc, seed 42, 2 processes."
+    assert "Its data were not kept with it" in words[1]
+    assert found["Commands"].splitlines() == [
+        "inheritune train --config recipe.json",
+        "inheritune evaluate run --files test.jsonl --second-files other.txt",
+        "inheritune report run",
+    ]
+    write_json(run / "settings.json", {"reference": "some/reference", "train_files": ["a.txt"], "eval_steps": 60})
+    report = build_report(read_run(run))
+    recipe = json.loads(texts_of(report, "reproduce")["The recipe, as JSON"])
+    assert (recipe["train_files"], recipe["revision"]) == (["a.txt"], "0123abc")
+    tables = {block.caption: block.rows for block in blocks_of(report, "data") if isinstance(block, Table)}
+    assert tables["Data settings"] == (("train_files", '["a.txt"]'),)
+    assert ("learning_rate", "0.002") in tables["Training settings"]
+    assert ("eval_steps", "60") in tables["Training settings"]
+
+
+def test_a_cut_can_be_done_again(tmp_path):
+    """A student that was only cut out is cut by a command of its own."""
+    write_json(tmp_path / "cut" / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
+    found = texts_of(build_report(read_run(tmp_path / "cut")), "reproduce")
+    assert found["Commands"].splitlines() == [
+        "inheritune inherit some/reference --keep-layers half --inherit all --revision 0123abc --output cut",
+        "inheritune report cut",
+    ]
+
+
+def test_an_evaluation_of_another_student_is_left_out(run):
+    """Figures of a student that is no longer there are not shown below the new one's verdict, and that is said."""
+    (run / "config.json").write_text("{}")
+    (run / "model.safetensors").write_text("other")
+    report = build_report(read_run(run))
+    assert blocks_of(report, "evaluation") == (
+        Paragraph(
+            "Left out: evaluation.json is of another student than the one in this folder; measure this one by: "
+            "inheritune evaluate run"
+        ),
+    )
+    assert {"tasks", "efficiency", "text"}.isdisjoint(section.anchor for section in report.sections)
 
 
 def test_lazy_layers_are_shown_before_and_after(run):

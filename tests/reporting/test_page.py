@@ -10,17 +10,16 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
-from recorded_runs import LINEAGE, RECIPE, ROUNDS, full_evaluation, write_run
+from recorded_runs import DATA, LINEAGE, RECIPE, ROUNDS, full_evaluation, write_comparison, write_run
 
 from inheritune_hf.evaluation import TaskComparison
 from inheritune_hf.experiments.assessment import Sample
+from inheritune_hf.experiments.results import arm_results
 from inheritune_hf.records import RunRecord, write_json
-from inheritune_hf.reporting import read_run, write_report
+from inheritune_hf.reporting import write_report
 from inheritune_hf.reporting.charts import layers_chart, loss_chart, rank_chart
-from inheritune_hf.reporting.content import build_report
 from inheritune_hf.reporting.document import SideBySide, Table
 from inheritune_hf.reporting.markdown import render_markdown
-from inheritune_hf.reporting.page import render_html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EVIL = "<script>alert(1)</script> & \"q\" 'a' | `b` _c_ *d* [e](f) ![g](h) $x$ </pre> </style>"
@@ -76,11 +75,12 @@ def evil_run(folder):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
-def test_page_is_quiet_and_nothing_overflows(run, interrupted, browser, tmp_path, width, scheme):
+def test_page_is_quiet_and_nothing_overflows(run, interrupted, comparison, browser, tmp_path, width, scheme):
     """No console message, no request but the page itself, nothing wider than the window but tables that scroll."""
     write_json(tmp_path / "cut" / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
     deep = write_run(tmp_path / "deep", lineage={**LINEAGE.to_dict(), "reference_layers": 96})
-    for folder in (run, interrupted, tmp_path / "cut", deep, evil_run(tmp_path / ("long" * 30))):
+    evil = write_comparison(tmp_path / "evil", left_out={"stacking": EVIL}, data={**DATA, "source": EVIL})
+    for folder in (run, interrupted, comparison, evil, tmp_path / "cut", deep, evil_run(tmp_path / ("long" * 30))):
         _, (path, _, _) = write_report(folder)
         page, asked, complaints = open_page(browser, path, width, scheme)
         assert complaints == []
@@ -116,6 +116,26 @@ def test_numbers_on_the_page_are_the_records(run, browser):
     page.close()
 
 
+def test_numbers_of_a_comparison_are_the_records(comparison, browser):
+    """What the browser shows in each table of a comparison is what the records say, and each arm has its line."""
+    report, (path, _, _) = write_report(comparison)
+    page, _, _ = open_page(browser, path)
+    shown = page.evaluate(
+        "[...document.querySelectorAll('table')].map(t => [...t.tBodies[0].rows].map(r => [...r.cells].map("
+        "c => c.textContent)))"
+    )
+    expected = [block.rows for section in report.sections for block in section.blocks if isinstance(block, Table)]
+    assert shown == [[list(row) for row in rows] for rows in expected]
+    for row in arm_results(json.loads((comparison / "comparison.json").read_text())):
+        assert f"{row.loss:.4f}" in page.inner_text("#arms")
+    looks = page.evaluate(
+        "[...document.querySelectorAll('.wide .line')].map(e => { const s = getComputedStyle(e); "
+        "return s.stroke + s.strokeDasharray; })"
+    )
+    assert len(looks) == len(set(looks)) == 4
+    page.close()
+
+
 def test_markup_in_records_stays_text(browser, tmp_path):
     """A name, a sample or a file name with markup makes no element, runs nothing, and can be read as it is."""
     report, (path, text, _) = write_report(evil_run(tmp_path / "run"))
@@ -133,9 +153,10 @@ def test_markup_in_records_stays_text(browser, tmp_path):
     page.close()
 
 
-def test_page_can_be_used_by_keyboard_and_ear(run, browser):
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_page_can_be_used_by_keyboard_and_ear(kind, request, browser):
     """Headings in order, names for regions, charts and tables, row and column headers, a way past the navigation."""
-    _, (path, _, _) = write_report(run)
+    _, (path, _, _) = write_report(request.getfixturevalue(kind))
     page, _, _ = open_page(browser, path, 360)
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(e => +e.tagName[1])")
     assert levels[0] == 1
@@ -161,10 +182,11 @@ def test_page_can_be_used_by_keyboard_and_ear(run, browser):
     page.close()
 
 
+@pytest.mark.parametrize("kind", ["run", "comparison"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(run, browser, scheme):
+def test_text_can_be_read(kind, request, browser, scheme):
     """Text has a contrast of at least 4.5 to what is behind it, in light and dark."""
-    _, (path, _, _) = write_report(run)
+    _, (path, _, _) = write_report(request.getfixturevalue(kind))
     page, _, _ = open_page(browser, path, 1440, scheme)
     worst = page.evaluate(
         """() => {
@@ -185,9 +207,10 @@ def test_text_can_be_read(run, browser, scheme):
     page.close()
 
 
-def test_page_prints(run, browser, tmp_path):
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_page_prints(kind, request, browser, tmp_path):
     """In print the navigation is gone, everything is light, and no table is cut off."""
-    _, (path, _, _) = write_report(run)
+    _, (path, _, _) = write_report(request.getfixturevalue(kind))
     page, _, _ = open_page(browser, path, 1440, "dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
@@ -220,9 +243,11 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_is_whole_and_asks_for_nothing(run):
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_page_is_whole_and_asks_for_nothing(kind, request):
     """Without a browser: elements are closed in order, every address is within the page, and no script is allowed."""
-    page = render_html(build_report(read_run(run)))
+    _, (path, _, _) = write_report(request.getfixturevalue(kind))
+    page = path.read_text()
     outline = Outline()
     outline.feed(page)
     assert outline.open == []
@@ -259,6 +284,18 @@ def test_charts_are_drawings_that_hold_their_data():
     ]
 
 
+def test_files_of_a_comparison_are_the_same_for_the_same_records(comparison, tmp_path):
+    """A comparison's HTML, Markdown and PNG are written, and are the same bytes the next time."""
+    report, paths = write_report(comparison, tmp_path / "one")
+    _, again = write_report(comparison, tmp_path / "two")
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    text = paths[1].read_text()
+    assert text == render_markdown(report, "report.png")
+    assert "![Learning curves of compared](report.png)" in text
+    assert "| inheritune | 4 to 6 | 1,100,000 |" in text
+
+
 def test_files_are_the_same_for_the_same_records(run, tmp_path):
     """HTML, Markdown and PNG are written, say the same figures, and are the same bytes the next time."""
     report, paths = write_report(run, tmp_path / "one")
@@ -273,7 +310,7 @@ def test_files_are_the_same_for_the_same_records(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.html", "report.md", "report.png"]
 
 
-def test_command_writes_a_report(run, interrupted, tmp_path, capsys):
+def test_command_writes_a_report(run, interrupted, comparison, tmp_path, capsys):
     """`inheritune report` prints the verdict and names the files; what is no run ends with status 1."""
     from inheritune_hf.cli import main
 
@@ -282,5 +319,7 @@ def test_command_writes_a_report(run, interrupted, tmp_path, capsys):
     assert (run / "report.html").is_file()
     assert main(["report", str(interrupted), "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "report.png").is_file()
+    assert main(["report", str(comparison)]) == 0
+    assert "matched: The loop (inheritune) matched its starting reference" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "nothing")]) == 1
     assert "inheritune report: error:" in capsys.readouterr().err

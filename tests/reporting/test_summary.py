@@ -5,6 +5,7 @@ from recorded_runs import LINEAGE, RECIPE, RESULTS, ROUNDS, full_evaluation, wri
 
 from inheritune_hf.records import RunRecord, write_json
 from inheritune_hf.reporting import read_run
+from inheritune_hf.training.reference_loss import content_fingerprint
 
 
 def test_finished_run_is_read_whole(run):
@@ -25,6 +26,23 @@ def test_interrupted_run_is_read_from_its_state(interrupted):
     assert found.curves["student"][-1] == (180, 5.3129)
     assert (found.reference_layers, found.seed) == (8, 7)
     assert found.recipe == RECIPE
+
+
+def test_only_the_evaluation_of_this_student_is_taken(interrupted, run):
+    """An earlier student's evaluation is no part of a run that goes on, nor another's when it is asked for."""
+    write_json(interrupted / "evaluation.json", full_evaluation().to_dict())
+    found = read_run(interrupted)
+    assert found.evaluation is None
+    assert found.left_out.startswith("evaluation.json is of an earlier student")
+    assert read_run(interrupted, interrupted / "evaluation.json").evaluation == full_evaluation()
+    (run / "config.json").write_text("{}")
+    (run / "model.safetensors").write_text("weights")
+    same = full_evaluation(fingerprints={"student": content_fingerprint(run), "reference": "b"})
+    write_json(run / "evaluation.json", same.to_dict())
+    assert (read_run(run).evaluation, read_run(run).left_out) == (same, "")
+    (run / "model.safetensors").write_text("trained")
+    with pytest.raises(ValueError, match="is of another student than the one in this folder; measure this one by"):
+        read_run(run, run / "evaluation.json")
 
 
 def test_cut_student_is_read_from_its_record(tmp_path):

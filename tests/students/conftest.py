@@ -2,9 +2,6 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -187,31 +184,6 @@ def logged():
 def build():
     """Build a randomized causal language model of a config."""
     return lambda config: randomize(AutoModelForCausalLM.from_config(config))
-
-
-@pytest.fixture
-def stranger(tmp_path):
-    """Run a program where inheritune_hf cannot be imported, beside the given folders; returns what it printed."""
-
-    def run(program, folders):
-        work = tmp_path / "stranger"
-        blocked = work / "blocked"
-        blocked.mkdir(parents=True)
-        (blocked / "inheritune_hf.py").write_text("raise ImportError('not here')\n")
-        for name, folder in folders.items():
-            (work / name).symlink_to(folder)
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=work,
-            env={**os.environ, "PYTHONPATH": str(blocked), "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
 
 
 @pytest.fixture

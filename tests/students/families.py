@@ -129,12 +129,16 @@ CASES = {**PROMISED, **BESIDES}
 
 @dataclass(frozen=True)
 class Published:
-    """How a family's files differ from what a model saves: a prefix left out, other tensors besides, telling names."""
+    """
+    How a family's files differ from what a model saves: a prefix left out, other tensors besides, telling names,
+    tensors that are there twice.
+    """
 
     strip: str = ""
     extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    twins: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, tensors):
         """Return the tensors as the family publishes them."""
@@ -147,6 +151,7 @@ class Published:
         for template, shape in self.extra.items():
             for layer in range(6) if "{}" in template else [0]:
                 found[template.format(layer)] = torch.ones(shape)
+        found.update({twin: found[name].clone() for twin, name in self.twins.items()})
         assert set(self.names) <= set(found), set(self.names) - set(found)
         return found
 
@@ -178,7 +183,11 @@ PUBLISHED = {
         "", {"transformer.h.{}.attn.bias": MASK, "transformer.h.{}.attn.masked_bias": ()}, ("lm_head.bias",)
     ),
     # facebook/opt-125m: no prefix of the bare model, and the tied head beside it.
-    "opt": Published("model.", names=("decoder.embed_tokens.weight", "decoder.layers.0.fc1.weight")),
+    "opt": Published(
+        "model.",
+        names=("decoder.embed_tokens.weight", "decoder.layers.0.fc1.weight"),
+        twins={"lm_head.weight": "decoder.embed_tokens.weight"},
+    ),
     # meta-llama/Llama-2-7b-hf and its contemporaries: frequencies in every block.
     "llama": Published("", {"model.layers.{}.self_attn.rotary_emb.inv_freq": (4,)}),
     "stablelm": Published("", {"model.layers.{}.self_attn.rotary_emb.inv_freq": (4,)}),

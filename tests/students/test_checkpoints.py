@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 
 from inheritune_hf.students import InheritedGPT2, Source, checkpoints, find_weights, inherit, open_tensors, tensors
-from inheritune_hf.students.tensors import open_safetensors
+from inheritune_hf.students.tensors import open_bin, open_safetensors
 
 LAYOUTS = ["safetensors", "safetensors-sharded", "bin", "bin-sharded", "legacy-bin"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -58,12 +59,44 @@ def test_only_kept_tensors_are_read(layout, dtype, publish, monkeypatch):
     assert sum(asked) == 4 * student.num_parameters()
 
 
+@pytest.mark.parametrize("layout", ["bin", "bin-sharded"])
+def test_only_kept_tensors_of_mapped_files_are_read(layout, publish, monkeypatch):
+    """Of zip .bin files, too, only the bytes of the student's parameters are copied."""
+    asked, read = [], tensors.Unread.__getitem__
+    monkeypatch.setattr(
+        tensors.Unread, "__getitem__", lambda self, index: (asked.append(self.nbytes), read(self, index))[1]
+    )
+    student = InheritedGPT2.from_pretrained(publish(layout), keep_layers=[0, 5])
+    assert sum(asked) == 4 * student.num_parameters()
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count what a process reads")
+def test_opening_a_zip_file_does_not_read_it(tmp_path):
+    """Of a zip .bin with one small and one large tensor only the small one is read, if only it is asked for."""
+
+    def bytes_read():
+        counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(counts["rchar"])
+
+    torch.save({"kept": torch.arange(3), "dropped": torch.zeros(2**22)}, tmp_path / "pytorch_model.bin")
+    before = bytes_read()
+    opened = open_bin(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert torch.equal(opened["kept"][...], torch.arange(3))
+    assert bytes_read() - before < opened["dropped"].nbytes / 8
+
+
 @pytest.mark.parametrize("piece", [8, 40, 4096])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_types_change_piece_by_piece(dtype, piece, published, reference, monkeypatch):
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+def test_types_change_piece_by_piece(layout, dtype, piece, publish, reference, monkeypatch):
     """A tensor that is converted while it is read is the converted tensor, however small the pieces."""
     monkeypatch.setattr(tensors, "_PIECE", piece)
-    for name, unread in open_safetensors(published / "model.safetensors").items():
+    folder = publish(layout)
+    if layout == "bin":
+        opened = open_bin(folder / "pytorch_model.bin", weights_only=True)
+    else:
+        opened = open_safetensors(folder / "model.safetensors")
+    for name, unread in opened.items():
         if not name.endswith("attn.bias"):
             expected = reference.state_dict()[f"transformer.{name}"]
             assert torch.equal(unread.in_dtype(dtype)[...], expected.to(dtype))
@@ -242,12 +275,22 @@ def test_whole_numbers_keep_their_type(tmp_path):
 
 
 def test_empty_and_single_numbers_are_read(tmp_path):
-    """A tensor without numbers, and one of a single number without axes, are read as they are."""
+    """A tensor without numbers, one of a single number without axes, and parts of others are read as they are."""
     values = {"none": torch.zeros(0, 3), "one": torch.tensor(2.5)}
     save_file(values, tmp_path / "model.safetensors")
-    for name, unread in open_safetensors(tmp_path / "model.safetensors").items():
+    # Only a .bin can hold a tensor that lies otherwise than it is read.
+    turned = {**values, "turned": torch.arange(6.0).view(2, 3).T, "part": torch.arange(12.0).view(3, 4)[:, 1:3]}
+    turned["trained"] = torch.nn.Parameter(torch.ones(2, 2))
+    torch.save(turned, tmp_path / "pytorch_model.bin")
+    opened = [*open_safetensors(tmp_path / "model.safetensors").items()]
+    opened += open_bin(tmp_path / "pytorch_model.bin", weights_only=True).items()
+    assert len(opened) == 7
+    for name, unread in opened:
         for dtype in (torch.float32, torch.float64):
-            assert torch.equal(unread.in_dtype(dtype)[...], values[name].to(dtype))
+            found = unread.in_dtype(dtype)[...]
+            assert torch.equal(found, turned[name].to(dtype))
+            assert not found.requires_grad
+            assert found.untyped_storage().nbytes() == found.nbytes
 
 
 def test_a_type_that_is_not_known_is_named(tmp_path):
@@ -259,9 +302,9 @@ def test_a_type_that_is_not_known_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
-@pytest.mark.parametrize("change", ["replace", "rewrite", "shorten"])
+@pytest.mark.parametrize("change", ["replace", "rewrite", "shorten", "empty"])
 def test_a_file_that_changes_while_it_is_read_is_named(layout, change, publish, monkeypatch):
-    """A file that is replaced, rewritten or shortened between its header and its tensors gives an error, no weights."""
+    """A file that is replaced, rewritten, shortened or emptied after its header was read gives an error, no weights."""
     folder = publish(layout)
     (file,) = [path for path in folder.iterdir() if path.suffix != ".json"]
     opened = inherit.open_tensors
@@ -275,12 +318,32 @@ def test_a_file_that_changes_while_it_is_read_is_named(layout, change, publish, 
             status = file.stat()
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
         else:
-            os.truncate(file, file.stat().st_size - 1)
+            os.truncate(file, file.stat().st_size - 1 if change == "shorten" else 0)
         return found
 
     monkeypatch.setattr(inherit, "open_tensors", open_then_change)
     with pytest.raises(OSError, match=r"was changed while it was read; run it again when it is whole\."):
         InheritedGPT2.from_pretrained(folder, keep_layers=2)
+
+
+def test_a_mapped_file_that_is_emptied_while_it_is_copied_is_named(tmp_path, monkeypatch):
+    """A .bin that shrinks in the middle of a tensor gives an error before its missing pages are touched."""
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(8, 1024)}, path)
+    unread = open_bin(path, weights_only=True)["a"]
+    check, looks = tensors._check_unchanged, []
+
+    def empty_then_check(*args):
+        looks.append(args)
+        if len(looks) == 3:
+            os.truncate(path, 0)
+        check(path, args[1], os.stat(path))  # noqa: PTH116
+
+    monkeypatch.setattr(tensors, "_PIECE", 4096)
+    monkeypatch.setattr(tensors, "_check_unchanged", empty_then_check)
+    with pytest.raises(OSError, match=r"was changed while it was read; run it again when it is whole\."):
+        unread[...]
+    assert len(looks) == 3
 
 
 def test_a_file_that_ends_early_is_named(published, monkeypatch):

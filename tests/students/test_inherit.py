@@ -9,12 +9,13 @@ import sys
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import inheritune_hf
 from inheritune_hf import InheritedGPT2, InheritedModelForCausalLM, InherituneConfig, from_pretrained_inherited
 from inheritune_hf.records import Lineage
 from inheritune_hf.students import inherit, load_reference_config, plan_inheritance
+from inheritune_hf.students.tensors import Unread
 
 
 def logits_of(model, tokens):
@@ -383,6 +384,42 @@ def test_what_transformers_reports_is_checked_too(published, monkeypatch):
     monkeypatch.setattr(inherit, "kept_names", forget)
     with pytest.raises(RuntimeError, match=r"no tensor for transformer\.ln_f\.bias, transformer\.ln_f\.weight\. Check"):
         InheritedGPT2.from_pretrained(published, keep_layers=2)
+
+
+@pytest.mark.parametrize("layout", ["bin", "bin-sharded", "loaded"])
+def test_a_tied_head_that_is_the_same_is_read_once(layout, publish, reference, monkeypatch):
+    """A head that shares the embedding's storage, as .bin files and loaded models have it, is counted and read once."""
+
+    def beside(tensors):
+        tensors["lm_head.weight"] = tensors["wte.weight"]
+
+    asked, read = [], Unread.__getitem__
+    monkeypatch.setattr(Unread, "__getitem__", lambda self, index: (asked.append(self.nbytes), read(self, index))[1])
+    given = reference if layout == "loaded" else publish(layout, beside)
+    student = InheritedGPT2.from_pretrained(given, keep_layers=2)
+    assert student.lm_head.weight is student.transformer.wte.weight
+    assert torch.equal(student.lm_head.weight, reference.lm_head.weight)
+    assert sum(asked) == 4 * student.num_parameters()
+    if layout != "loaded":
+        assert plan_inheritance(given, 2).bytes_to_read == 4 * student.num_parameters()
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tied_head_that_lies_apart_is_what_transformers_makes_of_it(layout, same, publish, tokens):
+    """A head beside the embedding that it is tied to is read, and tied if it is the same; else it stays its own."""
+
+    def beside(tensors):
+        tensors["lm_head.weight"] = tensors["wte.weight"] + (0 if same else 1)
+
+    folder = publish(layout, beside)
+    student = InheritedGPT2.from_pretrained(folder, keep_layers=12)
+    assert (student.lm_head.weight is student.transformer.wte.weight) == same
+    with torch.no_grad():
+        whole = AutoModelForCausalLM.from_pretrained(folder)
+        assert torch.equal(student(tokens).logits, whole(tokens).logits)
+    embedding = student.transformer.wte.weight
+    assert plan_inheritance(folder, 12).bytes_to_read == 4 * (whole.num_parameters() + same * embedding.numel())
 
 
 @pytest.mark.parametrize(

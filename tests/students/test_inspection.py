@@ -20,7 +20,7 @@ def reads_nothing(monkeypatch):
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr(tensors, "_fill", refuse)
-    monkeypatch.setattr(torch.Tensor, "to", refuse)
+    monkeypatch.setattr(torch.Tensor, "copy_", refuse)
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "safetensors-sharded", "bin", "bin-sharded"])

@@ -34,16 +34,39 @@ def test_an_untrained_student_is_its_reference(student, published):
     assert found.checks[2].detail.endswith("tensors are the reference's, bit for bit")
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "gpt_neo", "llama"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_neo", "llama"])
 def test_students_of_other_families_are_verified(kind, build, tmp_path):
     """Also where files hold one tensor per expert, and against a loaded reference."""
     reference = build(AutoConfig.for_model(kind, **CASES[kind][0]))
     reference.save_pretrained(tmp_path / "reference")
     student = InheritedModelForCausalLM.from_pretrained(tmp_path / "reference", keep_layers="last:2")
     student.save_pretrained(tmp_path / "student")
-    assert verify_student(tmp_path / "student").passed
-    if kind != "mixtral":
-        assert verify_student(tmp_path / "student", reference).passed
+    for given in (None, reference):
+        found = verify_student(tmp_path / "student", given)
+        assert found.passed
+        assert all(check.passed for check in found.checks)
+
+
+@pytest.mark.parametrize("layout", ["per expert", "joined"])
+@pytest.mark.parametrize(("kind", "name"), [("mixtral", "w2"), ("qwen3_moe", "up_proj")])
+def test_one_changed_expert_is_found(kind, name, layout, build, tmp_path):
+    """A single other number in an expert fails against files with one tensor per expert, and against joined ones."""
+    reference = build(AutoConfig.for_model(kind, **CASES[kind][0]))
+    reference.save_pretrained(tmp_path / "reference")
+    student = InheritedModelForCausalLM.from_pretrained(tmp_path / "reference", keep_layers=[0, 2])
+    student.save_pretrained(tmp_path / "student")
+    if layout == "joined":
+        reference.save_pretrained(tmp_path / "reference", save_original_format=False)
+        assert any("gate_up_proj" in name for name in load_file(tmp_path / "reference" / "model.safetensors"))
+    assert outcome(verify_student(tmp_path / "student"))["identity"]
+    tensors = load_file(tmp_path / "student" / "model.safetensors")
+    (changed,) = [item for item in tensors if ".1." in item and f".experts.3.{name}." in item]
+    tensors[changed][3, 2] += 1e-6
+    save_file(tensors, tmp_path / "student" / "model.safetensors", metadata={"format": "pt"})
+    for given in (None, reference):
+        found = verify_student(tmp_path / "student", given)
+        assert outcome(found)["identity"] is False
+        assert "1 of " in found.checks[2].detail
 
 
 @pytest.mark.parametrize("inherit", ["paper", "released-code", "attention"])
@@ -123,6 +146,30 @@ def test_a_student_that_lacks_tensors_is_found(student, logged):
     found = verify_student(student)
     assert not found.passed
     assert "missing keys: transformer.ln_f.bias" in {check.name: check.detail for check in found.checks}["reload"]
+
+
+def test_a_head_that_the_reference_has_not_is_found(student):
+    """A head of its own beside the tied one would be loaded: it must be the reference's embedding."""
+    tensors = load_file(student / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, student / "model.safetensors", metadata={"format": "pt"})
+    assert verify_student(student).passed
+    tensors["lm_head.weight"][3, 2] += 1e-6
+    save_file(tensors, student / "model.safetensors", metadata={"format": "pt"})
+    found = verify_student(student)
+    assert "1 of 29 tensors differ, such as lm_head.weight" in found.checks[2].detail
+
+
+@pytest.mark.parametrize("reach", [True, False])
+def test_an_incomplete_student_is_named(student, reach):
+    """A file of the student of which only a part is there is named, whether or not the reference can be reached."""
+    if not reach:
+        lineage = json.loads((student / "config.json").read_text())["inheritune"]
+        edit_config(student, inheritune={**lineage, "reference": "./gone"})
+    file = student / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(OSError, match=r"model\.safetensors is not a complete safetensors file \(.*\)\. Download it"):
+        verify_student(student)
 
 
 def test_a_reference_out_of_reach_is_said(student, tmp_path):

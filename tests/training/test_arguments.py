@@ -128,3 +128,13 @@ def test_fingerprints_tell_data_sets_apart():
             return iter(())
 
     assert dataset_fingerprint(Stream()) is None
+
+
+def test_smoothed_labels_take_no_teachers_place(tmp_path):
+    """Transformers computes a smoothed loss in place of the model's, a teacher's among them: one of them must go."""
+    args, taught = tiny.arguments(tmp_path, label_smoothing_factor=0.1), {"distillation": "forward_kl=1.0"}
+    with pytest.raises(
+        ValueError, match=r"label_smoothing_factor=0\.1 would take the place of the recipe's distillation"
+    ):
+        check_arguments(args, InherituneConfig(steps_per_round=40, **taught))
+    assert check_arguments(args, RECIPE).label_smoothing_factor == 0.1

@@ -89,13 +89,31 @@ class Count(TrainerCallback):
 
 @pytest.mark.parametrize("growth", ["reinherit", "continue"])
 def test_growing_compiles_nothing(growth, reference, tmp_path):
-    """After the first round, trained and evaluated, students of two and three layers need no new graph."""
+    """One graph, of a batch of training, serves students of one, two and three layers; evaluating takes none."""
     count = Count(10)
     trainer = tiny.make_trainer(tmp_path, reference, {"growth": growth}, [count], torch_compile_backend="aot_eager")
     trainer.train()
     assert [item.layers for item in trainer.rounds] == [1, 2, 3]
-    # A batch of training, a whole and a partial one of evaluation.
-    assert count.found == [3, 3, 3]
+    assert count.found == [1, 1, 1]
+
+
+def test_evaluation_leaves_the_graphs_to_training(reference, tmp_path):
+    """Batches of twelve widths, in which reference and student are evaluated, are no graphs; training is one."""
+    lengths = tuple(length for length in range(4, tiny.TOKENS) for _ in range(8))  # a batch is as wide as its rows
+    found = []
+    for name, backend in (("plain", None), ("compiled", "aot_eager")):
+        trainer = tiny.make_trainer(
+            tmp_path / name,
+            reference,
+            {"target": "reference", "max_layers": 1, "steps_per_round": 5},
+            torch_compile_backend=backend,
+        )
+        trainer.eval_dataset = tiny.selection_set(len(lengths), lengths)
+        trainer.train()
+        found.append((trainer.reference_validation, trainer.rounds[0].loss))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], abs=2e-4)
+    assert graphs() == 1
 
 
 def curve(folder, reference, **changes):

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.students.losses import Head
@@ -231,3 +232,15 @@ def test_weights_are_read():
     recipe = InherituneConfig(distillation="cross_entropy=0.6, forward_kl=0.4")
     assert recipe.distillation_weights == {"cross_entropy": 0.6, "forward_kl": 0.4}
     assert math.isclose(sum(recipe.distillation_weights.values()), 1.0)
+
+
+def test_states_of_other_widths_are_refused():
+    """A student whose states have other channels than the teacher's is refused with both widths."""
+    narrow = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=32, n_positions=16))
+    wide = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16))
+    distillation._check_width(wide, wide)
+    with pytest.raises(ValueError, match="the student's have 8 channels, the teacher's 16"):
+        distillation._check_width(narrow, wide)
+    assert distillation.compares_states(InherituneConfig(distillation="cross_entropy=1,hidden_cosine=1"))
+    assert not distillation.compares_states(InherituneConfig(distillation="cross_entropy=1"))
+    assert not distillation.compares_states(InherituneConfig())

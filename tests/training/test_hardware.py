@@ -5,6 +5,7 @@ import logging
 import pytest
 import tiny
 import torch
+from transformers.utils.import_utils import enable_tf32
 
 from inheritune_hf.training.hardware import slow_settings
 
@@ -40,21 +41,35 @@ def test_precision_on_a_cpu(precision, types, slow, processor):
 
 
 @pytest.mark.parametrize(
-    ("precision", "major", "matmul", "expected"),
+    ("precision", "major", "expected"),
     [
-        ("bf16", 7, "highest", "bf16 on a GPU that only imitates it; use fp16"),
-        ("bf16", 8, "highest", None),
-        ("no", 8, "highest", "float32 on a GPU with faster units for bf16 and TF32; use bf16, or tf32"),
-        ("no", 8, "high", None),
-        ("no", 7, "highest", None),
+        ("bf16", 7, "bf16 on a GPU that only imitates it; use fp16"),
+        ("bf16", 8, None),
+        ("no", 8, "float32 on a GPU with faster units for bf16 and TF32; use bf16, or tf32"),
+        ("no", 7, None),
     ],
 )
-def test_precision_on_a_gpu(precision, major, matmul, expected, monkeypatch):
+def test_precision_on_a_gpu(precision, major, expected, monkeypatch):
     """On a GPU, bfloat16 before there were units for it and plain float32 after are named."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: matmul)
     found = slow_settings(tiny.reference_model(1), torch.device("cuda"), precision)
     assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize("setting", ["Transformers", "torch"])
+def test_tf32_is_not_slow(setting, monkeypatch):
+    """TF32 is known for what it is, set as Transformers sets it or by torch's older function."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    before = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    try:
+        if setting == "Transformers":
+            enable_tf32.__wrapped__(True)  # not the cached function: that would do nothing the next time
+        else:
+            torch.set_float32_matmul_precision("high")
+        assert slow_settings(tiny.reference_model(1), torch.device("cuda"), "no") == []
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
 
 
 def test_attention_written_out_is_named_once_and_used(tmp_path, caplog):

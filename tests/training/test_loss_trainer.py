@@ -6,7 +6,11 @@ import pytest
 import tiny
 from torch import nn
 
+import inheritune_hf.students.losses
+import inheritune_hf.training.distillation
+from inheritune_hf.students.losses import Head
 from inheritune_hf.training import losses
+from inheritune_hf.training.distillation import Teacher
 
 HAS_LINEAR = hasattr(nn.functional, "linear_cross_entropy")
 
@@ -41,6 +45,33 @@ def test_losses_over_50_steps_are_the_plain_ones(method, reference, tmp_path):
     assert other.rounds[0].loss == pytest.approx(plain.rounds[0].loss, abs=2e-4)
 
 
+@pytest.mark.parametrize("teach", [{}, {"distillation": "cross_entropy=1.0"}], ids=["alone", "taught"])
+def test_no_step_has_all_logits(teach, reference, tmp_path, monkeypatch):
+    """In training and in evaluation, with a teacher too, heads make logits of a few tokens at once."""
+    made, logits = [], Head.logits
+
+    def counted(head, hidden):
+        made.append(hidden.shape[:-1].numel())
+        return logits(head, hidden)
+
+    def watch(module, args, output):
+        if isinstance(module, nn.Linear) and module.out_features == tiny.VOCABULARY:
+            made.append(output.shape[:-1].numel())
+
+    monkeypatch.setattr(Head, "logits", counted)
+    for module in (inheritune_hf.students.losses, inheritune_hf.training.distillation):
+        monkeypatch.setattr(module, "chunk_tokens", lambda vocabulary: 8)
+    handle = nn.modules.module.register_module_forward_hook(watch)
+    recipe = {"keep_layers": 1, "max_layers": 1, "steps_per_round": 2, "target": "reference"}
+    try:
+        tiny.make_trainer(tmp_path / "run", reference, {**recipe, "loss": "chunked", **teach}).train()
+    finally:
+        handle.remove()
+    # A batch has 64 tokens or more; whether the head is a plain one is tried on 2 rows of 8.
+    assert max(made) == 16
+    assert made.count(8) > 50
+
+
 def said(caplog):
     """What this module logged; others may be heard too if an earlier test let them."""
     return [record.getMessage() for record in caplog.records if record.name == "inheritune_hf.training.losses"]
@@ -54,6 +85,31 @@ def test_choice_is_logged_once(reference, tmp_path, caplog):
         caplog.clear()
         run(tmp_path / "set", reference, "chunked", steps=2)
         assert said(caplog) == ["loss: chunked (as set), 524288 tokens at once"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "line"),
+    [
+        ("auto", "loss: chunked (two models' logits are compared), 524288 tokens at once"),
+        ("linear", "loss: chunked (not linear: two models' logits are compared), 524288 tokens at once"),
+        ("full", "loss: full (as set)"),
+    ],
+)
+def test_with_a_teacher_the_choice_is_said_and_followed(loss, line, reference, tmp_path, caplog):
+    """A run with a teacher says how its loss is computed, and holds all logits where that was asked for."""
+    recipe = {"keep_layers": 1, "max_layers": 1, "steps_per_round": 2, "distillation": "forward_kl=1.0", "loss": loss}
+    with caplog.at_level(logging.INFO, "inheritune_hf.training.losses"):
+        trainer = tiny.make_trainer(
+            tmp_path / "run", reference, recipe, reference_kwargs={"attn_implementation": "eager"}
+        )
+        seen = []
+        whole = Teacher.teaching
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Teacher, "teaching", lambda *given: seen.append(given[-1]) or whole(*given))
+            trainer.train()
+    assert [message for message in said(caplog) if message.startswith("loss")] == [line]
+    assert any(message.startswith("slow here: attention written out") for message in said(caplog))
+    assert set(seen) == {loss == "full"}
 
 
 def test_the_plain_loss_is_used_and_said(reference, tmp_path, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -12,6 +13,8 @@ from test_trainer import run_program
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from inheritune_hf.data import CausalCollator, set_fingerprint
+from inheritune_hf.data.encoding import Encoder
+from inheritune_hf.data.rows import Layout
 from inheritune_hf.data.streaming import Exclusion
 from inheritune_hf.training.feeding import check_boundaries
 
@@ -114,6 +117,35 @@ def test_two_processes_share_documents_out_and_go_on(reference, tmp_path):
     assert not documents[0] & documents[1]
     state = json.loads((tmp_path / "whole" / "checkpoint-20" / "stream_0.json").read_text())
     assert state["workers"]["0"]["sources"][0]["counts"]["passes"] > 1
+
+
+def test_two_processes_continue_across_rounds(reference, tmp_path):
+    """With data_order 'continue' each process reads its own documents in order; passes and counts are those of both."""
+    shards = [(0, 2), (2, 30), (32, 3), (35, 8)]
+    args = {"per_device_train_batch_size": 2, "dataloader_num_workers": 1}
+    recipe = {**TWO_ROUNDS, "data_order": "continue"}
+    settings = settings_of(tmp_path, reference, "run", shards=shards, args=args, recipe=recipe, carved=0.3)
+    result = run_program(settings, processes=2)
+    assert result["world_size"] == 2
+    counts, exclusion = [], Exclusion(share=0.3)
+    for rank, own in enumerate([[(0, 2), (32, 3)], [(2, 30), (35, 8)]]):
+        documents = Encoder(SimpleNamespace(eos_token_id=0), Layout(rows="tokens"))(columns(tiny.stream_rows(own)))
+        kept = [row for row, kind in zip(documents, exclusion(documents), strict=True) if not kind]
+        once = [token for row in kept for token in row.tokens.tolist()]
+        trained = tokens_of(seen(tmp_path, "run", rank))
+        assert len(trained) == 2 * 10 * 2 * tiny.TOKENS
+        assert trained == (once * (len(trained) // len(once) + 1))[: len(trained)]
+        place = json.loads((tmp_path / "run" / "checkpoint-20" / f"stream_{rank}.json").read_text())
+        counts.append(place["workers"]["0"]["sources"][0]["counts"])
+    assert counts[0]["passes"] > counts[1]["passes"] == result["epochs"][1]
+    last = next(row for row in reversed(result["history"]) if "stream_left_out" in row)
+    assert last["stream_left_out"] == counts[0]["left_out"] + counts[1]["left_out"] > counts[0]["left_out"] > 0
+    assert last["epoch"] == counts[1]["passes"]
+
+
+def columns(rows):
+    rows = list(rows)
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def test_what_a_stream_leaves_out_is_logged(reference, tmp_path):

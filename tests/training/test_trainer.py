@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, TrainerCallback
 
 from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer, from_pretrained_inherited
+from inheritune_hf.data import CausalCollator
 from inheritune_hf.evaluation import ValidatedTrainer
 from inheritune_hf.students import prefix_sizes
 
@@ -247,6 +248,80 @@ def test_another_run_in_the_folder_is_refused(reference, tmp_path):
     (tmp_path / "b" / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"holds another run \(checkpoint-5\)"):
         tiny.make_trainer(tmp_path / "b", reference).train()
+
+
+@pytest.mark.parametrize("kind", ["loaded", "folder"])
+def test_a_reference_of_other_weights_is_another_run(tmp_path, kind):
+    """A second loaded model, or new weights in the same folder, do not get the first one's result."""
+    references = [tiny.reference_model(seed=seed) for seed in (0, 1)]
+    for model in references:
+        if kind == "folder":
+            model.save_pretrained(tmp_path / "reference")
+        given = model if kind == "loaded" else str(tmp_path / "reference")
+        trainer = tiny.make_trainer(tmp_path / "run", given, {"max_layers": 1})
+        if model is references[0]:
+            trainer.train()
+        else:
+            with pytest.raises(ValueError, match=r"holds another run:\n- reference\.weights: .* there, .* now"):
+                trainer.train()
+
+
+def test_other_masks_are_another_run(reference, tmp_path):
+    """Whether documents of a sequence see each other is part of what a run is."""
+    tiny.make_trainer(tmp_path, reference, {"max_layers": 1}).train()
+    other = tiny.make_trainer(tmp_path, reference, {"max_layers": 1})
+    other.data_collator = CausalCollator(0, 0)
+    with pytest.raises(ValueError, match="document_boundaries: False there, True now"):
+        other.train()
+
+
+def test_a_budget_lowered_to_an_unevaluated_step_ends_the_run(reference, tmp_path):
+    """An interrupted run whose max_steps is lowered to where it stands is judged there, and says that it is out."""
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 11:
+                signal.raise_signal(signal.SIGTERM)
+
+    first = tiny.make_trainer(tmp_path, reference, callbacks=[Interrupt()])
+    first.train()
+    assert first.outcome == "interrupted"
+    assert first.state.global_step == 12
+    lowered = tiny.make_trainer(tmp_path, reference, max_steps=12)
+    lowered.train()
+    assert lowered.outcome == "budget_exhausted"
+    assert lowered.rounds[-1].end_step == 12
+    assert lowered.rounds[-1].loss == lowered.validations["eval"].loss
+
+
+@pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_log"])
+def test_a_callback_that_stops_a_run_loses_no_step(reference, tmp_path, event):
+    """A user's callback may stop a run at any step: it is saved there and goes on from there."""
+
+    class Stop(TrainerCallback):
+        pass
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            control.should_training_stop = True
+        return control
+
+    setattr(Stop, event, stop)
+    trainer = tiny.make_trainer(tmp_path, reference, save_steps=100, logging_steps=5)
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert trainer.outcome == "interrupted"
+    assert (tmp_path / "checkpoint-5").is_dir()
+
+
+def test_losses_of_every_round_are_kept(reference, tmp_path):
+    """Per document, also of rounds whose checkpoints are gone."""
+    trainer = tiny.make_trainer(tmp_path, reference, save_total_limit=1)
+    trainer.train()
+    for item in trainer.rounds:
+        kept = json.loads((tmp_path / "_inheritune" / f"losses-{item.index:02d}.json").read_text())
+        assert sum(kept["loss_sums"]) / sum(kept["tokens"]) == item.loss
+        assert len(kept["documents"]) == 12
 
 
 @pytest.mark.parametrize("kill_at", [12, 20])

@@ -22,7 +22,7 @@ from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.data.encoding import Encoder
 from inheritune_hf.data.rows import Layout
-from inheritune_hf.data.streaming import PackedStream, StreamSource
+from inheritune_hf.data.streaming import Exclusion, PackedStream, StreamSource
 
 VOCABULARY = 64
 TOKENS = 16
@@ -263,6 +263,8 @@ def main():
         sharding.communicate_by_gloo()
     shards = sharding.Shards()
     train = stream(settings["shards"], settings.get("shuffle", 0)) if "shards" in settings else None
+    if "carved" in settings:
+        train.exclusion = Exclusion(share=settings["carved"])
     seen = Seen()
     trainer = make_trainer(
         settings["output_dir"],

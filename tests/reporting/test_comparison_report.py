@@ -1,0 +1,124 @@
+"""What the report of a comparison says, and that every figure is a record's."""
+
+import json
+
+import pytest
+from recorded_runs import CELLS, LINEAGE, RECIPE, ROUNDS, cell, comparison_facts, write_comparison
+
+from inheritune_hf.experiments.results import HEADERS, arm_results, table_cells
+from inheritune_hf.records import RunRecord, write_json
+from inheritune_hf.reporting import read_run, write_report
+from inheritune_hf.reporting.comparison import build_comparison
+from inheritune_hf.reporting.content import build_report
+from inheritune_hf.reporting.document import Chart, Preformatted, Table
+
+
+def report_of(**changes):
+    return build_comparison("compared", comparison_facts(**changes))
+
+
+def blocks_of(report, anchor):
+    return next(section.blocks for section in report.sections if section.anchor == anchor)
+
+
+def tables_of(report, anchor):
+    return [block for block in blocks_of(report, anchor) if isinstance(block, Table)]
+
+
+def test_verdict_says_which_reference_was_matched():
+    """The starting reference and the one trained on are two claims, judged on the test set by the tolerance."""
+    report = report_of()
+    assert (report.outcome, report.good) == ("matched", True)
+    rows = {row.arm: row for row in arm_results(comparison_facts())}
+    start, continued = rows["inheritune"].to_reference, rows["inheritune"].to_continued
+    assert report.verdict.startswith(
+        "The loop (inheritune) matched its starting reference on the selection set with 2 of 2 seeds; its last "
+        "students have 4 to 6 of 8 layers. On the test set its student"
+    )
+    word = "matches" if start.upper <= 0.01 else "does not match"
+    assert (
+        f"its student {word} the starting reference: {start.difference:+.4f} ({start.lower:+.4f} to" in report.verdict
+    )
+    assert (
+        f"its student does not match the reference trained on for the same budget: {continued.difference:+.4f}"
+        in report.verdict
+    )
+
+
+def test_means_are_compared_where_the_recipe_says_so():
+    """Without a confidence the mean decides, and that is said."""
+    report = report_of(recipe={**RECIPE, "confidence": None})
+    assert "On the test set its student matches by the mean the starting reference: -0.0200" in report.verdict
+    assert "does not match by the mean the reference trained on" in report.verdict
+
+
+def test_misses_and_comparisons_without_the_loop_are_said():
+    """A loop that missed, or matched with some seeds, says so; without it the lowest loss is named."""
+    missed = [cell(*values[:4], values[4] and "no_more_layers").to_dict() for values in CELLS]
+    report = report_of(cells=missed)
+    assert (report.outcome, report.good) == ("missed", False)
+    assert report.verdict.startswith("The loop (inheritune) did not match its starting reference on the selection set;")
+    part = [missed[0], cell(*CELLS[1]).to_dict(), *missed[2:]]
+    report = report_of(cells=part, recipe={**RECIPE, "target": 5.2})
+    assert (report.outcome, report.good) == ("matched in part", None)
+    assert "matched the loss that was asked for on the selection set with 1 of 2 seeds" in report.verdict
+    others = [cell(*values).to_dict() for values in CELLS if values[0] not in {"inheritune", "continued"}]
+    report = report_of(cells=others)
+    assert (report.outcome, report.good) == ("compared", None)
+    assert report.verdict.startswith("Of 2 arms, last/moved-scale has the lowest test loss of those shallower")
+    assert "Whether last/moved-scale would match the reference trained on was not measured." in report.verdict
+
+
+def test_every_figure_is_a_records():
+    """Arms, cells and the sweep hold the records' figures; notes and what was left out are there."""
+    facts = comparison_facts()
+    report = build_comparison("compared", facts)
+    outcome, cost, arms = tables_of(report, "arms")
+    for row, first, second in zip(arm_results(facts), outcome.rows, cost.rows, strict=True):
+        cells = dict(zip(HEADERS, table_cells(row), strict=True))
+        shown = {**dict(zip(outcome.headers, first, strict=True)), **dict(zip(cost.headers, second, strict=True))}
+        assert shown == cells
+    assert [(row[0], row[1]) for row in arms.rows] == [(row.arm, row.summary) for row in arm_results(facts)[1:]]
+    cells, sweep = tables_of(report, "cells")
+    assert cells.rows[1] == (
+        "inheritune-seed2-lr0.002", "inheritune", "matched", "2", "0.002", "6", "240", "5.1400", "5.1400"
+    )  # fmt: skip
+    assert sweep.headers == ("arm", "0.002", "0.004")
+    assert sweep.rows[0] == ("inheritune", "5.3000", "5.4000")
+    assert "Left out: stacking, because it doubles a number of layers, and 5 is odd." in str(blocks_of(report, "arms"))
+    (chart,) = (block for block in blocks_of(report, "curves") if isinstance(block, Chart))
+    assert "random ends at 5.7250" in chart.description
+    assert [name for _, name in chart.legend][-1] == "reference: 5.1900"
+    given = {table.caption: table.rows for table in tables_of(report, "data")}
+    assert ("train", "48", "42,933", "341", "ea33e9b29185b614") in next(iter(given.values()))
+    assert ("train_files", '["a.txt"]') in given["Data settings"]
+    assert ("learning_rate", "0.002") in given["Training settings"]
+    texts = {block.label: block.text for block in blocks_of(report, "reproduce") if isinstance(block, Preformatted)}
+    assert json.loads(texts["The comparison, as JSON"])["arms"] == ["inheritune", "random", "last/moved-scale"]
+    assert texts["Commands"].splitlines() == ["inheritune compare comparison.json", "inheritune report compared"]
+
+
+def test_a_cells_model_shows_its_comparison(comparison):
+    """The report of a model that a comparison chose has its table, and its answer on the reference trained on."""
+    model = comparison / "inheritune-seed1-lr0.002" / "model"
+    write_json(model / "inheritune_config.json", RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951).to_dict())
+    write_json(model.parent / "cell.json", {})
+    report = build_report(read_run(model))
+    assert "On the test set it does not match the reference trained on for the same budget: +0.1500" in report.verdict
+    assert tables_of(report, "comparison") == tables_of(build_comparison("compared", comparison_facts()), "arms")
+    with pytest.raises(
+        FileNotFoundError, match=r"is a cell of a comparison; give its model, .*model, or the comparison"
+    ):
+        read_run(model.parent)
+
+
+def test_what_is_no_finished_comparison_is_said(comparison, tmp_path):
+    """A comparison that goes on, a damaged one, and an evaluation for one are named, with what to do."""
+    write_json(tmp_path / "begun" / "random-seed1-lr0.002" / "cell.json", {})
+    with pytest.raises(FileNotFoundError, match="holds a comparison that has not ended; give the same"):
+        write_report(tmp_path / "begun")
+    with pytest.raises(ValueError, match=r"is a comparison, and x\.json is the evaluation of one student"):
+        write_report(comparison, evaluation="x.json")
+    (write_comparison(tmp_path / "broken") / "comparison.json").write_text("{")
+    with pytest.raises(ValueError, match=r"comparison\.json is damaged"):
+        write_report(tmp_path / "broken")
