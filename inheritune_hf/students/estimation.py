@@ -13,8 +13,7 @@ from ..configuration import InherituneConfig
 from .architectures import has_experts, inspect_architecture
 from .config_fields import sliced_config
 from .inspection import InheritancePlan, plan_inheritance
-from .losses import chunk_tokens
-from .memory import DTYPES, MemoryEstimate, TrainingSetup, planned_loss, training_memory, vocabulary
+from .memory import DTYPES, MemoryEstimate, TrainingSetup, measuring_memory, planned_loss, training_memory
 from .references import Reference, load_reference_config
 from .selection import is_prefix, resolve_layers
 from .throughput import StepTime, measure_step
@@ -166,16 +165,12 @@ def estimate_run(
                 memory=student_memory(sliced, setup, recipe, config),
             )
         )
-    # Whatever the recipe's loss, evaluations hold the logits of a few tokens at once, and their log-probabilities.
-    rows = min(setup.batch_size * setup.block_size, chunk_tokens(vocabulary(config)))
-    logits = 2 * 4 * rows * vocabulary(config)
-    itemsize = DTYPES[setup.dtype].itemsize
-    whole, part = itemsize * plan.parameters_before, itemsize * plan.parameters_after
+    part = DTYPES[setup.dtype].itemsize * plan.parameters_after
     return RunEstimate(
         plan=plan,
         setup=setup,
         rounds=tuple(rounds),
-        measuring=MemoryEstimate("measuring the reference", whole, 0, 0, 0, logits, whole + logits),
+        measuring=measuring_memory(config, setup),
         inheriting=MemoryEstimate("building a student", part, 0, 0, 0, 0, part),
         loss=planned_loss(config, setup, loss),
         step_time=step_time,

@@ -1,9 +1,10 @@
-"""How much memory training a student takes, found by training one whose tensors have no content."""
+"""How much memory training and measuring a model takes, found with one whose tensors have no content."""
 
 from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from .architectures import has_experts, inspect_architecture
 from .config_fields import logit_shaping
-from .losses import Head, Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss
+from .losses import Head, Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss, sums_of_hidden
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIXED_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,6 +125,42 @@ def training_memory(config: PreTrainedConfig, setup: TrainingSetup, loss: str = 
     return MemoryEstimate("training", weights, weights, states, activations, logits, worst)
 
 
+def measuring_memory(config: PreTrainedConfig, setup: TrainingSetup) -> MemoryEstimate:
+    """
+    Estimate the memory that each process takes to measure the loss of a model of `config`, as every evaluation does.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        setup (`TrainingSetup`): How students are trained; the same batches are measured.
+
+    Returns:
+        `MemoryEstimate`: Bytes by kind; activations are what the blocks hold for a while.
+    """
+    architecture = inspect_architecture(config)
+    weights = DTYPES[setup.dtype].itemsize * architecture.parameter_count
+    dtype, scale, amp = _content(setup, has_experts(architecture))
+    blocks = 0
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = _empty_model(config, dtype).train(False)
+        live = _LiveBytes()
+        for parameter in model.parameters():
+            live.add(parameter.untyped_storage())
+        before = live.now
+
+        def compute(head: Head, hidden: torch.Tensor, targets: torch.Tensor, _items: Any) -> torch.Tensor:
+            nonlocal blocks
+            blocks = live.peak - before
+            return sums_of_hidden(head, hidden, targets)
+
+        ids = torch.zeros(setup.batch_size, setup.block_size, dtype=torch.long)
+        with live, amp(), loss_of_hidden(model, compute):
+            model(input_ids=ids, labels=ids, use_cache=False)
+    # Whatever the recipe's loss: the logits of a few tokens at once, and their log-probabilities.
+    rows = min(setup.batch_size * setup.block_size, chunk_tokens(vocabulary(config)))
+    logits = 2 * 4 * rows * vocabulary(config)
+    return MemoryEstimate("measuring the reference", weights, 0, 0, scale * blocks, logits, scale * live.peak)
+
+
 def planned_loss(config: PreTrainedConfig, setup: TrainingSetup, loss: str = "auto") -> str:
     """
     Return how a run that is set up so would compute its loss on this machine: `full`, `chunked`, `linear` or `liger`.
@@ -177,12 +214,7 @@ def _run_empty(
     comes between.
     """
     kept: dict[int, tuple[int, int, Any]] = {}
-    # Half precision is bfloat16 here: float16 is as large, and not everything can be done in it without content.
-    dtype, scale = (torch.float32, 1) if setup.dtype == "float32" else (torch.bfloat16, 1)
-    if experts and setup.dtype == "float32" and setup.mixed_precision is None:
-        # Matrix products over experts exist for bfloat16 only where nothing is computed: each number counts double.
-        dtype, scale = torch.bfloat16, 2
-    amp = partial(torch.autocast, "cpu", torch.bfloat16) if setup.mixed_precision else nullcontext
+    dtype, scale, amp = _content(setup, experts)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _empty_model(config, dtype)
         if setup.gradient_checkpointing:
@@ -212,6 +244,16 @@ def _run_empty(
                 loss.backward()
                 del loss
     return found, scale * own_loss.held, scale * live.peak
+
+
+def _content(setup: TrainingSetup, experts: bool) -> tuple[torch.dtype, int, Callable[[], Any]]:
+    """Return the type of tensors that have no content, what each of their bytes counts, and the forward pass's type."""
+    # Half precision is bfloat16 here: float16 is as large, and not everything can be done in it without content.
+    dtype, scale = (torch.float32, 1) if setup.dtype == "float32" else (torch.bfloat16, 1)
+    if experts and setup.dtype == "float32" and setup.mixed_precision is None:
+        # Matrix products over experts exist for bfloat16 only where nothing is computed: each number counts double.
+        dtype, scale = torch.bfloat16, 2
+    return dtype, scale, partial(torch.autocast, "cpu", torch.bfloat16) if setup.mixed_precision else nullcontext
 
 
 def _step_empty(config: PreTrainedConfig, setup: TrainingSetup) -> tuple[int, int]:

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 from families import CASES
-from transformers import AutoConfig, GPT2Config
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from inheritune_hf.students import KNOWN_OPTIMIZERS, TrainingSetup, training_memory
+from inheritune_hf import InherituneConfig
+from inheritune_hf.students import KNOWN_OPTIMIZERS, TrainingSetup, estimate_run, training_memory
+from inheritune_hf.students.memory import measuring_memory
 
 SMALL = GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=500, n_positions=64, bos_token_id=0, eos_token_id=0)
 
@@ -43,6 +45,14 @@ def test_memory_grows_with_what_it_should():
     assert two.logits == pytest.approx(2 * one.logits, rel=0.1)
     wide = {"batch_size": 8}
     assert memory(accumulation=2, **wide).peak == memory(**wide).peak + one.gradients
+
+
+def test_measuring_holds_what_blocks_need_for_a_while():
+    """Measuring a loss takes the weights and what one block after another holds, which grows with the batch."""
+    one, eight = (measuring_memory(SMALL, TrainingSetup(batch_size=size, block_size=64)) for size in (1, 8))
+    assert one.weights == eight.weights == memory().weights
+    assert eight.activations == pytest.approx(8 * one.activations, rel=0.1)
+    assert eight.weights + eight.activations <= eight.peak < memory(batch_size=8).peak / 2
 
 
 def test_memory_depends_on_types():
@@ -117,22 +127,39 @@ def test_memory_is_estimated_for_every_kind(kind, checkpointing):
 
 
 MEASURED = """
-import os, resource, sys, torch
+import os, sys, torch
 torch.set_num_threads(1)
 from contextlib import nullcontext
 from transformers import AutoConfig, AutoModelForCausalLM
+from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.students import TrainingSetup
+from inheritune_hf.students.losses import loss_of_hidden, sums_of_hidden
 from inheritune_hf.students.memory import around_loss, checkpoint_blocks, make_optimizer, planned_loss
 batch, tokens = 4, 256
 config = AutoConfig.for_model(sys.argv[1], **eval(sys.argv[2]))
 settings = eval(sys.argv[3])
-method = planned_loss(config, TrainingSetup(**settings), sys.argv[4])
+phase = sys.argv[4]
 def resident():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Of this process alone: what getrusage says begins with what the process had that started it.
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return 1024 * int(status["VmHWM"].split()[0])
 warm = torch.nn.Linear(64, 64)
 warm(torch.zeros(2, 64)).sum().backward()
 before = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-model = AutoModelForCausalLM.from_config(config).train()
+if phase == "building":
+    from_pretrained_inherited(sys.argv[5], InherituneConfig(keep_layers="half"))
+    print(resident() - before)
+    sys.exit()
+model = AutoModelForCausalLM.from_config(config).train(phase != "measuring")
+if phase == "measuring":
+    ids = torch.randint(0, config.vocab_size, (batch, tokens))
+    amp = torch.autocast("cpu", torch.bfloat16) if settings.get("mixed_precision") else nullcontext()
+    compute = lambda head, hidden, targets, items: sums_of_hidden(head, hidden, targets)
+    with torch.no_grad(), amp, loss_of_hidden(model, compute):
+        model(input_ids=ids, labels=ids, use_cache=False)
+    print(resident() - before)
+    sys.exit()
+method = planned_loss(config, TrainingSetup(**settings), phase)
 if settings.get("gradient_checkpointing"):
     checkpoint_blocks(model)
 optimizer = make_optimizer(model, settings.get("optim", "adamw_torch_fused"))
@@ -198,12 +225,38 @@ def test_memory_follows_the_loss():
     assert peaks["auto",] < 0.5 * peaks["full",]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", ["plain", "mixed"])
+@pytest.mark.parametrize("kind", [*SHAPES, "large vocabulary"])
+def test_estimated_memory_of_measuring_is_what_a_process_takes(kind, settings):
+    """The estimate for the reference's loss is within 15 % of the peak that a process has above its start."""
+    family, shape = ("gpt2", LARGE_VOCABULARY) if kind == "large vocabulary" else (kind, SHAPES[kind])
+    config = AutoConfig.for_model(family, **shape)
+    estimated = measuring_memory(config, TrainingSetup(batch_size=4, block_size=256, **SETTINGS[settings])).peak
+    measured = measured_bytes(family, shape, SETTINGS[settings], "measuring")
+    assert 0.85 < estimated / measured < 1.15, (estimated, measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHAPES)
+def test_estimated_memory_of_building_is_what_a_process_takes(kind, tmp_path):
+    """The estimate for a student of half the layers is within 15 % of the peak that a process has above its start."""
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPES[kind])).save_pretrained(tmp_path)
+    run = estimate_run(tmp_path, InherituneConfig(keep_layers="half", steps_per_round=1, max_layers=1))
+    measured = measured_bytes(kind, SHAPES[kind], {}, "building", str(tmp_path))
+    assert 0.85 < run.inheriting.peak / measured < 1.15, (run.inheriting.peak, measured)
+
+
 def estimated_and_measured(kind, shape, settings, loss="auto"):
+    setup = TrainingSetup(batch_size=4, block_size=256, **settings)
+    measured = measured_bytes(kind, shape, settings, loss)
+    return training_memory(AutoConfig.for_model(kind, **shape), setup, loss).peak, measured
+
+
+def measured_bytes(kind, shape, settings, *phase):
     # glibc keeps freed memory to itself unless told otherwise, and then the peak is not what was in use.
     honest = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-W", "ignore", "-c", MEASURED, kind, repr(shape), repr(settings), loss]
+    command = [sys.executable, "-W", "ignore", "-c", MEASURED, kind, repr(shape), repr(settings), *phase]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **honest})
     assert done.returncode == 0, done.stderr
-    measured = int(done.stdout.split()[-1])
-    setup = TrainingSetup(batch_size=4, block_size=256, **settings)
-    return training_memory(AutoConfig.for_model(kind, **shape), setup, loss).peak, measured
+    return int(done.stdout.split()[-1])
