@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     TrainingArguments,
@@ -270,7 +271,10 @@ def _controls(trainer: InherituneTrainer, splits: DataSplits, reference: Path) -
     work = trainer.output_dir / "controls"
     settings = with_changes(trainer.args, eval_steps=max(1, last.end_step // 4))
     shape = student_skeleton(load_reference_config(reference), range(last.layers)).config
-    models = {"random weights": random_model(shape, trainer.args.seed), "reference, trained on": str(reference)}
+    models: dict[str, str | PreTrainedModel] = {
+        "random weights": random_model(shape, trainer.args.seed),
+        "reference, trained on": str(reference),
+    }
     return {
         name: train_control(model, settings, splits, last.end_step, name, work / f"{number}-{last.end_step}-steps")
         for number, (name, model) in enumerate(models.items(), 1)

@@ -308,7 +308,7 @@ def run_identity(args: TrainingArguments, config: InherituneConfig, facts: dict[
 
 def numeric_arguments(args: TrainingArguments) -> dict[str, Any]:
     """Return the training arguments that change the numbers of a run."""
-    return {name: _plain(getattr(args, name)) for name in _NUMERIC}
+    return {name: _plain(getattr(args, name)) for name in NUMERIC_ARGUMENTS}
 
 
 def check_output_dir(args: TrainingArguments, config: InherituneConfig) -> None:
@@ -362,7 +362,7 @@ def _changes_batches(config: Any) -> bool:
 
 
 #: Arguments that change the numbers of a run.
-_NUMERIC = (
+NUMERIC_ARGUMENTS = (
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
