@@ -369,5 +369,6 @@ class ArmTrainer(InherituneTrainer):
         last = len(self._state.layers) == (self.inheritune_config.max_layers or self.reference_depth)
         return match if last or self.variant.arm.build is None else dataclasses.replace(match, matched=False)
 
-    def _facts(self) -> dict[str, Any]:
-        return {**super()._facts(), "arm": self.variant.name, "arm.chosen": list(self.chosen)}
+    def identity(self) -> dict[str, Any]:
+        """Return what makes a run of an arm this very run."""
+        return {**super().identity(), "arm": self.variant.name, "arm.chosen": list(self.chosen)}

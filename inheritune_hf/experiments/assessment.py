@@ -37,7 +37,7 @@ from ..evaluation import (
 )
 from ..evaluation.memory import fixed_generation
 from ..records import RECORD_FILE, Lineage, write_json
-from ..training.reference_loss import content_fingerprint
+from ..training.identity import content_fingerprint
 
 logger = logging.getLogger(__name__)
 

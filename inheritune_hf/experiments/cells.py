@@ -205,19 +205,22 @@ def own_tracker_run(trainer: ArmTrainer) -> Iterator[None]:
 
     One that was open before is the caller's own, and stays.
     """
-    opened = []
-    for callback in trainer.callback_handler.callbacks:
-        for kind, name in ((WandbCallback, "wandb"), (SwanLabCallback, "swanlab")):
-            if isinstance(callback, kind):
-                tracker = importlib.import_module(name)
-                if (tracker.run if name == "wandb" else tracker.get_run()) is None:
-                    opened.append(tracker)
+    kinds = {"wandb": WandbCallback, "swanlab": SwanLabCallback}
+    told = [
+        name for name, kind in kinds.items() for item in trainer.callback_handler.callbacks if isinstance(item, kind)
+    ]
+    free = [name for name in told if _open_run(name) is None]
     try:
         yield
     finally:
-        for tracker in opened:
-            if trainer.is_world_process_zero():
-                tracker.finish()
+        for name in free:
+            if _open_run(name) is not None:
+                importlib.import_module(name).finish()
+
+
+def _open_run(name: str) -> Any:
+    tracker = importlib.import_module(name)
+    return tracker.run if name == "wandb" else tracker.get_run()
 
 
 def test_cell(bench: Bench, plan: CellPlan, cell: Cell) -> Cell:

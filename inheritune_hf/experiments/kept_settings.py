@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..records import write_json
-from ..training.arguments import NUMERIC_ARGUMENTS
+from ..training.identity import NUMERIC_ARGUMENTS
 
 #: In a run's folder: reference, recipe, data and training arguments.
 SETTINGS_FILE = "settings.json"

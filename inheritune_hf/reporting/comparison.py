@@ -24,7 +24,7 @@ from ..experiments.results import (
     table_cells,
     table_notes,
 )
-from ..training.arguments import NUMERIC_ARGUMENTS
+from ..training.identity import NUMERIC_ARGUMENTS
 from .charts import DASHES, INKS, arms_chart
 from .document import Block, Chart, Paragraph, Preformatted, Report, Section, Table
 from .given import set_blocks, setting_blocks

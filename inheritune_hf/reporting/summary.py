@@ -13,7 +13,7 @@ from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEv
 from ..experiments.cells import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
 from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord
-from ..training.reference_loss import content_fingerprint
+from ..training.identity import content_fingerprint
 from ..training.staging import RunState, read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).

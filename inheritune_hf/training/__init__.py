@@ -1,9 +1,10 @@
 """Train and grow: the loop inside Transformers' own Trainer."""
 
-from .arguments import check_arguments, check_output_dir, numeric_arguments
+from .arguments import check_arguments
 from .callbacks import ReferenceLossStopCallback, RoundProgress, on_main_process
 from .collapse import CollapseCallback
 from .growth import first_layers
+from .identity import check_output_dir, numeric_arguments
 from .trainer import InherituneTrainer
 
 __all__ = [

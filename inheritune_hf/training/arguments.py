@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import datasets
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
-from ..analysis import is_measured
 from ..configuration import InherituneConfig
-from ..data import set_fingerprint
-from ..data.streaming import PackedStream
 from .distribution import check_launch
-from .staging import check_identity, read_state
 
 #: Name of an argument that may be refused: (is it refused as it stands?, why, and what to do).
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
@@ -295,58 +287,6 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
     return ready
 
 
-def run_identity(args: TrainingArguments, config: InherituneConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    """
-    Return what makes a run this very run: an output folder that holds another one is refused.
-
-    What may change when a run goes on (`max_layers`, `max_steps`, how often it logs, evaluates and saves, where it
-    runs) is not part of it.
-    """
-    recipe = {f"recipe.{name}": value for name, value in config.to_dict().items() if name != "max_layers"}
-    return {**recipe, **{f"args.{name}": value for name, value in numeric_arguments(args).items()}, **facts}
-
-
-def numeric_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """Return the training arguments that change the numbers of a run."""
-    return {name: _plain(getattr(args, name)) for name in NUMERIC_ARGUMENTS}
-
-
-def check_output_dir(args: TrainingArguments, config: InherituneConfig) -> None:
-    """
-    Refuse an output folder that holds a run of other settings, as far as that can be told without reference and data.
-
-    Raises:
-        ValueError: If it does; every difference is named.
-    """
-    folder = Path(args.output_dir or "trainer_output")
-    found = read_state(folder) if args.should_save else None
-    if found is not None:
-        mine = run_identity(args, config, {})
-        if is_measured(config.keep_layers):
-            del mine["recipe.keep_layers"]  # which layers they are is known later
-        check_identity(folder, {name: value for name, value in found.identity.items() if name in mine}, mine)
-
-
-def dataset_fingerprint(dataset: Any) -> str | None:
-    """
-    Return what tells one data set from another: its content, or some of its rows if it is no `datasets.Dataset`.
-
-    A data set without a length has no fingerprint, unless it says one.
-    """
-    if isinstance(dataset, PackedStream):
-        return dataset.fingerprint
-    if isinstance(dataset, datasets.Dataset):
-        return set_fingerprint(dataset)
-    if not hasattr(dataset, "__len__"):
-        return None
-    count = len(dataset)
-    digest = hashlib.sha256(str(count).encode())
-    for index in range(0, count, max(1, count // 64)):
-        row = dataset[index]
-        digest.update(json.dumps([int(item) for item in row["input_ids"]]).encode())
-    return digest.hexdigest()
-
-
 def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
@@ -359,32 +299,3 @@ def _changes_batches(config: Any) -> bool:
         or not config.use_seedable_sampler
         or bool(config.gradient_accumulation_kwargs)
     )
-
-
-#: Arguments that change the numbers of a run.
-NUMERIC_ARGUMENTS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "neftune_noise_alpha",
-    "use_cache",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "average_tokens_across_devices",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
-    "world_size",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-)

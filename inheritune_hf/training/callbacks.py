@@ -185,6 +185,10 @@ class RoundProgress(ProgressCallback):
             bar.write(f"step {state.global_step} · selection loss {logs['eval_loss']:.4f} nats/token")
 
 
+#: Events after which Trainer looks whether to save, or to stop.
+_STOPPING = ("on_step_end", "on_log", "on_evaluate", "on_epoch_end")
+
+
 class RoundsCallbackHandler(CallbackHandler):
     """
     Show callbacks one beginning and one end of training, however many rounds there are.
@@ -196,6 +200,7 @@ class RoundsCallbackHandler(CallbackHandler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._running = False
+        self._saved_at: int | None = None
 
     def add_callback(self, callback: Any) -> None:
         """
@@ -210,6 +215,17 @@ class RoundsCallbackHandler(CallbackHandler):
                 "steps_per_round steps: leave it out, and set match_at 'evaluation' to end a round once it has matched."
             )
         super().add_callback(callback)  # type: ignore[no-untyped-call]
+
+    def call_event(
+        self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Call every callback; where one of them stops the run, it is saved there, once: it goes on from there."""
+        changed: TrainerControl = super().call_event(event, args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        if event == "on_save":
+            self._saved_at = state.global_step
+        elif event in _STOPPING and changed.should_training_stop and self._saved_at != state.global_step:
+            changed.should_save = True
+        return changed
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -249,7 +265,7 @@ class RoundsCallbackHandler(CallbackHandler):
     ) -> TrainerControl:
         everyone, self.callbacks = self.callbacks, listeners
         try:
-            changed: TrainerControl = self.call_event(event, args, state, control)  # type: ignore[no-untyped-call]
+            changed = self.call_event(event, args, state, control)
         finally:
             self.callbacks = everyone
         return changed

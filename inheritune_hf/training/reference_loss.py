@@ -17,15 +17,11 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .. import __version__
-from ..analysis.measurement import weights_fingerprint
 from ..data import CausalCollator
 from ..evaluation import Validation
 from ..records import write_json
-from ..students import Reference
-from ..students.checkpoints import TRANSPORT_ARGUMENTS, commit_of, find_weights
-from ..students.references import find_config, locate
-from .arguments import dataset_fingerprint
 from .callbacks import on_main_process
+from .identity import content_fingerprint, dataset_fingerprint
 
 if TYPE_CHECKING:
     from .trainer import InherituneTrainer
@@ -70,31 +66,6 @@ def measure_reference(trainer: InherituneTrainer, dataset: Any, metric_key_prefi
 def losses_folder() -> Path:
     """Return the folder in which losses of references are kept, below `HF_HOME`."""
     return Path(HF_HOME) / "inheritune_hf" / "reference-losses"
-
-
-def content_fingerprint(reference: Reference, **kwargs: Any) -> str:
-    """
-    Return a sha256 that changes whenever the reference's weights or config do.
-
-    Args:
-        reference (`str`, `os.PathLike` or `PreTrainedModel`):
-            Of a loaded model the tensors are read, of a repository of the Hub its commit, of a folder the files
-            (about a second for each gigabyte).
-        kwargs: How it is loaded.
-    """
-    if isinstance(reference, PreTrainedModel):
-        return weights_fingerprint(reference)
-    source = locate(reference, dict(kwargs))
-    config = find_config(source)
-    if commit_of(config) is not None:
-        return weights_fingerprint(reference, **kwargs)  # a commit never changes
-    options = {name: str(value) for name, value in sorted(kwargs.items()) if name not in TRANSPORT_ARGUMENTS}
-    digest = hashlib.sha256(config.read_bytes() + json.dumps(options).encode())
-    weights = find_weights(source)
-    for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
-        with path.open("rb") as stream:
-            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _measure(trainer: InherituneTrainer, dataset: Any, metric_key_prefix: str) -> Validation:

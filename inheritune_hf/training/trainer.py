@@ -31,8 +31,7 @@ from ..evaluation import Validation, compare_losses
 from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
-from ..students.checkpoints import SOURCE_ARGUMENTS
-from .arguments import check_arguments, dataset_fingerprint, run_identity
+from .arguments import check_arguments
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
 from .collection import quick_collection
@@ -41,7 +40,8 @@ from .distillation import with_teacher
 from .distribution import DistributedTrainer, build_whole_models
 from .feeding import check_data, pad_token, quick_rows
 from .growth import conclude, first_layers, reopen
-from .reference_loss import content_fingerprint, measure_reference
+from .identity import run_facts, run_identity
+from .reference_loss import measure_reference
 from .staging import (
     RunState,
     Seal,
@@ -276,7 +276,7 @@ class InherituneTrainer(DistributedTrainer):
 
     def identity(self) -> dict[str, Any]:
         """Return what makes a run this very run: its recipe, its numeric arguments, its reference and its data."""
-        return run_identity(self.args, self.inheritune_config, self._facts())
+        return run_identity(self.args, self.inheritune_config, run_facts(self))
 
     def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
         """Return the student of `layers` without weights."""
@@ -403,24 +403,6 @@ class InherituneTrainer(DistributedTrainer):
             return self._state.reference.loss
         return None if self.inheritune_config.target == "reference" else float(self.inheritune_config.target)
 
-    def _facts(self) -> dict[str, Any]:
-        # Weights, not names: a folder's may be replaced, a branch may move, and a loaded model has no name.
-        named = ("dtype", *SOURCE_ARGUMENTS)
-        options = {name: value for name, value in self.reference_kwargs.items() if name in named}
-        weights = content_fingerprint(self.reference, **options) if self.args.process_index == 0 else None
-        name = self.reference.name_or_path if isinstance(self.reference, PreTrainedModel) else str(self.reference)
-        return {
-            **self.stream_facts(),
-            "sharding": self.sharding,
-            "reference": name,
-            "reference.revision": self.reference_kwargs.get("revision"),
-            "reference.layers": self.reference_depth,
-            "reference.weights": on_main_process(weights),
-            "train_dataset": dataset_fingerprint(self.train_dataset),
-            "eval_dataset": dataset_fingerprint(self.eval_dataset),
-            "document_boundaries": getattr(self.data_collator, "end_token_id", None) is not None,
-        }
-
     def _show_one_run(self) -> None:
         """Let callbacks see one run, and give progress bars one round each."""
         before = self.callback_handler
@@ -455,16 +437,7 @@ class InherituneTrainer(DistributedTrainer):
                 if self._confirmed:
                     self.control.should_save = self.control.should_training_stop = True
             self._matched_before, self._validated_at = now, self.state.global_step
-            self._save_before_stopping()
         return metrics
-
-    def _maybe_log_save_evaluate(self, *settings: Any, **named: Any) -> None:
-        self._save_before_stopping()
-        super()._maybe_log_save_evaluate(*settings, **named)
-
-    def _save_before_stopping(self) -> None:
-        # Whoever stops a run wants to go on from there.
-        self.control.should_save = self.control.should_save or self.control.should_training_stop
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

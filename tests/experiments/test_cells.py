@@ -143,7 +143,7 @@ def tracker(monkeypatch):
         def _label(self, **_):
             pass
 
-    def init(project=None, name=None):
+    def init(project=None, name=None, id=None, resume=None):
         stand_in.run = Run(name)
         stand_in.runs.append(stand_in.run)
 

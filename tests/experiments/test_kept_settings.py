@@ -13,7 +13,7 @@ from inheritune_hf.experiments import SETTINGS_FILE, run_recipe
 from inheritune_hf.reporting import read_run, write_report
 from inheritune_hf.reporting.content import recipe_of
 from inheritune_hf.training import InherituneTrainer
-from inheritune_hf.training.arguments import NUMERIC_ARGUMENTS
+from inheritune_hf.training.identity import NUMERIC_ARGUMENTS
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from recorded_runs import LINEAGE, RECIPE, RESULTS, ROUNDS, full_evaluation, wri
 
 from inheritune_hf.records import RunRecord, write_json
 from inheritune_hf.reporting import read_run
-from inheritune_hf.training.reference_loss import content_fingerprint
+from inheritune_hf.training.identity import content_fingerprint
 
 
 def test_finished_run_is_read_whole(run):

@@ -8,7 +8,8 @@ import torch
 from test_trainer import run_program
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
-from inheritune_hf.training.arguments import HONOURED, REFUSED, numeric_arguments
+from inheritune_hf.training.arguments import HONOURED, REFUSED
+from inheritune_hf.training.identity import numeric_arguments
 
 #: Eight steps of twelve rows pass the end of an epoch of eighty.
 BASE = {"per_device_train_batch_size": 12, "eval_strategy": "no", "save_strategy": "no"}

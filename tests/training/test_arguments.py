@@ -2,11 +2,9 @@
 
 import pytest
 import tiny
-import torch
-from datasets import Dataset
 
 from inheritune_hf import InherituneConfig
-from inheritune_hf.training.arguments import REFUSED, check_arguments, dataset_fingerprint, run_identity
+from inheritune_hf.training.arguments import REFUSED, check_arguments
 
 RECIPE = InherituneConfig(steps_per_round=40)
 
@@ -101,33 +99,6 @@ def test_length_of_a_round_is_needed(tmp_path):
         check_arguments(tiny.arguments(tmp_path), InherituneConfig())
     with pytest.raises(ValueError, match="max_steps must be above 0 to cap all rounds together, or -1"):
         check_arguments(tiny.arguments(tmp_path, max_steps=0), RECIPE)
-
-
-def test_identity_holds_what_changes_the_numbers(tmp_path):
-    """Learning rate and recipe are part of a run; its depth limit, budget and logging are not."""
-
-    def identity(recipe=RECIPE, **changes):
-        return run_identity(tiny.arguments(tmp_path, **changes), recipe, {"train_dataset": "a"})
-
-    assert identity() == identity(max_steps=5, logging_steps=1)
-    assert identity() == identity(InherituneConfig(steps_per_round=40, max_layers=3))
-    assert identity() != identity(learning_rate=1e-4)
-    assert identity() != identity(InherituneConfig(steps_per_round=40, tolerance=0.5))
-
-
-def test_fingerprints_tell_data_sets_apart():
-    """Other rows are another data set, whatever kind of data set holds them."""
-    rows = [{"input_ids": [1, 2]}, {"input_ids": [3, 4]}]
-    changed = [{"input_ids": [1, 2]}, {"input_ids": [3, 5]}]
-    for kind in (Dataset.from_list, list):
-        assert dataset_fingerprint(kind(rows)) == dataset_fingerprint(kind(rows))
-        assert dataset_fingerprint(kind(rows)) != dataset_fingerprint(kind(changed))
-
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter(())
-
-    assert dataset_fingerprint(Stream()) is None
 
 
 def test_smoothed_labels_take_no_teachers_place(tmp_path):

@@ -6,13 +6,12 @@ import os
 import pytest
 import tiny
 import torch
-from datasets import Dataset
 from test_trainer import run_program
 from transformers import TrainerCallback
 
 from inheritune_hf import InherituneConfig, InherituneTrainer
 from inheritune_hf.training import reference_loss
-from inheritune_hf.training.reference_loss import content_fingerprint, losses_folder
+from inheritune_hf.training.reference_loss import losses_folder
 
 RECIPE = {"target": "reference", "max_layers": 1, "steps_per_round": 2}
 
@@ -123,16 +122,6 @@ def test_a_loaded_model_is_known_by_its_tensors(tmp_path, measured):
     assert measure(tmp_path / "three", model) != before
 
 
-def test_files_of_a_commit_are_known_by_it(tmp_path, monkeypatch):
-    """What lies in the Hub's cache is not read again: a commit does not change."""
-    commits = ["a" * 40, "b" * 40]
-    folders = [tmp_path / "models--x" / "snapshots" / commit for commit in commits]
-    for folder in folders:
-        tiny.write_reference(folder)
-    monkeypatch.setattr(reference_loss, "find_weights", None)
-    assert content_fingerprint(str(folders[0])) != content_fingerprint(str(folders[1]))
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -211,11 +200,3 @@ def test_two_processes_find_what_one_measured(reference, tmp_path, monkeypatch):
     assert two["world_size"] == 2
     assert two["reference"] == one["reference"]
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-
-
-def test_selection_sets_of_other_kinds_are_told_apart():
-    """The fingerprint that the cache rests on is of all rows, not of some."""
-    rows = [[1, 2, 3]] * 500
-    one = reference_loss.dataset_fingerprint(Dataset.from_dict({"input_ids": rows}))
-    rows[301] = [1, 2, 4]
-    assert reference_loss.dataset_fingerprint(Dataset.from_dict({"input_ids": rows})) != one
