@@ -136,16 +136,19 @@ def tracker(monkeypatch):
     stand_in.run, stand_in.runs = None, []
 
     class Run(dict):
-        def __init__(self, name):
+        def __init__(self, name, id):
             super().__init__(steps=[])
-            self.name, self.summary, self.ended = name, {}, False
+            self.id, self.name, self.summary, self.ended = id, name, {}, False
 
         def _label(self, **_):
             pass
 
     def init(project=None, name=None, id=None, resume=None):
-        stand_in.run = Run(name)
-        stand_in.runs.append(stand_in.run)
+        known = [run for run in stand_in.runs if id is not None and run.id == id]
+        if not known:
+            stand_in.runs.append(Run(name, id))
+        stand_in.run = known[0] if known else stand_in.runs[-1]
+        stand_in.run.ended = False
 
     def finish():
         stand_in.run.ended = True
