@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .. import __version__
 from ..students import Reference, Source, find_weights, load_reference_config
-from ..students.checkpoints import TRANSPORT_ARGUMENTS, commit_of
+from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of
 from . import influence
 from .attention import attention_kinds, find_blocks, narrow_window, require_seen, watching_attention
 from .collapse import (
@@ -41,8 +41,6 @@ from .report import AttentionMap, CollapseReport, LayerScores, Uniform, frozen_c
 
 #: Tokens that go through the model at once: one long sequence, or several short ones.
 _BATCH_TOKENS = 1024
-# Arguments of `from_pretrained` that say where files come from.
-_WHERE = ("revision", "token", "subfolder", "local_files_only")
 # As in the paper's figure 9.
 _MAP_TOKENS = 40
 _MAP_SEQUENCES = 3
@@ -139,7 +137,7 @@ def tokens_fingerprint(tokens: Tensor) -> str:
 
 def load_model(reference: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """Load a model that students can be made of, in the precision it was saved in unless `dtype` says otherwise."""
-    source = {name: kwargs[name] for name in _WHERE if name in kwargs}
+    source = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
     load_reference_config(reference, **source)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, **{"dtype": "auto", **kwargs})
     return model
@@ -207,7 +205,7 @@ def weights_fingerprint(model: Reference, **kwargs: Any) -> str:
                     digest.update(f"{prefix}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-    given = {name: kwargs[name] for name in _WHERE if kwargs.get(name)}
+    given = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name)}
     source = Source(os.fspath(model), **given)
     config = source.find("config.json")
     if config is None:

@@ -45,6 +45,13 @@ def read_request(folder: Path) -> dict[str, Any]:
     return request
 
 
+def keeps_documents_apart(config: DataConfig) -> bool:
+    """Return whether documents of a sequence must not see each other: as set, or as decided when data were prepared."""
+    name = config.dataset_name
+    prepared = bool(name) and is_prepared(str(name)) and read_request(Path(str(name)))["config"]["document_boundaries"]
+    return config.document_boundaries or bool(prepared)
+
+
 def save_prepared(splits: DataSplits, folder: Path, request: Mapping[str, Any]) -> None:
     """Save the sets; the facts are written last, so that a folder without them is not used."""
     temporary = folder / f".{_SETS}.tmp"

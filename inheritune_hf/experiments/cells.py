@@ -272,6 +272,7 @@ def cell_trainer(bench: Bench, plan: CellPlan) -> ArmTrainer:
         learning_rate=plan.learning_rate,
         max_steps=plan.steps or -1,
         save_total_limit=1,
+        push_to_hub=False,
         run_name=f"{bench.args.run_name or bench.folder.name}/{plan.folder}",
     )
     return ArmTrainer(

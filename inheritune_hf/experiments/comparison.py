@@ -14,6 +14,7 @@ import transformers
 from rich.console import Console
 from transformers import AutoModelForCausalLM, TrainingArguments
 
+from ..analysis.measurement import scores_folder
 from ..analysis.recommendation import layers_by_measure
 from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
@@ -24,7 +25,6 @@ from ..training.distillation import compares_states
 from .arms import MEASURED, Variant
 from .budgets import LOOP, CompareConfig, Terms, Took, plan_cell, reason_against
 from .cells import Bench, Cell, CellPlan, lazy_layers, measure, read_cell, run_cell, test_cell
-from .controls import with_changes
 from .embedded import EmbeddedShape, prepare_embedded
 from .kept_settings import run_settings, without_nothing
 from .results import write_results
@@ -131,8 +131,7 @@ def _bench(
     steps = compare.reference_steps
     if run.reference is None:
         shape = shape or EmbeddedShape()
-        # The reference's own training is no cell: what it would tell trackers would stand in the first cell's run.
-        ready = prepare_embedded(recipe, data, with_changes(args, report_to=[]), console, shape)
+        ready = prepare_embedded(recipe, data, args, console, shape)
         steps = steps or shape.steps
     else:
         ready = prepare_run(run, recipe, data, args)
@@ -239,6 +238,7 @@ class _Grid:
                 measure_name,
                 depth - layers if opposite else layers,
                 leading_sequences(self.bench.ready.splits.selection),
+                cache_dir=scores_folder(),
                 **self.bench.ready.kwargs,
             )
         kept: tuple[int, ...] = on_main_process(found)

@@ -98,7 +98,8 @@ def train_control(
         max_steps=-1,
         save_total_limit=1,
         eval_strategy="steps",
-        report_to=[],  # trackers show the run, not what it is compared with
+        report_to=[],  # trackers show the run, not what it is compared with; neither does the Hub get it
+        push_to_hub=False,
     )
     trainer = ControlTrainer(
         description,
@@ -114,8 +115,10 @@ def train_control(
         raise KeyboardInterrupt(f"{description} was interrupted")
     history: list[dict[str, Any]] = trainer.state.log_history
     trainer.evaluate(splits.test, metric_key_prefix="test")
+    trained = trainer.student
+    del trained.config.inheritune  # it is no student of what it began with
     return Control(
-        model=trainer.student,
+        model=trained,
         curve=[(int(item["step"]), item["eval_loss"]) for item in history if "eval_loss" in item],
         test=trainer.validations["test"],
         tokens=sum(item.tokens for item in trainer.rounds),

@@ -12,11 +12,12 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from ..analysis import is_measured, measure_collapse, resolve_measured
+from ..analysis import LazinessComparison, is_measured, measure_collapse, resolve_measured
 from ..analysis.measurement import scores_folder
 from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
+from ..data.prepared import keeps_documents_apart
 from ..evaluation import Validation, compare_losses
 from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
@@ -108,7 +109,7 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
             context_length=limit,
             vocab_size=text.vocab_size,
         )
-    return PreparedRun(run.reference, kwargs, config, tokenizer, splits, data.document_boundaries)
+    return PreparedRun(run.reference, kwargs, config, tokenizer, splits, keeps_documents_apart(data))
 
 
 def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreTrainedConfig) -> None:
@@ -276,9 +277,7 @@ def finish_run(
     rows = _result_rows(trainer, student, reference, controls, reference_steps)
     if trainer.args.should_save:
         text = remarks(rows) if remarks else ""
-        laziness = next(
-            (item.verdict() for item in trainer.callback_handler.callbacks if isinstance(item, CollapseCallback)), None
-        )
+        laziness = _laziness(trainer)
         if laziness is not None:
             text = "\n\n".join(part for part in (text, laziness.sentence) if part)
         curve = [(int(item["step"]), item["eval_loss"]) for item in trainer.state.log_history if "eval_loss" in item]
@@ -308,6 +307,16 @@ def finish_run(
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return RunResult(trainer.outcome or "interrupted", output_dir, rows)
+
+
+def _laziness(trainer: InherituneTrainer) -> LazinessComparison | None:
+    """Return whether the student has fewer lazy layers than its reference, if the run was to find out."""
+    for item in trainer.callback_handler.callbacks:
+        if isinstance(item, CollapseCallback):
+            # A run that had ended before is not trained again, so nothing has measured its student in this process.
+            item.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.student)
+            return item.verdict()
+    return None
 
 
 def _result_rows(

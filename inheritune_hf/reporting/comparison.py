@@ -50,7 +50,7 @@ def build_comparison(name: str, facts: Mapping[str, Any]) -> Report:
         Section("curves", "Learning curves", tuple(_curves(facts))),
         Section("cells", "Seeds and learning rates", tuple(_cells(cells, facts))),
         Section("data", "Data and settings", tuple(_given(facts))),
-        Section("reproduce", "How to do it again", tuple(_reproduce(name, facts))),
+        Section("reproduce", "How to do it again", tuple(reproduce(name, facts))),
     )
     facts_shown = tuple(_facts(rows, cells, facts))
     return Report(name, word, good, " ".join(_verdict(rows, cells, facts)), facts_shown, sections, "Learning curves")
@@ -124,9 +124,12 @@ def _verdict(rows: Sequence[ArmResult], cells: Sequence[Cell], facts: Mapping[st
         yield f"The loop ({row.arm}) {verb}; its last students have {kept}."
         who = "its student"
     else:
-        students = [row for row in rows if row.arm != "reference" and not parse_arm(row.arm).arm.whole]
-        row = (students or list(rows[1:]) or list(rows))[0]
-        yield f"Of {len(rows) - 1} arms, {row.arm} has the lowest test loss of those shallower than the reference."
+        arms = [row for row in rows if row.arm != "reference"]
+        deepest = {row.arm: max(cell.layers for cell in cells if cell.arm == row.arm) for row in arms}
+        students = [row for row in arms if deepest[row.arm] < depth]
+        row = (students or arms or list(rows))[0]
+        among = " of those shallower than the reference" if students else ""
+        yield f"Of {len(arms)} arms, {row.arm} has the lowest test loss{among}."
         who = row.arm
     if row.to_reference is not None:
         yield _beside(row.to_reference, facts, who, "the starting reference")
@@ -203,11 +206,13 @@ def _given(facts: Mapping[str, Any]) -> Iterator[Block]:
     yield from setting_blocks(settings, {name: settings.get(name) for name in NUMERIC_ARGUMENTS})
 
 
-def _reproduce(name: str, facts: Mapping[str, Any]) -> Iterator[Block]:
+def reproduce(name: str, facts: Mapping[str, Any]) -> Iterator[Block]:
     yield Table("Versions", ("library", "version"), tuple(sorted(facts["versions"].items())), text_columns=2)
     settings = {**facts["settings"], "output_dir": name}
     yield Preformatted("The comparison, as JSON", json.dumps(settings, indent=1, ensure_ascii=False))
-    yield Paragraph("To do it again, save it as comparison.json in another folder, then:")
+    yield Paragraph(
+        "To do it again, save it as comparison.json where its paths lead to the files, with another output_dir, then:"
+    )
     commands = ("inheritune compare comparison.json", f"inheritune report {shlex.quote(name)}")
     yield Preformatted("Commands", "\n".join(commands))
 

@@ -14,7 +14,7 @@ from ..publishing.report import HEADERS, interval, table_cells
 from ..records import Match
 from ..students import describe
 from .charts import layers_chart, loss_chart, rank_chart
-from .comparison import arm_blocks, beside_continued
+from .comparison import arm_blocks, beside_continued, reproduce
 from .document import Block, Chart, Paragraph, Preformatted, Report, Section, Table
 from .given import set_blocks, setting_blocks
 from .measured import comparison_blocks, efficiency_blocks, layer_blocks, sample_blocks, task_blocks
@@ -212,6 +212,10 @@ def _reproduce(run: RunSummary) -> Iterator[Block]:
     seed = "" if run.seed is None else f", seed {run.seed}"
     processes = f", {run.training['world_size']} processes" if run.training.get("world_size", 1) > 1 else ""
     yield Paragraph(f"Reference: {run.reference}{pinned}{seed}{processes}.")
+    if run.cell is not None:
+        yield Paragraph(f"It is the cell {run.cell.name} of a comparison, which trains it.")
+        yield from reproduce(run.cell.comparison, run.cell.facts)
+        return
     versions = {**run.versions, **((run.evaluation.versions if run.evaluation else None) or {})}
     if versions:
         yield Table("Versions", ("library", "version"), tuple(sorted(versions.items())), text_columns=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -119,15 +120,24 @@ def content_fingerprint(reference: Reference, **kwargs: Any) -> str:
         return weights_fingerprint(reference)
     source = locate(reference, dict(kwargs))
     config = find_config(source)
-    if commit_of(config) is not None:
-        return weights_fingerprint(reference, **kwargs)  # a commit never changes
     options = {name: str(value) for name, value in sorted(kwargs.items()) if name not in TRANSPORT_ARGUMENTS}
     digest = hashlib.sha256(config.read_bytes() + json.dumps(options).encode())
+    commit = commit_of(config)
+    if commit is not None:
+        digest.update(f"{reference} {commit}".encode())  # which never changes
+        return digest.hexdigest()
     weights = find_weights(source)
     for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
-        with path.open("rb") as stream:
-            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+        now = path.stat()
+        digest.update(path.name.encode() + _sha256(path, now.st_size, now.st_mtime_ns, now.st_ino))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(file: Path, size: int, changed: int, node: int) -> bytes:
+    """Read a file once: as long as size, time of change and place on the disk stay, its content does."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def run_facts(trainer: InherituneTrainer) -> dict[str, Any]:

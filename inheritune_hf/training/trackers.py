@@ -55,7 +55,7 @@ class OneWandbRun(WandbCallback):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._opened = False
+        self._opened = self._ended = False
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
         """Open the run by its id, then let Transformers go on."""
@@ -70,9 +70,24 @@ class OneWandbRun(WandbCallback):
             self._opened = True
         super().setup(args, state, model, **kwargs)  # type: ignore[no-untyped-call]
 
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
+        """Open the run, for as long as it trains."""
+        self._ended = False
+        super().on_train_begin(args, state, control, *words, **named)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
+        """Tell figures, also those that come when training has ended; the run is closed again then."""
+        super().on_log(args, state, control, *words, **named)
+        if self._ended:
+            self._close()
+
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
         """Close what was opened here: another run of the same process is another run."""
         super().on_train_end(args, state, control, *words, **named)
+        self._ended = True
+        self._close()
+
+    def _close(self) -> None:
         if self._opened:
             self._wandb.finish()
             self._opened = self._initialized = False

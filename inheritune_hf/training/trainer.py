@@ -313,6 +313,7 @@ class InherituneTrainer(DistributedTrainer):
                 return training_loss
             folder, seal = self._last_checkpoint()
         elif seal.validated_at != seal.step:  # the budget was lowered to where the run had come
+            self.state = read_trainer_state(folder)
             self.evaluate()
             seal = dataclasses.replace(seal, validation=self.validations["eval"], validated_at=seal.step)
         self._conclude(seal)

@@ -14,6 +14,7 @@ from test_splits import TEXTS, load, write_jsonl, write_texts
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import load_data_splits, packing, prepare_data
+from inheritune_hf.data.prepared import keeps_documents_apart
 
 
 def prepare(tokenizer, folder="prepared", block_size=16, **settings):
@@ -75,6 +76,7 @@ KILLED = """
 import os, signal, sys
 from transformers import PreTrainedTokenizerFast
 from inheritune_hf.configuration import DataConfig
+from inheritune_hf.data.prepared import keeps_documents_apart
 from inheritune_hf.data import packing, prepare_data, prepared
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -169,6 +171,14 @@ def test_what_was_decided_is_not_asked_for_again(name, value, tmp_path, tokenize
         ValueError, match=rf"prepared is prepared: its sets are made\. Leave out {name} .* \(prepared wi"
     ):
         load(tokenizer, dataset_name="prepared", **{name: value})
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_documents_stay_apart_as_they_were_prepared(apart, tmp_path, tokenizer):
+    """A run need not say again that documents are kept apart."""
+    prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")], document_boundaries=apart)
+    assert keeps_documents_apart(DataConfig(dataset_name="prepared")) is apart
+    assert keeps_documents_apart(DataConfig(dataset_name="elsewhere", document_boundaries=True))
 
 
 def test_what_needs_no_preparation(tmp_path, tokenizer):

@@ -209,6 +209,7 @@ HUB = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @harness
 def test_tasks_of_the_paper_are_found_by_name(pair, monkeypatch):
     """Each of the paper's tasks is one of the harness's, asked by name; only its rows would come from the Hub."""

@@ -20,7 +20,7 @@ def splits():
 def test_a_control_equals_a_plain_trainer_and_is_found_again(tmp_path):
     """The weights are plain Trainer's to the bit; a finished control is measured, not trained again."""
     reference = tiny.write_reference(tmp_path / "reference", dropout=0.0)
-    args = tiny.arguments(tmp_path / "run")
+    args = tiny.arguments(tmp_path / "run", push_to_hub=True)  # of the run: what it is compared with stays here
     control = train_control(reference, args, splits(), 7, "control", tmp_path / "control")
     plain = Trainer(
         model=AutoModelForCausalLM.from_pretrained(reference),
@@ -32,6 +32,7 @@ def test_a_control_equals_a_plain_trainer_and_is_found_again(tmp_path):
     plain.train()
     assert tiny.weights_hash(control.model) == tiny.weights_hash(plain.model)
     assert [step for step, _ in control.curve] == [5, 7]
+    assert not hasattr(control.model.config, "inheritune")
     assert control.tokens == 7 * 4 * tiny.TOKENS
 
     again = train_control(reference, args, splits(), 7, "control", tmp_path / "control")

@@ -67,6 +67,9 @@ def test_misses_and_comparisons_without_the_loop_are_said():
     assert (report.outcome, report.good) == ("compared", None)
     assert report.verdict.startswith("Of 2 arms, last/moved-scale has the lowest test loss of those shallower")
     assert "Whether last/moved-scale would match the reference trained on was not measured." in report.verdict
+    deep = [{**values, "layers": 8} for values in others]
+    report = report_of(cells=deep)
+    assert report.verdict.startswith("Of 2 arms, last/moved-scale has the lowest test loss.")
 
 
 def test_every_figure_is_a_records():
@@ -106,6 +109,8 @@ def test_a_cells_model_shows_its_comparison(comparison):
     report = build_report(read_run(model))
     assert "On the test set it does not match the reference trained on for the same budget: +0.1500" in report.verdict
     assert tables_of(report, "comparison") == tables_of(build_comparison("compared", comparison_facts()), "arms")
+    texts = [block.text for block in blocks_of(report, "reproduce") if isinstance(block, Preformatted)]
+    assert texts[-1].startswith("inheritune compare comparison.json\n")  # no student that a run would train
     with pytest.raises(
         FileNotFoundError, match=r"is a cell of a comparison; give its model, .*model, or the comparison"
     ):

@@ -54,3 +54,25 @@ def test_selection_sets_of_other_kinds_are_told_apart():
     one = dataset_fingerprint(Dataset.from_dict({"input_ids": rows}))
     rows[301] = [1, 2, 4]
     assert dataset_fingerprint(Dataset.from_dict({"input_ids": rows})) != one
+
+
+def test_a_cache_of_ones_own_is_found(tmp_path):
+    """A repository of the Hub is known by its commit in the cache that it was fetched to, without network."""
+    commit = "a" * 40
+    folder = tmp_path / "models--owner--name"
+    tiny.write_reference(folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    found = content_fingerprint("owner/name", cache_dir=str(tmp_path))
+    assert found == content_fingerprint("owner/name", cache_dir=str(tmp_path), local_files_only=True)
+    assert found != content_fingerprint("owner/name", cache_dir=str(tmp_path), dtype=torch.bfloat16)
+
+
+def test_files_are_read_again_when_they_change(tmp_path):
+    """Other weights of the same size have another fingerprint; the same ones are read once."""
+    folder = tmp_path / "reference"
+    found = []
+    for seed in (0, 0, 1):
+        tiny.write_reference(folder, seed=seed)
+        found.append(content_fingerprint(folder))
+    assert found[0] == found[1] != found[2]

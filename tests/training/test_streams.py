@@ -119,6 +119,7 @@ def test_two_processes_share_documents_out_and_go_on(reference, tmp_path):
     assert state["workers"]["0"]["sources"][0]["counts"]["passes"] > 1
 
 
+@pytest.mark.slow
 def test_two_processes_continue_across_rounds(reference, tmp_path):
     """With data_order 'continue' each process reads its own documents in order; passes and counts are those of both."""
     shards = [(0, 2), (2, 30), (32, 3), (35, 8)]

@@ -109,6 +109,8 @@ def test_trackers_go_on_with_the_same_run(tmp_path, monkeypatch, tracker):
         trainer = make_trainer(tmp_path / "run", reference, {"target": "reference"}, report_to=tracker, max_steps=steps)
         trainer.train()
         trainer.evaluate(selection_set(), metric_key_prefix="test")
+        if tracker == "wandb":
+            assert stand_in.run is None  # what comes next in this process is another run
         stand_in.run = None  # as a process ends
     assert len(stand_in.runs) > 2
     (name,) = {options["name"] for options in stand_in.runs}

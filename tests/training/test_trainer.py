@@ -292,6 +292,7 @@ def test_a_budget_lowered_to_an_unevaluated_step_ends_the_run(reference, tmp_pat
     assert lowered.outcome == "budget_exhausted"
     assert lowered.rounds[-1].end_step == 12
     assert lowered.rounds[-1].loss == lowered.validations["eval"].loss
+    assert lowered.state.log_history[-1]["step"] == 12
 
 
 @pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_log"])
