@@ -73,11 +73,11 @@ class OneWandbRun(WandbCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
         """Open the run, for as long as it trains."""
         self._ended = False
-        super().on_train_begin(args, state, control, *words, **named)
+        super().on_train_begin(args, state, control, *words, **named)  # type: ignore[no-untyped-call]
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
         """Tell figures, also those that come when training has ended; the run is closed again then."""
-        super().on_log(args, state, control, *words, **named)
+        super().on_log(args, state, control, *words, **named)  # type: ignore[no-untyped-call]
         if self._ended:
             self._close()
 
