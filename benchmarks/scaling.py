@@ -64,6 +64,7 @@ def train(options: Any) -> list[float]:
         ),
         train_dataset=Dataset.from_dict({"input_ids": rows}),
         data_collator=CausalCollator(0),
+        callbacks=[Watch()],
     ).train()
     steps = [[b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(moments[1:])]
     return [statistics.median(column) for column in zip(*steps, strict=True)]
