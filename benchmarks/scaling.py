@@ -3,7 +3,8 @@ How a step's time grows with depth, with the length of sequences, and with proce
 
 `python -m benchmarks.scaling` prints a table for depth and one for length, from one process that trains as
 `InherituneTrainer` does, and beside them the same step in two processes. Shown is the median of a few steps, by the
-clock and by the processor, and how far it lies from the line through all points (least squares).
+clock and by the processor, and how far it lies from the fit through all points (least squares of relative errors): a
+line over depth, a square over length, since attention looks at all pairs of tokens.
 """
 
 from __future__ import annotations
@@ -84,15 +85,19 @@ def measure(options: Any, processes: int = 1, **changes: int) -> list[float]:
     return found
 
 
-def show(name: str, values: tuple[int, ...], found: list[list[float]]) -> None:
-    """Print a table of one thing that was varied, with the line through its points."""
+def show(name: str, values: tuple[int, ...], found: list[list[float]], degree: int) -> None:
+    """Print a table of one thing that was varied, with the curve that fits its points, and where it bends."""
     import numpy as np
 
-    slope, offset = np.polyfit(values, [item[1] for item in found], 1)
-    print(f"\n| {name} | seconds | processor seconds | of the line |\n|---|---|---|---|")
+    times = np.array([item[1] for item in found])
+    fit = np.polynomial.Polynomial.fit(values, times, degree, w=1 / times).convert()
+    print(f"\n| {name} | seconds | processor seconds | of the fit |\n|---|---|---|---|")
     for value, (clock, processor) in zip(values, found, strict=True):
-        print(f"| {value} | {clock:.3f} | {processor:.3f} | {processor / (offset + slope * value):.2f} |")
-    print(f"\nThe line: {offset:.3f} s + {slope:.5f} s × {name}.", flush=True)
+        print(f"| {value} | {clock:.3f} | {processor:.3f} | {processor / fit(value):.2f} |")
+    terms = [f"{weight:.3g} s" + f" × {name}" * power for power, weight in enumerate(fit.coef)]
+    print(f"\nThe fit: {' + '.join(terms)}.", flush=True)
+    if degree == 2:
+        print(f"It bends at {fit.coef[1] / fit.coef[2]:.0f} {name}: from there the square costs most.")
 
 
 def main() -> None:
@@ -106,8 +111,8 @@ def main() -> None:
         found = train(options)
         Path(options.one).write_text(json.dumps(found))
         return
-    show("layers", DEPTHS, [measure(options, layers=value) for value in DEPTHS])
-    show("tokens", LENGTHS, [measure(options, tokens=value) for value in LENGTHS])
+    show("layers", DEPTHS, [measure(options, layers=value) for value in DEPTHS], 1)
+    show("tokens", LENGTHS, [measure(options, tokens=value) for value in LENGTHS], 2)
     one, two = measure(options), measure(options, processes=2)
     print(f"\nTwo processes with as many sequences each: {two[0] / one[0]:.2f} of the time of one.")
 
