@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..students import Reference
 from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of, find_weights
 from ..students.references import find_config, locate
 from .callbacks import on_main_process
-from .staging import check_identity, read_state
+from .staging import SETTLED, check_identity, read_state
 
 if TYPE_CHECKING:
     from .trainer import InherituneTrainer
@@ -129,7 +130,9 @@ def content_fingerprint(reference: Reference, **kwargs: Any) -> str:
     weights = find_weights(source)
     for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
         now = path.stat()
-        digest.update(path.name.encode() + _sha256(path, now.st_size, now.st_mtime_ns, now.st_ino))
+        # A clock of files may stand still for some milliseconds: what was written just now may yet change unseen.
+        read = _sha256 if time.time_ns() - now.st_mtime_ns > SETTLED else _sha256.__wrapped__
+        digest.update(path.name.encode() + read(path, now.st_size, now.st_mtime_ns, now.st_ino))
     return digest.hexdigest()
 
 

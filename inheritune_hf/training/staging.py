@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 RUN_FOLDER = "_inheritune"
 _STATE = "state.json"
 _SEAL = "inheritune_state.json"
-_SETTLED = 50_000_000  # nanoseconds
+#: Nanoseconds after which a file's time of change tells it from what it was before.
+SETTLED = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def find_damage(checkpoint: Path) -> str | None:
 def _checksum(file: Path) -> dict[str, int]:
     now = file.stat()
     # A clock of files may stand still for some milliseconds: what was written just now may yet change unseen.
-    settled = time.time_ns() - now.st_mtime_ns > _SETTLED
+    settled = time.time_ns() - now.st_mtime_ns > SETTLED
     read = _crc32 if settled else _crc32.__wrapped__
     return {"bytes": now.st_size, "crc32": read(file, now.st_size, now.st_mtime_ns, now.st_ino)}
 

@@ -113,7 +113,7 @@ def test_another_runs_folder_is_refused_before_the_reference_is_trained(home, tm
     assert not home.exists()
 
 
-@pytest.mark.parametrize("phase", ["reference", "random weights"])
+@pytest.mark.parametrize("phase", ["reference", pytest.param("random weights", marks=pytest.mark.slow)])
 def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
     """A signal while the reference or a control is trained saves it; the same call goes on to the same end."""
     settings = toy_settings(tmp_path, "--target", "0.1", "--save_steps", "100")

@@ -325,7 +325,7 @@ def test_losses_of_every_round_are_kept(reference, tmp_path):
         assert len(kept["documents"]) == 12
 
 
-@pytest.mark.parametrize("kill_at", [12, 20])
+@pytest.mark.parametrize("kill_at", [pytest.param(12, marks=pytest.mark.slow), 20])
 def test_killed_run_goes_on_to_the_same_bits(reference, tmp_path, kill_at):
     """SIGKILL in round 2, the same command again: the weights and the log of an uninterrupted run."""
     whole = run_program(
@@ -404,6 +404,7 @@ def test_two_processes_give_the_same_loss_as_one(reference, tmp_path):
     assert two["layers"] == one["layers"]
 
 
+@pytest.mark.slow
 def test_two_processes_killed_go_on_to_the_same_bits(reference, tmp_path):
     """A run of two processes, killed in round 2, ends with the bits of an uninterrupted one."""
     settings = {"reference": reference, "result": str(tmp_path / "r.json"), "args": {"per_device_train_batch_size": 2}}
