@@ -75,6 +75,8 @@ def pieces_of(content, path, begin, end):
         file.seek(begin)
         while begin < end:
             piece = file.read(min(_PIECE, end - begin))
+            if not piece:
+                raise ConnectionResetError(f"{path} has become shorter than {end} bytes while it was served.")
             begin += len(piece)
             yield piece
 
