@@ -247,8 +247,9 @@ def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
 
 
 def unseal_checkpoint(checkpoint: Path) -> None:
-    """Declare a checkpoint incomplete before it is written again."""
-    (checkpoint / _SEAL).unlink(missing_ok=True)
+    """Declare a checkpoint incomplete before it is written again; what a kill left of a seal goes too."""
+    for name in (_SEAL, f".{_SEAL}.tmp"):
+        (checkpoint / name).unlink(missing_ok=True)
 
 
 def read_seal(checkpoint: Path) -> Seal | None:

@@ -129,3 +129,13 @@ def test_a_checkpoint_is_read_once_to_be_checked(tmp_path, monkeypatch):
     file.write_bytes(bytes(content))
     assert last_checkpoint(tmp_path, 1) is None
     assert len(reads) > sealed
+
+
+def test_what_a_kill_left_of_a_seal_is_not_sealed(tmp_path):
+    """A checkpoint that is written again after a kill between its seal's file and name is whole."""
+    checkpoint = tmp_path / "checkpoint-10"
+    checkpoint.mkdir()
+    (checkpoint / ".inheritune_state.json.tmp").write_text("{}")
+    unseal_checkpoint(checkpoint)
+    seal_checkpoint(checkpoint, Seal(1, 10, 64, 1.0))
+    assert last_checkpoint(tmp_path, 1) is not None
