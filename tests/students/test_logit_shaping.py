@@ -50,5 +50,7 @@ def test_loss_and_gradients_from_hidden_states(method, kind, values, build, toke
         assert found.keys() == expected.keys()
         largest = max(float(gradient.abs().max()) for gradient in expected.values())
         for name, gradient in expected.items():
-            # Some gradients are zero but for rounding, such as that of a bias of keys.
-            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6 * largest)
+            # As a whole: rounding of large numbers is all of a small one. Some are zero but for rounding, such as that
+            # of a bias of keys.
+            distance, length = float((found[name] - gradient).norm()), float(gradient.norm())
+            assert distance <= 1e-4 * length + 1e-6 * largest, name
