@@ -211,7 +211,9 @@ def _reproduce(run: RunSummary) -> Iterator[Block]:
     pinned = f" at commit {run.revision}" if run.revision else ""
     seed = "" if run.seed is None else f", seed {run.seed}"
     processes = f", {run.training['world_size']} processes" if run.training.get("world_size", 1) > 1 else ""
-    yield Paragraph(f"Reference: {run.reference}{pinned}{seed}{processes}.")
+    own = bool(run.settings) and "reference" not in run.settings
+    reference = "made by the run itself, the embedded default" if own else f"{run.reference}{pinned}"
+    yield Paragraph(f"Reference: {reference}{seed}{processes}.")
     if run.cell is not None:
         yield Paragraph(f"It is the cell {run.cell.name} of a comparison, which trains it.")
         yield from reproduce(run.cell.comparison, run.cell.facts)
