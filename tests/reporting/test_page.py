@@ -94,16 +94,21 @@ def test_page_is_quiet_and_nothing_overflows(run, interrupted, comparison, brows
         page.close()
 
 
-def test_numbers_on_the_page_are_the_records(run, browser):
-    """What the browser shows in each table is what the records say, cell by cell."""
-    report, (path, _, _) = write_report(run)
-    page, _, _ = open_page(browser, path)
+def check_tables(page, report):
+    """Each cell that the browser shows is the report's."""
     shown = page.evaluate(
         "[...document.querySelectorAll('table')].map(t => [...t.tBodies[0].rows].map(r => [...r.cells].map("
         "c => c.textContent)))"
     )
     expected = [block.rows for section in report.sections for block in section.blocks if isinstance(block, Table)]
     assert shown == [[list(row) for row in rows] for rows in expected]
+
+
+def test_numbers_on_the_page_are_the_records(run, browser):
+    """What the browser shows in each table is what the records say, cell by cell."""
+    report, (path, _, _) = write_report(run)
+    page, _, _ = open_page(browser, path)
+    check_tables(page, report)
     text = page.inner_text("body")
     records = json.loads((run / "rounds.json").read_text())
     for item in records["rounds"]:
@@ -120,12 +125,7 @@ def test_numbers_of_a_comparison_are_the_records(comparison, browser):
     """What the browser shows in each table of a comparison is what the records say, and each arm has its line."""
     report, (path, _, _) = write_report(comparison)
     page, _, _ = open_page(browser, path)
-    shown = page.evaluate(
-        "[...document.querySelectorAll('table')].map(t => [...t.tBodies[0].rows].map(r => [...r.cells].map("
-        "c => c.textContent)))"
-    )
-    expected = [block.rows for section in report.sections for block in section.blocks if isinstance(block, Table)]
-    assert shown == [[list(row) for row in rows] for rows in expected]
+    check_tables(page, report)
     for row in arm_results(json.loads((comparison / "comparison.json").read_text())):
         assert f"{row.loss:.4f}" in page.inner_text("#arms")
     looks = page.evaluate(
