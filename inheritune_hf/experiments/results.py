@@ -126,7 +126,7 @@ def _arm_result(name: str, cells: Sequence[Cell], start: Validation, continued: 
 
 def write_results(folder: Path) -> Table:
     """
-    Write a comparison's table and curves from its records: `comparison.md`, `.csv`, `.png`.
+    Write a comparison's table and pictures from its records: `comparison.md`, `.csv`, `.png`, `differences.png`.
 
     Args:
         folder (`Path`): The comparison's folder, which holds `comparison.json`.
@@ -139,9 +139,12 @@ def write_results(folder: Path) -> Table:
     write_text(folder / "comparison.md", markdown(rows, facts))
     write_text(folder / "comparison.csv", comma_separated(rows))
     draw_curves(folder / "comparison.png", facts)
+    draw_differences(folder / "differences.png", rows)
     return terminal(rows)
 
 
+#: Height of a line of a picture's text, in inches.
+_LINE = 0.18
 #: Columns of the table.
 HEADERS = (
     "arm",
@@ -274,7 +277,7 @@ def draw_curves(path: Path, facts: Mapping[str, Any], title: str = "") -> None:
     from matplotlib.figure import Figure  # no pyplot: nothing global, no window
 
     groups = _cells_by_arm(facts)
-    figure = Figure(figsize=(9, 5.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9, max(5.4, 0.6 + _LINE * len(groups))), dpi=150, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     axes = figure.add_subplot()
@@ -296,6 +299,25 @@ def draw_curves(path: Path, facts: Mapping[str, Any], title: str = "") -> None:
     axes.set_ylabel("selection loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def draw_differences(path: Path, rows: Sequence[ArmResult]) -> None:
+    """Draw each arm's difference to the starting reference on the test set and its interval, best arm on top."""
+    from matplotlib.figure import Figure
+
+    shown = [(row, row.to_reference) for row in rows if row.to_reference is not None]
+    figure = Figure(figsize=(9, 1.2 + 1.4 * _LINE * len(shown)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0.0, color="#444444", linewidth=1.2, linestyle="--")
+    for place, (_, given) in enumerate(shown):
+        if given.lower is not None and given.upper is not None:
+            axes.plot([given.lower, given.upper], [place, place], color="#0072b2", linewidth=1.8)
+        axes.plot(given.difference, place, color="#0072b2", marker="o", markersize=4)
+    axes.set_yticks(range(len(shown)), [f"{row.arm} ({row.layers})" for row, _ in shown], fontsize=8)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlabel("test loss less the starting reference's (nats per token); layers in brackets")
+    axes.grid(alpha=0.25)
     figure.savefig(path, format="png", metadata={"Software": None})
 
 

@@ -34,7 +34,12 @@ class RoundCallback(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Turn SIGTERM and Ctrl-C into a request to finish the step, save and stop; a second one acts at once."""
+        """
+        Turn SIGTERM and Ctrl-C into a request to finish the step, save and stop; a second one acts at once.
+
+        Raises:
+            KeyboardInterrupt: If the request came after the last step: what follows the training is not to begin.
+        """
         self.interrupted = self._asked = False
         if threading.current_thread() is not threading.main_thread():
             yield  # Python takes signals in the main thread only
@@ -53,6 +58,8 @@ class RoundCallback(TrainerCallback):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self._asked and not self.interrupted:
+            raise KeyboardInterrupt("asked to stop after the last step")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -198,11 +198,12 @@ def test_table_is_made_from_the_records(small):
     """Table, CSV and curves say what the records say; nothing is trained for them."""
     facts = records(small)
     before = (small / "comparison.md").read_text()
-    for name in ("comparison.md", "comparison.csv", "comparison.png"):
+    for name in ("comparison.md", "comparison.csv", "comparison.png", "differences.png"):
         (small / name).unlink()
     write_results(small)
     assert (small / "comparison.md").read_text() == before
     assert (small / "comparison.png").stat().st_size > 10_000
+    assert (small / "differences.png").stat().st_size > 10_000
     rows = {row["arm"]: row for row in csv.DictReader((small / "comparison.csv").read_text().splitlines())}
     losses = [float(row["loss"]) for row in rows.values()]
     assert losses[1:] == sorted(losses[1:])
@@ -280,6 +281,31 @@ def test_interrupted_cell_goes_on_to_the_same_bits(material, tmp_path, monkeypat
     assert len(taken) == 6 + 6
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert len(weights(tmp_path / "cut")) == 2
+
+
+def test_comparison_stopped_at_the_end_of_a_cell_begins_no_other(material, tmp_path, monkeypatch):
+    """A signal during a cell's last evaluation stops the comparison there; the cell is not trained again."""
+    fixed = {"layers": 2, "budget_steps": 6, "controls": False}
+    taken, step, evaluate = [], ArmTrainer.training_step, ArmTrainer.evaluate
+
+    def counted(trainer, *batch):
+        taken.append(1)
+        return step(trainer, *batch)
+
+    def stopped(trainer, *args, **kwargs):
+        if len(taken) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ArmTrainer, "training_step", counted)
+        patched.setattr(ArmTrainer, "evaluate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compare(material, tmp_path, ["inherited", "random"], [1], **fixed)
+    assert len(taken) == 6
+    monkeypatch.setattr(ArmTrainer, "training_step", counted)
+    assert compare(material, tmp_path, ["inherited", "random"], [1], **fixed).complete
+    assert len(taken) == 6 + 6
 
 
 def test_budget_in_flops(material, tmp_path):

@@ -58,6 +58,21 @@ def test_signal_is_asked_once_and_acts_at_once_the_second_time():
     assert not control.should_evaluate
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_step_is_not_lost(number):
+    """What the last step's evaluation took the signal for is handed on: nothing else begins."""
+    callback = RoundCallback()
+
+    def last_step():
+        with callback.listening():
+            callback.on_step_end(Arguments(), TrainerState(global_step=5, max_steps=5), TrainerControl())
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt, match="after the last step"):
+        last_step()
+    assert not callback.interrupted
+
+
 def test_other_threads_do_not_listen():
     """Outside the main thread, where Python takes no signals, training works without listening."""
     before = signal.getsignal(signal.SIGTERM)
