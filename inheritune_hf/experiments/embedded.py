@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.constants import HF_HOME
+from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -28,7 +30,7 @@ from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import DataSplits, Document, split_standard_library, splits_from_documents, standard_library_documents
 from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
-from ..training import InherituneTrainer, numeric_arguments
+from ..training import InherituneTrainer, numeric_arguments, on_main_process
 from .controls import Control, random_model, train_control, with_changes
 from .kept_settings import SettingsCallback, run_settings
 from .runs import PreparedRun, RunResult, finish_run, measured_recipe, refuse_early, watch_collapse
@@ -154,29 +156,30 @@ def prepare_embedded(
     documents = standard_library_documents()
     train, selection, test = split_standard_library(documents)
     folder = cache_folder(shape, args, documents)
-    console.rule("text and tokenizer")
-    with args.main_process_first(desc="training the tokenizer"):
-        tokenizer = _tokenizer(folder / "tokenizer", train, shape, progress=not args.disable_tqdm)
-    splits = splits_from_documents(
-        train,
-        selection,
-        test,
-        tokenizer,
-        block_size=shape.block_size,
-        max_sequences_per_document=shape.sequences_per_document,
-    )
-    facts = splits.facts
-    console.print(
-        f"{len(documents)} files of the Python standard library: {facts.train.documents} to train on, "
-        f"{facts.selection.documents} for selection, {facts.test.documents} for the test; "
-        f"{facts.train.tokens:,} tokens to train on."
-    )
-    console.rule(f"reference of {shape.layers} layers")
-    reference = folder / "reference"
-    if (reference / "config.json").is_file():
-        console.print(f"found in {reference}")
-    else:
-        _train_reference(reference, tokenizer, splits, args, shape)
+    with _alone(folder, args, console):
+        console.rule("text and tokenizer")
+        with args.main_process_first(desc="training the tokenizer"):
+            tokenizer = _tokenizer(folder / "tokenizer", train, shape, progress=not args.disable_tqdm)
+        splits = splits_from_documents(
+            train,
+            selection,
+            test,
+            tokenizer,
+            block_size=shape.block_size,
+            max_sequences_per_document=shape.sequences_per_document,
+        )
+        facts = splits.facts
+        console.print(
+            f"{len(documents)} files of the Python standard library: {facts.train.documents} to train on, "
+            f"{facts.selection.documents} for selection, {facts.test.documents} for the test; "
+            f"{facts.train.tokens:,} tokens to train on."
+        )
+        console.rule(f"reference of {shape.layers} layers")
+        reference = folder / "reference"
+        if on_main_process((reference / "config.json").is_file()):
+            console.print(f"found in {reference}")
+        else:
+            _train_reference(reference, tokenizer, splits, args, shape)
     config = load_reference_config(reference)
     return PreparedRun(str(reference), {}, config, tokenizer, splits)
 
@@ -196,6 +199,22 @@ def cache_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return Path(HF_HOME) / "inheritune_hf" / f"embedded-{digest}"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, args: TrainingArguments, console: Console) -> Iterator[None]:
+    """Let one run at a time make what is kept in `folder`; others wait, and find it there."""
+    with contextlib.ExitStack() as held:
+        if args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(WeakFileLock(folder / ".lock", timeout=1.0))
+            except TimeoutError:
+                console.print("Another run is making the same reference; this one waits for it.")
+                held.enter_context(WeakFileLock(folder / ".lock"))
+        with args.main_process_first():
+            pass  # the other processes wait with the main one
+        yield
 
 
 def _refuse_data(data: DataConfig) -> None:

@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
 
 from inheritune_hf import DataConfig
@@ -67,6 +69,35 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
     page = (tmp_path / "embedded.md").read_text()
     assert f"| student | 2 | {result.rows[1].parameters:,} | 8 | 512 | {result.rows[1].loss:.4f} |" in page
     assert (tmp_path / "losses.png").stat().st_size > 10_000
+
+
+def test_runs_that_make_one_reference_take_turns(home, tmp_path):
+    """A second run of the same sizes, seed and settings waits until the first has made the reference."""
+    settings = toy_settings(tmp_path)
+    folder = embedded.cache_folder(TOY, settings.args, embedded.standard_library_documents())
+    folder.mkdir(parents=True)
+    held, made = threading.Event(), threading.Event()
+
+    class Screen(io.StringIO):
+        def write(self, text):
+            if "this one waits for it" in text:
+                assert not (folder / "tokenizer").exists()
+                made.set()
+            return super().write(text)
+
+    def first():
+        with WeakFileLock(folder / ".lock"):
+            held.set()
+            made.wait()
+
+    other = threading.Thread(target=first, daemon=True)
+    other.start()
+    held.wait()
+    console = Console(file=Screen(), width=80)
+    ready = embedded.prepare_embedded(settings.recipe, settings.data, settings.args, console, TOY)
+    assert made.is_set()
+    assert Path(ready.reference, "model.safetensors").is_file()
+    other.join()
 
 
 @pytest.mark.parametrize(
