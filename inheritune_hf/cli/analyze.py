@@ -41,7 +41,6 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
     options = parser.parse_args(argv)
 
     from rich.console import Console
-    from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_output
 
     from ..analysis import SHARES, measure_collapse, recommend_layers
@@ -49,12 +48,13 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
     from ..analysis.plots import draw_report
     from ..analysis.sequences import default_sequences, paper_tokens
     from ..analysis.tables import layer_table
+    from ..experiments.runs import load_tokenizer
 
     transformers_output.disable_progress_bar()  # type: ignore[no-untyped-call]
     source = {} if options.revision is None else {"revision": options.revision}
     placed = {} if options.device_map is None else {"device_map": options.device_map}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(options.reference, **source)
+        tokenizer = load_tokenizer(options.reference, **source)
         tokens = options.tokens or paper_tokens(options.reference, **source)
         sequences = default_sequences(tokenizer, options.sequences, tokens, options.files)
         report = measure_collapse(

@@ -27,10 +27,10 @@ def evaluate(argv: Sequence[str], prog: str = "inheritune evaluate") -> int:
 
     from huggingface_hub.constants import HF_HOME
     from rich.console import Console
-    from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_output
 
     from ..experiments import EVALUATION_FILE, evaluate_student
+    from ..experiments.runs import load_tokenizer
     from .tables import show_evaluation
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
@@ -42,7 +42,7 @@ def evaluate(argv: Sequence[str], prog: str = "inheritune evaluate") -> int:
     tasks = [*options.tasks, *options.task_files]
     where = {} if options.revision is None else {"revision": options.revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(options.student)
+        tokenizer = load_tokenizer(options.student)
         found = evaluate_student(
             options.student,
             options.reference,

@@ -65,13 +65,12 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
 
 
 def _measured_layers(reference: str, choice: str, files: Sequence[str], revision: str | None) -> tuple[int, ...]:
-    from transformers import AutoTokenizer
-
     from ..analysis import resolve_measured
     from ..analysis.measurement import scores_folder
     from ..analysis.sequences import default_sequences, paper_tokens
+    from ..experiments.runs import load_tokenizer
 
     source = {} if revision is None else {"revision": revision}
-    tokenizer = AutoTokenizer.from_pretrained(reference, **source)
+    tokenizer = load_tokenizer(reference, **source)
     sequences = default_sequences(tokenizer, tokens=paper_tokens(reference, **source), files=files)
     return resolve_measured(reference, choice, sequences, progress=True, cache_dir=scores_folder(), **source)

@@ -232,18 +232,18 @@ def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | 
     trainer.add_callback(CollapseCallback(sequences, every, log=trainer.log, reference=on_main_process(report)))
 
 
-def load_tokenizer(reference: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """
-    Load the reference's tokenizer.
+    Load a model's tokenizer.
 
     Raises:
-        ValueError: If there is none beside the reference's weights.
+        ValueError: If there is none beside the model's weights, or no model.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference, **kwargs)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"There is no tokenizer with the reference {reference}: save it in the same folder or repository "
+            f"There is no tokenizer at {model!r}: give a model's folder or Hub id, with its tokenizer in it "
             f"(tokenizer.save_pretrained). Transformers says: {error}"
         ) from error
     return tokenizer

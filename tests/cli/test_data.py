@@ -113,7 +113,7 @@ def test_settings_come_from_a_file_too(files, capsys):
             "rows must be one of text, tokens, me",
         ),
         (["prepare", "--tokenizer", "t", "--output", "o", "--config", "no.yaml"], 2, "There is no file no.yaml"),
-        (["prepare", "--tokenizer", "nothing", "--output", "o"], 1, "There is no tokenizer with the reference nothing"),
+        (["prepare", "--tokenizer", "nothing", "--output", "o"], 1, "There is no tokenizer at 'nothing'"),
         (
             ["prepare", "--tokenizer", "tokenizer", "--output", "o"],
             1,
