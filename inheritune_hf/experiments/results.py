@@ -285,7 +285,8 @@ def draw_curves(path: Path, facts: Mapping[str, Any], title: str = "") -> None:
     axes.axhline(target, color="#444444", linewidth=1.2, linestyle="--", label=f"reference {target:.3f}")
     colors = colormaps["tab20"]
     for place, (name, points) in enumerate(mean_curves(facts).items()):
-        color, style = colors(place % 20), ("-", "--", ":", "-.")[place % 4]
+        # No two of 80 arms look alike: where the colours come round again, the dashes are others.
+        color, style = colors(place % 20), ("-", "--", ":", "-.")[(place + place // 20) % 4]
         for cell in groups[name]:
             axes.plot(*_line(cell), color=color, linewidth=0.6, alpha=0.35)
         label = f"{name} {points[-1][1]:.3f}"
