@@ -7,7 +7,8 @@ Compare all arms at a size that two cores finish: what `inheritune compare docs/
 
 BOOKS are JSONL files of novels, one to a row, with `id` and `text`: the English collection of ELTeC
 (COST-ELTeC/ELTeC-eng, level 1). `prepare` deals the books to three sets, trains a tokenizer and a reference, and keeps
-all of it in `mechanism/`; `page` writes docs/results/mechanism.md, its picture and its figures.
+all of it in `mechanism/`; `page` keeps the records in docs/results/mechanism.json, and writes mechanism.md with its
+pictures and its figures from them. Without `mechanism/` it writes them from the records that were kept.
 """
 
 import hashlib
@@ -19,20 +20,29 @@ from pathlib import Path
 import datasets
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, PreTrainedTokenizerFast, TrainingArguments
+from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast, TrainingArguments
 
 from inheritune_hf import DataConfig, load_data_splits
-from inheritune_hf.evaluation import compare_over_seeds
-from inheritune_hf.experiments import random_model, train_control, write_results
+from inheritune_hf.evaluation import Corpus, compare_over_seeds, validate
+from inheritune_hf.experiments import RESULT_FILE, random_model, train_control
+from inheritune_hf.experiments.arms import Start, parse_arm
 from inheritune_hf.experiments.cells import Cell
-from inheritune_hf.experiments.results import arm_results, difference, markdown
+from inheritune_hf.experiments.results import (
+    arm_results,
+    comma_separated,
+    difference,
+    draw_curves,
+    draw_differences,
+    markdown,
+)
 from inheritune_hf.records import write_json, write_text
+from inheritune_hf.students import load_reference_config
 
 HERE = Path(__file__).parent
 WORK = Path("mechanism")
 SETS = ("selection", "test", "train")
 HELD_OUT = 30  # books of the selection set, and of the test set: fewer give no interval
-VOCABULARY, BLOCK_SIZE, STEPS, BATCH, SEED = 4096, 128, 350, 8, 1
+VOCABULARY, BLOCK_SIZE, STEPS, BATCH, SEED = 4096, 128, 700, 8, 1
 END = "<|endoftext|>"
 
 _PAGE = """# All arms on one budget
@@ -47,12 +57,19 @@ python docs/results/mechanism.py page
 
 A mechanism check: it shows that the arms do what they say, and which way they differ at a toy size. The reference is a
 GPT-2 of {layers} layers and {parameters:,} parameters with attention scaled by depth
-(`scale_attn_by_inverse_layer_idx`, as in the paper), trained for {steps:,} steps on {train} English novels (ELTeC,
-{tokens:,} tokens, a byte-level BPE of {vocabulary:,} entries). Other books, {held} each, make the selection and the
-test set. In the last fifth of its training its selection loss fell by {gain:.1%}{flat}. All settings are in
+(`scale_attn_by_inverse_layer_idx`, as in the paper), trained for {steps:,} steps, {seen:,} tokens, on {train} English
+novels (ELTeC; {tokens:,} tokens by a byte-level BPE of {vocabulary:,} entries). Other books, {held} each, make the
+selection and the test set. In the last fifth of its training its selection loss fell by {gain:.1%}{flat}.
+Arms that choose layers have {chosen_layers}, whatever depth the loop ends at. All settings are in
 `docs/results/mechanism.yaml`.
 
 ## Result
+
+Test loss in nats per token, less the reference's, with a 95 % interval over books and seeds:
+
+{summary}
+
+![Each arm's difference to the reference on the test set, with its interval](mechanism-differences.png)
 
 {table}
 ![Selection loss against tokens, one line for each arm, and the reference's level](mechanism.png)
@@ -62,21 +79,30 @@ Every figure of the table, unrounded: [mechanism.csv](mechanism.csv).
 ## How much of it is the moved attention scale
 
 GPT-2 with `scale_attn_by_inverse_layer_idx` divides the attention logits of a block by its position. A block that moves
-to another position is scaled anew, unless it keeps its own scale. The same arms with and without:
+to another position is scaled anew, unless it keeps its own scale. Before any training, the selection loss of the blocks
+as they are put together is:
 
-| arm | keeps its scale | takes that of its position | difference |
+| arm | keeps its scale | takes that of its position | what the move of the scale adds |
+|---|---:|---:|---:|
+{before}
+
+Trained, as test loss above that of the first layers (`inherited`) after the same steps:
+
+| arm | keeps its scale | takes that of its position | what the move of the scale adds |
 |---|---:|---:|---:|
 {scales}
 
-A positive difference is loss that the moved scale adds, paired by book and seed.
+{share}
 
 ## First layers against others
 
-Arms that keep their scale, against the first layers (`inherited`) under the same steps:
+Arms that keep their scale, as test loss above that of the first layers (`inherited`):
 
-| arm | to `inherited` |
-|---|---:|
+| arm | layers | rate | to `inherited` |
+|---|---|---:|---:|
 {choices}
+
+Differences in nats per token, paired by book and seed, with a 95 % interval over books and seeds.
 
 ## What is not established
 
@@ -109,13 +135,7 @@ def prepare(files: list[str]) -> None:
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet)
     core.train_from_iterator((books[row]["text"] for row in dealt["train"]), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=END, eos_token=END)
-    data = DataConfig(
-        block_size=BLOCK_SIZE,
-        max_sequences_per_document=4,
-        near_duplicates="ignore",
-        **{f"{name}_files": [str(WORK / f"{name}.jsonl")] for name in SETS},
-    )
-    splits = load_data_splits(data, tokenizer, seed=SEED)
+    splits = load_data_splits(data_config(), tokenizer, seed=SEED)
     shape = {"vocab_size": VOCABULARY, "n_positions": BLOCK_SIZE, "n_embd": 128, "n_layer": 8, "n_head": 4}
     quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     end = tokenizer.eos_token_id
@@ -143,32 +163,84 @@ def prepare(files: list[str]) -> None:
     write_json(WORK / "reference.json", facts)
 
 
+def data_config() -> DataConfig:
+    """Return how the three sets are read, as in mechanism.yaml."""
+    return DataConfig(
+        block_size=BLOCK_SIZE,
+        max_sequences_per_document=4,
+        near_duplicates="ignore",
+        **{f"{name}_files": [str(WORK / f"{name}.jsonl")] for name in SETS},
+    )
+
+
 def write_page() -> None:
-    """Write the page from the comparison's records."""
-    folder = WORK / "comparison"
-    write_results(folder)
-    for ending in ("csv", "png"):
-        shutil.copy(folder / f"comparison.{ending}", HERE / f"mechanism.{ending}")
-    facts = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    made = json.loads((WORK / "reference.json").read_text(encoding="utf-8"))
+    """Write page, table and pictures from the records: those of the comparison just made, or the kept ones."""
+    kept = HERE / "mechanism.json"
+    if (WORK / "comparison" / RESULT_FILE).is_file():
+        comparison = json.loads((WORK / "comparison" / RESULT_FILE).read_text(encoding="utf-8"))
+        made = json.loads((WORK / "reference.json").read_text(encoding="utf-8"))
+        records = {"comparison": comparison, "made": made, "untrained": untrained(cells_by_arm(comparison))}
+        write_text(kept, json.dumps(records, ensure_ascii=False) + "\n")
+    records = json.loads(kept.read_text(encoding="utf-8"))
+    rows = arm_results(records["comparison"])
+    write_text(HERE / "mechanism.md", page(records))
+    write_text(HERE / "mechanism.csv", comma_separated(rows))
+    draw_curves(HERE / "mechanism.png", records["comparison"])
+    draw_differences(HERE / "mechanism-differences.png", rows)
+
+
+def cells_by_arm(comparison: dict) -> dict[str, list[Cell]]:
+    """Return the cells of each arm, one for each seed."""
     cells: dict[str, list[Cell]] = {}
-    for values in facts["cells"]:
+    for values in comparison["cells"]:
         cells.setdefault(values["arm"], []).append(Cell.from_dict(values))
+    return cells
+
+
+def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:
+    """Return the selection loss, before any training, of the arms that exist with and without the moved scale."""
+    reference = str(WORK / "reference")
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    selection = load_data_splits(data_config(), tokenizer, seed=SEED).selection
+    depth, losses = load_reference_config(reference).num_hidden_layers, {}
+    for name, group in cells.items():
+        if f"{name.removesuffix('/moved-scale')}/moved-scale" not in cells:
+            continue
+        variant = parse_arm(name)
+        chosen = tuple(group[0].identity["arm.chosen"])
+        start = Start(reference, {}, depth, group[0].layers, SEED, chosen, keep_scale=not variant.moved_scale)
+        model = variant.arm.build(start)
+        losses[name] = validate(model, Corpus("selection", selection, ""), batch_size=32).loss
+    return losses
+
+
+def page(records: dict) -> str:
+    """Return the page that the records make."""
+    facts, made, starts = records["comparison"], records["made"], records["untrained"]
+    cells = cells_by_arm(facts)
     moved = [name for name in cells if f"{name}/moved-scale" in cells]
+    first = cells["inherited"]
     scales = [
-        f"| `{name}` | {loss(cells[name])} | {loss(cells[f'{name}/moved-scale'])} | "
+        f"| `{name}` | {paired(cells[name], first)} | {paired(cells[f'{name}/moved-scale'], first)} | "
         f"{paired(cells[f'{name}/moved-scale'], cells[name])} |"
         for name in moved
     ]
     others = [name for name in cells if "/" not in name and name not in ("inherited", "inheritune")]
-    choices = sorted((pair(cells[name], cells["inherited"]).difference, name) for name in others)
+    choices = sorted((pair(cells[name], first).difference, name) for name in others)
     (_, before), (_, last) = made["curve"][-2:]
     gain = (before - last) / before
     reference = facts["reference"]
-    text = _PAGE.format(
+    return _PAGE.format(
         layers=reference["layers"],
         parameters=reference["parameters"],
         steps=STEPS,
+        seen=reference["tokens"],
+        summary=summary(facts, cells),
+        before="\n".join(
+            f"| `{name}` | {starts[name]:.4f} | {starts[f'{name}/moved-scale']:.4f} | "
+            f"{starts[f'{name}/moved-scale'] - starts[name]:+.4f} |"
+            for name in moved
+        ),
         train=made["books"],
         tokens=made["tokens"],
         vocabulary=VOCABULARY,
@@ -177,26 +249,91 @@ def write_page() -> None:
         flat="" if gain < 0.01 else ", so it is not trained to its end",
         table=markdown(arm_results(facts), facts),
         scales="\n".join(scales),
-        choices="\n".join(f"| `{name}` | {paired(cells[name], cells['inherited'])} |" for _, name in choices),
+        share=share(cells),
+        chosen_layers=f"{first[0].layers} of {reference['layers']} layers",
+        choices="\n".join(
+            f"| `{name}` | {which(cells[name])} | {cells[name][0].learning_rate:g} | {paired(cells[name], first)} |"
+            for _, name in choices
+        ),
         limits=limits(facts, cells),
     )
-    write_text(HERE / "mechanism.md", text)
+
+
+def summary(facts: dict, cells: dict[str, list[Cell]]) -> str:
+    """Return the differences that a reader looks for first."""
+    rows = {row.arm: row for row in arm_results(facts)}
+    depth, steps = rows["inherited"].layers, rows["inherited"].steps
+    points = {
+        f"the first {depth} layers, trained for {steps} steps": "inherited",
+        f"random weights of the same shape, {steps} steps": "random",
+        f"the same, {rows['random-2x'].steps} steps": "random-2x",
+        f"the last {depth} layers, which keep their scale": "last",
+        f"the middle {depth} layers, which keep their scale": "middle",
+        f"the loop, {steps} steps over all its rounds": "inheritune",
+        "the loop with distillation": "inheritune/kd",
+        f"the reference trained on for {steps} steps": "continued",
+    }
+    return "\n".join(f"- {what}: {difference(rows[name].to_reference)}" for what, name in points.items())
 
 
 def limits(facts: dict, cells: dict[str, list[Cell]]) -> str:
     """Return what the comparison does not show, as its records say."""
     loops = cells["inheritune"]
     matched = sum(cell.outcome == "matched" for cell in loops)
-    ahead = next(row for row in arm_results(facts) if row.arm == "inheritune").to_continued
     lazy = facts["reference"]["lazy_layers"]
+    swept = sorted(facts["sweep"]["inherited"], key=float)
+    edges = [f"`{name}`" for name, group in cells.items() if f"{group[0].learning_rate:g}" in (swept[0], swept[-1])]
+    rows = {row.arm: row for row in arm_results(facts)}
+    long = rows["random-long"]
+    shallow = [
+        f"The reference is no strong one: {long.layers} layers from random weights, trained for its own and the "
+        f"students' steps together, are {difference(long.to_reference)} nats per token from it. Where depth buys so "
+        "little, inheriting can save training, and shows nothing about depth."
+    ]
+    if long.to_reference.upper >= 0.0:
+        shallow = []
     points = [
         f"{matched} of {len(loops)} loops matched their reference on the selection set. The reference trained on for "
-        f"the same steps is another thing: the loop's students are {difference(ahead)} nats per token from it.",
+        f"the same steps is another thing: the loop's students are {difference(rows['inheritune'].to_continued)} "
+        "nats per token from it.",
         f"The reference has {lazy} lazy layers: what lazy layers of a large model transfer cannot be told from it.",
+        f"The rates were {', '.join(swept)}. For {len(edges)} of {len(cells)} arms the best was the lowest or the "
+        "highest of them, so a better one may lie beyond.",
         f"{len(loops)} seeds of students of one reference, on one text: another reference was not tried.",
+        *shallow,
         "The models are tiny and far from converged. The order of the arms is no evidence about the paper's sizes.",
     ]
     return "\n".join(f"- {point}" for point in points)
+
+
+def share(cells: dict[str, list[Cell]]) -> str:
+    """Return how much of the arms' loss above the first layers' comes of the moved scale."""
+    first, lines = cells["inherited"], []
+    chosen = which(cells["lazy"])
+    for name in (name for name in cells if f"{name}/moved-scale" in cells):
+        own, moved = cells[name], cells[f"{name}/moved-scale"]
+        gap, added = pair(moved, first), pair(moved, own)
+        if gap.lower <= 0.0:
+            continue
+        if added.lower > 0.0:
+            part = f"the moved scale makes {added.difference / gap.difference:.0%} of it"
+        else:
+            part = (
+                "what the moved scale makes of it is not told from nothing, and at most "
+                f"{added.upper / gap.difference:.0%} by the interval's upper end"
+            )
+        lines.append(f"- `{name}/moved-scale` ends {gap.difference:+.4f} above the first layers; {part}.")
+    told = "\n".join(lines) or "- There is none."
+    return (
+        "How much of what moved layers lack is the scale, where they end above the first layers at all:\n\n"
+        f"{told}\n\nThe layers of the lowest MaxRank (`lazy`) are {chosen} here, counted from 0."
+    )
+
+
+def which(cells: list[Cell]) -> str:
+    """Return an arm's layers as the reference numbers them, where a measure chose them, or how many it has."""
+    chosen = cells[0].identity["arm.chosen"]
+    return "{" + ", ".join(map(str, chosen)) + "}" if chosen else str(cells[0].layers)
 
 
 def pair(cells: list[Cell], others: list[Cell]):
@@ -208,11 +345,6 @@ def pair(cells: list[Cell], others: list[Cell]):
 def paired(cells: list[Cell], others: list[Cell]) -> str:
     """Return that difference and its interval."""
     return difference(pair(cells, others))
-
-
-def loss(cells: list[Cell]) -> str:
-    """Return an arm's mean test loss over its seeds."""
-    return f"{sum(cell.test.loss for cell in cells) / len(cells):.4f}"
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def comma_separated(rows: Sequence[ArmResult]) -> str:
 def terminal(rows: Sequence[ArmResult]) -> Table:
     """Return the table for a terminal of 80 columns."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    table.add_column("arm")
+    table.add_column("arm", overflow="fold")  # names that are cut are no longer told apart
     for header in ("layers", "params", "tokens", "test loss", "to the reference", "to it, trained on"):
         table.add_column(header, justify="right")
     for row in rows:
