@@ -12,7 +12,7 @@ from typing import Any
 from ..data import DataFacts
 from ..evaluation import SeedDifference
 from ..experiments.arms import parse_arm
-from ..experiments.budgets import CONTROLS
+from ..experiments.budgets import CONTROLS, LOOP
 from ..experiments.cells import Cell
 from ..experiments.results import (
     CONTINUED,
@@ -100,7 +100,8 @@ def _beside(given: SeedDifference, facts: Mapping[str, Any], who: str, what: str
 
 
 def _word(cells: Sequence[Cell]) -> tuple[str, bool | None]:
-    outcomes = [cell.outcome == "matched" for cell in cells if _is_loop(cell.arm)]
+    loop = _loop([cell.arm for cell in cells])
+    outcomes = [cell.outcome == "matched" for cell in cells if cell.arm == loop]
     if not outcomes:
         return "compared", None
     if all(outcomes):
@@ -110,9 +111,9 @@ def _word(cells: Sequence[Cell]) -> tuple[str, bool | None]:
 
 def _verdict(rows: Sequence[ArmResult], cells: Sequence[Cell], facts: Mapping[str, Any]) -> Iterator[str]:
     depth = facts["reference"]["layers"]
-    loops = [row for row in rows if _is_loop(row.arm)]
-    if loops:
-        row = loops[0]
+    loop = _loop([row.arm for row in rows])
+    if loop is not None:
+        row = next(row for row in rows if row.arm == loop)
         own = [cell for cell in cells if cell.arm == row.arm]
         matched = [cell for cell in own if cell.outcome == "matched"]
         goal = "its starting reference" if facts["recipe"]["target"] == "reference" else "the loss that was asked for"
@@ -217,5 +218,6 @@ def reproduce(name: str, facts: Mapping[str, Any]) -> Iterator[Block]:
     yield Preformatted("Commands", "\n".join(commands))
 
 
-def _is_loop(arm: str) -> bool:
-    return arm != "reference" and parse_arm(arm).arm.build is None
+def _loop(arms: Sequence[str]) -> str | None:
+    """Return the arm that a comparison is about: the plain loop, whatever its variants came to, or else a variant."""
+    return next((arm for arm in sorted(arms) if arm.partition("/")[0] == LOOP), None)

@@ -45,6 +45,18 @@ def test_verdict_says_which_reference_was_matched():
     )
 
 
+def test_verdict_is_on_the_plain_loop():
+    """A variant of the loop that came out better is not what the comparison is about."""
+    taught = [("inheritune/kd", seed, 5.02, 8, "no_more_layers") for seed in (1, 2)]
+    cells = [cell(*values).to_dict() for values in (*taught, *CELLS)]
+    report = report_of(cells=cells)
+    assert (report.outcome, report.good) == ("matched", True)
+    assert report.verdict.startswith("The loop (inheritune) matched its starting reference")
+    alone = report_of(cells=[values for values in cells if values["arm"] != "inheritune"])
+    assert (alone.outcome, alone.good) == ("missed", False)
+    assert alone.verdict.startswith("The loop (inheritune/kd) did not match")
+
+
 def test_means_are_compared_where_the_recipe_says_so():
     """Without a confidence the mean decides, and that is said."""
     report = report_of(recipe={**RECIPE, "confidence": None})
