@@ -214,6 +214,7 @@ class InherituneTrainer(DistributedTrainer):
         Raises:
             ValueError: If `output_dir` holds another run, or something to resume from or to search over is passed.
             FloatingPointError: If a loss or a weight is not finite; the last good checkpoint is kept.
+            KeyboardInterrupt: If it was asked to stop after its last step.
         """
         if resume_from_checkpoint or trial is not None:
             raise ValueError(
