@@ -28,12 +28,15 @@ from inheritune_hf.experiments import RESULT_FILE, random_model, train_control
 from inheritune_hf.experiments.arms import Start, parse_arm
 from inheritune_hf.experiments.cells import Cell
 from inheritune_hf.experiments.results import (
+    HEADERS,
+    ArmResult,
     arm_results,
     comma_separated,
     difference,
     draw_curves,
     draw_differences,
-    markdown,
+    table_cells,
+    table_notes,
 )
 from inheritune_hf.records import write_json, write_text
 from inheritune_hf.students import load_reference_config
@@ -71,7 +74,14 @@ Test loss in nats per token, less the reference's, with a 95 % interval over boo
 
 ![Each arm's difference to the reference on the test set, with its interval](mechanism-differences.png)
 
-{table}
+{outcomes}
+
+What each arm is: [arms](../how-to/compare.md#arms). What each took:
+
+{costs}
+
+{notes}
+
 ![Selection loss against tokens, one line for each arm, and the reference's level](mechanism.png)
 
 Every figure of the table, unrounded: [mechanism.csv](mechanism.csv).
@@ -217,7 +227,7 @@ def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:
 def page(records: dict) -> str:
     """Return the page that the records make."""
     facts, made, starts = records["comparison"], records["made"], records["untrained"]
-    cells = cells_by_arm(facts)
+    rows, cells = arm_results(facts), cells_by_arm(facts)
     moved = [name for name in cells if f"{name}/moved-scale" in cells]
     first = cells["inherited"]
     scales = [
@@ -247,7 +257,9 @@ def page(records: dict) -> str:
         held=HELD_OUT,
         gain=gain,
         flat="" if gain < 0.01 else ", so it is not trained to its end",
-        table=markdown(arm_results(facts), facts),
+        outcomes=table(rows, ("layers", "parameters", "test loss", "to the reference", "to the reference trained on")),
+        costs=table(rows, ("rate", "tokens", "FLOPs", "epochs", "tokens to match", "minutes", "lazy layers")),
+        notes="\n\n".join(table_notes(rows, facts)),
         scales="\n".join(scales),
         share=share(cells),
         chosen_layers=f"{first[0].layers} of {reference['layers']} layers",
@@ -257,6 +269,15 @@ def page(records: dict) -> str:
         ),
         limits=limits(facts, cells),
     )
+
+
+def table(rows: list[ArmResult], columns: tuple[str, ...]) -> str:
+    """Return some columns of the comparison's table."""
+    lines = [f"| arm | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for row in rows:
+        shown = dict(zip(HEADERS, table_cells(row), strict=True))
+        lines.append(f"| `{row.arm}` | {' | '.join(shown[name] for name in columns)} |")
+    return "\n".join(lines)
 
 
 def summary(facts: dict, cells: dict[str, list[Cell]]) -> str:
