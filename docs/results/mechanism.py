@@ -28,15 +28,14 @@ from inheritune_hf.experiments import RESULT_FILE, random_model, train_control
 from inheritune_hf.experiments.arms import Start, parse_arm
 from inheritune_hf.experiments.cells import Cell
 from inheritune_hf.experiments.results import (
-    HEADERS,
     ArmResult,
     arm_results,
+    cells_by_arm,
     comma_separated,
     difference,
     draw_curves,
     draw_differences,
-    table_cells,
-    table_notes,
+    markdown,
 )
 from inheritune_hf.records import write_json, write_text
 from inheritune_hf.students import load_reference_config
@@ -74,14 +73,7 @@ Test loss in nats per token, less the reference's, with a 95 % interval over boo
 
 ![Each arm's difference to the reference on the test set, with its interval](mechanism-differences.png)
 
-{outcomes}
-
-What each arm is: [arms](../how-to/compare.md#arms). What each took:
-
-{costs}
-
-{notes}
-
+{tables}
 ![Selection loss against tokens, one line for each arm, and the reference's level](mechanism.png)
 
 Every figure of the table, unrounded: [mechanism.csv](mechanism.csv).
@@ -199,14 +191,6 @@ def write_page() -> None:
     draw_differences(HERE / "mechanism-differences.png", rows)
 
 
-def cells_by_arm(comparison: dict) -> dict[str, list[Cell]]:
-    """Return the cells of each arm, one for each seed."""
-    cells: dict[str, list[Cell]] = {}
-    for values in comparison["cells"]:
-        cells.setdefault(values["arm"], []).append(Cell.from_dict(values))
-    return cells
-
-
 def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:
     """Return the selection loss, before any training, of the arms that exist with and without the moved scale."""
     reference = str(WORK / "reference")
@@ -245,7 +229,7 @@ def page(records: dict) -> str:
         parameters=reference["parameters"],
         steps=STEPS,
         seen=reference["tokens"],
-        summary=summary(facts, cells),
+        summary=summary({row.arm: row for row in rows}),
         before="\n".join(
             f"| `{name}` | {starts[name]:.4f} | {starts[f'{name}/moved-scale']:.4f} | "
             f"{starts[f'{name}/moved-scale'] - starts[name]:+.4f} |"
@@ -257,9 +241,7 @@ def page(records: dict) -> str:
         held=HELD_OUT,
         gain=gain,
         flat="" if gain < 0.01 else ", so it is not trained to its end",
-        outcomes=table(rows, ("layers", "parameters", "test loss", "to the reference", "to the reference trained on")),
-        costs=table(rows, ("rate", "tokens", "FLOPs", "epochs", "tokens to match", "minutes", "lazy layers")),
-        notes="\n\n".join(table_notes(rows, facts)),
+        tables=markdown(rows, facts),
         scales="\n".join(scales),
         share=share(cells),
         chosen_layers=f"{first[0].layers} of {reference['layers']} layers",
@@ -271,18 +253,8 @@ def page(records: dict) -> str:
     )
 
 
-def table(rows: list[ArmResult], columns: tuple[str, ...]) -> str:
-    """Return some columns of the comparison's table."""
-    lines = [f"| arm | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for row in rows:
-        shown = dict(zip(HEADERS, table_cells(row), strict=True))
-        lines.append(f"| `{row.arm}` | {' | '.join(shown[name] for name in columns)} |")
-    return "\n".join(lines)
-
-
-def summary(facts: dict, cells: dict[str, list[Cell]]) -> str:
+def summary(rows: dict[str, ArmResult]) -> str:
     """Return the differences that a reader looks for first."""
-    rows = {row.arm: row for row in arm_results(facts)}
     depth, steps = rows["inherited"].layers, rows["inherited"].steps
     points = {
         f"the first {depth} layers, trained for {steps} steps": "inherited",
@@ -303,7 +275,7 @@ def limits(facts: dict, cells: dict[str, list[Cell]]) -> str:
     matched = sum(cell.outcome == "matched" for cell in loops)
     lazy = facts["reference"]["lazy_layers"]
     swept = sorted(facts["sweep"]["inherited"], key=float)
-    edges = [f"`{name}`" for name, group in cells.items() if f"{group[0].learning_rate:g}" in (swept[0], swept[-1])]
+    edges = sum(f"{group[0].learning_rate:g}" in (swept[0], swept[-1]) for group in cells.values())
     rows = {row.arm: row for row in arm_results(facts)}
     long = rows["random-long"]
     shallow = [
@@ -318,7 +290,7 @@ def limits(facts: dict, cells: dict[str, list[Cell]]) -> str:
         f"the same steps is another thing: the loop's students are {difference(rows['inheritune'].to_continued)} "
         "nats per token from it.",
         f"The reference has {lazy} lazy layers: what lazy layers of a large model transfer cannot be told from it.",
-        f"The rates were {', '.join(swept)}. For {len(edges)} of {len(cells)} arms the best was the lowest or the "
+        f"The rates were {', '.join(swept)}. For {edges} of {len(cells)} arms the best was the lowest or the "
         "highest of them, so a better one may lie beyond.",
         f"{len(loops)} seeds of students of one reference, on one text: another reference was not tried.",
         *shallow,

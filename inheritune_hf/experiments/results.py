@@ -72,7 +72,7 @@ def arm_results(facts: Mapping[str, Any]) -> list[ArmResult]:
     """Return the result of the reference and of each arm, best test loss first, from the records of a comparison."""
     reference = facts["reference"]
     start = Validation.from_dict(reference["test"])
-    groups = _cells_by_arm(facts)
+    groups = cells_by_arm(facts)
     continued = {cell.seed: cell for cell in groups.get(CONTINUED, ())}
     rows = [
         ArmResult(
@@ -163,6 +163,9 @@ HEADERS = (
     "lazy layers",
 )
 
+#: What came out, and what it took: the columns of two tables that fit a page.
+OUTCOME = ("layers", "parameters", "test loss", "to the reference", "to the reference trained on")
+COST = ("rate", "tokens", "FLOPs", "epochs", "tokens to match", "FLOPs to match", "minutes", "lazy layers")
 
 _BUDGETS = {
     "tokens": "The budget of every arm is the same tokens.",
@@ -210,12 +213,16 @@ def table_notes(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> list[str
 
 
 def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
-    """Return the table as Markdown, with what it rests on and what was left out."""
-    lines = ["| " + " | ".join(HEADERS) + " |", "|---|" + "---:|" * (len(HEADERS) - 1)]
-    for row in rows:
-        name, *cells = table_cells(row)
-        lines.append("| " + " | ".join([f"`{name}`: {row.summary}", *cells]) + " |")
-    return "\n".join([*lines, "", *table_notes(rows, facts)]) + "\n"
+    """Return two tables as Markdown, what came out and what it took, with what they rest on and what was left out."""
+    parts = []
+    for columns in (OUTCOME, COST):
+        lines = [f"| arm | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+        for row in rows:
+            shown = dict(zip(HEADERS, table_cells(row), strict=True))
+            lines.append(f"| `{row.arm}` | {' | '.join(shown[name] for name in columns)} |")
+        parts.append("\n".join(lines))
+    parts.append("\n".join(f"- `{row.arm}`: {row.summary}" for row in rows))
+    return "\n\n".join([*parts, *table_notes(rows, facts)]) + "\n"
 
 
 def difference(given: SeedDifference | None) -> str:
@@ -258,7 +265,7 @@ def terminal(rows: Sequence[ArmResult]) -> Table:
 
 def mean_curves(facts: Mapping[str, Any]) -> dict[str, tuple[tuple[int, float], ...]]:
     """Return each arm's points of tokens and selection loss, means over seeds, lowest last loss first."""
-    groups = _cells_by_arm(facts)
+    groups = cells_by_arm(facts)
     order = sorted(groups, key=lambda name: _mean([cell.selection.loss for cell in groups[name]]))
     curves = {}
     for name in order:
@@ -276,7 +283,7 @@ def draw_curves(path: Path, facts: Mapping[str, Any], title: str = "") -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # no pyplot: nothing global, no window
 
-    groups = _cells_by_arm(facts)
+    groups = cells_by_arm(facts)
     figure = Figure(figsize=(9, max(5.4, 0.6 + _LINE * len(groups))), dpi=150, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
@@ -322,7 +329,8 @@ def draw_differences(path: Path, rows: Sequence[ArmResult]) -> None:
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _cells_by_arm(facts: Mapping[str, Any]) -> dict[str, list[Cell]]:
+def cells_by_arm(facts: Mapping[str, Any]) -> dict[str, list[Cell]]:
+    """Return the cells of each arm, one for each seed, from the records of a comparison."""
     groups: dict[str, list[Cell]] = {}
     for values in facts["cells"]:
         cell = Cell.from_dict(values)

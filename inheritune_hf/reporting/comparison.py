@@ -16,7 +16,9 @@ from ..experiments.budgets import CONTROLS, LOOP
 from ..experiments.cells import Cell
 from ..experiments.results import (
     CONTINUED,
+    COST,
     HEADERS,
+    OUTCOME,
     ArmResult,
     arm_results,
     difference,
@@ -29,8 +31,6 @@ from .charts import DASHES, INKS, arms_chart
 from .document import Block, Chart, Paragraph, Preformatted, Report, Section, Table
 from .given import set_blocks, setting_blocks
 
-_OUTCOME = ("layers", "parameters", "test loss", "to the reference", "to the reference trained on")
-_COST = ("rate", "tokens", "FLOPs", "epochs", "tokens to match", "FLOPs to match", "minutes", "lazy layers")
 _OUTCOMES = {"matched": "matched", "no_more_layers": "no more layers", "budget_exhausted": "steps used up"}
 
 
@@ -76,7 +76,7 @@ def arm_blocks(facts: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the table of arms with intervals, what each of them took, and what they are."""
     rows = arm_results(facts)
     shown = [dict(zip(HEADERS, table_cells(row), strict=True)) for row in rows]
-    for caption, names in (("Test loss in nats per token, and its differences", _OUTCOME), ("What each took", _COST)):
+    for caption, names in (("Test loss in nats per token, and its differences", OUTCOME), ("What each took", COST)):
         yield Table(
             caption, ("arm", *names), tuple((cells["arm"], *(cells[name] for name in names)) for cells in shown)
         )
