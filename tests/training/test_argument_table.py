@@ -50,6 +50,9 @@ SETTINGS = {
     "bf16": [{"bf16": True}],
 }
 
+#: Those of them that change how numbers are rounded, and nothing else.
+ROUNDING = {"use_cache", "bf16"}
+
 #: Arguments that change how a step is computed, and on this machine no bit of what comes out.
 SAME_BITS = [
     {"activation_checkpointing": True},
@@ -127,7 +130,10 @@ def test_a_setting_does_what_it_does_in_plain_trainer(reference, tmp_path, base_
     one, other = ours(reference, tmp_path / "ours", **changes), plain(reference, tmp_path / "plain", **changes)
     assert tiny.weights_hash(one.student) == tiny.weights_hash(other.model)
     assert log_of(one) == log_of(other)
-    assert tiny.weights_hash(one.student) != base_hash
+    # A setting that only rounds otherwise may change no bit on some processor.
+    if not ROUNDING.intersection(changes):
+        assert tiny.weights_hash(one.student) != base_hash
+    assert all(getattr(one.args, name) == getattr(other.args, name) for name in changes)
 
 
 @pytest.mark.slow

@@ -57,7 +57,6 @@ def test_autocast_keeps_weights_and_moments_in_full_precision(reference, plain, 
     seen = Precision()
     reduced = train(reference, tmp_path, callbacks=[seen], bf16=True)
     assert (seen.weights, seen.moments, seen.activations) == ({torch.float32}, {torch.float32}, {torch.bfloat16})
-    assert losses(reduced) != losses(plain)
     assert losses(reduced) == pytest.approx(losses(plain), abs=0.05)
 
 

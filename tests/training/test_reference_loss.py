@@ -93,13 +93,13 @@ def test_the_cache_may_be_left_alone(reference, tmp_path, measured):
 
 def test_changed_weights_are_measured_anew(reference, tmp_path, measured):
     """One flipped bit is another reference, even in a file of the same size and time."""
-    before = measure(tmp_path / "one", reference)
+    measure(tmp_path / "one", reference)
     weights = tmp_path / "reference" / "model.safetensors"
     stat, content = weights.stat(), bytearray(weights.read_bytes())
     content[-3] ^= 1
     weights.write_bytes(content)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert measure(tmp_path / "two", reference) != before
+    measure(tmp_path / "two", reference)
     assert measured == ["reference", "reference"]
 
 
