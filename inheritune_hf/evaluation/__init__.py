@@ -1,21 +1,29 @@
-"""Measure and compare: losses per document, the match rule, the metric, efficiency, drafting, zero-shot tasks."""
+"""Measure and compare: losses per document, the match rule, the metric, zero-shot tasks, speed and drafting."""
 
-from .downstream import (
-    PAPER_TASKS,
-    TaskComparison,
-    TaskScores,
-    compare_tasks,
-    evaluate_tasks,
-    require_harness,
+from .matching import (
+    MIN_DOCUMENTS,
+    CorpusComparison,
+    Figures,
+    SeedDifference,
+    compare_losses,
+    compare_on,
+    compare_over_seeds,
+    difference_bounds,
 )
-from .drafting import Draft, measure_draft
-from .efficiency import Efficiency, Size, Speed, measure_efficiency
-from .isolation import undisturbed
-from .matching import MIN_DOCUMENTS, SeedDifference, compare_losses, compare_over_seeds, difference_bounds
 from .metric import TokenPerplexity
-from .pairing import Corpus, CorpusComparison, Figures, compare_on, read_corpus, validate
-from .timing import Spread
-from .validation import ValidatedTrainer, Validation, document_ids, sequence_sums, sum_by_document
+from .speed import Draft, Efficiency, Size, Speed, Spread, measure_draft, measure_efficiency
+from .tasks import PAPER_TASKS, TaskComparison, TaskScores, compare_tasks, evaluate_tasks, require_harness
+from .validation import (
+    Corpus,
+    ValidatedTrainer,
+    Validation,
+    document_ids,
+    preserve_state,
+    read_corpus,
+    sequence_sums,
+    sum_by_document,
+    validate,
+)
 
 __all__ = [
     "MIN_DOCUMENTS",
@@ -43,10 +51,10 @@ __all__ = [
     "evaluate_tasks",
     "measure_draft",
     "measure_efficiency",
+    "preserve_state",
     "read_corpus",
     "require_harness",
     "sequence_sums",
     "sum_by_document",
-    "undisturbed",
     "validate",
 ]

@@ -1,17 +1,20 @@
-"""Decide whether a student's loss matches its target: a pure rule on per-document sums."""
+"""Decide whether a student's loss matches its target: pure functions of sums per document."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from ..records import Match
-from .validation import Validation
+from .metric import TokenPerplexity
+from .validation import Corpus, Validation
 
 #: Documents of equal length that an interval should rest on; with fewer it says so, and may be too narrow.
 MIN_DOCUMENTS = 30
@@ -125,6 +128,105 @@ def _effective_documents(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """
+    What one model came to on a corpus.
+
+    Args:
+        loss (`float`): Nats per token.
+        perplexity (`float`): Exponential of the loss.
+        accuracy (`float`): Share of tokens that the model ranked first.
+    """
+
+    loss: float
+    perplexity: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class CorpusComparison:
+    """
+    Student and reference on one corpus.
+
+    Args:
+        corpus (`str`): Its name.
+        fingerprint (`str`): sha256 of its content.
+        documents (`int`): Documents with tokens that count.
+        tokens (`int`): Tokens that count.
+        student (`Figures`): The student's figures.
+        reference (`Figures`): The reference's figures.
+        match (`Match`): The paired difference in loss, its bounds and the verdict.
+        accuracy_difference (`float`): Student's accuracy minus reference's.
+        accuracy_lower (`float`, *optional*): One-sided lower bound; None with too few documents.
+        accuracy_upper (`float`, *optional*): One-sided upper bound.
+    """
+
+    corpus: str
+    fingerprint: str
+    documents: int
+    tokens: int
+    student: Figures
+    reference: Figures
+    match: Match
+    accuracy_difference: float
+    accuracy_lower: float | None
+    accuracy_upper: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as a dictionary that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CorpusComparison:
+        """Rebuild a comparison from what `to_dict` returned."""
+        parts = {name: Figures(**values[name]) for name in ("student", "reference")}
+        return cls(**{**values, **parts, "match": Match(**values["match"])})
+
+
+def compare_on(
+    corpus: Corpus,
+    student: Validation,
+    reference: Validation,
+    tolerance: float = 0.01,
+    confidence: float | None = 0.95,
+) -> CorpusComparison:
+    """
+    Pair what student and reference came to on one corpus.
+
+    Args:
+        corpus (`Corpus`): What both were measured on.
+        student (`Validation`): The student's sums per document.
+        reference (`Validation`): The reference's sums per document.
+        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match.
+        confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
+
+    Returns:
+        `CorpusComparison`: Figures of both, differences and bounds that cluster by document.
+
+    Raises:
+        ValueError: If the two were not measured on the same sequences.
+    """
+    match = compare_losses(student, reference, tolerance, confidence)
+    tokens = np.asarray(student.tokens, dtype=np.float64)
+    gained = np.asarray(student.correct, dtype=np.float64) - np.asarray(reference.correct, dtype=np.float64)
+    lower = upper = None
+    if len(tokens) > 1:
+        lower, upper = (float(bound) for bound in difference_bounds(gained, tokens, confidence or 0.95))
+    return CorpusComparison(
+        corpus=corpus.name,
+        fingerprint=corpus.fingerprint,
+        documents=len(student.documents),
+        tokens=sum(student.tokens),
+        student=_figures(student),
+        reference=_figures(reference),
+        match=match,
+        accuracy_difference=float(gained.sum() / tokens.sum()),
+        accuracy_lower=lower,
+        accuracy_upper=upper,
+    )
+
+
+@dataclass(frozen=True)
 class SeedDifference:
     """
     How the losses of one kind of model, trained with several seeds, differ from those of another.
@@ -204,3 +306,8 @@ def _excess(student: Validation, target: Validation) -> NDArray[np.float64]:
             "evaluate both on one data set."
         )
     return np.asarray(student.loss_sums, dtype=np.float64) - np.asarray(target.loss_sums, dtype=np.float64)
+
+
+def _figures(validation: Validation) -> Figures:
+    sums = {name: list(getattr(validation, name)) for name in ("loss_sums", "tokens", "correct")}
+    return Figures(**TokenPerplexity().compute(**sums))

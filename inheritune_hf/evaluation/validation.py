@@ -1,22 +1,33 @@
-"""Measure a model's loss so that it depends on the model and the sequences alone."""
+"""Measure a model's loss so that it depends on the model and the sequences alone: sums per document."""
 
 from __future__ import annotations
 
 import math
+import random
+import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import DynamoBackend
+from datasets import Dataset, Features, Value
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..data import CausalCollator, set_fingerprint, split_standard_library, standard_library_documents
+from ..data.encoding import Encoder, check_tokenizer
+from ..data.packing import cut_windows, tokenize_documents
+from ..data.rows import Layout
+from ..data.sources import Source, read_source
 from ..students.losses import IGNORED, Head, computes_from_hidden, loss_of_hidden, sums_of_hidden, widest
+
+EMBEDDED = "Python standard library, test modules"
 
 
 @dataclass(frozen=True)
@@ -232,3 +243,112 @@ def document_ids(dataset: Any) -> Sequence[int]:
     if "document" in (getattr(dataset, "column_names", None) or ()):
         return [int(item) for item in dataset["document"]]
     return range(len(dataset))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """
+    Sequences to evaluate on.
+
+    Args:
+        name (`str`): What they are called in results.
+        sequences (`datasets.Dataset`): Rows with `input_ids` and `document`.
+        fingerprint (`str`): sha256 of their content.
+    """
+
+    name: str
+    sequences: Dataset
+    fingerprint: str
+
+
+def read_corpus(
+    files: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    block_size: int,
+    max_sequences_per_document: int | None = None,
+    text_column: str = "text",
+) -> Corpus:
+    """
+    Read whole files as a corpus to evaluate on, or, without files, the test modules of the embedded text.
+
+    Args:
+        files (sequence of `str`): Text (one document each), JSONL or Parquet files, or globs; may be empty.
+        tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
+        vocab_size (`int`): Tokens that the reference knows.
+        block_size (`int`): Most tokens of one sequence; no sequence crosses documents.
+        max_sequences_per_document (`int`, *optional*): Sequences kept of each document; all if not given.
+        text_column (`str`, *optional*, defaults to `"text"`): Column or field that holds a document.
+
+    Raises:
+        FileNotFoundError: If a pattern matches no file.
+        ValueError: If the tokenizer does not fit, or no document has two tokens.
+    """
+    check_tokenizer(tokenizer, vocab_size)
+    layout = Layout(column=text_column)
+    if files:
+        name = ", ".join(files)
+        rows = read_source(Source("corpus", layout, files=tuple(files)))
+    else:
+        name = EMBEDDED
+        _, _, test = split_standard_library(standard_library_documents())
+        rows = Dataset.from_dict(
+            {"text": [item.text for item in test]}, features=Features({"text": Value("large_string")})
+        )
+    documents = tokenize_documents(rows, Encoder(tokenizer, layout, vocab_size=vocab_size))
+    sequences = cut_windows(documents, block_size, max_sequences_per_document)
+    if len(sequences) == 0:
+        raise ValueError(f"{name} has no document of two tokens, so there is nothing to evaluate on; give more text.")
+    return Corpus(name, sequences, set_fingerprint(sequences))
+
+
+def validate(model: PreTrainedModel, corpus: Corpus, batch_size: int = 8, pad_token_id: int = 0) -> Validation:
+    """
+    Measure a model on a corpus by the loop that judges students in a run.
+
+    Random states and the model's mode are left as they were.
+
+    Args:
+        model (`PreTrainedModel`): Moved to the device that training would take, if it is not spread over several.
+        corpus (`Corpus`): What to measure on.
+        batch_size (`int`, *optional*, defaults to `8`): Sequences at a time; it does not change the result.
+        pad_token_id (`int`, *optional*, defaults to `0`): Token to pad with; it never counts.
+
+    Returns:
+        `Validation`: Sums per document.
+    """
+    with preserve_state(model), tempfile.TemporaryDirectory() as folder:
+        trainer = ValidatedTrainer(
+            model=model,
+            args=TrainingArguments(
+                folder,
+                per_device_eval_batch_size=batch_size,
+                dataloader_pin_memory=model.device.type == "cuda",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            data_collator=CausalCollator(pad_token_id),
+        )
+        trainer.pop_callback(PrinterCallback)
+        trainer.evaluate(corpus.sequences)
+    return trainer.validations["eval"]
+
+
+@contextmanager
+def preserve_state(*models: nn.Module) -> Iterator[None]:
+    """
+    Put back the random states of Python, NumPy and PyTorch, and the models' training modes, whatever happens inside.
+
+    Args:
+        models (`torch.nn.Module`): Models whose modules' modes, evaluation or training, are kept.
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for module, training in modes:
+            module.training = training

@@ -31,11 +31,11 @@ from ..evaluation import (
     evaluate_tasks,
     measure_draft,
     measure_efficiency,
+    preserve_state,
     require_harness,
-    undisturbed,
     validate,
 )
-from ..evaluation.memory import fixed_generation
+from ..evaluation.speed import fixed_generation
 from ..records import RECORD_FILE, Lineage, write_json
 from ..training.identity import content_fingerprint
 
@@ -403,7 +403,7 @@ def _room(model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> int:
 def _continue(model: Any, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     tokens = torch.tensor([list(prompt)], device=model.device)
     options = {**fixed_generation(_room(model, [tokens])), "repetition_penalty": _REPETITION_PENALTY}
-    with undisturbed(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         made = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
     return str(tokenizer.decode(made[0, len(prompt) :]))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ..evaluation import Efficiency, Spread
-from ..evaluation.efficiency import FIRST_TOKEN
+from ..evaluation.speed import FIRST_TOKEN
 from ..experiments import StudentEvaluation
 from ..publishing.report import interval
 from .document import Block, Chart, Paragraph, SideBySide, Table

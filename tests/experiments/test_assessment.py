@@ -40,7 +40,7 @@ def corpus_of(pair, pattern="*", block=64):
 def test_everything_is_measured_and_kept(pair, tmp_path, monkeypatch):
     """Every part is there, survives its file, and is kept when another part is measured again."""
     # Two more processes would be started; the memory they measure has its own test.
-    monkeypatch.setattr("inheritune_hf.evaluation.efficiency.peak_memory", lambda *words, **options: 1_000_000)
+    monkeypatch.setattr("inheritune_hf.evaluation.speed.peak_memory", lambda *words, **options: 1_000_000)
     corpus, tokenizer = corpus_of(pair, "0*")
     small = {"batch_sizes": (1,), "new_tokens": 2, "repeats": 1}
     output = tmp_path / EVALUATION_FILE
@@ -112,7 +112,7 @@ def test_what_cannot_be_measured_is_refused(pair, monkeypatch):
         evaluate_student(student, None, [], tokenizer)
     with pytest.raises(ValueError, match="does not name its reference"):
         named_reference(str(pair / "reference"), None, {})
-    monkeypatch.setattr("inheritune_hf.evaluation.downstream.metadata.version", _missing)
+    monkeypatch.setattr("inheritune_hf.evaluation.tasks.metadata.version", _missing)
     with pytest.raises(ImportError, match=r"inheritune-hf\[eval\]"):
         evaluate_student(student, None, [corpus], tokenizer, tasks=["piqa"])
 

@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from inheritune_hf.evaluation import TaskScores, compare_tasks, downstream, evaluate_tasks, require_harness
-from inheritune_hf.evaluation.downstream import PAPER_TASKS, exact_mcnemar, exchange_test, task_of_file
+from inheritune_hf.evaluation import TaskScores, compare_tasks, evaluate_tasks, require_harness, tasks
+from inheritune_hf.evaluation.tasks import PAPER_TASKS, exact_mcnemar, exchange_test, task_of_file
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -113,8 +113,8 @@ def test_finished_tasks_are_kept(pair, files, tmp_path, monkeypatch):
     """What is finished is read again; other weights, rows or limits are evaluated anew."""
     model = AutoModelForCausalLM.from_pretrained(pair.student)
     calls = []
-    run = downstream._run
-    monkeypatch.setattr(downstream, "_run", lambda *words: calls.append(words[3]) or run(*words))
+    run = tasks._run
+    monkeypatch.setattr(tasks, "_run", lambda *words: calls.append(words[3]) or run(*words))
     kept = {"cache_dir": tmp_path / "kept", "weights": "one"}
     first = evaluate_tasks(model, pair.tokenizer, files, **kept)
     assert evaluate_tasks(model, pair.tokenizer, files, **kept) == first
@@ -142,13 +142,13 @@ def test_pairs_have_an_exact_test():
     accuracy, unpaired = compare_tasks([one], [other])
     assert (accuracy.student, accuracy.reference, accuracy.difference, accuracy.rows) == (0.75, 0.25, 0.5, 4)
     assert accuracy.difference_error == pytest.approx(0.57735 / 2, rel=1e-4)
-    assert accuracy.p_value == 0.5
+    assert accuracy.p_value == pytest.approx(0.5)
     assert (unpaired.difference, unpaired.p_value, unpaired.reference_error) == (None, None, None)
     same = compare_tasks([one], [one])[0]
     assert (same.difference, same.difference_error, same.p_value) == (0, 0, 1)
     # Binomial tails worked out by hand: 2 * (1 + 10) / 2**10 and 2 / 2**6.
-    assert exact_mcnemar(9, 1) == 22 / 1024
-    assert exact_mcnemar(0, 6) == 1 / 32
+    assert exact_mcnemar(9, 1) == pytest.approx(22 / 1024)
+    assert exact_mcnemar(0, 6) == pytest.approx(1 / 32)
     with pytest.raises(ValueError, match="the same tasks"):
         compare_tasks([one], [])
     with pytest.raises(ValueError, match="the same rows, got 4 and 3"):
@@ -278,6 +278,6 @@ def test_missing_harness_is_named(monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(downstream.metadata, "version", missing)
+    monkeypatch.setattr(tasks.metadata, "version", missing)
     with pytest.raises(ImportError, match=r"need lm-eval; install it with: pip install 'inheritune-hf\[eval\]'"):
         require_harness()

@@ -1,0 +1,520 @@
+"""Measure what a student saves beside its reference: size, memory, speed, and drafting for its own reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from ..students import Source, find_weights
+from .validation import preserve_state
+
+#: Attention implementations of Transformers; `compile` behind a plus sign compiles the model.
+SETTINGS = ("sdpa", "eager", "sdpa+compile", "eager+compile")
+FIRST_TOKEN = "time to first token"
+TOKENS_PER_SECOND = "tokens per second"
+
+_SEED = 0
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """
+    A figure that was measured several times.
+
+    Args:
+        median (`float`): Median.
+        low (`float`): Smallest.
+        high (`float`): Largest.
+        repeats (`int`): How often it was measured.
+    """
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return the spread of `values`."""
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class Size:
+    """
+    What one model takes.
+
+    Args:
+        layers (`int`): Depth.
+        parameters (`int`): Parameters, tied ones counted once.
+        bytes_on_disk (`int`): Bytes of its weight files.
+        peak_memory (`int`, *optional*): Peak bytes of loading it and generating one sequence; None where the system
+            does not tell.
+        flops_per_token (`float`): Floating-point operations of a forward pass, counted, divided by its tokens.
+    """
+
+    layers: int
+    parameters: int
+    bytes_on_disk: int
+    peak_memory: int | None
+    flops_per_token: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """
+    One figure of speed, of both models.
+
+    Args:
+        setting (`str`): One of `SETTINGS`.
+        quantity (`str`): `time to first token` in seconds, or `tokens per second` of whole calls of `generate`.
+        batch (`int`): Sequences at a time.
+        student (`Spread`): The student's.
+        reference (`Spread`): The reference's.
+        gain (`Spread`): How many times faster the student is, repeat by repeat.
+    """
+
+    setting: str
+    quantity: str
+    batch: int
+    student: Spread
+    reference: Spread
+    gain: Spread
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """
+    Size and speed of a student and its reference.
+
+    Args:
+        device (`str`): Device and, on a CPU, the number of threads.
+        dtype (`str`): Type of the weights in use.
+        prompt_tokens (`int`): Tokens of each prompt, and of the forward pass whose operations were counted.
+        new_tokens (`int`): Tokens generated for each prompt.
+        student (`Size`): The student's.
+        reference (`Size`): The reference's.
+        speeds (`tuple[Speed, ...]`): Figures by setting, quantity and batch size.
+    """
+
+    device: str
+    dtype: str
+    prompt_tokens: int
+    new_tokens: int
+    student: Size
+    reference: Size
+    speeds: tuple[Speed, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as a dictionary that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Efficiency:
+        """Rebuild the figures from what `to_dict` returned."""
+        sizes = {name: Size(**values[name]) for name in ("student", "reference")}
+        names = ("student", "reference", "gain")
+        speeds = tuple(Speed(**{**item, **{name: Spread(**item[name]) for name in names}}) for item in values["speeds"])
+        return cls(**{**values, **sizes, "speeds": speeds})
+
+
+@dataclass(frozen=True)
+class Draft:
+    """
+    What the student is worth as the draft model of its reference, in Transformers' assisted generation.
+
+    Args:
+        mode (`str`): `greedy` or `sampling`.
+        draft_tokens (`int`): Tokens that the student drafts before the reference checks them.
+        prompts (`int`): Prompts.
+        new_tokens (`int`): Tokens generated for each.
+        drafted (`int`): Tokens that the student drafted, all prompts together.
+        accepted (`int`): Drafted tokens that the reference accepted.
+        alone (`Spread`): The reference's tokens per second by itself.
+        assisted (`Spread`): Its tokens per second with the draft.
+        speed_up (`Spread`): How many times faster it is with the draft, repeat by repeat.
+        equal (`bool`, *optional*): Whether both gave the same tokens for every prompt; None when sampling.
+    """
+
+    mode: str
+    draft_tokens: int
+    prompts: int
+    new_tokens: int
+    drafted: int
+    accepted: int
+    alone: Spread
+    assisted: Spread
+    speed_up: Spread
+    equal: bool | None
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the drafted tokens that the reference accepted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as a dictionary that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Draft:
+        """Rebuild the figures from what `to_dict` returned."""
+        spreads = {name: Spread(**values[name]) for name in ("alone", "assisted", "speed_up")}
+        return cls(**{**values, **spreads})
+
+
+def measure_efficiency(
+    student: str,
+    reference: str,
+    *,
+    batch_sizes: Sequence[int] = (1, 8),
+    settings: Sequence[str] = ("sdpa",),
+    prompt_tokens: int = 64,
+    new_tokens: int = 32,
+    repeats: int = 7,
+    dtype: str = "float32",
+    device: str | None = None,
+    reference_kwargs: Mapping[str, Any] | None = None,
+) -> Efficiency:
+    """
+    Measure what a student and its reference take and how fast they are, side by side.
+
+    Timings are warmed up and interleaved. Memory is that of a process that does nothing else.
+
+    Args:
+        student (`str`): Folder or Hub id of the student.
+        reference (`str`): Folder or Hub id of the reference.
+        batch_sizes (sequence of `int`, *optional*, defaults to `(1, 8)`): Sequences generated at a time.
+        settings (sequence of `str`, *optional*, defaults to `("sdpa",)`): Of `SETTINGS`.
+        prompt_tokens (`int`, *optional*, defaults to `64`): Tokens of a prompt; fewer if the context is short.
+        new_tokens (`int`, *optional*, defaults to `32`): Tokens to generate; fewer if the context is short.
+        repeats (`int`, *optional*, defaults to `7`): Times each figure is measured.
+        dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights in use.
+        device (`str`, *optional*): `cuda` if there is one, else `cpu`.
+        reference_kwargs (`Mapping`, *optional*): Where the reference comes from, such as `revision`.
+
+    Returns:
+        `Efficiency`: All figures.
+
+    Raises:
+        ValueError: If a setting is none of `SETTINGS`.
+    """
+    unknown = [name for name in settings if name not in SETTINGS]
+    if unknown:
+        raise ValueError(f"settings must be of {', '.join(SETTINGS)}, got {', '.join(unknown)}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sources: dict[str, tuple[str, dict[str, Any]]] = {
+        "student": (student, {"dtype": dtype}),
+        "reference": (reference, {"dtype": dtype, **(reference_kwargs or {})}),
+    }
+    speeds: list[Speed] = []
+    sizes: dict[str, Size] = {}
+    for setting in dict.fromkeys(settings):
+        models = {name: _load(source, setting, device, options) for name, (source, options) in sources.items()}
+        if not sizes:
+            context = min(_context(model) for model in models.values())
+            prompt_tokens = min(prompt_tokens, context // 2)
+            new_tokens = min(new_tokens, context - prompt_tokens)
+            for name, (source, options) in sources.items():
+                sizes[name] = Size(
+                    layers=models[name].config.get_text_config(decoder=True).num_hidden_layers,
+                    parameters=models[name].num_parameters(),
+                    bytes_on_disk=bytes_on_disk(source, options.get("revision")),
+                    peak_memory=peak_memory(source, prompt_tokens, new_tokens, device, **options),
+                    flops_per_token=flops_per_token(models[name], prompt_tokens),
+                )
+        speeds.extend(_speeds(models, setting, batch_sizes, prompt_tokens, new_tokens, repeats))
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Efficiency(where, dtype, prompt_tokens, new_tokens, sizes["student"], sizes["reference"], tuple(speeds))
+
+
+def bytes_on_disk(model: str, revision: str | None = None) -> int:
+    """Return the bytes of a model's weight files, shards added up."""
+    source = Source(model, revision=revision)
+    weights = find_weights(source)
+    paths = [source.find(name) for name in sorted(set(weights.files.values()))] or [weights.path]
+    return sum(path.stat().st_size for path in paths if path is not None)
+
+
+def flops_per_token(model: PreTrainedModel, tokens: int) -> float:
+    """Count the floating-point operations of a forward pass over one sequence and divide them by its tokens."""
+    prompt = _prompt(model, 1, tokens)
+    # The fused kernels for CPUs are not counted; the same attention in plain operations is.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(input_ids=prompt, use_cache=False)
+    return float(counter.get_total_flops()) / tokens
+
+
+def interleaved(
+    jobs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """
+    Time jobs in turn, so that whatever slows the machine down for a while slows all of them down.
+
+    Args:
+        jobs (`Mapping[str, Callable]`): What to time, by name; the order is reversed in every second repeat.
+        repeats (`int`): Times each job is timed.
+        device (`torch.device`): Device whose work is waited for.
+        warm_up (`int`, *optional*, defaults to `1`): Times each job is run before.
+
+    Returns:
+        `dict[str, list[float]]`: Seconds of each job, one for each repeat.
+
+    Raises:
+        ValueError: If `repeats` is below 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be 1 or more, got {repeats}.")
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for repeat in range(-warm_up, repeats):
+        for name in list(jobs) if repeat % 2 == 0 else list(jobs)[::-1]:
+            synchronize(device)
+            began = time.perf_counter()
+            jobs[name]()
+            synchronize(device)
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Return the spread of the ratios of two jobs' times, repeat by repeat."""
+    return Spread.of([one / other for one, other in zip(above, below, strict=True)])
+
+
+def fixed_generation(new_tokens: int) -> dict[str, Any]:
+    """Return the arguments with which `generate` makes exactly `new_tokens` tokens, greedily, with its cache."""
+    return {
+        "max_new_tokens": new_tokens,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "use_cache": True,
+    }
+
+
+def _speeds(
+    models: Mapping[str, PreTrainedModel],
+    setting: str,
+    batch_sizes: Sequence[int],
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+) -> list[Speed]:
+    if setting.endswith("+compile"):
+        for model in models.values():
+            model.compile(dynamic=True)
+    speeds = []
+    rounds = [(FIRST_TOKEN, 1, 1), *((TOKENS_PER_SECOND, batch, new_tokens) for batch in dict.fromkeys(batch_sizes))]
+    for quantity, batch, count in rounds:
+        jobs = {
+            name: partial(_generate, model, _prompt(model, batch, prompt_tokens), **fixed_generation(count))
+            for name, model in models.items()
+        }
+        with preserve_state():
+            seconds = interleaved(jobs, repeats, models["student"].device, warm_up=2)
+        figures = {
+            name: Spread.of([batch * count / value for value in times] if quantity == TOKENS_PER_SECOND else times)
+            for name, times in seconds.items()
+        }
+        gain = ratios(seconds["reference"], seconds["student"])
+        speeds.append(Speed(setting, quantity, batch, figures["student"], figures["reference"], gain))
+    return speeds
+
+
+def _load(source: str, setting: str, device: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    attention = setting.partition("+")[0]
+    model: Any = AutoModelForCausalLM.from_pretrained(source, attn_implementation=attention, **options)
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def _context(model: PreTrainedModel) -> int:
+    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024)
+
+
+def _prompt(model: PreTrainedModel, batch: int, tokens: int) -> Tensor:
+    known = int(model.config.get_text_config(decoder=True).vocab_size)
+    return (torch.arange(batch * tokens, device=model.device) % known).view(batch, tokens)
+
+
+def _generate(model: Any, prompt: Tensor, **options: Any) -> Tensor:
+    with torch.no_grad():
+        made: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    return made
+
+
+def peak_memory(model: str, prompt_tokens: int, new_tokens: int, device: str, **options: Any) -> int | None:
+    """
+    Measure the peak memory that a model takes to be loaded and to generate one sequence, in a process of its own.
+
+    Args:
+        model (`str`): Hub id or path.
+        prompt_tokens (`int`): Tokens of the prompt.
+        new_tokens (`int`): Tokens to generate.
+        device (`str`): `cuda` for the device's memory; the process's otherwise, where the system tells it (Linux).
+        options: Passed on to `from_pretrained`: `dtype`, `revision`, `attn_implementation`.
+
+    Returns:
+        `int`, *optional*: Bytes above what the libraries take; None where the system does not tell.
+
+    Raises:
+        RuntimeError: If the process failed.
+    """
+    if device != "cuda" and not _STATUS.is_file():
+        return None
+    request = json.dumps([model, prompt_tokens, new_tokens, device, options])
+    command = [sys.executable, "-P", "-c", "from inheritune_hf.evaluation import speed; speed.print_peak()", request]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"Measuring the memory of {model} failed: {done.stderr.strip()[-500:]}")
+    return int(done.stdout.split()[-1])
+
+
+def print_peak() -> None:
+    """Print the peak memory of what the command line asks for, in bytes: the other side of `peak_memory`."""
+    sys.stdout.write(f"{_peak(*json.loads(sys.argv[1]))}\n")
+
+
+def _peak(model: str, prompt_tokens: int, new_tokens: int, device: str, options: dict[str, Any]) -> int:
+    auto: Any = AutoModelForCausalLM
+    source = {"revision": options["revision"]} if options.get("revision") else {}
+    # The modelling code is imported before, so that only the model itself counts.
+    config = AutoConfig.from_pretrained(model, **source)
+    with torch.device("meta"):
+        auto.from_config(config)
+    before = 0 if device == "cuda" else _status("VmRSS")
+    if device != "cuda":
+        _RESET.write_text("5")  # forget the peak so far
+    loaded = auto.from_pretrained(model, **options).to(device).eval()
+    _generate(loaded, _prompt(loaded, 1, prompt_tokens), **fixed_generation(new_tokens))
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
+
+
+def measure_draft(
+    student: PreTrainedModel,
+    reference: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    *,
+    new_tokens: int = 48,
+    draft_tokens: int = 4,
+    repeats: int = 5,
+    modes: Sequence[str] = ("greedy", "sampling"),
+) -> tuple[Draft, ...]:
+    """
+    Let the student draft for its reference and measure how much is accepted and what it saves.
+
+    Both models are left as they were, and so are random states.
+
+    Args:
+        student (`PreTrainedModel`): The draft model.
+        reference (`PreTrainedModel`): The model whose tokens are wanted.
+        prompts (sequence of `torch.Tensor` of shape `(1, tokens)`): Prompts; one sequence is generated at a time.
+        new_tokens (`int`, *optional*, defaults to `48`): Tokens to generate for each prompt.
+        draft_tokens (`int`, *optional*, defaults to `4`): Tokens to draft at a time.
+        repeats (`int`, *optional*, defaults to `5`): Times each way is timed.
+        modes (sequence of `str`, *optional*): `greedy` and `sampling`.
+
+    Returns:
+        `tuple[Draft, ...]`: One for each mode.
+
+    Raises:
+        ValueError: If there is no prompt.
+    """
+    if not prompts:
+        raise ValueError("There is no prompt to continue; give at least one.")
+    with preserve_state(student, reference), _drafting(student, draft_tokens):
+        student.train(False)
+        reference.train(False)
+        return tuple(_draft(student, reference, prompts, new_tokens, draft_tokens, repeats, mode) for mode in modes)
+
+
+def _draft(
+    student: PreTrainedModel,
+    reference: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    new_tokens: int,
+    draft_tokens: int,
+    repeats: int,
+    mode: str,
+) -> Draft:
+    options = {**fixed_generation(new_tokens), "do_sample": mode == "sampling"}
+
+    def generate(assistant: PreTrainedModel | None) -> list[Tensor]:
+        torch.manual_seed(_SEED)
+        return [_generate(reference, prompt, assistant_model=assistant, **options) for prompt in prompts]
+
+    with _forward_passes(student) as drafts, _forward_passes(reference) as checks:
+        assisted = generate(student)
+    made = sum(tokens.shape[1] - prompt.shape[1] for tokens, prompt in zip(assisted, prompts, strict=True))
+    alone = generate(None) if mode == "greedy" else []
+    jobs = {"alone": lambda: generate(None), "assisted": lambda: generate(student)}
+    seconds = interleaved(jobs, repeats, reference.device, warm_up=1)
+    rates = {name: Spread.of([made / value for value in times]) for name, times in seconds.items()}
+    return Draft(
+        mode=mode,
+        draft_tokens=draft_tokens,
+        prompts=len(prompts),
+        new_tokens=new_tokens,
+        drafted=len(drafts),
+        # Each check by the reference gives one token of its own, besides those of the draft that it accepts.
+        accepted=made - len(checks),
+        alone=rates["alone"],
+        assisted=rates["assisted"],
+        speed_up=ratios(seconds["alone"], seconds["assisted"]),
+        equal=all(torch.equal(one, other) for one, other in zip(alone, assisted, strict=True)) if alone else None,
+    )
+
+
+@contextmanager
+def _forward_passes(model: PreTrainedModel) -> Iterator[list[None]]:
+    """Count the forward passes of a model, as the length of a list."""
+    seen: list[None] = []
+    hook = model.register_forward_hook(lambda *_: seen.append(None))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _drafting(student: PreTrainedModel, tokens: int) -> Iterator[None]:
+    """Let the student draft a fixed number of tokens, however confident it is."""
+    config: Any = student.generation_config
+    wanted = {
+        "num_assistant_tokens": tokens,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0.0,
+    }
+    before = {name: getattr(config, name, None) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
