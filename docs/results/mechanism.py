@@ -25,10 +25,10 @@ from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast, Tra
 from inheritune_hf import DataConfig, load_data_splits
 from inheritune_hf.evaluation import Corpus, compare_over_seeds, validate
 from inheritune_hf.experiments import RESULT_FILE, random_model, train_control
-from inheritune_hf.experiments.arms import Start, parse_arm
-from inheritune_hf.experiments.cells import Cell
+from inheritune_hf.experiments.arms import ArmInputs, parse_arm
 from inheritune_hf.experiments.results import (
     ArmResult,
+    Cell,
     arm_results,
     cells_by_arm,
     comma_separated,
@@ -202,7 +202,7 @@ def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:
             continue
         variant = parse_arm(name)
         chosen = tuple(group[0].identity["arm.chosen"])
-        start = Start(reference, {}, depth, group[0].layers, SEED, chosen, keep_scale=not variant.moved_scale)
+        start = ArmInputs(reference, {}, depth, group[0].layers, SEED, chosen, keep_scale=not variant.moved_scale)
         model = variant.arm.build(start)
         losses[name] = validate(model, Corpus("selection", selection, ""), batch_size=32).loss
     return losses

@@ -2,14 +2,18 @@
 
 from .arms import ARMS
 from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
-from .budgets import CompareConfig
-from .comparison import RESULT_FILE, ComparisonResult, run_comparison
+from .comparison import (
+    ArmEstimate,
+    CompareConfig,
+    ComparisonEstimate,
+    ComparisonResult,
+    estimate_comparison,
+    run_comparison,
+)
 from .controls import Control, random_model, train_control
 from .embedded import EMBEDDED_DEFAULTS, EmbeddedShape, run_embedded
-from .kept_settings import SETTINGS_FILE
-from .planning import ArmEstimate, ComparisonEstimate, estimate_comparison
-from .results import write_results
-from .runs import RunResult, finish_run, run_recipe
+from .results import RESULT_FILE, write_results
+from .runs import SETTINGS_FILE, RunResult, finish_run, run_recipe
 
 __all__ = [
     "ARMS",

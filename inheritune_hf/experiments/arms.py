@@ -1,40 +1,71 @@
-"""The arms of a comparison: which model each trains, in how many stages, and for how many budgets."""
+"""The arms of a comparison: the weights that each begins with, how deep it is, and for how long it trains."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from .. import __version__
+from ..configuration import InherituneConfig
 from ..evaluation import Validation
-from ..records import Match
-from ..students import Reference, resolve_layers, student_skeleton
+from ..records import Lineage, Match
+from ..students import (
+    Reference,
+    from_pretrained_inherited,
+    inspect_architecture,
+    load_reference_config,
+    resolve_layers,
+    sliced_config,
+    student_skeleton,
+)
+from ..students.attention_scale import scale_queries
 from ..training import InherituneTrainer
+from ..training.expansion import make_identity
 from ..training.staging import RunState
-from . import initialisations
 
-#: Layers of a reference that a measure calls for, by the arm's name: (measure, from the other end).
-MEASURED = {
-    "lazy": ("rank", True),
-    "rank": ("rank", False),
-    "influence": ("influence", False),
-    "angular": ("angular", False),
-    "loss": ("loss", False),
+#: The arm that says how deep the others are and how long they train, unless the comparison does.
+LOOP = "inheritune"
+#: Arms that keep a comparison honest: run whether or not they are asked for, unless `controls` is off.
+CONTROLS = ("continued", "random", "random-long")
+
+_PAPER = "arXiv 2404.08634v4"
+_PROBED_TOKENS = 8
+
+#: Parts of blocks that are inherited in the sub-module ablation, by its name (PAPER: Table 3).
+SUBMODULES = {
+    "attention+norms": ("attention", "norms"),
+    "mlp+norms": ("mlp", "norms"),
+    "attention+mlp": ("attention", "mlp"),
 }
+_OUTSIDE_BLOCKS = ("embeddings", "positions", "final_norm", "lm_head")
+
+# How the tensors of a narrower model lie in a wider one, where it is not the first rows and columns: equal parts of
+# the last (GPT-2) or the first dimension, each cut by itself.
+_FUSED = {("gpt2", "attn.c_attn"): (-1, 3), ("phi3", "gate_up_proj"): (0, 2)}
+
+#: Model types of which `half_width` knows how heads and neurons lie.
+NARROWED_MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
-class Start:
+class ArmInputs:
     """
     What an arm's model is built from.
 
     Args:
-        reference (`str`): Id or path of the reference.
+        reference (`str`, `os.PathLike` or `PreTrainedModel`): Hub id, folder or loaded model.
         kwargs (`Mapping[str, Any]`): How it is loaded.
         depth (`int`): Its depth, in layers.
         layers (`int`): Depth of the model that this stage trains.
@@ -54,10 +85,6 @@ class Start:
     before: PreTrainedModel | None = None
 
 
-Build = Callable[[Start], PreTrainedModel]
-Places = Callable[[Start], Sequence[int]]
-
-
 @dataclass(frozen=True)
 class Arm:
     """
@@ -67,54 +94,84 @@ class Arm:
         name (`str`): As it is written in a recipe.
         summary (`str`): What it is, in a sentence.
         source (`str`): Where it comes from.
-        build (`Callable`, *optional*): Makes the model; None for the loop itself.
-        places (`Callable`, *optional*): Says for each position which layer's block stands there, where one does.
+        places (`Callable`, *optional*): Says for each position which layer's block stands there; None for a random one.
+        initialise (`Callable`, *optional*): Makes the model where `places` alone do not say it.
         budgets (`float`): Budgets that it is trained for.
+        stages (`int`): Stages of equal length; each begins with a model that is twice as deep as the last one.
         whole (`bool`): Whether it is as deep as the reference.
-        doubles (`bool`): Whether it trains half the depth for half the budget first.
         moves (`bool`): Whether it moves blocks to other positions.
         narrow (`bool`): Whether it is half as wide.
         after_reference (`bool`): Whether its budget includes the reference's own training.
-        even (`bool`): Whether it takes an even number of layers.
+        measure (`str`, *optional*): Measure of importance that chooses its layers.
+        lowest (`bool`): Whether the layers of the lowest importance are chosen.
     """
 
     name: str
     summary: str
     source: str
-    build: Build | None
-    places: Places | None = None
+    places: Callable[[ArmInputs], Sequence[int | None]] | None = None
+    initialise: Callable[[ArmInputs], PreTrainedModel] | None = None
     budgets: float = 1.0
+    stages: int = 1
     whole: bool = False
-    doubles: bool = False
     moves: bool = False
     narrow: bool = False
     after_reference: bool = False
-    even: bool = False
+    measure: str | None = None
+    lowest: bool = False
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether it is the loop itself, whose students are inherited and grown by the recipe."""
+        return self.places is None and self.initialise is None
+
+    def build(self, inputs: ArmInputs) -> PreTrainedModel:
+        """Return the arm's model at the beginning of a stage."""
+        if self.initialise is not None:
+            return self.initialise(inputs)
+        if self.places is None:
+            raise ValueError(f"The students of the arm {self.name} are built by its trainer, round by round.")
+        return assembled(inputs.reference, self.places(inputs), inputs.seed, inputs.keep_scale, **inputs.kwargs)
 
 
-def _of_layers(name: str, summary: str, source: str, places: Places, **marks: Any) -> Arm:
-    def build(start: Start) -> PreTrainedModel:
-        return initialisations.assembled(start.reference, places(start), start.seed, start.keep_scale, **start.kwargs)
-
-    return Arm(name, summary, source, build, places, **marks)
+# Which layer stands where
 
 
-def _parts(parts: str) -> Build:
-    return lambda start: initialisations.with_parts(start.reference, start.layers, parts, start.seed, **start.kwargs)
+def twice(layers: int) -> tuple[int, ...]:
+    """
+    Return the first half as many layers, twice over.
+
+    Raises:
+        ValueError: If the number of layers is odd.
+    """
+    return (*range(_half(layers)), *range(_half(layers)))
 
 
-def _random(start: Start) -> PreTrainedModel:
-    return initialisations.random_weights(start.reference, start.layers, start.seed, **start.kwargs)
+def each_twice(layers: int) -> tuple[int, ...]:
+    """
+    Return the first half as many layers, each followed by itself.
+
+    Raises:
+        ValueError: If the number of layers is odd.
+    """
+    return tuple(layer for layer in range(_half(layers)) for _ in range(2))
 
 
-def _stacking(start: Start) -> PreTrainedModel:
-    if start.before is None:
-        return _random(start)
-    return initialisations.stacked(start.before, start.layers, start.seed, start.keep_scale)
+def alternate_layers(depth: int, layers: int) -> tuple[int, ...]:
+    """
+    Return the layers of a DistilBERT-style student: every other one, then on from three quarters of the depth.
 
+    For 16 of 24 layers these are 0, 2, ..., 22 and 18 to 21 (PAPER: Appendix D), in this order.
 
-def _built_by(function: Callable[..., PreTrainedModel]) -> Build:
-    return lambda start: function(start.reference, start.layers, start.seed, start.keep_scale, **start.kwargs)
+    Raises:
+        ValueError: If it would be deeper than three quarters of the reference.
+    """
+    alternate = tuple(range(0, depth, 2))[:layers]
+    start = depth * 3 // 4
+    chosen = (*alternate, *range(start, start + layers - len(alternate)))
+    if chosen[-1] >= depth:
+        raise ValueError(f"{layers} of {depth} layers are more than it takes: every other one and a quarter")
+    return chosen
 
 
 def lazy_from(depth: int) -> int:
@@ -122,142 +179,397 @@ def lazy_from(depth: int) -> int:
     return depth * 5 // 8
 
 
-def _doubled(start: Start) -> Sequence[int]:
-    return initialisations.doubled(start.layers)
+def _half(layers: int) -> int:
+    if layers % 2:
+        raise ValueError(f"it doubles a number of layers, and {layers} is odd")
+    return layers // 2
 
 
-def _middle(start: Start) -> range:
-    first = (start.depth - start.layers) // 2
-    return range(first, first + start.layers)
+def _middle(inputs: ArmInputs) -> range:
+    first = (inputs.depth - inputs.layers) // 2
+    return range(first, first + inputs.layers)
 
 
-_PAPER = "arXiv 2404.08634v4"
+def _lazy_in_place(inputs: ArmInputs) -> list[int | None]:
+    return [None if place < lazy_from(inputs.depth) else place for place in range(inputs.depth)]
+
+
+# Models
+
+
+def assembled(
+    reference: Reference, blocks: Sequence[int | None], seed: int, keep_scale: bool = True, **kwargs: Any
+) -> PreTrainedModel:
+    """
+    Return a model whose blocks are any of the reference's, in any order and repeated, or random.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`): Hub id, folder or loaded model.
+        blocks (sequence of `int` or `None`): For each position the layer whose block stands there; None: random.
+        seed (`int`): Seed of random blocks.
+        keep_scale (`bool`, *optional*, defaults to `True`): Whether a moved block of a GPT-2 with
+            `scale_attn_by_inverse_layer_idx` attends as it did at its old position.
+        kwargs: As for `from_pretrained_inherited`.
+
+    Raises:
+        ValueError: If a layer is not one of the reference's, or the config says by position what a block is.
+    """
+    config = load_reference_config(reference, **_of_source(kwargs))
+    depth = int(config.get_text_config(decoder=True).num_hidden_layers)
+    kept = resolve_layers(sorted({layer for layer in blocks if layer is not None}), depth)
+    places = [min(place, depth - 1) if layer is None else layer for place, layer in enumerate(blocks)]
+    check_order(config, places)
+    # The donor's weights are the reference's as they are: a block's scale follows from where it stands in the end.
+    unscaled = InherituneConfig(keep_layers=list(kept), attention_scale="position")
+    donor = from_pretrained_inherited(reference, unscaled, seed=seed, **kwargs)
+    model = fresh_model(sliced_config(config, places), reference, seed, donor.dtype)
+    prefix = f"{inspect_architecture(model.config).block_list}."
+    given = donor.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not name.startswith(prefix):
+                tensor.copy_(given[name])
+    new, old = _blocks(model), _blocks(donor)
+    for place, layer in enumerate(blocks):
+        if layer is not None:
+            new[place].load_state_dict(old[kept.index(layer)].state_dict())
+    if keep_scale and getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        scale_queries(model, [(place + 1) / (layer + 1) for place, layer in enumerate(places)])
+    model.config.inheritune = _lineage(reference, depth, tuple(places), seed).to_dict()
+    model.train(False)
+    return model
+
+
+def check_order(config: PreTrainedConfig, blocks: Sequence[int]) -> None:
+    """
+    Raise a `ValueError` if blocks of these layers cannot stand in this order, because position says what a block is.
+
+    Args:
+        config (`PreTrainedConfig`): The reference's config.
+        blocks (sequence of `int`): For each position the layer whose block stands there.
+    """
+    for field in ("first_k_dense_replace", "num_dense_layers"):
+        first = getattr(config, field, None) or 0
+        dense = [layer < first for layer in blocks]
+        if dense != sorted(dense, reverse=True):
+            raise ValueError(
+                f"Blocks {list(blocks)} cannot be put in this order: {field}={first} says by position which of them "
+                "have experts."
+            )
+    sliced_config(config, blocks)
+
+
+def with_parts(inputs: ArmInputs, parts: str) -> PreTrainedModel:
+    """
+    Return a student of the first layers of which only some parts are inherited; the others begin random.
+
+    Args:
+        inputs (`ArmInputs`): Reference, depth of the student and seed of the parts that begin random.
+        parts (`str`): A name of `SUBMODULES`, or what `InherituneConfig.inherit` takes, such as `"released-code"`.
+    """
+    inherit = ",".join((*_OUTSIDE_BLOCKS, *SUBMODULES[parts])) if parts in SUBMODULES else parts
+    recipe = InherituneConfig(keep_layers=inputs.layers, inherit=inherit)
+    return from_pretrained_inherited(inputs.reference, recipe, seed=inputs.seed, **inputs.kwargs)
+
+
+def random_weights(inputs: ArmInputs) -> PreTrainedModel:
+    """Return a model with the shape of the reference's first layers and none of its weights."""
+    config = load_reference_config(inputs.reference, **_of_source(inputs.kwargs))
+    return fresh_model(sliced_config(config, range(inputs.layers)), inputs.reference, inputs.seed)
+
+
+def stacked(inputs: ArmInputs) -> PreTrainedModel:
+    """
+    Return a random model, or from the second stage on the last one's blocks, twice over (PAPER: Appendix D).
+
+    Its lineage is that of the last stage's model: which of the reference's layers its blocks come from, if from any.
+
+    Raises:
+        ValueError: If that model is not half as deep.
+    """
+    before = inputs.before
+    if before is None:
+        return random_weights(inputs)
+    places = twice(inputs.layers)
+    depth = int(before.config.get_text_config(decoder=True).num_hidden_layers)
+    if 2 * depth != inputs.layers:
+        raise ValueError(
+            f"Stacking to {inputs.layers} layers doubles a student of {inputs.layers // 2}, got one of {depth}."
+        )
+    model = assembled(before, places, inputs.seed, inputs.keep_scale)
+    own = getattr(before.config, "inheritune", None)
+    if isinstance(own, dict):
+        kept = own["kept_layers"]
+        model.config.inheritune = {**own, "kept_layers": [kept[place] for place in places] if kept else []}
+    return model
+
+
+def expanded(inputs: ArmInputs) -> PreTrainedModel:
+    """
+    Return the reference's first half as many layers, each followed by a copy of itself that changes nothing at first.
+
+    Block expansion: the output projections of the copies are zero, so the model computes what the half does.
+
+    Raises:
+        ValueError: If the number of layers is odd, or identity blocks cannot be made of this architecture.
+    """
+    places = each_twice(inputs.layers)
+    model = assembled(inputs.reference, places, inputs.seed, inputs.keep_scale, **inputs.kwargs)
+    for place in range(1, inputs.layers, 2):
+        make_identity(model, place)
+    return model
+
+
+def check_expansion(config: PreTrainedConfig, layers: int) -> None:
+    """
+    Raise a `ValueError` if `expanded` cannot be made of a reference of `config` with so many layers.
+
+    A model of the outermost kinds of blocks and a small vocabulary is tried: some blocks change what they get however
+    their projections are.
+    """
+    places = each_twice(layers)
+    probe = copy.deepcopy(sliced_config(config, sorted({places[0], places[-1]})))
+    probe.vocab_size, probe.pad_token_id = _PROBED_TOKENS, 0
+    model = fresh_model(probe, "", 0)
+    try:
+        for place in range(int(probe.num_hidden_layers)):
+            make_identity(model, place)
+    except ValueError as error:
+        raise ValueError(
+            f"blocks of this {config.model_type} still change what they get with their output projections zeroed"
+        ) from error
+
+
+def half_width(inputs: ArmInputs) -> PreTrainedModel:
+    """
+    Return a model as deep as the reference and half as wide: its leading heads, channels and neurons.
+
+    Heads keep their size; of an odd number the smaller half is kept (`narrowed_config` says how many).
+
+    Raises:
+        ValueError: If it is not known how heads and neurons lie in models of this type.
+    """
+    reference, seed, kwargs = inputs.reference, inputs.seed, inputs.kwargs
+    config = narrowed_config(load_reference_config(reference, **_of_source(kwargs)))
+    depth = int(config.num_hidden_layers)
+    donor = from_pretrained_inherited(reference, InherituneConfig(keep_layers=depth), seed=seed, **kwargs)
+    model = fresh_model(config, reference, seed, donor.dtype)
+    given = donor.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            fused = next(
+                (cut for (kind, part), cut in _FUSED.items() if kind == config.model_type and f".{part}." in name), None
+            )
+            tensor.copy_(_leading(given[name], tensor.shape, fused))
+    model.config.inheritune = _lineage(reference, depth, tuple(range(depth)), seed).to_dict()
+    model.train(False)
+    return model
+
+
+def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """
+    Return the config of a model half as wide, with heads of the same size.
+
+    Raises:
+        ValueError: If it is not known how heads and neurons lie in models of this type, or there is one head only.
+    """
+    if config.model_type not in NARROWED_MODEL_TYPES:
+        raise ValueError(
+            f"A {config.model_type} cannot be halved in width: how its heads and neurons lie is not known here. It is "
+            f"known of {', '.join(NARROWED_MODEL_TYPES)}."
+        )
+    heads = int(config.num_attention_heads)
+    if heads < 2:
+        raise ValueError("A model of one attention head cannot be halved in width.")
+    narrow = copy.deepcopy(config)
+    shared = getattr(config, "num_key_value_heads", None)
+    kept = heads // 2
+    if shared and shared > 1:
+        # Queries share keys in groups: whole groups are kept, so that each query keeps its key.
+        narrow.num_key_value_heads = shared // 2
+        kept = narrow.num_key_value_heads * (heads // shared)
+    narrow.num_attention_heads = kept
+    narrow.hidden_size = int(config.hidden_size) * kept // heads
+    for field in ("intermediate_size", "ffn_dim", "n_inner"):
+        neurons = getattr(config, field, None)
+        if isinstance(neurons, int):
+            setattr(narrow, field, neurons * kept // heads)
+    if getattr(config, "word_embed_proj_dim", None):
+        narrow.word_embed_proj_dim = narrow.hidden_size
+    narrow.validate()
+    return narrow
+
+
+def fresh_model(
+    config: PreTrainedConfig, reference: Reference, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Return a model of random weights, by its architecture's own initialisation; the caller's random state stays."""
+    auto: Any = AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = auto.from_config(copy.deepcopy(config), dtype=dtype)
+    model.config.inheritune = _lineage(reference, int(config.num_hidden_layers), (), seed).to_dict()
+    model.train(False)
+    return model
+
+
+def _leading(tensor: Tensor, shape: Sequence[int], fused: tuple[int, int] | None) -> Tensor:
+    if fused is None:
+        return tensor[tuple(slice(0, size) for size in shape)]
+    dimension, parts = fused
+    dimension %= tensor.ndim
+    narrow = [size // parts if place == dimension else size for place, size in enumerate(shape)]
+    return torch.cat([_leading(part, narrow, None) for part in tensor.chunk(parts, dimension)], dimension)
+
+
+def _of_source(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name in ("revision", "token", "cache_dir", "subfolder")}
+
+
+def _blocks(model: PreTrainedModel) -> list[nn.Module]:
+    blocks: Any = model.get_submodule(inspect_architecture(model.config).block_list)
+    return list(itertools.chain(blocks))
+
+
+def _lineage(reference: Reference, depth: int, layers: tuple[int, ...], seed: int) -> Lineage:
+    name = str(reference.name_or_path) if isinstance(reference, PreTrainedModel) else str(reference)
+    versions = {
+        "inheritune_hf": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+    return Lineage(name, None, depth, layers, versions, (), seed)
+
+
+# The arms
+
+_ARMS = (
+    Arm(LOOP, "the loop: inherit, train, compare, grow", f"{_PAPER}, Algorithm 1"),
+    Arm(
+        "inherited",
+        "first layers, the loop's final depth and its whole budget at once",
+        f"{_PAPER}, section 4",
+        lambda inputs: range(inputs.layers),
+    ),
+    Arm("random", "same depth from random weights", f"{_PAPER}, appendix D", initialise=random_weights),
+    Arm(
+        "random-2x",
+        "same depth from random weights, twice the budget",
+        f"{_PAPER}, table 5",
+        initialise=random_weights,
+        budgets=2.0,
+    ),
+    Arm(
+        "random-long",
+        "same depth from random weights, with the reference's own training as well",
+        "control: what the reference had seen counts too",
+        initialise=random_weights,
+        after_reference=True,
+    ),
+    Arm(
+        "random-whole",
+        "the reference's depth from random weights",
+        f"{_PAPER}, appendix D",
+        initialise=random_weights,
+        whole=True,
+    ),
+    Arm(
+        "continued",
+        "the reference, trained further",
+        "control: a student may win by adapting to the data alone",
+        lambda inputs: range(inputs.depth),
+        whole=True,
+    ),
+    Arm(
+        "half-width",
+        "the reference's depth, its leading heads and neurons",
+        f"{_PAPER}, appendix D",
+        initialise=half_width,
+        whole=True,
+        narrow=True,
+    ),
+    Arm(
+        "stacking",
+        "half the depth from random weights, then its blocks twice over",
+        f"{_PAPER}, appendix D",
+        lambda inputs: twice(inputs.layers),
+        stacked,
+        stages=2,
+        moves=True,
+    ),
+    Arm(
+        "hybrid-stacking",
+        "the reference's first half as many layers, twice over",
+        f"{_PAPER}, appendix D",
+        lambda inputs: twice(inputs.layers),
+        moves=True,
+    ),
+    Arm(
+        "last",
+        "last layers",
+        f"{_PAPER}, figure 3",
+        lambda inputs: range(inputs.depth - inputs.layers, inputs.depth),
+        moves=True,
+    ),
+    Arm(
+        "lazy-in-place",
+        "the reference's depth: its last layers where they stand, the first five eighths random",
+        f"{_PAPER}, G.3",
+        _lazy_in_place,
+        whole=True,
+    ),
+    Arm("middle", "middle layers", f"{_PAPER}, table 4", _middle, moves=True),
+    Arm(
+        "spaced",
+        "layers at equal distances",
+        "common practice in pruning by depth",
+        lambda inputs: resolve_layers(f"spaced:{inputs.layers}", inputs.depth),
+        moves=True,
+    ),
+    *(
+        Arm(name, summary, source, lambda inputs: inputs.chosen, moves=True, measure=measure, lowest=name == "lazy")
+        for name, measure, summary, source in (
+            ("lazy", "rank", "layers of the lowest MaxRank", f"{_PAPER}, table 4"),
+            ("rank", "rank", "layers of the highest MaxRank", f"{_PAPER}, Algorithm 1"),
+            ("influence", "influence", "layers that change the states most", "arXiv 2403.03853"),
+            ("angular", "angular", "all but the run of layers that turns states least", "arXiv 2403.17887"),
+            ("loss", "loss", "layers left when the least missed go one by one", "arXiv 2402.02834"),
+        )
+    ),
+    *(
+        Arm(
+            name,
+            f"first layers, of which only {name.replace('+', ' and ')} are inherited",
+            f"{_PAPER}, table 3",
+            initialise=partial(with_parts, parts=name),
+        )
+        for name in SUBMODULES
+    ),
+    Arm(
+        "released-code",
+        "first layers and the head, as the released code copies",
+        "github.com/sanyalsunny111/LLM-Inheritune",
+        initialise=partial(with_parts, parts="released-code"),
+    ),
+    Arm(
+        "expansion",
+        "first half as many layers, each followed by a block that changes nothing at first",
+        "arXiv 2401.02415",
+        lambda inputs: each_twice(inputs.layers),
+        expanded,
+        moves=True,
+    ),
+    Arm(
+        "distilbert",
+        "every other layer, then on from three quarters of the depth",
+        f"{_PAPER}, appendix D",
+        lambda inputs: alternate_layers(inputs.depth, inputs.layers),
+        moves=True,
+    ),
+)
 
 #: Every arm by its name.
-ARMS: dict[str, Arm] = {
-    arm.name: arm
-    for arm in (
-        Arm("inheritune", "the loop: inherit, train, compare, grow", f"{_PAPER}, Algorithm 1", None),
-        _of_layers(
-            "inherited",
-            "first layers, the loop's final depth and its whole budget at once",
-            f"{_PAPER}, section 4",
-            lambda start: range(start.layers),
-        ),
-        Arm("random", "same depth from random weights", f"{_PAPER}, appendix D", _random),
-        Arm(
-            "random-2x", "same depth from random weights, twice the budget", f"{_PAPER}, table 5", _random, budgets=2.0
-        ),
-        Arm(
-            "random-long",
-            "same depth from random weights, with the reference's own training as well",
-            "control: what the reference had seen counts too",
-            _random,
-            after_reference=True,
-        ),
-        Arm("random-whole", "the reference's depth from random weights", f"{_PAPER}, appendix D", _random, whole=True),
-        _of_layers(
-            "continued",
-            "the reference trained on",
-            "control: a student may win by adapting to the data alone",
-            lambda start: range(start.depth),
-            whole=True,
-        ),
-        Arm(
-            "half-width",
-            "the reference's depth, its leading heads and neurons",
-            f"{_PAPER}, appendix D",
-            lambda start: initialisations.half_width(start.reference, start.seed, **start.kwargs),
-            whole=True,
-            narrow=True,
-        ),
-        Arm(
-            "stacking",
-            "half the depth from random weights, then its blocks twice over",
-            f"{_PAPER}, appendix D",
-            _stacking,
-            _doubled,
-            doubles=True,
-            moves=True,
-            even=True,
-        ),
-        Arm(
-            "hybrid-stacking",
-            "the reference's first half as many layers, twice over",
-            f"{_PAPER}, appendix D",
-            _built_by(initialisations.hybrid_stacked),
-            _doubled,
-            moves=True,
-            even=True,
-        ),
-        _of_layers(
-            "last",
-            "last layers",
-            f"{_PAPER}, figure 3",
-            lambda start: range(start.depth - start.layers, start.depth),
-            moves=True,
-        ),
-        Arm(
-            "lazy-in-place",
-            "the reference's depth: its last layers where they stand, the first five eighths random",
-            f"{_PAPER}, G.3",
-            lambda start: initialisations.lazy_in_place(
-                start.reference, lazy_from(start.depth), start.depth, start.seed, start.keep_scale, **start.kwargs
-            ),
-            whole=True,
-        ),
-        _of_layers("middle", "middle layers", f"{_PAPER}, table 4", _middle, moves=True),
-        _of_layers(
-            "spaced",
-            "layers at equal distances",
-            "common practice in pruning by depth",
-            lambda start: resolve_layers(f"spaced:{start.layers}", start.depth),
-            moves=True,
-        ),
-        *(
-            _of_layers(name, summary, source, lambda start: start.chosen, moves=True)
-            for name, summary, source in (
-                ("lazy", "layers of the lowest MaxRank", f"{_PAPER}, table 4"),
-                ("rank", "layers of the highest MaxRank", f"{_PAPER}, Algorithm 1"),
-                ("influence", "layers that change the states most", "arXiv 2403.03853"),
-                ("angular", "all but the run of layers that turns states least", "arXiv 2403.17887"),
-                ("loss", "layers left when the least missed go one by one", "arXiv 2402.02834"),
-            )
-        ),
-        *(
-            Arm(
-                name,
-                f"first layers, of which only {name.replace('+', ' and ')} come along",
-                f"{_PAPER}, table 3",
-                _parts(name),
-            )
-            for name in initialisations.SUBMODULES
-        ),
-        Arm(
-            "released-code",
-            "first layers and the head, as the released code copies",
-            "github.com/sanyalsunny111/LLM-Inheritune",
-            _parts("released-code"),
-        ),
-        Arm(
-            "expansion",
-            "first half as many layers, each followed by a block that changes nothing at first",
-            "arXiv 2401.02415",
-            _built_by(initialisations.expanded),
-            lambda start: initialisations.each_twice(start.layers),
-            moves=True,
-            even=True,
-        ),
-        Arm(
-            "distilbert",
-            "every other layer, then on from three quarters of the depth",
-            f"{_PAPER}, appendix D",
-            _built_by(initialisations.distilbert),
-            lambda start: initialisations.alternate_layers(start.depth, start.layers),
-            moves=True,
-        ),
-    )
-}
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _ARMS}
 
 
 @dataclass(frozen=True)
@@ -268,6 +580,10 @@ class Variant:
     arm: Arm
     moved_scale: bool = False
     distilled: bool = False
+
+    def shape(self, reference: PreTrainedConfig) -> PreTrainedConfig:
+        """Return the config that the arm's models are as wide as; they may have fewer layers."""
+        return narrowed_config(reference) if self.arm.narrow else reference
 
 
 def parse_arm(name: str) -> Variant:
@@ -306,22 +622,14 @@ def check_arm(arm: Arm, reference: PreTrainedConfig, layers: int) -> None:
     depth = int(reference.num_hidden_layers)
     if not 1 <= layers <= depth:
         raise ValueError(f"it would have {layers} layers, and the reference has {depth}")
-    if arm.even and layers % 2:
-        raise ValueError(f"it doubles a number of layers, and {layers} is odd")
-    if arm.name == "distilbert" and initialisations.alternate_layers(depth, layers)[-1] >= depth:
-        raise ValueError(f"{layers} of {depth} layers are more than it takes: every other one and a quarter")
     # What a measure chooses is not known before it is measured.
-    if arm.places is not None and arm.name not in MEASURED:
-        initialisations.check_order(reference, arm.places(Start("", {}, depth, layers, seed=0)))
-    if arm.name == "expansion":
-        initialisations.check_expansion(reference, layers)
+    if arm.places is not None and arm.measure is None:
+        places = enumerate(arm.places(ArmInputs("", {}, depth, layers, seed=0)))
+        check_order(reference, [place if layer is None else layer for place, layer in places])
+    if arm.initialise is expanded:
+        check_expansion(reference, layers)
     if arm.narrow:
-        initialisations.narrowed_config(reference)
-
-
-def arm_shape(arm: Arm, reference: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config that an arm's models are as wide as; they may have fewer layers."""
-    return initialisations.narrowed_config(reference) if arm.narrow else reference
+        narrowed_config(reference)
 
 
 class ArmTrainer(InherituneTrainer):
@@ -342,16 +650,16 @@ class ArmTrainer(InherituneTrainer):
 
     def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
         """Return the arm's model of so many layers without weights."""
-        return student_skeleton(arm_shape(self.variant.arm, self.reference_config), layers)
+        return student_skeleton(self.variant.shape(self.reference_config), layers)
 
     def next_student(self, state: RunState, before: Path | None) -> PreTrainedModel:
         """Return the arm's model at the beginning of a stage."""
         arm = self.variant.arm
-        if arm.build is None:
+        if arm.is_loop:
             return super().next_student(state, before)
         auto: Any = AutoModelForCausalLM
         return arm.build(
-            Start(
+            ArmInputs(
                 reference=self.reference,
                 kwargs=self.reference_kwargs,
                 depth=self.reference_depth,
@@ -367,7 +675,7 @@ class ArmTrainer(InherituneTrainer):
         match = super()._compare(validation)
         # A stage that is not the last goes on whatever its loss is.
         last = len(self._state.layers) == (self.inheritune_config.max_layers or self.reference_depth)
-        return match if last or self.variant.arm.build is None else dataclasses.replace(match, matched=False)
+        return match if last or self.variant.arm.is_loop else dataclasses.replace(match, matched=False)
 
     def identity(self) -> dict[str, Any]:
         """Return what makes a run of an arm this very run."""

@@ -1,38 +1,333 @@
-"""Arms × seeds under one budget: plan the cells, train them one after another, choose rates, open the test set once."""
+"""Arms × seeds under one budget: what each cell trains and for how long, what that would take, and the comparison."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
+import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProgressCallback,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import SwanLabCallback, WandbCallback
 
+from ..analysis import NEAR_RANK_ONE, measure_collapse
 from ..analysis.measurement import scores_folder
 from ..analysis.recommendation import layers_by_measure
 from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
+from ..data import CausalCollator
+from ..evaluation import ValidatedTrainer, Validation
 from ..records import write_json
-from ..students.estimation import operations_per_token
+from ..students import (
+    MemoryEstimate,
+    Reference,
+    StepTime,
+    TrainingSetup,
+    inspect_architecture,
+    load_reference_config,
+    measure_step,
+    prefix_sizes,
+    resolve_layers,
+    sliced_config,
+)
+from ..students.estimation import (
+    fitted,
+    operations_per_token,
+    planned_rounds,
+    refuse_two_throughputs,
+    step_tokens,
+    student_memory,
+    training_loss,
+    training_operations,
+)
+from ..students.memory import planned_loss
 from ..training import check_arguments, on_main_process
 from ..training.distillation import compares_states
-from .arms import MEASURED, Variant
-from .budgets import LOOP, CompareConfig, Terms, Took, plan_cell, reason_against
-from .cells import Bench, Cell, CellPlan, lazy_layers, measure, read_cell, run_cell, test_cell
+from ..training.staging import check_identity, last_checkpoint
+from .arms import ARMS, CONTROLS, LOOP, ArmTrainer, Variant, check_arm, parse_arm
+from .controls import with_changes
 from .embedded import EmbeddedShape, prepare_embedded
-from .kept_settings import run_settings, without_nothing
-from .results import write_results
-from .runs import measured_recipe, prepare_run
+from .results import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, Cell, read_cell, write_results
+from .runs import PreparedRun, measured_recipe, prepare_run, run_settings, without_nothing
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE = "comparison.json"
+# Settings of the recipe that say what the loop inherits and how it grows, and so nothing about other arms.
+_OF_THE_LOOP = (
+    "inherit",
+    "attention_scale",
+    "schedule",
+    "growth",
+    "new_blocks",
+    "optimizer_state",
+    "lr_schedule",
+    "freeze_steps",
+    "match_at",
+)
+
+#: What `/kd` trains with unless the recipe says otherwise (arXiv 2404.08634v4, F.2: 0.6 and 0.4 at temperature 1).
+PAPER_DISTILLATION = "cross_entropy=0.6,forward_kl=0.4"
+
+
+@dataclass
+class CompareConfig:
+    """
+    Say which arms are compared, with which seeds, under which budget.
+
+    Raises:
+        ValueError: If a value cannot be used; the message says what came and what is allowed.
+    """
+
+    arms: list[str] = field(
+        default_factory=lambda: [
+            "inheritune",
+            "inherited",
+            "random",
+            "stacking",
+            "hybrid-stacking",
+            "half-width",
+            "last",
+        ],
+        metadata={
+            "help": f"Arms to compare, out of {', '.join(ARMS)}; with /moved-scale or /kd after the name if wanted."
+        },
+    )
+    controls: bool = field(
+        default=True,
+        metadata={
+            "help": "Compare with the reference trained further, with random weights, and with random weights that get "
+            "the reference's own training too, whether or not arms names them."
+        },
+    )
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; every arm is run with each."})
+    learning_rates: list[float] = field(
+        default_factory=lambda: [0.5, 1.0, 2.0],
+        metadata={
+            "help": "Learning rates to try with the first seed, as multiples of learning_rate; each arm goes on with "
+            "the one of the lowest selection loss, the loop with that of its shallowest match."
+        },
+    )
+    budget: str = field(
+        default="tokens",
+        metadata={
+            "help": "What every arm gets as much of: 'tokens' or 'flops'; under either the controls take the loop's "
+            "steps."
+        },
+    )
+    budget_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps that make the budget; if not given, what the loop took over all its rounds, seed "
+            "by seed."
+        },
+    )
+    layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Depth of the other arms' models; if not given, that of the loop's last student, seed by seed."
+        },
+    )
+    reference_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps of this batch size that the reference itself was trained for; random-long needs it."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("arms", "seeds", "learning_rates"):
+            values = getattr(self, name)
+            if not isinstance(values, list) or not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be a list of different values, got {values!r}.")
+        for arm in self.arms:
+            parse_arm(arm)
+        self.learning_rates = [float(rate) for rate in self.learning_rates]
+        if not all(rate > 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates must be multiples above 0, got {self.learning_rates!r}.")
+        if self.budget not in ("tokens", "flops"):
+            raise ValueError(f"budget must be tokens or flops, got {self.budget!r}.")
+        for name in ("budget_steps", "layers", "reference_steps"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+        if LOOP not in self.arms and not (self.budget_steps and self.layers):
+            raise ValueError(
+                "Without the arm 'inheritune' nothing says how deep the others are and how long they train: give "
+                "layers and budget_steps."
+            )
+
+    @property
+    def cells(self) -> int:
+        """Cells of each arm: one for each learning rate with the first seed, and one for each further seed."""
+        return len(self.learning_rates) + len(self.seeds) - 1
+
+    def variants(self) -> list[Variant]:
+        """Return the arms in the order in which they run: the loop first, because the others' budgets follow it."""
+        names = dict.fromkeys([*self.arms, *(CONTROLS if self.controls else ())])
+        return sorted(map(parse_arm, names), key=lambda variant: variant.arm.name != LOOP)
+
+
+# What each cell trains, and for how long
+
+
+@dataclass(frozen=True)
+class LoopCost:
+    """
+    What the loop came to with one seed, which the other arms' depths and budgets follow.
+
+    Args:
+        layers (`int`): Depth of its last student, in layers.
+        steps (`int`): Optimizer steps of all its rounds.
+        flops (`float`): Floating-point operations of all its rounds.
+    """
+
+    layers: int
+    steps: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """
+    What a cell is to train.
+
+    Args:
+        variant (`Variant`): The arm.
+        seed (`int`): Its seed.
+        learning_rate (`float`): Peak learning rate.
+        layers (`int`): Depth of the final model; 0 leaves it to the loop.
+        steps (`int`): Optimizer steps that it may take; 0 leaves them to the loop.
+        chosen (`tuple[int, ...]`): Layers that a measure chose, for arms that go by one.
+    """
+
+    variant: Variant
+    seed: int
+    learning_rate: float
+    layers: int
+    steps: int
+    chosen: tuple[int, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's folder, told by arm, seed and learning rate."""
+        return f"{self.variant.name.replace('/', '-')}-seed{self.seed}-lr{self.learning_rate:g}"
+
+    def recipe(self, recipe: InherituneConfig) -> InherituneConfig:
+        """Return the rounds of the cell: the recipe's own for the loop, one for each stage for other arms."""
+        distillation = (recipe.distillation or PAPER_DISTILLATION) if self.variant.distilled else None
+        recipe = replace(recipe, distillation=distillation)
+        if self.variant.arm.is_loop:
+            return recipe
+        stages = self.variant.arm.stages
+        # What the loop does between rounds is its own; how a model is trained and judged is every arm's.
+        plain = InherituneConfig()
+        return replace(
+            recipe,
+            keep_layers=self.layers // stages,
+            grow_by=max(1, self.layers - self.layers // stages),
+            max_layers=self.layers,
+            steps_per_round=self.steps // stages,
+            data_order="continue",
+            **{name: getattr(plain, name) for name in _OF_THE_LOOP},
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """
+    What the depths and steps of a comparison's cells follow from.
+
+    Args:
+        compare (`CompareConfig`): Arms, seeds and budget.
+        config (`PreTrainedConfig`): The reference's config.
+        block_size (`int`): Tokens of one sequence.
+        step_tokens (`int`): Tokens of one optimizer step, over all processes.
+        reference_steps (`int`, *optional*): Steps that the reference was trained for, if that is known.
+        states (`bool`): Whether `/kd` compares hidden states, which takes models as wide as the reference.
+    """
+
+    compare: CompareConfig
+    config: PreTrainedConfig
+    block_size: int
+    step_tokens: int
+    reference_steps: int | None = None
+    states: bool = False
+
+    def plan(self, variant: Variant, seed: int, rate: float, cost: LoopCost | None) -> CellPlan:
+        """
+        Return what a cell is to train: as deep as the loop's last student, for what the loop took.
+
+        Under a budget of operations the controls still take the loop's steps: one that saw less text than the student
+        would be easier to beat.
+
+        Args:
+            variant (`Variant`): The cell's arm.
+            seed (`int`): Its seed.
+            rate (`float`): Its learning rate.
+            cost (`LoopCost`, *optional*): What the loop came to with this seed, if it was run.
+        """
+        compare, arm = self.compare, variant.arm
+        if arm.name == LOOP:
+            return CellPlan(variant, seed, rate, 0, compare.budget_steps or 0)
+        layers, student_layers = self._depths(variant, cost)
+        steps = compare.budget_steps or (cost.steps if cost else 0)
+        if compare.budget == "flops" and variant.name not in CONTROLS:
+            plain = self.operations(parse_arm("random"), student_layers)
+            whole = cost.flops if cost and not compare.budget_steps else None
+            spend = whole or steps * self.step_tokens * plain
+            depths = [layers * stage // arm.stages for stage in range(1, arm.stages + 1)]
+            mean = sum(self.operations(variant, depth) for depth in depths) / len(depths)
+            steps = max(2, round(spend / (self.step_tokens * mean)))
+        steps = round(steps * arm.budgets)
+        if arm.after_reference:
+            steps += self.reference_steps or 0
+        return CellPlan(variant, seed, rate, layers, steps)
+
+    def reason_against(self, variant: Variant, costs: Sequence[LoopCost | None]) -> str:
+        """Return why an arm cannot be run, or an empty string; `costs` is what the loop came to, seed by seed."""
+        arm = variant.arm
+        if arm.after_reference and not self.reference_steps:
+            return "how long the reference was trained is not known; give reference_steps"
+        if variant.moved_scale and not getattr(self.config, "scale_attn_by_inverse_layer_idx", False):
+            return "the reference does not scale attention by depth (scale_attn_by_inverse_layer_idx)"
+        if arm.narrow and variant.distilled and self.states:
+            return (
+                "its hidden states are narrower than its teacher's, so hidden_mse and hidden_cosine cannot compare them"
+            )
+        if arm.is_loop:
+            return ""
+        try:
+            for layers in sorted({self._depths(variant, cost)[0] for cost in costs}):
+                check_arm(arm, self.config, layers)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def operations(self, variant: Variant, layers: int) -> float:
+        """Return the floating-point operations of training an arm's model of so many layers on one token."""
+        shape = sliced_config(variant.shape(self.config), range(layers))
+        return training_operations(shape, self.block_size, self.config if variant.distilled else None)
+
+    def _depths(self, variant: Variant, cost: LoopCost | None) -> tuple[int, int]:
+        """Return the depth of an arm's model, and that of the student which it is compared with."""
+        student = self.compare.layers or (cost.layers if cost else 0)
+        return int(self.config.num_hidden_layers) if variant.arm.whole else student, student
+
+
+# The comparison
 
 
 @dataclass(frozen=True)
@@ -41,7 +336,7 @@ class ComparisonResult:
     What a comparison left.
 
     Args:
-        complete (`bool`): Whether all cells were run; if not, the same call goes on.
+        complete (`bool`): Whether all cells were run; if not, the same call resumes it.
         folder (`Path`): Folder with `comparison.json`, the table, the curves and the cells.
     """
 
@@ -63,7 +358,7 @@ def run_comparison(
 
     Each arm's learning rate is chosen on the selection set with the first seed: the lowest loss; of the loop, the
     shallowest match, since a rate that missed has grown deeper. The test set is opened when all cells
-    are trained, for the chosen ones only. What is finished is not run again; an interrupted cell goes on.
+    are trained, for the chosen ones only. What is finished is not run again; an interrupted cell is resumed.
 
     Args:
         compare (`CompareConfig`): Arms, seeds and budget.
@@ -78,133 +373,135 @@ def run_comparison(
         ValueError: If settings, data and reference do not fit together; nothing has been trained then.
     """
     check_arguments(args, recipe)
-    bench, reference_steps = _bench(compare, run, recipe, data, args, console, shape)
-    grid = _Grid(bench, compare, reference_steps, console)
-    chosen: list[Cell] = []
-    for variant in compare.variants():
-        cells = grid.run_arm(variant)
-        if cells is None:
-            return ComparisonResult(False, bench.folder)
-        chosen += cells
-    console.rule("test")
-    tested = [test_cell(bench, grid.plans[cell.folder], cell) for cell in chosen]
-    auto: Any = AutoModelForCausalLM
-    reference = auto.from_pretrained(bench.ready.reference, dtype=torch.float32, **bench.ready.kwargs)
-    facts = {
-        "compare": asdict(compare),
-        "recipe": recipe.to_dict(),
-        "settings": {**run_settings(run, bench.recipe, data, args), **without_nothing(asdict(compare))},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "reference": {
-            "name": bench.ready.reference,
-            "layers": int(grid.config.num_hidden_layers),
-            "parameters": reference.num_parameters(),
-            "steps": reference_steps,
-            "tokens": None if reference_steps is None else reference_steps * grid.step_tokens,
-            "flops": None
-            if reference_steps is None
-            else reference_steps * grid.step_tokens * grid.reference_operations,
-            "selection_loss": grid.reference_loss,
-            "lazy_layers": on_main_process(lazy_layers(bench, reference)),
-            "test": measure(bench, reference).to_dict(),
-        },
-        "data": bench.ready.splits.facts.to_dict(),
-        "sweep": {name: {f"{rate:g}": loss for rate, loss in losses.items()} for name, losses in grid.sweep.items()},
-        "left_out": grid.left_out,
-        "cells": [cell.to_dict() for cell in tested],
-    }
-    if args.should_save:
-        write_json(bench.folder / RESULT_FILE, facts)
-        console.print(write_results(bench.folder))
-    return ComparisonResult(True, bench.folder)
-
-
-def _bench(
-    compare: CompareConfig,
-    run: RunConfig,
-    recipe: InherituneConfig,
-    data: DataConfig,
-    args: TrainingArguments,
-    console: Console,
-    shape: EmbeddedShape | None,
-) -> tuple[Bench, int | None]:
-    steps = compare.reference_steps
+    reference_steps = compare.reference_steps
     if run.reference is None:
         shape = shape or EmbeddedShape()
         ready = prepare_embedded(recipe, data, args, console, shape)
-        steps = steps or shape.steps
+        reference_steps = reference_steps or shape.steps
     else:
         ready = prepare_run(run, recipe, data, args)
     recipe = measured_recipe(recipe, ready.reference, ready.splits, args, **ready.kwargs)
-    return Bench(ready, recipe, args, Path(args.output_dir or "trainer_output")), steps
+    comparison = Comparison(compare, ready, recipe, args, reference_steps, console)
+    chosen: list[Cell] = []
+    for variant in compare.variants():
+        cells = comparison.run_arm(variant)
+        if cells is None:
+            return ComparisonResult(False, comparison.folder)
+        chosen += cells
+    console.rule("test")
+    facts = {
+        "compare": asdict(compare),
+        "recipe": recipe.to_dict(),
+        "settings": {**run_settings(run, recipe, data, args), **without_nothing(asdict(compare))},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **comparison.facts(chosen),
+    }
+    if args.should_save:
+        write_json(comparison.folder / RESULT_FILE, facts)
+        console.print(write_results(comparison.folder))
+    return ComparisonResult(True, comparison.folder)
 
 
-class _Grid:
-    """The cells of a comparison as they are planned and trained: depths and budgets follow the loop's cells."""
+class Comparison:
+    """
+    The cells of a comparison as they are planned, trained and tested: depths and budgets follow the loop's cells.
 
-    def __init__(self, bench: Bench, compare: CompareConfig, reference_steps: int | None, console: Console) -> None:
-        self.bench, self.compare, self.console = bench, compare, console
-        self.config = bench.ready.config
-        self.reference_operations = operations_per_token(self.config, bench.ready.block_size)
-        args = bench.args
+    Args:
+        compare (`CompareConfig`): Arms, seeds and budget.
+        ready (`PreparedRun`): Reference, tokenizer and data.
+        recipe (`InherituneConfig`): The loop's recipe.
+        args (`TrainingArguments`): Settings of every cell but for seed, learning rate and steps.
+        reference_steps (`int`, *optional*): Steps that the reference was trained for, if that is known.
+        console (`rich.console.Console`): Where progress is shown.
+    """
+
+    def __init__(
+        self,
+        compare: CompareConfig,
+        ready: PreparedRun,
+        recipe: InherituneConfig,
+        args: TrainingArguments,
+        reference_steps: int | None,
+        console: Console,
+    ) -> None:
+        self.compare, self.ready, self.recipe, self.args, self.console = compare, ready, recipe, args, console
+        self.folder = Path(args.output_dir or "trainer_output")
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.step_tokens = batch * bench.ready.block_size
-        self.terms = Terms(
-            compare,
-            self.config,
-            bench.ready.block_size,
-            self.step_tokens,
-            reference_steps,
-            compares_states(bench.recipe),
-        )
+        states = compares_states(recipe)
+        size = ready.block_size
+        self.budget = Budget(compare, ready.config, size, batch * size, reference_steps, states)
         self.reference_loss: float | None = None
-        self.plans: dict[str, CellPlan] = {}
         self.sweep: dict[str, dict[float, float]] = {}
         self.left_out: dict[str, str] = {}
-        self._took: dict[int, Took] = {}
+        self._costs: dict[int, LoopCost] = {}
         self._done = 0
         self._total = len(compare.variants()) * compare.cells
         self._seconds: list[float] = []
 
     def run_arm(self, variant: Variant) -> list[Cell] | None:
         """Sweep the learning rate with the first seed, then run the others; None if interrupted."""
-        reason = reason_against(self.terms, variant, [self._took.get(seed) for seed in self.compare.seeds])
+        reason = self.budget.reason_against(variant, [self._costs.get(seed) for seed in self.compare.seeds])
         if reason:
             self.left_out[variant.name] = reason
             self.console.print(f"{variant.name} is left out: {reason}")
             self._total -= self.compare.cells
             return []
         first, *others = self.compare.seeds
-        rates = [multiple * self.bench.args.learning_rate for multiple in self.compare.learning_rates]
         swept = []
-        for rate in rates:
-            cell = self._run(variant, first, rate)
+        for multiple in self.compare.learning_rates:
+            cell = self._run(variant, first, multiple * self.args.learning_rate)
             if cell is None:
                 return None
             swept.append(cell)
         best = best_cell(swept)
         self.sweep[variant.name] = {cell.learning_rate: cell.selection.loss for cell in swept}
         cells = [best]
-        if variant.name == LOOP:
-            self._took[first] = Took(best.layers, best.steps, best.flops)
         for seed in others:
             cell = self._run(variant, seed, best.learning_rate)
             if cell is None:
                 return None
-            if variant.name == LOOP:
-                self._took[seed] = Took(cell.layers, cell.steps, cell.flops)
             cells.append(cell)
+        if variant.name == LOOP:
+            self._costs = {cell.seed: LoopCost(cell.layers, cell.steps, cell.flops) for cell in cells}
         return cells
 
+    def facts(self, chosen: Sequence[Cell]) -> dict[str, Any]:
+        """Open the test set for the reference and the chosen cells, and return what the comparison came to."""
+        tested = [self.test_cell(cell) for cell in chosen]
+        auto: Any = AutoModelForCausalLM
+        reference = auto.from_pretrained(self.ready.reference, dtype=torch.float32, **self.ready.kwargs)
+        budget, depth = self.budget, int(self.ready.config.num_hidden_layers)
+        tokens = None if budget.reference_steps is None else budget.reference_steps * budget.step_tokens
+        per_token = operations_per_token(self.ready.config, budget.block_size)
+        return {
+            "reference": {
+                "name": self.ready.reference,
+                "layers": depth,
+                "parameters": reference.num_parameters(),
+                "steps": budget.reference_steps,
+                "tokens": tokens,
+                "flops": None if tokens is None else tokens * per_token,
+                "selection_loss": self.reference_loss,
+                "lazy_layers": on_main_process(self._lazy_layers(reference)),
+                "test": self._test_loss(reference).to_dict(),
+            },
+            "data": self.ready.splits.facts.to_dict(),
+            "sweep": {
+                name: {f"{rate:g}": loss for rate, loss in losses.items()} for name, losses in self.sweep.items()
+            },
+            "left_out": self.left_out,
+            "cells": [cell.to_dict() for cell in tested],
+        }
+
     def _run(self, variant: Variant, seed: int, rate: float) -> Cell | None:
-        plan = self._plan(variant, seed, rate)
-        self.plans[plan.folder] = plan
+        plan = self.budget.plan(variant, seed, rate, self._costs.get(seed))
+        plan = replace(plan, chosen=self.chosen_layers(variant, plan.layers))
         self._done += 1
-        found = read_cell(self.bench.folder / plan.folder)
+        found = read_cell(self.folder / plan.folder)
         if found is None:
             self.console.rule(f"{self._done} of {self._total} · {variant.name} · seed {seed} · {rate:g}{self._left()}")
         began = time.monotonic()
-        cell = run_cell(self.bench, plan)
+        cell = self.run_cell(plan)
         if cell is not None:
             self.reference_loss = cell.reference_loss
             if found is None:
@@ -218,36 +515,162 @@ class _Grid:
         mean = sum(self._seconds) / len(self._seconds)
         return f" · about {duration(mean * (self._total - self._done + 1))} left"
 
-    def _plan(self, variant: Variant, seed: int, rate: float) -> CellPlan:
-        """Return what a cell is to train, with the layers that a measure chooses for it."""
-        plan = plan_cell(self.terms, variant, seed, rate, self._took.get(seed))
-        return replace(plan, chosen=self._chosen(variant, plan.layers))
-
-    def _chosen(self, variant: Variant, layers: int) -> tuple[int, ...]:
-        """Return the layers that a measure calls for, measured on the selection set."""
-        if variant.arm.name not in MEASURED:
+    def chosen_layers(self, variant: Variant, layers: int) -> tuple[int, ...]:
+        """Return the layers that the arm's measure chooses, measured on the selection set; none if it has none."""
+        arm = variant.arm
+        if arm.measure is None:
             return ()
-        measure_name, opposite = MEASURED[variant.arm.name]
-        depth = int(self.config.num_hidden_layers)
-        if opposite and layers == depth:
+        depth = int(self.ready.config.num_hidden_layers)
+        if arm.lowest and layers == depth:
             return tuple(range(depth))
         found = None
-        if self.bench.args.process_index == 0:
+        if self.args.process_index == 0:
             found = layers_by_measure(
-                self.bench.ready.reference,
-                measure_name,
-                depth - layers if opposite else layers,
-                leading_sequences(self.bench.ready.splits.selection),
+                self.ready.reference,
+                arm.measure,
+                depth - layers if arm.lowest else layers,
+                leading_sequences(self.ready.splits.selection),
                 cache_dir=scores_folder(),
-                **self.bench.ready.kwargs,
+                **self.ready.kwargs,
             )
         kept: tuple[int, ...] = on_main_process(found)
-        return tuple(layer for layer in range(depth) if layer not in kept) if opposite else kept
+        return tuple(layer for layer in range(depth) if layer not in kept) if arm.lowest else kept
+
+    def run_cell(self, plan: CellPlan) -> Cell | None:
+        """
+        Train a cell, or resume it where it was interrupted; a finished one is read from disk.
+
+        Returns:
+            `Cell`, *optional*: What it came to; None if it was interrupted.
+
+        Raises:
+            ValueError: If the folder holds a cell of other settings.
+        """
+        folder = self.folder / plan.folder
+        cell: Cell | None = on_main_process(read_cell(folder) if self.args.process_index == 0 else None)
+        trainer = self._trainer(plan)
+        if cell is not None:
+            check_identity(folder, cell.identity, cell_identity(trainer))
+            return cell
+        with own_tracker_run(trainer):
+            trainer.train()
+            if trainer.outcome == "interrupted":
+                return None
+            cell = self._finished(plan, trainer)
+        trainer.save_model(str(folder / MODEL_FOLDER))
+        if trainer.args.should_save:
+            write_json(folder / LOG_FILE, {"log": trainer.state.log_history})
+            write_json(folder / CELL_FILE, cell.to_dict())
+            for path in (folder / "_inheritune", *folder.glob("checkpoint-*")):
+                shutil.rmtree(path)
+        trainer.accelerator.wait_for_everyone()
+        return cell
+
+    def test_cell(self, cell: Cell) -> Cell:
+        """Measure a chosen cell on the test set and count its lazy layers, once: what was measured is kept with it."""
+        if cell.test is not None:
+            return cell
+        folder = self.folder / cell.folder
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
+        cell = replace(cell, test=self._test_loss(model), lazy_layers=on_main_process(self._lazy_layers(model)))
+        if self.args.should_save:
+            write_json(folder / CELL_FILE, cell.to_dict())
+        return cell
+
+    def _trainer(self, plan: CellPlan) -> ArmTrainer:
+        """Return the trainer of a cell: the run's own settings, and the arm's rounds."""
+        args = with_changes(
+            self.args,
+            output_dir=str(self.folder / plan.folder),
+            seed=plan.seed,
+            data_seed=plan.seed,
+            learning_rate=plan.learning_rate,
+            max_steps=plan.steps or -1,
+            save_total_limit=1,
+            push_to_hub=False,
+            run_name=f"{self.args.run_name or self.folder.name}/{plan.folder}",
+        )
+        return ArmTrainer(
+            plan.variant,
+            plan.chosen,
+            self.ready.reference,
+            plan.recipe(self.recipe),
+            args,
+            train_dataset=self.ready.splits.train,
+            eval_dataset=self.ready.splits.selection,
+            processing_class=self.ready.tokenizer,
+            data_collator=self.ready.collator,
+            reference_kwargs=dict(self.ready.kwargs),
+        )
+
+    def _finished(self, plan: CellPlan, trainer: ArmTrainer) -> Cell:
+        tokens, flops = 0, 0.0
+        points: list[tuple[int, float, float]] = []
+        losses = {int(row["step"]): row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+        for item in trainer.rounds:
+            per_step = item.tokens / (item.end_step - item.start_step)
+            per_token = self.budget.operations(plan.variant, item.layers)
+            for step, loss in losses.items():
+                if item.start_step < step <= item.end_step:
+                    done = (step - item.start_step) * per_step
+                    points.append((round(tokens + done), flops + done * per_token, loss))
+            tokens += item.tokens
+            flops += item.tokens * per_token
+        last, goes_on = trainer.rounds[-1], trainer.inheritune_config.continues_data
+        # Whatever the loss to reach is, others are held against the reference's.
+        reference = trainer.reference_validation or trainer.measure_reference()
+        return Cell(
+            arm=plan.variant.name,
+            seed=plan.seed,
+            learning_rate=plan.learning_rate,
+            layers=last.layers,
+            parameters=trainer.student.num_parameters(),
+            steps=last.end_step,
+            tokens=tokens,
+            flops=flops,
+            # Where the data continue, a round's passes are those of the whole run.
+            epochs=last.epochs if goes_on else sum(item.epochs for item in trainer.rounds),
+            seconds=sum(item.seconds for item in trainer.rounds),
+            outcome=trainer.outcome if plan.variant.arm.is_loop else None,
+            curve=tuple(points),
+            reference_loss=reference.loss,
+            selection=_last_validation(trainer),
+            folder=plan.folder,
+            identity=cell_identity(trainer),
+        )
+
+    def _test_loss(self, model: PreTrainedModel) -> Validation:
+        """Return a model's loss on the test set, by the loop that judges students."""
+        trainer = ValidatedTrainer(
+            model=model,
+            # No tracker: it would open a run for this alone. The figures are in the records.
+            args=with_changes(self.args, output_dir=str(self.folder), report_to=[]),
+            eval_dataset=self.ready.splits.test,
+            data_collator=self.ready.collator or CausalCollator(self.ready.tokenizer.eos_token_id or 0),
+        )
+        trainer.pop_callback(ProgressCallback)
+        trainer.evaluate(metric_key_prefix="test")
+        return trainer.validations["test"]
+
+    def _lazy_layers(self, model: PreTrainedModel) -> int:
+        """Return how many of a model's layers are near rank 1 on sequences of the selection set."""
+        sequences = leading_sequences(self.ready.splits.selection)
+        return len(measure_collapse(model, sequences, controls=False, blocks=False).lazy_layers(NEAR_RANK_ONE))
 
 
 def best_cell(swept: list[Cell]) -> Cell:
     """Return the cell whose learning rate its arm goes on with: the shallowest match of a loop, or the lowest loss."""
     return min(swept, key=lambda cell: (cell.layers if cell.outcome == "matched" else sys.maxsize, cell.selection.loss))
+
+
+def cell_identity(trainer: ArmTrainer) -> dict[str, Any]:
+    """Return what makes a cell this very cell: unlike a run, it is not resumed when its budget is raised."""
+    return {
+        **trainer.identity(),
+        "recipe.max_layers": trainer.inheritune_config.max_layers,
+        "args.max_steps": trainer.budget,
+    }
 
 
 def duration(seconds: float) -> str:
@@ -256,3 +679,270 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+@contextlib.contextmanager
+def own_tracker_run(trainer: ArmTrainer) -> Iterator[None]:
+    """
+    End what a cell has opened in Weights & Biases or SwanLab: their callbacks open a run only where none is open.
+
+    One that was open before is the caller's own, and stays.
+    """
+    kinds = {"wandb": WandbCallback, "swanlab": SwanLabCallback}
+    used = [
+        name for name, kind in kinds.items() for item in trainer.callback_handler.callbacks if isinstance(item, kind)
+    ]
+    free = [name for name in used if _open_run(name) is None]
+    try:
+        yield
+    finally:
+        for name in free:
+            if _open_run(name) is not None:
+                importlib.import_module(name).finish()
+
+
+def _open_run(name: str) -> Any:
+    tracker = importlib.import_module(name)
+    return tracker.run if name == "wandb" else tracker.get_run()
+
+
+def _last_validation(trainer: ArmTrainer) -> Validation:
+    """Return the final model's selection loss from its checkpoint: it may have been trained by an earlier process."""
+    found = None
+    if trainer.args.should_save:
+        checkpoint = last_checkpoint(trainer.output_dir, len(trainer.rounds))
+        found = checkpoint[1].validation if checkpoint else None
+    validation: Validation | None = on_main_process(found)
+    if validation is None:
+        raise ValueError(
+            f"{trainer.output_dir} says that its training has ended, but its last checkpoint is gone or damaged; "
+            "remove this folder to train the cell anew."
+        )
+    return validation
+
+
+# What a comparison would take
+
+
+@dataclass(frozen=True)
+class ArmEstimate:
+    """
+    What one cell of an arm would take, and how many of them there are.
+
+    Args:
+        arm (`str`): The arm, as the recipe names it.
+        layers (`int`): Depth of its final model, in layers.
+        parameters (`int`): Parameters of that model.
+        steps (`int`): Optimizer steps of one cell, over all its rounds or stages.
+        tokens (`int`): Tokens of those steps.
+        flops (`float`): Floating-point operations of those steps, a teacher's included.
+        seconds (`float`, *optional*): Time of one cell, if a throughput is known.
+        memory (`MemoryEstimate`): Memory while the final model is trained.
+        cells (`int`): Cells: one for each learning rate with the first seed, and one for each further seed.
+    """
+
+    arm: str
+    layers: int
+    parameters: int
+    steps: int
+    tokens: int
+    flops: float
+    seconds: float | None
+    memory: MemoryEstimate
+    cells: int
+
+
+@dataclass(frozen=True)
+class ComparisonEstimate:
+    """
+    What a comparison would take, with every round of the loop if the loop is one of its arms.
+
+    Args:
+        reference (`str`): Id or path of the reference.
+        model_type (`str`): Its architecture, such as `gpt2`.
+        depth (`int`): Its depth, in layers.
+        setup (`TrainingSetup`): How models are trained.
+        loss (`str`): How the loss would be computed on this machine.
+        arms (`tuple[ArmEstimate, ...]`): The arms in the order in which they run.
+        left_out (`dict[str, str]`): Arms that would not be run, with the reason.
+        step_time (`StepTime`, *optional*): What was measured of models as wide as the reference, if anything was.
+    """
+
+    reference: str
+    model_type: str
+    depth: int
+    setup: TrainingSetup
+    loss: str
+    arms: tuple[ArmEstimate, ...]
+    left_out: dict[str, str]
+    step_time: StepTime | None = None
+
+    @property
+    def cells(self) -> int:
+        """Cells of the whole grid."""
+        return sum(arm.cells for arm in self.arms)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all cells."""
+        return sum(arm.cells * arm.steps for arm in self.arms)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all cells."""
+        return sum(arm.cells * arm.tokens for arm in self.arms)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all cells."""
+        return sum(arm.cells * arm.flops for arm in self.arms)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of all cells, if a throughput is known."""
+        known = [arm.cells * arm.seconds for arm in self.arms if arm.seconds is not None]
+        return sum(known) if known else None
+
+
+def estimate_comparison(
+    reference: Reference,
+    compare: CompareConfig,
+    recipe: InherituneConfig,
+    setup: TrainingSetup | None = None,
+    tokens_per_second: float | None = None,
+    measure: bool = False,
+    **kwargs: Any,
+) -> ComparisonEstimate:
+    """
+    Estimate what `run_comparison` would take, before any weight is downloaded or loaded.
+
+    Depths, budgets and rounds are those that the comparison itself would plan. The loop is taken to need every round.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`):
+            Hub id, folder with config.json, or a loaded causal language model.
+        compare (`CompareConfig`):
+            Arms, seeds and budget.
+        recipe (`InherituneConfig`):
+            The loop's recipe; `steps_per_round` is needed.
+        setup (`TrainingSetup`, *optional*):
+            How models are trained; the defaults of `TrainingSetup` if not given.
+        tokens_per_second (`float`, *optional*):
+            Throughput of a student as deep as most arms are (`layers`, or the loop's last), over all processes; other
+            models are slower or faster by their operations.
+        measure (`bool`, *optional*, defaults to `False`):
+            Train shallow models of the planned widths for a few steps on this machine to tell the time.
+        kwargs:
+            As in `load_reference_config`.
+
+    Returns:
+        `ComparisonEstimate`: Per arm, and in all.
+
+    Raises:
+        ValueError: If `steps_per_round` is not set, the throughput is not above 0, both a throughput and a measurement
+            are asked for, or the reference cannot be cut so.
+        OSError: If there is no model at `reference`.
+    """
+    if recipe.steps_per_round is None:
+        raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
+    refuse_two_throughputs(tokens_per_second, measure)
+    config = load_reference_config(reference, **kwargs)
+    setup = fitted(setup or TrainingSetup(), config)
+    tokens = step_tokens(setup)
+    budget = Budget(compare, config, setup.block_size, tokens, compare.reference_steps, compares_states(recipe))
+    cost: LoopCost | None = None
+    planned: list[_PlannedArm] = []
+    left_out: dict[str, str] = {}
+    for variant in compare.variants():
+        reason = budget.reason_against(variant, [cost])
+        if reason:
+            left_out[variant.name] = reason
+            continue
+        planned.append(_plan_arm(budget, recipe, variant, cost))
+        if variant.name == LOOP:
+            cost = LoopCost(planned[-1].layers, planned[-1].steps, planned[-1].flops)
+    loss = training_loss(recipe)
+    step_times: dict[bool, StepTime] = {}
+    if measure:
+        widths = {item.variant.arm.narrow: item.variant.shape(config) for item in planned}
+        for narrow, wide in widths.items():
+            step_times[narrow] = measure_step(wide, range(int(wide.num_hidden_layers)), setup, loss=loss)
+    pace = None
+    if tokens_per_second is not None:
+        depth = compare.layers or (cost.layers if cost else 0)
+        pace = tokens_per_second * budget.operations(parse_arm("random"), depth)
+    # Arms of one shape take the same memory: it is worked out once.
+    shapes = {item.shape_key: item for item in planned}
+    memory = {key: student_memory(item.shape(config), setup, item.recipe, config) for key, item in shapes.items()}
+    arms = [
+        ArmEstimate(
+            arm=item.variant.name,
+            layers=item.layers,
+            parameters=inspect_architecture(item.shape(config)).parameter_count,
+            steps=item.steps,
+            tokens=item.steps * tokens,
+            flops=item.flops,
+            seconds=item.flops / pace if pace else _measured_seconds(budget, item, step_times),
+            memory=memory[item.shape_key],
+            cells=compare.cells,
+        )
+        for item in planned
+    ]
+    return ComparisonEstimate(
+        reference=str(reference if isinstance(reference, str) else config.name_or_path),
+        model_type=str(config.model_type),
+        depth=int(config.num_hidden_layers),
+        setup=setup,
+        loss=planned_loss(config, setup, loss),
+        arms=tuple(arms),
+        left_out=left_out,
+        step_time=step_times.get(False),
+    )
+
+
+@dataclass(frozen=True)
+class _PlannedArm:
+    """An arm with the recipe of its cells, the depth and steps of each of its rounds, and what these take."""
+
+    variant: Variant
+    recipe: InherituneConfig
+    rounds: tuple[tuple[int, int], ...]
+    flops: float
+
+    @property
+    def layers(self) -> int:
+        return self.rounds[-1][0]
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for _, steps in self.rounds)
+
+    @property
+    def shape_key(self) -> tuple[bool, int, bool]:
+        return self.variant.arm.narrow, self.layers, self.variant.distilled
+
+    def shape(self, reference: PreTrainedConfig) -> PreTrainedConfig:
+        return sliced_config(self.variant.shape(reference), range(self.layers))
+
+
+def _plan_arm(budget: Budget, recipe: InherituneConfig, variant: Variant, cost: LoopCost | None) -> _PlannedArm:
+    """Plan the rounds of an arm's cells as their trainer would run them if it needed them all."""
+    plan = budget.plan(variant, budget.compare.seeds[0], 1.0, cost)
+    own = plan.recipe(recipe)
+    depth = int(budget.config.num_hidden_layers)
+    first = resolve_layers(own.schedule[0] if own.schedule else own.keep_layers, depth, prefix_sizes(budget.config))
+    rounds = tuple((len(layers), steps) for layers, steps in planned_rounds(own, first, depth, plan.steps or None))
+    flops = sum(steps * budget.step_tokens * budget.operations(variant, layers) for layers, steps in rounds)
+    return _PlannedArm(variant, own, rounds, flops)
+
+
+def _measured_seconds(budget: Budget, item: _PlannedArm, step_times: Mapping[bool, StepTime]) -> float | None:
+    measured = step_times.get(item.variant.arm.narrow)
+    if measured is None:
+        return None
+    seconds = 0.0
+    for layers, steps in item.rounds:
+        own = operations_per_token(sliced_config(item.variant.shape(budget.config), range(layers)), budget.block_size)
+        taught = budget.operations(item.variant, layers) / own
+        seconds += steps * measured.seconds(layers) * taught
+    return seconds

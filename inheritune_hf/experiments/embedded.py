@@ -32,8 +32,16 @@ from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
 from ..training import InherituneTrainer, numeric_arguments, on_main_process
 from .controls import Control, random_model, train_control, with_changes
-from .kept_settings import SettingsCallback, run_settings
-from .runs import PreparedRun, RunResult, finish_run, measured_recipe, refuse_early, watch_collapse
+from .runs import (
+    PreparedRun,
+    RunResult,
+    SettingsCallback,
+    finish_run,
+    measured_recipe,
+    refuse_early,
+    run_settings,
+    watch_collapse,
+)
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"

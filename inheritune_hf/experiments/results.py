@@ -1,4 +1,4 @@
-"""What a comparison came to: table, curves and files, all made from its records."""
+"""What a comparison came to: its cells, and the table, curves and files that are made from them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,88 @@ from rich.table import Table
 
 from ..evaluation import SeedDifference, Validation, compare_over_seeds
 from ..records import write_text
-from .arms import parse_arm
-from .budgets import CONTROLS
-from .cells import Cell
+from .arms import CONTROLS, parse_arm
+
+#: In a comparison's folder: its records.
+RESULT_FILE = "comparison.json"
+#: In a cell's folder: what it came to, what it logged, and the trained model.
+CELL_FILE = "cell.json"
+LOG_FILE = "log.json"
+MODEL_FOLDER = "model"
 
 CONTINUED = "continued"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    What an arm came to with one seed and one learning rate.
+
+    Args:
+        arm (`str`): The arm, as the recipe names it.
+        seed (`int`): Seed of weights, dropout and data order.
+        learning_rate (`float`): Peak learning rate.
+        layers (`int`): Depth of the final model.
+        parameters (`int`): Its parameters, tied ones counted once.
+        steps (`int`): Optimizer steps, all rounds and stages together, failed ones included.
+        tokens (`int`): Tokens of those steps.
+        flops (`float`): Floating-point operations of those steps, forward and backward.
+        epochs (`float`): Passes over the training set, all rounds and stages together.
+        seconds (`float`): Wall time of training and evaluating.
+        outcome (`str`, *optional*): How the loop ended; None for other arms.
+        curve (`tuple`): Points of (tokens, FLOPs, selection loss in nats per token).
+        reference_loss (`float`): The reference's selection loss, in nats per token.
+        selection (`Validation`): The final model's loss on the selection set, per document.
+        folder (`str`): Name of the folder that holds the trained model, below the comparison's.
+        identity (`Mapping`): What it was trained by: a finished cell stands for no other settings.
+        lazy_layers (`int`, *optional*): Layers of the final model near rank 1; None where not measured.
+        test (`Validation`, *optional*): Its loss on the test set; None unless this cell was chosen.
+    """
+
+    arm: str
+    seed: int
+    learning_rate: float
+    layers: int
+    parameters: int
+    steps: int
+    tokens: int
+    flops: float
+    epochs: float
+    seconds: float
+    outcome: str | None
+    curve: tuple[tuple[int, float, float], ...]
+    reference_loss: float
+    selection: Validation
+    folder: str
+    identity: Mapping[str, Any]
+    lazy_layers: int | None = None
+    test: Validation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the cell as a dictionary that JSON can hold."""
+        return {
+            **asdict(self),
+            "selection": self.selection.to_dict(),
+            "test": None if self.test is None else self.test.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Cell:
+        """Rebuild a cell from what `to_dict` returned."""
+        return cls(
+            **{
+                **values,
+                "curve": tuple(map(tuple, values["curve"])),
+                "selection": Validation.from_dict(values["selection"]),
+                "test": None if values["test"] is None else Validation.from_dict(values["test"]),
+            }
+        )
+
+
+def read_cell(folder: Path) -> Cell | None:
+    """Read a finished cell; None if there is none."""
+    path = folder / CELL_FILE
+    return Cell.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -134,7 +211,7 @@ def write_results(folder: Path) -> Table:
     Returns:
         `rich.table.Table`: The table for a terminal.
     """
-    facts = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     rows = arm_results(facts)
     write_text(folder / "comparison.md", markdown(rows, facts))
     write_text(folder / "comparison.csv", comma_separated(rows))

@@ -11,15 +11,14 @@ from typing import Any
 
 from ..data import DataFacts
 from ..evaluation import SeedDifference
-from ..experiments.arms import parse_arm
-from ..experiments.budgets import CONTROLS, LOOP
-from ..experiments.cells import Cell
+from ..experiments.arms import CONTROLS, LOOP, parse_arm
 from ..experiments.results import (
     CONTINUED,
     COST,
     HEADERS,
     OUTCOME,
     ArmResult,
+    Cell,
     arm_results,
     difference,
     mean_curves,

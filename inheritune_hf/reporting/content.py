@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ..experiments.kept_settings import without_nothing
 from ..experiments.results import arm_results
+from ..experiments.runs import without_nothing
 from ..publishing.report import HEADERS, interval, table_cells
 from ..records import Match
 from ..students import describe

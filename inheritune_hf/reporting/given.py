@@ -9,7 +9,7 @@ from typing import Any
 
 from ..configuration import DataConfig
 from ..data import DataFacts
-from ..experiments.kept_settings import COURSE, without_nothing
+from ..experiments.runs import COURSE, without_nothing
 from .document import Block, Paragraph, Table
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data import DataFacts
 from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEvaluation
-from ..experiments.cells import CELL_FILE, MODEL_FOLDER
+from ..experiments.results import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
 from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord
 from ..training.identity import content_fingerprint

@@ -15,7 +15,8 @@ from transformers.integrations import integration_utils
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
-from inheritune_hf.experiments.cells import PAPER_DISTILLATION, CellPlan, cell_recipe, read_cell
+from inheritune_hf.experiments.comparison import PAPER_DISTILLATION, CellPlan, Comparison
+from inheritune_hf.experiments.results import read_cell
 
 FIXED = {"layers": 2, "budget_steps": 4, "controls": False}
 
@@ -94,7 +95,7 @@ def test_a_trained_cell_without_its_checkpoint_says_what_to_do(material, tmp_pat
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("inheritune_hf.experiments.cells._finished", full)
+        patched.setattr(Comparison, "_finished", full)
         with pytest.raises(OSError, match="No space left"):
             compare(material, tmp_path, ["random"], [1], **FIXED)
     (seal,) = tmp_path.glob("*/checkpoint-4/inheritune_state.json")
@@ -189,11 +190,11 @@ def test_a_run_that_was_open_before_stays_open(material, tmp_path, tracker):
 
 def test_distillation_is_the_papers_unless_the_recipe_says_otherwise():
     """`/kd` alone trains with 0.6 of cross-entropy and 0.4 of KL at temperature 1; other arms are not taught."""
-    taught = cell_recipe(InherituneConfig(), CellPlan(parse_arm("random/kd"), 1, 0.1, 4, 10))
+    taught = CellPlan(parse_arm("random/kd"), 1, 0.1, 4, 10).recipe(InherituneConfig())
     assert taught.distillation == PAPER_DISTILLATION
     assert taught.distillation_weights == {"cross_entropy": 0.6, "forward_kl": 0.4}
     assert taught.distillation_temperature == 1.0
-    assert cell_recipe(InherituneConfig(), CellPlan(parse_arm("random"), 1, 0.1, 4, 10)).distillation is None
+    assert CellPlan(parse_arm("random"), 1, 0.1, 4, 10).recipe(InherituneConfig()).distillation is None
 
 
 def test_the_second_stage_of_stacking_is_taught_by_depth(material, tmp_path, monkeypatch):

@@ -21,9 +21,8 @@ from inheritune_hf.configuration import RunConfig
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.experiments import ARMS, CompareConfig, estimate_comparison, run_comparison, write_results
 from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
-from inheritune_hf.experiments.cells import Cell, CellPlan, cell_recipe
-from inheritune_hf.experiments.comparison import _Grid, best_cell, duration
-from inheritune_hf.experiments.results import arm_results
+from inheritune_hf.experiments.comparison import CellPlan, Comparison, best_cell, duration
+from inheritune_hf.experiments.results import Cell, arm_results
 from inheritune_hf.reporting import write_report
 from inheritune_hf.students import TrainingSetup
 
@@ -395,7 +394,7 @@ def test_arms_are_trained_and_judged_as_the_loop_is():
         distillation_temperature=2.0,
     )
     plan = CellPlan(parse_arm("stacking"), 1, 0.1, 4, 10)
-    found = cell_recipe(recipe, plan)
+    found = plan.recipe(recipe)
     assert (found.loss, found.compile_scope) == ("chunked", "model")
     assert (found.tolerance, found.confidence, found.target) == (0.5, None, 2.0)
     assert (found.growth, found.new_blocks, found.optimizer_state, found.freeze_steps) == (
@@ -406,9 +405,9 @@ def test_arms_are_trained_and_judged_as_the_loop_is():
     )
     assert (found.keep_layers, found.grow_by, found.max_layers, found.steps_per_round) == (2, 2, 4, 5)
     assert found.distillation is None
-    taught = cell_recipe(recipe, CellPlan(parse_arm("random/kd"), 1, 0.1, 4, 10))
+    taught = CellPlan(parse_arm("random/kd"), 1, 0.1, 4, 10).recipe(recipe)
     assert (taught.distillation, taught.distillation_temperature) == ("jsd=1", 2.0)
-    assert cell_recipe(recipe, CellPlan(parse_arm("inheritune/kd"), 1, 0.1, 0, 0)).growth == "continue"
+    assert CellPlan(parse_arm("inheritune/kd"), 1, 0.1, 0, 0).recipe(recipe).growth == "continue"
 
 
 def test_documents_are_kept_apart_in_every_cell(material, tmp_path, monkeypatch):
@@ -475,14 +474,14 @@ def test_measured_arms_ask_for_their_measure(monkeypatch, name, asked, wanted):
 
     monkeypatch.setattr("inheritune_hf.experiments.comparison.layers_by_measure", measured)
     monkeypatch.setattr("inheritune_hf.experiments.comparison.leading_sequences", lambda _: [])
-    ready = types.SimpleNamespace(reference="given", kwargs={}, splits=types.SimpleNamespace(selection=[]))
-    bench = types.SimpleNamespace(args=types.SimpleNamespace(process_index=0), ready=ready)
-    grid = types.SimpleNamespace(config=types.SimpleNamespace(num_hidden_layers=6), bench=bench)
-    assert _Grid._chosen(grid, parse_arm(name), 3) == wanted
+    splits, config = types.SimpleNamespace(selection=[]), types.SimpleNamespace(num_hidden_layers=6)
+    ready = types.SimpleNamespace(reference="given", kwargs={}, splits=splits, config=config)
+    grid = types.SimpleNamespace(args=types.SimpleNamespace(process_index=0), ready=ready)
+    assert Comparison.chosen_layers(grid, parse_arm(name), 3) == wanted
     assert heard == [asked]
-    assert _Grid._chosen(grid, parse_arm("last"), 3) == ()
+    assert Comparison.chosen_layers(grid, parse_arm("last"), 3) == ()
     if name == "lazy":
-        assert _Grid._chosen(grid, parse_arm(name), 6) == (0, 1, 2, 3, 4, 5)
+        assert Comparison.chosen_layers(grid, parse_arm(name), 6) == (0, 1, 2, 3, 4, 5)
 
 
 def test_a_budget_of_operations_is_said_with_the_table(material, tmp_path):

@@ -15,7 +15,7 @@ from inheritune_hf.evaluation import (
     Validation,
 )
 from inheritune_hf.experiments.assessment import Laziness, Sample, StudentEvaluation
-from inheritune_hf.experiments.cells import Cell
+from inheritune_hf.experiments.results import Cell
 from inheritune_hf.publishing import ResultRow
 from inheritune_hf.records import Lineage, Match, Round, RunRecord, write_json
 
