@@ -2,6 +2,7 @@
 
 from .architectures import (
     Architecture,
+    find_blocks,
     inspect_architecture,
     kept_names,
     prefix_sizes,
@@ -13,7 +14,7 @@ from .estimation import RoundEstimate, RunEstimate, estimate_run
 from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
 from .inspection import FilePlan, InheritancePlan, plan_inheritance
 from .memory import KNOWN_OPTIMIZERS, MemoryEstimate, TrainingSetup, training_memory
-from .references import Reference, load_reference_config
+from .reference import OpenedReference, Reference, load_reference_config, load_tokenizer, open_reference
 from .selection import describe, is_prefix, resolve_layers
 from .tensors import Unread
 from .throughput import StepTime, measure_step
@@ -30,6 +31,7 @@ __all__ = [
     "InheritedGPT2",
     "InheritedModelForCausalLM",
     "MemoryEstimate",
+    "OpenedReference",
     "Reference",
     "RoundEstimate",
     "RunEstimate",
@@ -41,14 +43,17 @@ __all__ = [
     "Weights",
     "describe",
     "estimate_run",
+    "find_blocks",
     "find_weights",
     "from_pretrained_inherited",
     "inspect_architecture",
     "is_prefix",
     "kept_names",
     "load_reference_config",
+    "load_tokenizer",
     "logit_shaping",
     "measure_step",
+    "open_reference",
     "open_tensors",
     "plan_inheritance",
     "prefix_sizes",

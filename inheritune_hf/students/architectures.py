@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,16 +58,43 @@ class Architecture:
         return tuple(outside + size for size in itertools.accumulate(self.block_sizes))
 
 
+# By class and content of a config: building even an empty model takes 50 ms and more, and each step asks for it.
+_INSPECTED: dict[tuple[type, str], Architecture] = {}
+_MOST_INSPECTED = 64
+
+
 def inspect_architecture(config: PreTrainedConfig) -> Architecture:
     """
     Return what building a student needs to know about models of `config`, without allocating any weight.
 
+    It is found once for each content of a config.
+
     Raises:
         RuntimeError: If the model has no list of as many blocks as its config says.
     """
+    values = {name: value for name, value in config.to_dict().items() if name != "inheritune"}
+    key = type(config), json.dumps(values, sort_keys=True, default=str)
+    if key not in _INSPECTED:
+        found = _inspect(config)
+        if len(_INSPECTED) >= _MOST_INSPECTED:
+            _INSPECTED.pop(next(iter(_INSPECTED)), None)
+        _INSPECTED[key] = found
+        return found
+    return _INSPECTED[key]
+
+
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the list of the model's blocks."""
+    blocks = model.get_submodule(inspect_architecture(model.config).block_list)
+    if not isinstance(blocks, nn.ModuleList):
+        raise RuntimeError(f"The blocks of {type(model).__name__} are no list but a {type(blocks).__name__}.")
+    return blocks
+
+
+def _inspect(config: PreTrainedConfig) -> Architecture:
     model = _empty_model(config)
     depth = int(config.get_text_config(decoder=True).num_hidden_layers)
-    block_list = _find_blocks(model, depth)
+    block_list = _find_block_list(model, depth)
     conversions: Any = get_model_conversion_mapping(model)
     return Architecture(
         model_type=str(config.model_type),
@@ -246,7 +274,7 @@ def _empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def _find_blocks(model: PreTrainedModel, depth: int) -> str:
+def _find_block_list(model: PreTrainedModel, depth: int) -> str:
     decoder = model.get_decoder()  # type: ignore[no-untyped-call]
     decoder_name = next((name for name, module in model.named_modules() if module is decoder), "")
     candidates = [

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -73,6 +73,11 @@ class Source:
     def is_offline(self) -> bool:
         """Whether nothing may be asked of the Hub."""
         return self.local_files_only or constants.HF_HUB_OFFLINE
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `from_pretrained` is given beside the reference to read the same files."""
+        return {name: getattr(self, name) for name in SOURCE_ARGUMENTS if getattr(self, name)}
 
     def remote(self, name: str) -> RemoteFile:
         """Return the file `name` as one of the Hub."""

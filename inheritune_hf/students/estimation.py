@@ -14,7 +14,7 @@ from .architectures import has_experts, inspect_architecture
 from .config_fields import sliced_config
 from .inspection import InheritancePlan, plan_inheritance
 from .memory import DTYPES, MemoryEstimate, TrainingSetup, measuring_memory, planned_loss, training_memory
-from .references import Reference, load_reference_config
+from .reference import OpenedReference, Reference, load_reference_config
 from .selection import is_prefix, resolve_layers
 from .throughput import StepTime, measure_step
 
@@ -89,7 +89,7 @@ class RunEstimate:
 
 
 def estimate_run(
-    reference: Reference,
+    reference: Reference | OpenedReference,
     recipe: InherituneConfig,
     setup: TrainingSetup | None = None,
     tokens_per_second: float | None = None,

@@ -33,15 +33,14 @@ from .architectures import (
 from .attention_scale import query_scales, scale_queries
 from .checkpoints import Choose, find_weights, open_tensors
 from .config_fields import sliced_config
-from .references import (
+from .reference import (
     OpenedReference,
     Reference,
-    find_config,
     locate,
     open_reference,
     read_config,
     refuse_adapter,
-    require_model_type,
+    with_one_dtype,
 )
 from .selection import resolve_layers
 from .tensors import Unread, unread_once, unread_tensor
@@ -60,7 +59,11 @@ _REFUSED_ARGUMENTS = {
 
 
 def from_pretrained_inherited(
-    reference: Reference, config: InherituneConfig | None = None, *, seed: int = DEFAULT_SEED, **kwargs: Any
+    reference: Reference | OpenedReference,
+    config: InherituneConfig | None = None,
+    *,
+    seed: int = DEFAULT_SEED,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """
     Build a student that inherits layers of `reference`; only the kept tensors are read.
@@ -116,7 +119,7 @@ class InheritedModelForCausalLM:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: Reference,
+        pretrained_model_name_or_path: Reference | OpenedReference,
         *model_args: Any,
         keep_layers: Choice | None = None,
         **kwargs: Any,
@@ -164,24 +167,26 @@ class InheritedGPT2(InheritedModelForCausalLM):
 
 
 def _inherit(
-    reference: Reference,
+    reference: Reference | OpenedReference,
     recipe: InherituneConfig,
     model_args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     only_model_type: str | None,
     seed: int = DEFAULT_SEED,
 ) -> Any:
-    options = {"dtype": torch.float32, **_with_one_dtype(kwargs)}
+    options = dict(kwargs)
     for name, reason in _REFUSED_ARGUMENTS.items():
         if options.pop(name, None) is not None:
             raise ValueError(f"{name} cannot be combined with keep_layers: {reason}.")
     use_safetensors = options.pop("use_safetensors", None)
     weights_only = bool(options.pop("weights_only", True))
     with_info = bool(options.pop("output_loading_info", False))
-    opened = open_reference(reference, options, only_model_type)
+    opened = open_reference(reference, **options)
+    _require_model_type(opened.name, opened.config.model_type, only_model_type)
+    options = {"dtype": torch.float32, **opened.options}
 
     aliases = {"num_hidden_layers", opened.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")}
-    for name in sorted(aliases & set(kwargs)):
+    for name in sorted(aliases & {*options, *opened.changes}):
         raise ValueError(f"{name} cannot be combined with keep_layers, which says how deep the student is.")
 
     architecture = inspect_architecture(opened.config)
@@ -226,30 +231,32 @@ def _inherit(
 
 
 def _load_whole(
-    reference: Reference, model_args: tuple[Any, ...], kwargs: Mapping[str, Any], only_model_type: str | None
+    reference: Reference | OpenedReference,
+    model_args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    only_model_type: str | None,
 ) -> Any:
-    if isinstance(reference, PreTrainedModel):
+    if isinstance(reference, PreTrainedModel | OpenedReference):
         raise ValueError("A loaded model needs keep_layers, which says what to copy from it.")
-    options = {"dtype": torch.float32, **_with_one_dtype(kwargs)}
+    options = {"dtype": torch.float32, **with_one_dtype(kwargs)}
     source, given = locate(reference, dict(options)), options.get("config")
     model_type: str | None
     if isinstance(given, PreTrainedConfig):
         model_type = given.model_type
     else:
-        path = find_config(source if given is None else replace(source, reference=os.fspath(given)))
-        model_type = read_config(path).get("model_type")
-    require_model_type(source.reference, model_type, only_model_type)
+        config = read_config(source if given is None else replace(source, reference=os.fspath(given)))
+        model_type = config.get("model_type")
+    _require_model_type(source.reference, model_type, only_model_type)
     loader: Any = AutoModelForCausalLM if only_model_type is None else GPT2LMHeadModel
     return loader.from_pretrained(reference, *model_args, **options)
 
 
-def _with_one_dtype(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with `torch_dtype`, the older name, as `dtype`; None stands for the default."""
-    options = dict(kwargs)
-    older = options.pop("torch_dtype", None)
-    dtype = options.pop("dtype", None)
-    dtype = older if dtype is None else dtype
-    return options if dtype is None else {**options, "dtype": dtype}
+def _require_model_type(name: str, model_type: str | None, only_model_type: str | None) -> None:
+    if only_model_type is not None and model_type != only_model_type:
+        raise ValueError(
+            f"InheritedGPT2 loads GPT-2 models, and {name!r} has model_type {model_type!r}: use "
+            "InheritedModelForCausalLM.from_pretrained, the same for every architecture."
+        )
 
 
 def _kept_tensors(
@@ -344,7 +351,7 @@ def _lineage(
 ) -> Lineage:
     return Lineage(
         reference=opened.name,
-        revision=opened.revision,
+        revision=opened.commit,
         reference_layers=architecture.depth,
         kept_layers=layers,
         versions={

@@ -16,7 +16,7 @@ from .attention_scale import moves_scaled_blocks, query_scales
 from .checkpoints import Weights, find_weights_unfetched, needed_shards, size_on_hub
 from .config_fields import sliced_config
 from .connection import NoRanges
-from .references import OpenedReference, Reference, open_reference, refuse_adapter
+from .reference import OpenedReference, Reference, open_reference, refuse_adapter
 from .remote import at_hand, fetched_names, read_header
 from .selection import is_prefix, resolve_layers
 from .tensors import Unread, is_readable_in_part, open_bin, open_safetensors
@@ -122,7 +122,11 @@ class InheritancePlan:
 
 
 def plan_inheritance(
-    reference: Reference, choice: Choice, inherit: str = "all", attention_scale: str = "keep", **kwargs: Any
+    reference: Reference | OpenedReference,
+    choice: Choice,
+    inherit: str = "all",
+    attention_scale: str = "keep",
+    **kwargs: Any,
 ) -> InheritancePlan:
     """
     Return what a student of `reference` that keeps `choice` would be; no weights are read, and none fetched.
@@ -146,7 +150,7 @@ def plan_inheritance(
         ValueError: If the reference is not a causal language model of a supported type, or has no such layers.
         OSError: If there is no model at `reference`, or a file is incomplete.
     """
-    opened = open_reference(reference, dict(kwargs))
+    opened = open_reference(reference, **kwargs)
     recipe = InherituneConfig(inherit=inherit, attention_scale=cast(Any, attention_scale))
     parts = recipe.inherited_parts
     before = inspect_architecture(opened.config)

@@ -18,7 +18,7 @@ from .architectures import Architecture, inspect_architecture, join_sources, kep
 from .attention_scale import query_rows
 from .checkpoints import Source, find_weights, open_tensors
 from .config_fields import sliced_config
-from .references import OpenedReference, Reference, open_reference
+from .reference import OpenedReference, Reference, open_reference
 from .selection import describe
 from .tensors import Unread
 
@@ -62,7 +62,9 @@ class Verification:
         return all(check.passed is not False for check in self.checks)
 
 
-def verify_student(student: str | os.PathLike[str], reference: Reference | None = None, **kwargs: Any) -> Verification:
+def verify_student(
+    student: str | os.PathLike[str], reference: Reference | OpenedReference | None = None, **kwargs: Any
+) -> Verification:
     """
     Check a saved student: lineage, shapes and, if it was not trained, identity with the reference's tensors.
 
@@ -109,14 +111,14 @@ def _against_reference(
     config: PreTrainedConfig,
     lineage: Lineage,
     trained: bool,
-    reference: Reference | None,
+    reference: Reference | OpenedReference | None,
     options: dict[str, Any],
 ) -> list[Check]:
     options = dict(options)
     if reference is None and lineage.revision is not None:
         options.setdefault("revision", lineage.revision)
     try:
-        opened = open_reference(lineage.reference if reference is None else reference, options)
+        opened = open_reference(lineage.reference if reference is None else reference, **options)
     except OSError as error:
         return [Check("lineage", None, f"the reference cannot be reached: {error}")]
     depth = int(opened.config.num_hidden_layers)

@@ -19,7 +19,7 @@ from ..data import set_fingerprint
 from ..data.streaming import PackedStream
 from ..students import Reference
 from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of, find_weights
-from ..students.references import find_config, locate
+from ..students.reference import find_config, locate
 from .callbacks import on_main_process
 from .staging import SETTLED, check_identity, read_state
 

@@ -1,0 +1,365 @@
+"""A reference, opened once: its config, its files, its tokenizer, and what tells its weights from others."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .architectures import Architecture, inspect_architecture
+from .checkpoints import SOURCE_ARGUMENTS, Source, Weights, commit_of, find_weights
+from .config_fields import require_causal_lm
+
+# Arguments that a config would swallow although they are meant for the model.
+_MODEL_ARGUMENTS = (
+    "attn_implementation",
+    "dtype",
+    "experts_implementation",
+    "generation_config",
+    "quantization_config",
+    "torch_dtype",
+)
+
+# Nanoseconds after which a file's time of change is told from the next one: clocks of files stand still for a while.
+_SETTLED = 50_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedReference:
+    """
+    A reference whose config was read and checked; its weights are where they were.
+
+    Every function that takes a reference takes an opened one, and then opens nothing again.
+
+    Args:
+        name (`str`): Id or path as it was given; of a loaded model its `name_or_path`, or its class.
+        config (`PreTrainedConfig`): Its config, with the fields changed that were asked for.
+        model (`PreTrainedModel`, *optional*): The loaded model, if it is one; it is never changed.
+        source (`Source`, *optional*): Where its files are, if it is not.
+        commit (`str`, *optional*): Commit of the Hub that it was opened at; what is read later is of that commit.
+        options (`Mapping[str, Any]`): What else `from_pretrained` is given to load it, such as `dtype`.
+        changes (`Mapping[str, Any]`): Config fields that were asked for.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    model: PreTrainedModel | None
+    source: Source | None
+    commit: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The config of the language model, in which widths and depth are."""
+        text: PreTrainedConfig = self.config.get_text_config(decoder=True)
+        return text
+
+    @property
+    def depth(self) -> int:
+        """Its depth, in layers."""
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that it reads at most; None if its config names no limit."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where its blocks are, and the sizes of its tensors."""
+        return inspect_architecture(self.config)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """
+        Its tokenizer.
+
+        Raises:
+            ValueError: If there is none beside its weights.
+        """
+        if self.source is None:
+            return load_tokenizer(self.name)
+        arguments = {name: value for name, value in self.source.arguments.items() if name != "variant"}
+        return load_tokenizer(self.name, **arguments)
+
+    def fingerprint(self) -> str:
+        """
+        Return a sha256 that changes whenever its weights or config do, or the type that they are loaded in.
+
+        Of a loaded model the tensors are read, of a repository of the Hub its commit, of a folder the files (about a
+        second for each gigabyte).
+        """
+        settings = {**self.changes, "dtype": self.options.get("dtype")}
+        digest = hashlib.sha256(json.dumps({name: str(settings[name]) for name in sorted(settings)}).encode())
+        if self.model is not None:
+            _add_tensors(digest, self.model)
+        elif self.source is not None:
+            digest.update(f"{self.source.subfolder} {self.source.variant}".encode())
+            if self.commit is not None:
+                digest.update(f"{self.name} {self.commit}".encode())  # which never changes
+            else:
+                _add_files(digest, self.source)
+        return digest.hexdigest()
+
+    def find_weights(self, use_safetensors: bool | None = None, weights_only: bool = True) -> Weights:
+        """
+        Return where its weights are; of a sharded checkpoint only the index is read.
+
+        Raises:
+            FileNotFoundError: If there are none: it is a model in memory, or its files hold no weights.
+        """
+        if self.source is None:
+            raise FileNotFoundError(f"{self.name!r} is a model in memory: it has no files.")
+        return find_weights(self.source, use_safetensors, weights_only)
+
+    def load(self, **options: Any) -> PreTrainedModel:
+        """
+        Return the whole model, loaded from its files, or a copy of the model in memory.
+
+        Args:
+            options: As for `from_pretrained`, over those that it was opened with; a copy follows `dtype` only.
+        """
+        options = {**self.options, **options}
+        if self.model is not None:
+            copied: Any = copy.deepcopy(self.model)
+            dtype = options.get("dtype")
+            loaded: PreTrainedModel = copied.to(dtype) if isinstance(dtype, torch.dtype) else copied
+            return loaded
+        auto: Any = AutoModelForCausalLM
+        source = {} if self.source is None else self.source.arguments
+        model: PreTrainedModel = auto.from_pretrained(
+            self.name, **{"config": copy.deepcopy(self.config), **source, **options}
+        )
+        return model
+
+
+Reference = str | os.PathLike[str] | PreTrainedModel
+
+
+def open_reference(reference: Reference | OpenedReference, **kwargs: Any) -> OpenedReference:
+    """
+    Read and check the config of `reference`; no weights are read.
+
+    Args:
+        reference (`str`, `os.PathLike`, `PreTrainedModel` or `OpenedReference`):
+            Hub id, folder with config.json, or a loaded causal language model; one that is open already is returned
+            with what `kwargs` add.
+        kwargs:
+            Everything `from_pretrained` takes: where files come from (`revision`, `token`, `cache_dir`, `subfolder`,
+            `local_files_only`, `force_download`, `variant`), `config`, config fields to change, and how the model is
+            loaded (`dtype`, `attn_implementation`, ...), which is kept in `options`.
+
+    Returns:
+        `OpenedReference`: To be carried along; its config is a copy.
+
+    Raises:
+        TypeError: If `reference` is none of these.
+        ValueError: If it is not a causal language model of a supported type, or is quantized.
+        OSError: If there is no model at `reference`.
+    """
+    options = with_one_dtype(kwargs)
+    given = options.pop("config", None)
+    if isinstance(reference, OpenedReference):
+        if not kwargs:
+            return reference
+        opened = _reopen(reference, given, options)
+    elif isinstance(reference, PreTrainedModel):
+        _refuse_source(options, "A loaded model is not fetched from anywhere")
+        config, changes = _changed(given if isinstance(given, PreTrainedConfig) else reference.config, options)
+        name = reference.name_or_path or type(reference).__name__
+        commit = getattr(reference.config, "_commit_hash", None)
+        opened = OpenedReference(name, config, reference, None, commit, options, changes)
+    else:
+        opened = _open_files(reference, given, options)
+    require_causal_lm(opened.config.to_dict(), repr(opened.name))
+    if getattr(opened.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{opened.name!r} is quantized, and a student is trained on plain weights: give the original model."
+        )
+    return opened
+
+
+def with_one_dtype(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with `torch_dtype`, the older name, as `dtype`; None stands for the default."""
+    rest = dict(options)
+    older = rest.pop("torch_dtype", None)
+    dtype = rest.pop("dtype", None)
+    dtype = older if dtype is None else dtype
+    return rest if dtype is None else {**rest, "dtype": dtype}
+
+
+def load_tokenizer(model: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
+    """
+    Load a model's tokenizer.
+
+    Raises:
+        ValueError: If there is none beside the model's weights, or no model.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{_no_tokenizer(model)} Transformers says: {error}") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(_no_tokenizer(model))  # one that Transformers made up, without any words
+    return tokenizer
+
+
+def _no_tokenizer(model: str | os.PathLike[str]) -> str:
+    return (
+        f"There is no tokenizer at {os.fspath(model)!r}: give a model's folder or Hub id, with its tokenizer in it "
+        "(tokenizer.save_pretrained)."
+    )
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """
+    Return config.json as it is written.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no JSON object.
+    """
+    path = find_config(source)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}.")
+    return values
+
+
+def find_config(source: Source) -> Path:
+    """
+    Return the path of config.json.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = source.find("config.json")
+    if path is None:
+        if not source.is_local:
+            why = " (its config.json is not in the Hub's cache and could not be fetched)"
+        elif Path(source.reference).is_dir():
+            why = " (the folder has no config.json)"
+        else:
+            why = ""
+        raise FileNotFoundError(
+            f"There is no model at {source.reference!r}{why}: give a folder with config.json or a Hub id."
+        )
+    return path
+
+
+def locate(reference: Any, options: dict[str, Any]) -> Source:
+    """Return where the files of a reference are; takes out of `options` what says so."""
+    if not isinstance(reference, str | os.PathLike):
+        raise TypeError(
+            f"A reference is a Hub id, a folder with config.json or a loaded model, got a {type(reference).__name__}."
+        )
+    given = {name: options.pop(name) for name in SOURCE_ARGUMENTS if name in options}
+    return Source(
+        reference=str(os.fspath(reference)), **{name: value for name, value in given.items() if value is not None}
+    )
+
+
+def refuse_adapter(opened: OpenedReference) -> None:
+    """Raise a `ValueError` if an adapter lies beside the reference's weights: they are not all of the model then."""
+    if opened.source is not None and opened.source.find("adapter_config.json") is not None:
+        raise ValueError(
+            f"{opened.name!r} holds an adapter beside its model: merge it (merge_and_unload) and save the result."
+        )
+
+
+def _open_files(reference: Any, given: Any, options: dict[str, Any]) -> OpenedReference:
+    source = locate(reference, options)
+    path = source.find("config.json")
+    # From here on everything is read at one commit, even if the repository moves on.
+    commit = commit_of(path) if path is not None else None
+    source = replace(source, revision=commit or source.revision)
+    if isinstance(given, PreTrainedConfig):
+        return OpenedReference(source.reference, copy.deepcopy(given), None, source, commit, options)
+    config_source = source if given is None else replace(source, reference=os.fspath(given), revision=None)
+    # Read before Transformers does: an unknown model type is refused here, and its remote code never runs.
+    require_causal_lm(read_config(config_source), repr(source.reference))
+    for_config = {name: value for name, value in options.items() if name not in _MODEL_ARGUMENTS}
+    config, unused = AutoConfig.from_pretrained(
+        str(find_config(config_source).parent),
+        return_unused_kwargs=True,
+        **{**for_config, "trust_remote_code": False},
+    )
+    changes = {name: options.pop(name) for name in for_config if name not in unused and name != "trust_remote_code"}
+    return OpenedReference(source.reference, config, None, source, commit, options, changes)
+
+
+def _reopen(opened: OpenedReference, given: Any, options: dict[str, Any]) -> OpenedReference:
+    _refuse_source(options, f"{opened.name!r} is open already")
+    config, changes = _changed(given if isinstance(given, PreTrainedConfig) else opened.config, options)
+    return replace(opened, config=config, options={**opened.options, **options}, changes={**opened.changes, **changes})
+
+
+def _changed(config: PreTrainedConfig, options: dict[str, Any]) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """Return a copy of `config` with its fields among `options` changed; takes these out of `options`."""
+    config = copy.deepcopy(config)
+    names = [name for name in options if name not in _MODEL_ARGUMENTS and hasattr(config, name)]
+    changes = {name: options.pop(name) for name in names}
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config, changes
+
+
+def _refuse_source(options: Mapping[str, Any], why: str) -> None:
+    useless = [name for name in SOURCE_ARGUMENTS if options.get(name)]
+    if useless:
+        raise ValueError(f"{why}: leave out {', '.join(useless)}.")
+
+
+def _add_tensors(digest: Any, model: PreTrainedModel) -> None:
+    digest.update(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    for prefix, module in model.named_modules():
+        # One part at a time: what is offloaded to the CPU or the disk is fetched for as long as this takes.
+        with align_module_device(module):
+            for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+                digest.update(f"{prefix}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _add_files(digest: Any, source: Source) -> None:
+    digest.update(find_config(source).read_bytes())
+    weights = find_weights(source)
+    for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
+        now = path.stat()
+        # A clock of files may stand still for some milliseconds: what was written just now may yet change unseen.
+        read = _sha256 if time.time_ns() - now.st_mtime_ns > _SETTLED else _sha256.__wrapped__
+        digest.update(path.name.encode() + read(path, now.st_size, now.st_mtime_ns, now.st_ino))
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(file: Path, size: int, changed: int, node: int) -> bytes:
+    """Read a file once: as long as size, time of change and place on the disk stay, its content does."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def load_reference_config(reference: Reference | OpenedReference, **kwargs: Any) -> PreTrainedConfig:
+    """Return the config of `reference`, as `open_reference` does."""
+    return open_reference(reference, **kwargs).config

@@ -1,0 +1,107 @@
+"""One reference, opened once and carried along."""
+
+import copy
+import os
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from inheritune_hf import InherituneConfig, from_pretrained_inherited
+from inheritune_hf.students import find_blocks, inspect_architecture, open_reference, plan_inheritance
+
+
+@pytest.fixture
+def gpt2(reference):
+    """The reference, to be changed."""
+    return copy.deepcopy(reference)
+
+
+@pytest.fixture
+def gpt2_folder(publish):
+    """The reference in a folder of its own."""
+    return publish()
+
+
+def test_an_opened_reference_is_taken_wherever_a_reference_is(gpt2, gpt2_folder):
+    """A student of an opened reference is that of its folder; nothing is opened a second time."""
+    opened = open_reference(gpt2_folder, dtype=torch.bfloat16)
+    assert open_reference(opened) is opened
+    assert (opened.depth, opened.context_length) == (gpt2.config.n_layer, gpt2.config.n_positions)
+    plan = plan_inheritance(opened, 2)
+    student = from_pretrained_inherited(opened, InherituneConfig(keep_layers=2))
+    assert plan.kept_layers == (0, 1)
+    assert student.dtype == torch.bfloat16
+    assert torch.equal(student.transformer.h[1].mlp.c_fc.weight, gpt2.transformer.h[1].mlp.c_fc.weight.bfloat16())
+
+
+def test_an_opened_reference_can_be_changed_but_not_moved(gpt2_folder):
+    """Config fields and options may be added to it, on a copy; where it comes from may not."""
+    opened = open_reference(gpt2_folder)
+    changed = open_reference(opened, attn_pdrop=0.5, attn_implementation="eager")
+    assert (changed.config.attn_pdrop, changed.options) == (0.5, {"attn_implementation": "eager"})
+    assert (opened.config.attn_pdrop, opened.options) == (0.1, {})
+    with pytest.raises(ValueError, match="is open already: leave out revision"):
+        open_reference(opened, revision="main")
+
+
+def test_loading_gives_a_model_of_ones_own(gpt2, gpt2_folder):
+    """A loaded reference is copied, files are loaded as Transformers loads them, with what it was opened with."""
+    copied = open_reference(gpt2).load(dtype=torch.float64)
+    assert copied is not gpt2
+    assert (copied.dtype, gpt2.dtype) == (torch.float64, torch.float32)
+    loaded = open_reference(gpt2_folder, attn_pdrop=0.5).load(dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(gpt2_folder, attn_pdrop=0.5)
+    assert loaded.config.to_dict() == plain.config.to_dict()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+def test_the_fingerprint_follows_the_content(gpt2, gpt2_folder, tmp_path):
+    """The same files have one fingerprint wherever they lie; other weights, config or type have another."""
+    other = shutil.copytree(gpt2_folder, tmp_path / "other")
+    found = open_reference(gpt2_folder).fingerprint()
+    assert found == open_reference(other).fingerprint()
+    assert found == open_reference(other, attn_implementation="eager", token="secret").fingerprint()
+    assert found != open_reference(other, dtype=torch.bfloat16).fingerprint()
+    assert found != open_reference(other, attn_pdrop=0.5).fingerprint()
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    assert found != open_reference(other).fingerprint()
+    loaded = open_reference(gpt2).fingerprint()
+    assert loaded == open_reference(gpt2).fingerprint()
+    with torch.no_grad():
+        next(gpt2.parameters())[0, 0] += 1
+    assert loaded != open_reference(gpt2).fingerprint()
+
+
+def test_a_changed_file_is_read_again(gpt2_folder):
+    """The hash of a file is kept for as long as the file is: one that was replaced is read anew."""
+    weights = gpt2_folder / "model.safetensors"
+    before = open_reference(gpt2_folder).fingerprint()
+    times = weights.stat().st_mtime_ns
+    replaced = gpt2_folder / "replaced"
+    replaced.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    replaced.replace(weights)
+    os.utime(weights, ns=(times, times))
+    assert open_reference(gpt2_folder).fingerprint() != before
+
+
+def test_a_reference_without_a_tokenizer_says_so(gpt2_folder):
+    """The message says where it looked and what to do."""
+    with pytest.raises(ValueError, match=r"There is no tokenizer at .*tokenizer\.save_pretrained"):
+        _ = open_reference(gpt2_folder).tokenizer
+
+
+def test_an_architecture_is_inspected_once_for_each_content_of_a_config(gpt2):
+    """The same config gives the same object, a changed one another; a lineage changes nothing."""
+    before = inspect_architecture(gpt2.config)
+    gpt2.config.inheritune = {"reference": "elsewhere"}
+    assert inspect_architecture(gpt2.config) is before
+    gpt2.config.n_inner = 100
+    assert inspect_architecture(gpt2.config).parameters != before.parameters
+
+
+def test_blocks_are_found_in_the_model(gpt2):
+    """`find_blocks` gives the model's own list."""
+    assert find_blocks(gpt2) is gpt2.transformer.h
