@@ -13,6 +13,7 @@ PACKAGE = Path(inheritune_hf.__file__).parent
 FLOORS = [
     "configuration",
     "records",
+    "figures",
     "students",
     "data",
     "evaluation",

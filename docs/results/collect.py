@@ -9,7 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from inheritune_hf.publishing import ResultRow, draw_losses, markdown_table
+from inheritune_hf.figures import loss_panel, save_panels
+from inheritune_hf.publishing import ResultRow, markdown_table
 from inheritune_hf.records import Match, RunRecord, write_text
 
 HERE = Path(__file__).parent
@@ -85,8 +86,8 @@ def main(folders: list[str]) -> None:
         runs=len(runs),
     )
     write_text(HERE / "embedded.md", text)
-    curves = dict(first["curves"])
-    draw_losses(HERE / "losses.png", records[0].rounds, curves.pop("student"), records[0].target or 0.0, curves)
+    tolerance = records[0].recipe["tolerance"]
+    save_panels(HERE / "losses.png", [loss_panel(records[0].rounds, first["curves"], records[0].target, tolerance)])
 
 
 def _range(values: list[float]) -> str:

@@ -32,11 +32,12 @@ from inheritune_hf.experiments.results import (
     arm_results,
     cells_by_arm,
     comma_separated,
+    curves_panel,
     difference,
-    draw_curves,
-    draw_differences,
+    differences_panel,
     markdown,
 )
+from inheritune_hf.figures import save_panels
 from inheritune_hf.records import write_json, write_text
 from inheritune_hf.students import load_reference_config
 
@@ -187,8 +188,8 @@ def write_page() -> None:
     rows = arm_results(records["comparison"])
     write_text(HERE / "mechanism.md", page(records))
     write_text(HERE / "mechanism.csv", comma_separated(rows))
-    draw_curves(HERE / "mechanism.png", records["comparison"])
-    draw_differences(HERE / "mechanism-differences.png", rows)
+    save_panels(HERE / "mechanism.png", [curves_panel(records["comparison"])])
+    save_panels(HERE / "mechanism-differences.png", [differences_panel(rows)])
 
 
 def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:

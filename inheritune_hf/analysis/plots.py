@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..figures import figure_style, save_figure
 from .collapse import SHARE
 from .report import CollapseReport
 
@@ -38,8 +39,9 @@ def draw_report(report: CollapseReport, folder: str | os.PathLike[str], tau: flo
     if report.blocks is not None:
         pictures.append(("blocks.png", lambda: blocks_figure(report)))
         pictures.append(("depth.png", lambda: depth_figure(report)))
-    for name, draw in pictures:
-        draw().savefig(folder / name, metadata={"Software": None})
+    with figure_style():
+        for name, draw in pictures:
+            save_figure(draw(), folder / name)
     return [folder / name for name, _ in pictures]
 
 

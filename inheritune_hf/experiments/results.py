@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..evaluation import SeedDifference, Validation, compare_over_seeds
+from ..figures import Panel, arm_panel, difference_panel, save_panels
 from ..records import write_text
 from .arms import CONTROLS, parse_arm
 
@@ -215,13 +216,11 @@ def write_results(folder: Path) -> Table:
     rows = arm_results(facts)
     write_text(folder / "comparison.md", markdown(rows, facts))
     write_text(folder / "comparison.csv", comma_separated(rows))
-    draw_curves(folder / "comparison.png", facts)
-    draw_differences(folder / "differences.png", rows)
+    save_panels(folder / "comparison.png", [curves_panel(facts)])
+    save_panels(folder / "differences.png", [differences_panel(rows)])
     return terminal(rows)
 
 
-#: Height of a line of a picture's text, in inches.
-_LINE = 0.18
 #: Columns of the table.
 HEADERS = (
     "arm",
@@ -355,55 +354,19 @@ def mean_curves(facts: Mapping[str, Any]) -> dict[str, tuple[tuple[int, float], 
     return curves
 
 
-def draw_curves(path: Path, facts: Mapping[str, Any], title: str = "") -> None:
-    """Draw selection loss against tokens, one line for each arm: the mean over seeds, and the reference's level."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
-
-    groups = cells_by_arm(facts)
-    figure = Figure(figsize=(9, max(5.4, 0.6 + _LINE * len(groups))), dpi=150, layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    axes = figure.add_subplot()
-    target = facts["reference"]["selection_loss"]
-    axes.axhline(target, color="#444444", linewidth=1.2, linestyle="--", label=f"reference {target:.3f}")
-    colors = colormaps["tab20"]
-    for place, (name, points) in enumerate(mean_curves(facts).items()):
-        # No two of 80 arms look alike: where the colours come round again, the dashes are others.
-        color, style = colors(place % 20), ("-", "--", ":", "-.")[(place + place // 20) % 4]
-        for cell in groups[name]:
-            axes.plot(*_line(cell), color=color, linewidth=0.6, alpha=0.35)
-        label = f"{name} {points[-1][1]:.3f}"
-        axes.plot(*zip(*points, strict=True), color=color, linestyle=style, linewidth=1.8, label=label)
-    ends = [cell.selection.loss for cells in groups.values() for cell in cells]
-    low, high = min([target, *ends]), max([target, *ends])
-    margin = max(high - low, 0.05)
-    axes.set_ylim(low - 0.08 * margin, high + 0.35 * margin)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("tokens trained on, all rounds and stages together")
-    axes.set_ylabel("selection loss (nats per token)")
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, format="png", metadata={"Software": None})
+def curves_panel(facts: Mapping[str, Any]) -> Panel:
+    """Return the picture of selection loss against tokens, one line for each arm, from the records of a comparison."""
+    seeds = {name: [_points(cell) for cell in cells] for name, cells in cells_by_arm(facts).items()}
+    return arm_panel(mean_curves(facts), facts["reference"]["selection_loss"], seeds)
 
 
-def draw_differences(path: Path, rows: Sequence[ArmResult]) -> None:
-    """Draw each arm's difference to the starting reference on the test set and its interval, best arm on top."""
-    from matplotlib.figure import Figure
-
+def differences_panel(rows: Sequence[ArmResult]) -> Panel:
+    """Return the picture of each arm's difference to the starting reference on the test set and its interval."""
     shown = [(row, row.to_reference) for row in rows if row.to_reference is not None]
-    figure = Figure(figsize=(9, 1.2 + 1.4 * _LINE * len(shown)), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.axvline(0.0, color="#444444", linewidth=1.2, linestyle="--")
-    for place, (_, given) in enumerate(shown):
-        if given.lower is not None and given.upper is not None:
-            axes.plot([given.lower, given.upper], [place, place], color="#0072b2", linewidth=1.8)
-        axes.plot(given.difference, place, color="#0072b2", marker="o", markersize=4)
-    axes.set_yticks(range(len(shown)), [f"{row.arm} ({row.layers})" for row, _ in shown], fontsize=8)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel("test loss less the starting reference's (nats per token); layers in brackets")
-    axes.grid(alpha=0.25)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    return difference_panel(
+        [(f"{row.arm} ({row.layers})", given.difference, given.lower, given.upper) for row, given in shown],
+        "test loss less the starting reference's (nats per token); layers in brackets",
+    )
 
 
 def cells_by_arm(facts: Mapping[str, Any]) -> dict[str, list[Cell]]:
@@ -415,8 +378,8 @@ def cells_by_arm(facts: Mapping[str, Any]) -> dict[str, list[Cell]]:
     return groups
 
 
-def _line(cell: Cell) -> tuple[list[int], list[float]]:
-    return [tokens for tokens, _, _ in cell.curve], [loss for _, _, loss in cell.curve]
+def _points(cell: Cell) -> tuple[tuple[int, float], ...]:
+    return tuple((tokens, loss) for tokens, _, loss in cell.curve)
 
 
 def _reached(cell: Cell) -> tuple[int, float] | None:

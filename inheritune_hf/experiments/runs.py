@@ -27,7 +27,8 @@ from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..data.prepared import keeps_documents_apart
 from ..evaluation import Validation, compare_losses
-from ..publishing import ResultRow, draw_losses, markdown_table, terminal_table
+from ..figures import loss_panel, save_panels
+from ..publishing import ResultRow, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
 from ..students import describe, load_reference_config, prefix_sizes, student_skeleton
 from ..training import (
@@ -304,21 +305,16 @@ def finish_run(
         if laziness is not None:
             text = "\n\n".join(part for part in (text, laziness.sentence) if part)
         curve = [(int(item["step"]), item["eval_loss"]) for item in trainer.state.log_history if "eval_loss" in item]
-        target = trainer.run_record.target
-        draw_losses(
-            output_dir / "losses.png",
-            trainer.rounds,
-            curve,
-            target if target is not None else float("nan"),
-            {name: item.curve for name, item in controls.items()},
-        )
+        curves = {"student": curve, **{name: item.curve for name, item in controls.items()}}
+        picture = loss_panel(trainer.rounds, curves, trainer.run_record.target, trainer.inheritune_config.tolerance)
+        save_panels(output_dir / "losses.png", [picture])
         write_text(output_dir / "results.md", markdown_table(rows) + ("\n\n" + text if text else "") + "\n")
         write_json(
             output_dir / "rounds.json",
             {
                 **trainer.run_record.to_dict(),
                 "results": [row.to_dict() for row in rows],
-                "curves": {"student": curve, **{name: item.curve for name, item in controls.items()}},
+                "curves": curves,
                 "data": splits.facts.to_dict(),
                 "seed": trainer.args.seed,
                 **({} if laziness is None else {"lazy_layers": asdict(laziness)}),

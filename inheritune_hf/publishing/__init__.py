@@ -1,10 +1,10 @@
-"""Publish: standard checkpoints with their card and record, on disk and on the Hub, and a run's table and picture."""
+"""Publish: standard checkpoints with their card and record, on disk and on the Hub, and a run's table."""
 
 from ..records import RECORD_FILE
 from .bundle import PUBLISHED, try_out
 from .card import CardFacts, render_card, update_card
 from .hub import Publication, publish_student, push_student, save_inherited, save_student
-from .report import ResultRow, draw_layers, draw_losses, markdown_table, terminal_table
+from .tables import ResultRow, markdown_table, terminal_table
 
 __all__ = [
     "PUBLISHED",
@@ -12,8 +12,6 @@ __all__ = [
     "CardFacts",
     "Publication",
     "ResultRow",
-    "draw_layers",
-    "draw_losses",
     "markdown_table",
     "publish_student",
     "push_student",

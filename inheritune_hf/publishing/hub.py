@@ -15,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration import InherituneConfig
+from ..figures import layer_panel, save_panels
 from ..records import RECORD_FILE, Lineage, RunRecord, write_json, write_text
 from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, plan_inheritance
 from ..students.connection import CONNECTION_ERRORS
@@ -23,7 +24,6 @@ from .bundle import PUBLISHED, find_private, mentions_user, read_record, stage, 
 from .card import CardFacts, render_card, update_card
 from .facts import gather_facts
 from .licences import obligation
-from .report import draw_layers
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ def publish_student(
         left_out = stage(folder, target)
         if (run_folder / "losses.png").is_file():
             shutil.copyfile(run_folder / "losses.png", target / "losses.png")
-        draw_layers(target / "layers.png", record.lineage.kept_layers, record.lineage.reference_layers)
+        kept = [("kept", record.lineage.kept_layers)]
+        save_panels(target / "layers.png", [layer_panel(kept, record.lineage.reference_layers)])
         pictures = sorted(path.name for path in target.glob("*.png"))
         facts = gather_facts(folder, record, run_folder, token, license, language, datasets, pictures)
         card = render_card(record, repo_id, facts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from ..experiments.results import (
     ArmResult,
     Cell,
     arm_results,
+    curves_panel,
     difference,
     mean_curves,
     table_cells,
     table_notes,
 )
 from ..training.identity import NUMERIC_ARGUMENTS
-from .charts import DASHES, INKS, arms_chart
 from .document import Block, Chart, Paragraph, Preformatted, Report, Section, Table
 from .given import set_blocks, setting_blocks
 
@@ -160,12 +159,10 @@ def _notes(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> Iterator[Bloc
 def _curves(facts: Mapping[str, Any]) -> Iterator[Block]:
     curves, target = mean_curves(facts), facts["reference"]["selection_loss"]
     ends = "; ".join(f"{name} ends at {curve[-1][1]:.4f}" for name, curve in curves.items())
-    lines = [(f"ink{place % INKS} dash{place // INKS % DASHES}", name) for place, name in enumerate(curves)]
     yield Chart(
         "Selection loss in nats per token, mean over seeds",
         f"Loss against tokens trained on, all rounds and stages together. {ends}. The reference's is {target:.4f}.",
-        partial(arms_chart, curves=curves, target=target),
-        (*lines, ("target", f"reference: {target:.4f}")),
+        curves_panel(facts),
     )
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from ..experiments.results import arm_results
 from ..experiments.runs import without_nothing
-from ..publishing.report import HEADERS, interval, table_cells
+from ..figures import layer_panel, loss_panel
+from ..publishing.tables import HEADERS, interval, table_cells
 from ..records import Match
 from ..students import describe
-from .charts import layers_chart, loss_chart, rank_chart
 from .comparison import arm_blocks, beside_continued, reproduce
 from .document import Block, Chart, Paragraph, Preformatted, Report, Section, Table
 from .given import set_blocks, setting_blocks
@@ -114,20 +113,14 @@ def _facts(run: RunSummary) -> Iterator[tuple[str, str]]:
 
 def _losses(run: RunSummary) -> Iterator[Block]:
     student = run.curves.get("student", ())
-    others = [name for name, curve in run.curves.items() if name != "student" and curve]
     if student:
         tolerance = float(run.recipe.get("tolerance") or 0)
-        legend = [("student", "student, round by round"), *((f"control{n % 3}", name) for n, name in enumerate(others))]
         ends = [f"{name} ends at {curve[-1][1]:.4f}" for name, curve in run.curves.items() if curve]
-        aim = ""
-        if run.target is not None:
-            legend += [("target", f"to reach: {run.target:.4f}"), ("band", f"tolerance of {tolerance:g}")]
-            aim = f" The loss to reach is {run.target:.4f}."
+        aim = "" if run.target is None else f" The loss to reach is {run.target:.4f}."
         yield Chart(
             "Selection loss in nats per token",
             f"Loss against optimizer steps over {max(1, len(run.rounds))} rounds. {'; '.join(ends)}.{aim}",
-            partial(loss_chart, rounds=run.rounds, curves=run.curves, target=run.target, tolerance=tolerance),
-            tuple(legend),
+            loss_panel(run.rounds, run.curves, run.target, tolerance),
         )
     if run.rounds:
         yield Table(
@@ -169,10 +162,9 @@ def _layers(run: RunSummary) -> Iterator[Block]:
     yield Chart(
         f"Layers of the reference that were kept, of {run.reference_layers}",
         f"{words} (0-based, half-open as in the recipe).",
-        partial(layers_chart, reference_layers=run.reference_layers, rows=rows),
-        (("kept", "kept"), ("dropped", "left out")),
+        layer_panel(rows, run.reference_layers),
     )
-    yield from layer_blocks(run.evaluation, rank_chart)
+    yield from layer_blocks(run.evaluation)
     if run.laziness and (run.evaluation is None or run.evaluation.laziness is None):
         yield Paragraph(run.laziness)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from ..figures import Panel
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,12 @@ class Chart:
     Args:
         title (`str`): What it shows.
         description (`str`): The same in words, for who does not see it.
-        draw (`Callable[[int], str]`): Returns its SVG for a width in pixels.
-        legend (`tuple[tuple[str, str], ...]`): Class of a line or area, and what it stands for.
+        panel (`Panel`): The drawing.
     """
 
     title: str
     description: str
-    draw: Callable[[int], str]
-    legend: tuple[tuple[str, str], ...] = ()
+    panel: Panel
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 from ..evaluation import Efficiency, Spread
 from ..evaluation.speed import FIRST_TOKEN
 from ..experiments import StudentEvaluation
-from ..publishing.report import interval
+from ..figures import rank_panel
+from ..publishing.tables import interval
 from .document import Block, Chart, Paragraph, SideBySide, Table
 
 
@@ -146,7 +146,7 @@ def _efficiency(found: Efficiency) -> Iterator[Block]:
     )
 
 
-def layer_blocks(found: StudentEvaluation | None, draw: Callable[..., str]) -> Iterator[Block]:
+def layer_blocks(found: StudentEvaluation | None) -> Iterator[Block]:
     """Yield lazy layers before and after."""
     if found is None or found.laziness is None:
         return
@@ -155,8 +155,7 @@ def layer_blocks(found: StudentEvaluation | None, draw: Callable[..., str]) -> I
     yield Chart(
         f"Approximate rank by layer, the largest over heads (tau {lazy.tau:g})",
         f"{lazy.comparison.sentence} {_series('Reference', lazy.reference)} {_series('Student', lazy.student)}",
-        partial(draw, reference=lazy.reference, student=lazy.student, near_one=near),
-        (("reference", "reference, before"), ("student", "student, after"), ("lazy", "near rank-1: lazy")),
+        rank_panel(lazy.reference, lazy.student, near),
     )
 
 

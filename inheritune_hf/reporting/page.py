@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from importlib.resources import files
 
+from ..figures import COLORS, render_svg
 from .document import Block, Chart, Paragraph, Preformatted, Report, SideBySide, Table
 
 #: Widths that charts are drawn for; the page shows the one that fits.
@@ -21,7 +22,10 @@ def render_html(report: Report) -> str:
     Args:
         report (`Report`): What to say.
     """
-    style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    light, dark = ("".join(f"--{name}: {colors[i]}; " for name, colors in COLORS.items()) for i in (0, 1))
+    style = f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
+    style += f"@media print {{ :root {{ {light}}} }}\n"
+    style += files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{item.anchor}">{escape(item.title)}</a></li>' for item in report.sections)
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in report.facts)
     body = "".join(
@@ -93,20 +97,10 @@ def _table(table: Table, name: str) -> str:
 
 
 def _chart(chart: Chart, name: str) -> str:
-    legend = "".join(
-        f'<li><svg viewBox="0 0 24 12" aria-hidden="true" focusable="false">{_swatch(kind)}</svg>{escape(text)}</li>'
-        for kind, text in chart.legend
-    )
     return (
         f'<figure role="img" aria-labelledby="{name}" aria-describedby="{name}-words">'
         f'<figcaption id="{name}">{escape(chart.title)}</figcaption>'
-        f'<div class="wide">{chart.draw(WIDE)}</div><div class="narrow">{chart.draw(NARROW)}</div>'
-        f'<ul class="legend" aria-hidden="true">{legend}</ul></figure>'
+        f'<div class="wide">{render_svg(chart.panel, f"{name}-wide", WIDE)}</div>'
+        f'<div class="narrow">{render_svg(chart.panel, f"{name}-narrow", NARROW)}</div></figure>'
         f'<p class="words" id="{name}-words">{escape(chart.description)}</p>'
     )
-
-
-def _swatch(kind: str) -> str:
-    if kind in {"band", "lazy", "kept", "dropped"}:
-        return f'<rect class="{kind}" x="3" y="1" width="18" height="10" rx="2"/>'
-    return f'<path class="{"" if kind == "target" else "line "}{kind}" d="M1 6H23"/>'

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from ..experiments import RESULT_FILE
+from ..figures import save_panels
 from ..records import write_text
 from .comparison import build_comparison, read_comparison
 from .content import build_report
-from .document import Report
+from .document import Chart, Report
 from .markdown import render_markdown
 from .page import render_html
-from .picture import draw_comparison, draw_picture
 from .summary import read_run
 
 #: What a report is made of.
@@ -38,27 +36,25 @@ def write_report(
         FileNotFoundError: If the folder holds no run, no student and no finished comparison.
         ValueError: If a record is damaged, or an evaluation is given that does not belong to it.
     """
-    report, draw = _report(Path(folder), evaluation)
+    report = _report(Path(folder), evaluation)
     target = Path(folder if output is None else output)
     target.mkdir(parents=True, exist_ok=True)
     page, text, picture = (target / name for name in REPORT_FILES)
-    draw(picture)
+    charts = [block.panel for section in report.sections for block in section.blocks if isinstance(block, Chart)]
+    save_panels(picture, charts, f"{report.title}\n{report.outcome}: {report.verdict}")
     write_text(text, render_markdown(report, picture.name))
     write_text(page, render_html(report))
     return report, [page, text, picture]
 
 
-def _report(folder: Path, evaluation: str | Path | None) -> tuple[Report, Callable[[Path], None]]:
-    """Return what a folder's report says, and what draws its picture."""
+def _report(folder: Path, evaluation: str | Path | None) -> Report:
+    """Return what a folder's report says."""
     if not (folder / RESULT_FILE).is_file():
-        run = read_run(folder, evaluation)
-        report = build_report(run)
-        return report, partial(draw_picture, run, report)
+        return build_report(read_run(folder, evaluation))
     if evaluation is not None:
         raise ValueError(
             f"{folder} is a comparison, and {evaluation} is the evaluation of one student: give that student's folder, "
             "or leave --evaluation out."
         )
     facts = read_comparison(folder / RESULT_FILE)
-    report = build_comparison(folder.resolve().name, facts)
-    return report, partial(draw_comparison, facts, report)
+    return build_comparison(folder.resolve().name, facts)

@@ -1,0 +1,100 @@
+"""The result table of a run, as Markdown and for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ..records import Match
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """
+    One model on the test set.
+
+    Args:
+        model (`str`): What the model is.
+        layers (`int`): Depth.
+        parameters (`int`): Number of parameters, tied ones counted once.
+        steps (`int`): Optimizer steps that this run trained it for, all rounds together.
+        tokens (`int`): Tokens of those steps.
+        loss (`float`): Test loss in nats per token.
+        match (`Match`, *optional*): Paired comparison with the reference; None for the reference itself.
+    """
+
+    model: str
+    layers: int
+    parameters: int
+    steps: int
+    tokens: int
+    loss: float
+    match: Match | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as a dictionary that JSON can hold."""
+        return asdict(self)
+
+
+HEADERS = ("model", "layers", "parameters", "steps", "tokens", "test loss", "difference", "interval", "matched")
+
+
+def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
+    """Return the cells of the result table, one tuple for each row, in the order of `HEADERS`."""
+    return [
+        (
+            row.model,
+            str(row.layers),
+            f"{row.parameters:,}",
+            f"{row.steps:,}",
+            f"{row.tokens:,}",
+            f"{row.loss:.4f}",
+            "" if row.match is None else f"{row.match.difference:+.4f}",
+            interval(row.match),
+            "" if row.match is None else "yes" if row.match.matched else "no",
+        )
+        for row in rows
+    ]
+
+
+def interval(match: Match | None) -> str:
+    """Return the interval between a difference's two one-sided bounds, in nats per token, or why there is none."""
+    if match is None:
+        return ""
+    if match.lower is None or match.upper is None:
+        return match.note
+    return f"{match.lower:+.4f} to {match.upper:+.4f}"
+
+
+def terminal_table(rows: Sequence[ResultRow]) -> Table:
+    """Return the result table for a terminal of 80 columns: sizes in millions, intervals below differences."""
+    notes = sorted({row.match.note for row in rows if row.match is not None and row.match.note})
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0), show_edge=False, caption="\n".join(notes) or None)
+    table.add_column("model", min_width=10)
+    for header in ("layers", "params", "steps", "tokens", "test loss", "difference", "matched"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row, cells in zip(rows, table_cells(rows), strict=True):
+        span = "no interval"
+        if row.match is not None and row.match.lower is not None and row.match.upper is not None:
+            span = f"{row.match.lower:+.3f} to {row.match.upper:+.3f}"
+        table.add_row(
+            row.model,
+            cells[1],
+            f"{row.parameters / 1e6:.2f}M",
+            cells[3],
+            f"{row.tokens / 1e6:.2f}M",
+            cells[5],
+            f"{cells[6]}\n({span})" if row.match is not None else "",
+            cells[8],
+        )
+    return table
+
+
+def markdown_table(rows: Sequence[ResultRow]) -> str:
+    """Return the result table as Markdown."""
+    lines = ["| " + " | ".join(HEADERS) + " |", "|" + "---|" * len(HEADERS)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in table_cells(rows))])
