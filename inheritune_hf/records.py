@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +147,89 @@ class Round:
     def from_dict(cls, values: Mapping[str, Any]) -> Round:
         """Rebuild a round from what `to_dict` returned."""
         return cls(**{**values, "kept_layers": tuple(values["kept_layers"]), "match": Match(**values["match"])})
+
+
+@dataclass(frozen=True)
+class Validation:
+    """
+    A model's loss on one set of sequences, as sums per document.
+
+    Args:
+        documents (`tuple[int, ...]`): The documents, ascending.
+        loss_sums (`tuple[float, ...]`): Summed loss of each document's counted tokens, in nats.
+        tokens (`tuple[int, ...]`): Counted tokens of each document.
+        correct (`tuple[int, ...]`): Tokens of each document that the model ranked first.
+    """
+
+    documents: tuple[int, ...]
+    loss_sums: tuple[float, ...]
+    tokens: tuple[int, ...]
+    correct: tuple[int, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over all tokens, in nats per token."""
+        return sum(self.loss_sums) / sum(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the loss."""
+        return math.exp(self.loss)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that the model ranked first."""
+        return sum(self.correct) / sum(self.tokens)
+
+    def to_dict(self) -> dict[str, list[float] | list[int]]:
+        """Return the sums as lists that JSON can hold."""
+        return {
+            "documents": list(self.documents),
+            "loss_sums": list(self.loss_sums),
+            "tokens": list(self.tokens),
+            "correct": list(self.correct),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[Any]]) -> Validation:
+        """Rebuild the sums from what `to_dict` returned."""
+        return cls(**{name: tuple(items) for name, items in values.items()})
+
+
+@dataclass(frozen=True)
+class RunState:
+    """
+    Where a run stands.
+
+    Args:
+        identity (`dict`): What makes it this very run.
+        reference (`Validation`, *optional*): The reference's measured loss; None before it is measured, or if the
+            target is a number.
+        layers (`tuple[int, ...]`): Layers of the student that is being trained.
+        start_step (`int`): Step at which its round began, counted over all rounds.
+        staged (`bool`): Whether its starting point is on disk.
+        rounds (`tuple[Round, ...]`): Finished rounds.
+        outcome (`str`, *optional*): How the run ended, if it has.
+    """
+
+    identity: Mapping[str, Any]
+    layers: tuple[int, ...]
+    reference: Validation | None = None
+    start_step: int = 0
+    staged: bool = False
+    rounds: tuple[Round, ...] = ()
+    outcome: Outcome | None = None
+
+    @property
+    def round_index(self) -> int:
+        """Number of the round that is being trained, from 1."""
+        return len(self.rounds) + 1
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Training arguments that change the numbers of the run."""
+        named = ((name.partition(".")[2], value) for name, value in self.identity.items() if name.startswith("args."))
+        return dict(named)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..layers import describe, is_prefix
 from ..records import write_json
-from ..students import Reference, describe, is_prefix
+from ..students import Reference
 from .attention import find_blocks
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without

@@ -37,8 +37,8 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
     from rich.console import Console
 
     from ..analysis import is_measured
+    from ..layers import describe
     from ..publishing import save_inherited
-    from ..students import describe
     from .tables import show_plan
 
     console = Console(highlight=False, soft_wrap=True)

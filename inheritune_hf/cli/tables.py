@@ -25,7 +25,7 @@ def human_bytes(count: float) -> str:
 
 def show_plan(console: Console, plan: InheritancePlan) -> None:
     """Show which layers are kept and dropped, what that leaves, and what will be read for it."""
-    from ..students import describe
+    from ..layers import describe
 
     table = Table(title=f"{plan.reference} ({plan.model_type}, {plan.depth} layers)", title_justify="left")
     table.add_column("layers")

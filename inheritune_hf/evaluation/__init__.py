@@ -1,5 +1,6 @@
 """Measure and compare: losses per document, the match rule, the metric, zero-shot tasks, speed and drafting."""
 
+from ..records import Validation
 from .matching import (
     MIN_DOCUMENTS,
     CorpusComparison,
@@ -16,7 +17,6 @@ from .tasks import PAPER_TASKS, TaskComparison, TaskScores, compare_tasks, evalu
 from .validation import (
     Corpus,
     ValidatedTrainer,
-    Validation,
     document_ids,
     preserve_state,
     read_corpus,

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from ..records import Match
+from ..records import Match, Validation
 from .metric import TokenPerplexity
-from .validation import Corpus, Validation
+from .validation import Corpus
 
 #: Documents of equal length that an interval should rest on; with fewer it says so, and may be too narrow.
 MIN_DOCUMENTS = 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import tempfile
 import weakref
@@ -25,56 +24,10 @@ from ..data.encoding import Encoder, check_tokenizer
 from ..data.packing import cut_windows, tokenize_documents
 from ..data.rows import Layout
 from ..data.sources import Source, read_source
+from ..records import Validation
 from ..students.losses import IGNORED, Head, computes_from_hidden, loss_of_hidden, sums_of_hidden, widest
 
 EMBEDDED = "Python standard library, test modules"
-
-
-@dataclass(frozen=True)
-class Validation:
-    """
-    A model's loss on one set of sequences, as sums per document.
-
-    Args:
-        documents (`tuple[int, ...]`): The documents, ascending.
-        loss_sums (`tuple[float, ...]`): Summed loss of each document's counted tokens, in nats.
-        tokens (`tuple[int, ...]`): Counted tokens of each document.
-        correct (`tuple[int, ...]`): Tokens of each document that the model ranked first.
-    """
-
-    documents: tuple[int, ...]
-    loss_sums: tuple[float, ...]
-    tokens: tuple[int, ...]
-    correct: tuple[int, ...]
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over all tokens, in nats per token."""
-        return sum(self.loss_sums) / sum(self.tokens)
-
-    @property
-    def perplexity(self) -> float:
-        """Exponential of the loss."""
-        return math.exp(self.loss)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of tokens that the model ranked first."""
-        return sum(self.correct) / sum(self.tokens)
-
-    def to_dict(self) -> dict[str, list[float] | list[int]]:
-        """Return the sums as lists that JSON can hold."""
-        return {
-            "documents": list(self.documents),
-            "loss_sums": list(self.loss_sums),
-            "tokens": list(self.tokens),
-            "correct": list(self.correct),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[Any]]) -> Validation:
-        """Rebuild the sums from what `to_dict` returned."""
-        return cls(**{name: tuple(items) for name, items in values.items()})
 
 
 def sequence_sums(logits: Tensor, labels: Tensor) -> Tensor:

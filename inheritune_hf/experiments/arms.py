@@ -20,20 +20,19 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from .. import __version__
 from ..configuration import InherituneConfig
 from ..evaluation import Validation
-from ..records import Lineage, Match
+from ..layers import resolve_layers
+from ..records import Lineage, Match, RunState
 from ..students import (
     Reference,
     from_pretrained_inherited,
     inspect_architecture,
     load_reference_config,
-    resolve_layers,
     sliced_config,
     student_skeleton,
 )
 from ..students.attention_scale import scale_queries
 from ..training import InherituneTrainer
 from ..training.expansion import make_identity
-from ..training.staging import RunState
 
 #: The arm that says how deep the others are and how long they train, unless the comparison does.
 LOOP = "inheritune"

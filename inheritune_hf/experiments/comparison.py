@@ -32,6 +32,7 @@ from ..analysis.sequences import leading_sequences
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer, Validation
+from ..growth import planned_rounds, rule_from_recipe
 from ..records import write_json
 from ..students import (
     MemoryEstimate,
@@ -42,13 +43,11 @@ from ..students import (
     load_reference_config,
     measure_step,
     prefix_sizes,
-    resolve_layers,
     sliced_config,
 )
 from ..students.estimation import (
     fitted,
     operations_per_token,
-    planned_rounds,
     refuse_two_throughputs,
     step_tokens,
     student_memory,
@@ -930,8 +929,8 @@ def _plan_arm(budget: Budget, recipe: InherituneConfig, variant: Variant, cost: 
     plan = budget.plan(variant, budget.compare.seeds[0], 1.0, cost)
     own = plan.recipe(recipe)
     depth = int(budget.config.num_hidden_layers)
-    first = resolve_layers(own.schedule[0] if own.schedule else own.keep_layers, depth, prefix_sizes(budget.config))
-    rounds = tuple((len(layers), steps) for layers, steps in planned_rounds(own, first, depth, plan.steps or None))
+    rule = rule_from_recipe(own, depth, prefix_sizes(budget.config))
+    rounds = tuple((len(layers), steps) for layers, steps in planned_rounds(rule, plan.steps or None))
     flops = sum(steps * budget.step_tokens * budget.operations(variant, layers) for layers, steps in rounds)
     return _PlannedArm(variant, own, rounds, flops)
 

@@ -28,15 +28,16 @@ from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, loa
 from ..data.prepared import keeps_documents_apart
 from ..evaluation import Validation, compare_losses
 from ..figures import loss_panel, save_panels
+from ..growth import rule_from_recipe
+from ..layers import describe
 from ..publishing import ResultRow, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
-from ..students import describe, load_reference_config, prefix_sizes, student_skeleton
+from ..students import load_reference_config, prefix_sizes, student_skeleton
 from ..training import (
     CollapseCallback,
     InherituneTrainer,
     check_arguments,
     check_output_dir,
-    first_layers,
     on_main_process,
 )
 from ..training.identity import NUMERIC_ARGUMENTS
@@ -151,7 +152,7 @@ def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreT
     check_arguments(args, recipe)
     check_output_dir(args, recipe)
     if not is_measured(recipe.keep_layers):
-        first_layers(recipe, config.get_text_config(decoder=True).num_hidden_layers, prefix_sizes(config))
+        rule_from_recipe(recipe, config.get_text_config(decoder=True).num_hidden_layers, prefix_sizes(config))
 
 
 def run_recipe(

@@ -10,9 +10,9 @@ from typing import Any
 from ..experiments.results import arm_results
 from ..experiments.runs import without_nothing
 from ..figures import layer_panel, loss_panel
+from ..layers import describe
 from ..publishing.tables import HEADERS, interval, table_cells
 from ..records import Match
-from ..students import describe
 from .comparison import arm_blocks, beside_continued, reproduce
 from .document import Block, Chart, Paragraph, Preformatted, Report, Section, Table
 from .given import set_blocks, setting_blocks

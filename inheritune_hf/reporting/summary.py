@@ -12,9 +12,9 @@ from ..data import DataFacts
 from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEvaluation
 from ..experiments.results import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
-from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord
+from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord, RunState
 from ..training.identity import content_fingerprint
-from ..training.staging import RunState, read_state
+from ..training.staging import read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).
 Curve = tuple[tuple[int, float], ...]

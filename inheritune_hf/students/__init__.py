@@ -15,7 +15,6 @@ from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, fro
 from .inspection import FilePlan, InheritancePlan, plan_inheritance
 from .memory import KNOWN_OPTIMIZERS, MemoryEstimate, TrainingSetup, training_memory
 from .reference import OpenedReference, Reference, load_reference_config, load_tokenizer, open_reference
-from .selection import describe, is_prefix, resolve_layers
 from .tensors import Unread
 from .throughput import StepTime, measure_step
 from .verification import Check, Verification, verify_student
@@ -41,13 +40,11 @@ __all__ = [
     "Unread",
     "Verification",
     "Weights",
-    "describe",
     "estimate_run",
     "find_blocks",
     "find_weights",
     "from_pretrained_inherited",
     "inspect_architecture",
-    "is_prefix",
     "kept_names",
     "load_reference_config",
     "load_tokenizer",
@@ -57,7 +54,6 @@ __all__ = [
     "open_tensors",
     "plan_inheritance",
     "prefix_sizes",
-    "resolve_layers",
     "sliced_config",
     "student_skeleton",
     "training_memory",

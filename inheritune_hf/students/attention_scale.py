@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration import InherituneConfig
+from ..layers import is_prefix
 from .architectures import Architecture
-from .selection import is_prefix
 
 
 def moves_scaled_blocks(config: PreTrainedConfig, layers: Sequence[int]) -> bool:

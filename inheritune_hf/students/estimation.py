@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..configuration import InherituneConfig
-from .architectures import has_experts, inspect_architecture
+from ..growth import planned_rounds, rule_from_recipe
+from .architectures import has_experts, inspect_architecture, prefix_sizes
 from .config_fields import sliced_config
 from .inspection import InheritancePlan, plan_inheritance
 from .memory import DTYPES, MemoryEstimate, TrainingSetup, measuring_memory, planned_loss, training_memory
 from .reference import OpenedReference, Reference, load_reference_config
-from .selection import is_prefix, resolve_layers
 from .throughput import StepTime, measure_step
 
 
@@ -133,13 +132,14 @@ def estimate_run(
     if recipe.steps_per_round is None:
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
     refuse_two_throughputs(tokens_per_second, measure)
-    first = recipe.schedule[0] if recipe.schedule else recipe.keep_layers
-    plan = plan_inheritance(reference, first, recipe.inherit, recipe.attention_scale, **kwargs)
     config = load_reference_config(reference, **kwargs)
+    depth: int = config.get_text_config(decoder=True).num_hidden_layers
+    rule = rule_from_recipe(recipe, depth, prefix_sizes(config))
+    plan = plan_inheritance(reference, rule.first, recipe.inherit, recipe.attention_scale, **kwargs)
     setup = fitted(setup or TrainingSetup(), config)
     loss = training_loss(recipe)
     teacher = config if recipe.distillation_weights else None
-    chosen = planned_rounds(recipe, plan.kept_layers, plan.depth, max_steps)
+    chosen = planned_rounds(rule, max_steps)
     step_time = measure_step(config, chosen[-1][0], setup, loss=loss) if measure else None
     rounds = []
     pace = 0.0
@@ -260,43 +260,3 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
         if len(shape) >= 2 and architecture.parts[name] in ("attention", "mlp", "lm_head"):
             weights += math.prod(shape) * (share if "experts" in name and len(shape) == 3 else 1.0)
     return 6 * weights + 12 * architecture.depth * int(config.hidden_size) * block_size
-
-
-def planned_rounds(
-    recipe: InherituneConfig, first: Sequence[int], depth: int, max_steps: int | None = None
-) -> list[tuple[tuple[int, ...], int]]:
-    """
-    Return the layers and the optimizer steps of every round of a run, if it needs them all.
-
-    Args:
-        recipe (`InherituneConfig`): The recipe; `steps_per_round` is needed.
-        first (sequence of `int`): Layers of the first round's student.
-        depth (`int`): Depth of the reference, in layers.
-        max_steps (`int`, *optional*): Steps that all rounds together may take; the last one may be cut short.
-
-    Raises:
-        ValueError: If `max_steps` is not above 0.
-    """
-    if max_steps is not None and max_steps < 1:
-        raise ValueError(f"max_steps must be above 0 to cap all rounds together, got {max_steps}.")
-    left = math.inf if max_steps is None else max_steps
-    planned = []
-    for layers in _rounds(recipe, tuple(first), depth):
-        steps = int(min(recipe.steps_per_round or 0, left))
-        if steps < 1:
-            break
-        planned.append((layers, steps))
-        left -= steps
-    return planned
-
-
-def _rounds(recipe: InherituneConfig, layers: tuple[int, ...], depth: int) -> list[tuple[int, ...]]:
-    deepest = min(recipe.max_layers or depth, depth)
-    if recipe.schedule:
-        scheduled = [resolve_layers(item, depth) for item in recipe.schedule]
-        return [item for item in scheduled if len(item) <= deepest]
-    found = [layers]
-    while is_prefix(layers) and len(layers) < deepest:
-        layers = tuple(range(min(len(layers) + recipe.grow_by, deepest)))
-        found.append(layers)
-    return found

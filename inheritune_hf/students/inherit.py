@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel
 
 from .. import __version__
 from ..configuration import PARTS, InherituneConfig
+from ..layers import resolve_layers
 from ..records import Lineage
 from .architectures import (
     Architecture,
@@ -42,7 +43,6 @@ from .reference import (
     refuse_adapter,
     with_one_dtype,
 )
-from .selection import resolve_layers
 from .tensors import Unread, unread_once, unread_tensor
 
 Choice = int | str | Sequence[int]

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from ..configuration import PARTS, InherituneConfig
+from ..layers import is_prefix, resolve_layers
 from .architectures import Architecture, inspect_architecture, kept_names, left_out_names, without_twins
 from .attention_scale import moves_scaled_blocks, query_scales
 from .checkpoints import Weights, find_weights_unfetched, needed_shards, size_on_hub
@@ -18,7 +19,6 @@ from .config_fields import sliced_config
 from .connection import NoRanges
 from .reference import OpenedReference, Reference, open_reference, refuse_adapter
 from .remote import at_hand, fetched_names, read_header
-from .selection import is_prefix, resolve_layers
 from .tensors import Unread, is_readable_in_part, open_bin, open_safetensors
 
 Choice = int | str | Sequence[int]

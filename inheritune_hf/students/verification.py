@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from ..layers import describe
 from ..records import RECORD_FILE, Lineage
 from .architectures import Architecture, inspect_architecture, join_sources, kept_names, sources_of
 from .attention_scale import query_rows
 from .checkpoints import Source, find_weights, open_tensors
 from .config_fields import sliced_config
 from .reference import OpenedReference, Reference, open_reference
-from .selection import describe
 from .tensors import Unread
 
 _NEW_TOKENS = 8

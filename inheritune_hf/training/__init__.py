@@ -3,7 +3,6 @@
 from .arguments import check_arguments
 from .callbacks import ReferenceLossStopCallback, RoundProgress, on_main_process
 from .collapse import CollapseCallback
-from .growth import first_layers
 from .identity import check_output_dir, numeric_arguments
 from .trainer import InherituneTrainer
 
@@ -14,7 +13,6 @@ __all__ = [
     "RoundProgress",
     "check_arguments",
     "check_output_dir",
-    "first_layers",
     "numeric_arguments",
     "on_main_process",
 ]

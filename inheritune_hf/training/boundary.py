@@ -13,12 +13,12 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data import CausalCollator
-from ..records import Match, Round
+from ..records import Match, Round, RunState
 from ..students import from_pretrained_inherited
 from .carry import by_name, by_place, carry_optimizer, group_names
 from .expansion import expand_student, parameter_origins
 from .feeding import check_boundaries
-from .staging import RunState, Seal, last_checkpoint, read_trainer_state, round_trainer_state, stage_round
+from .staging import Seal, last_checkpoint, read_trainer_state, round_trainer_state, stage_round
 
 logger = logging.getLogger(__name__)
 

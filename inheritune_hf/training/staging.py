@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..evaluation import Validation
-from ..records import Outcome, Round, write_json
+from ..records import Round, RunState, Validation, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,42 +29,6 @@ _STATE = "state.json"
 _SEAL = "inheritune_state.json"
 #: Nanoseconds after which a file's time of change tells it from what it was before.
 SETTLED = 50_000_000
-
-
-@dataclass(frozen=True)
-class RunState:
-    """
-    Where a run stands.
-
-    Args:
-        identity (`dict`): What makes it this very run.
-        reference (`Validation`, *optional*): The reference's measured loss; None before it is measured, or if the
-            target is a number.
-        layers (`tuple[int, ...]`): Layers of the student that is being trained.
-        start_step (`int`): Step at which its round began, counted over all rounds.
-        staged (`bool`): Whether its starting point is on disk.
-        rounds (`tuple[Round, ...]`): Finished rounds.
-        outcome (`str`, *optional*): How the run ended, if it has.
-    """
-
-    identity: Mapping[str, Any]
-    layers: tuple[int, ...]
-    reference: Validation | None = None
-    start_step: int = 0
-    staged: bool = False
-    rounds: tuple[Round, ...] = ()
-    outcome: Outcome | None = None
-
-    @property
-    def round_index(self) -> int:
-        """Number of the round that is being trained, from 1."""
-        return len(self.rounds) + 1
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """Training arguments that change the numbers of the run."""
-        named = ((name.partition(".")[2], value) for name, value in self.identity.items() if name.startswith("args."))
-        return dict(named)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from ..configuration import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..data.streaming import PackedStream
 from ..evaluation import Validation, compare_losses
+from ..growth import GrowthRule, conclude, judge, reopen, round_end, rule_from_recipe
 from ..publishing import push_student, save_student
-from ..records import Lineage, Match, Outcome, Round, RunRecord
+from ..records import Lineage, Match, Outcome, Round, RunRecord, RunState
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
@@ -39,11 +40,9 @@ from .compilation import as_written, block_compiler, compile_blocks
 from .distillation import with_teacher
 from .distribution import DistributedTrainer, build_whole_models
 from .feeding import check_data, pad_token, quick_rows
-from .growth import conclude, first_layers, reopen
 from .identity import run_facts, run_identity
 from .reference_loss import measure_reference
 from .staging import (
-    RunState,
     Seal,
     check_identity,
     keep_losses,
@@ -89,6 +88,8 @@ class InherituneTrainer(DistributedTrainer):
             How the reference is loaded (`revision`, `token`, `attn_implementation`, ...), as for `from_pretrained`.
         reference_cache (`bool`, *optional*, defaults to `True`):
             Whether a loss of the reference that was measured before, in any run, is taken from the user's cache.
+        growth_rule (`GrowthRule`, *optional*):
+            How students grow and which of them may match; the recipe's rule if not given.
 
     Raises:
         ValueError: If arguments, recipe, data and reference do not fit together; nothing has been trained then.
@@ -106,6 +107,7 @@ class InherituneTrainer(DistributedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         reference_kwargs: Mapping[str, Any] | None = None,
         reference_cache: bool = True,
+        growth_rule: GrowthRule | None = None,
     ) -> None:
         self.reference: Reference = reference
         self.reference_kwargs = dict(reference_kwargs or {})
@@ -116,15 +118,16 @@ class InherituneTrainer(DistributedTrainer):
         self.budget = args.max_steps
         self.reference_config = load_reference_config(reference, **self.reference_kwargs)
         self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
-        layers = first_layers(inheritune_config, self.reference_depth, prefix_sizes(self.reference_config))
-        self._first_layers = layers
+        self.growth_rule = growth_rule or rule_from_recipe(
+            inheritune_config, self.reference_depth, prefix_sizes(self.reference_config)
+        )
         check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
             text = self.reference_config.get_text_config(decoder=True)
             check_tokenizer(processing_class, text.vocab_size, getattr(text, "eos_token_id", None))
         self._round_callback = RoundCallback()
         build_whole_models()
-        skeleton = self.skeleton(layers)
+        skeleton = self.skeleton(self.growth_rule.first)
         #: The class of every student: sharding changes that of the model in training.
         self.student_class = type(skeleton)
         if isinstance(train_dataset, PackedStream) and self.budget <= 0:
@@ -141,7 +144,7 @@ class InherituneTrainer(DistributedTrainer):
             loss=inheritune_config.loss,
         )
         self._show_one_run()
-        self._state = RunState(identity={}, layers=layers)
+        self._state = RunState(identity={}, layers=self.growth_rule.first)
         self._round_tokens = 0
         self._round_began = 0.0
         self._validated_at: int | None = None
@@ -247,10 +250,10 @@ class InherituneTrainer(DistributedTrainer):
         found: RunState | None = on_main_process(read_state(self.output_dir) if self.args.should_save else None)
         state = found
         if state is None:
-            state = RunState(identity=identity, layers=self._first_layers)
+            state = RunState(identity=identity, layers=self.growth_rule.first)
         check_identity(self.output_dir, state.identity, identity)
         if state.outcome is not None:
-            state = reopen(state, self.inheritune_config, self.reference_depth, self.budget)
+            state = reopen(state, self.growth_rule, self.budget)
         if state.reference is None and self.inheritune_config.target == "reference":
             state = dataclasses.replace(state, reference=self.measure_reference())
             self._write(state)
@@ -295,9 +298,7 @@ class InherituneTrainer(DistributedTrainer):
         """Train the current student to the end of its round, judge it, and write down what comes next."""
         self._stage()
         state = self._state
-        end = state.start_step + (self.inheritune_config.steps_per_round or 0)
-        if self.budget > 0:
-            end = min(end, self.budget)
+        end = round_end(state, self.growth_rule, self.budget)
         folder, seal = self._last_checkpoint() or (round_folder(self.output_dir, state.round_index), None)
         self.hold(load_student(self, self._state, folder))
         self._describe_round()
@@ -360,7 +361,8 @@ class InherituneTrainer(DistributedTrainer):
     def _compare(self, validation: Validation) -> Match:
         recipe, reference = self.inheritune_config, self._state.reference
         target = reference if reference is not None else float(recipe.target)
-        return compare_losses(validation, target, recipe.tolerance, recipe.confidence)
+        match = compare_losses(validation, target, recipe.tolerance, recipe.confidence)
+        return judge(self.growth_rule, self._state.layers, match)
 
     def _conclude(self, seal: Seal) -> None:
         """Compare the student with its target, record the round, and decide: stop or grow."""
@@ -371,7 +373,7 @@ class InherituneTrainer(DistributedTrainer):
         finished = finished_round(self, state, seal, match)
         if self.args.should_save:
             keep_losses(self.output_dir, state.round_index, seal.validation)
-        self._state = conclude(state, finished, self.inheritune_config, self.reference_depth, self.budget)
+        self._state = conclude(state, finished, self.growth_rule, self.budget)
         self._write(self._state)
         self.tell_round(finished)
 

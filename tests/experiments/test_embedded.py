@@ -17,8 +17,9 @@ from inheritune_hf import DataConfig
 from inheritune_hf.cli.settings import parse_settings
 from inheritune_hf.experiments import EMBEDDED_DEFAULTS, EmbeddedShape, embedded, run_embedded
 from inheritune_hf.experiments.controls import ControlTrainer
+from inheritune_hf.records import RunState
 from inheritune_hf.training.identity import run_identity
-from inheritune_hf.training.staging import RunState, write_state
+from inheritune_hf.training.staging import write_state
 
 TOY = EmbeddedShape(vocabulary=512, width=16, heads=2, layers=3, block_size=32, steps=6, sequences_per_document=1)
 

@@ -42,8 +42,8 @@ def test_an_estimate_has_every_round(published):
 
 
 def test_an_estimate_of_one_round(published):
-    """A choice that cannot grow, or max_layers at its depth, is one round; without a throughput there are no hours."""
-    assert [item.layers for item in estimate_run(published, recipe(keep_layers="last:2")).rounds] == [2]
+    """With max_layers at its depth any choice is one round; without a throughput there are no hours."""
+    assert [item.layers for item in estimate_run(published, recipe(keep_layers="last:2", max_layers=2)).rounds] == [2]
     run = estimate_run(published, recipe(max_layers=4), TrainingSetup(block_size=4096))
     assert run.seconds is None
     assert run.tokens == 10 * 8 * 32  # sequences are no longer than the reference reads

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from inheritune_hf import InheritedGPT2
 from inheritune_hf.evaluation import ValidatedTrainer
-from inheritune_hf.training import growth
+from inheritune_hf.growth import GrowthRule
 
 
 @pytest.fixture(scope="session")
@@ -102,15 +102,15 @@ def test_data_order(reference, tmp_path, monkeypatch, recipe, restarts):
 
 
 @pytest.mark.parametrize(("kind", "strategy"), [(Trainer, "no"), (ValidatedTrainer, "steps")])
-def test_rounds_without_growth_equal_one_plain_run(reference, tmp_path, monkeypatch, kind, strategy):
+def test_rounds_without_growth_equal_one_plain_run(reference, tmp_path, kind, strategy):
     """
     Three rounds that add nothing are one plain run of thirty steps: its weights and its loss curves, to the bit.
 
     A plain `Trainer` that evaluates draws from the random state that dropout uses, so it does not evaluate here. Our
     own evaluation does not: with it the curves of both losses are compared.
     """
-    monkeypatch.setattr(growth, "next_layers", lambda layers, config, depth: layers)
-    trainer = tiny.make_trainer(tmp_path / "rounds", reference, {**EVERYTHING, "keep_layers": 2}, max_steps=30)
+    rule = GrowthRule((0, 1), lambda layers: layers, 10)
+    trainer = tiny.make_trainer(tmp_path / "rounds", reference, EVERYTHING, max_steps=30, growth_rule=rule)
     trainer.train()
     plain = kind(
         model=InheritedGPT2.from_pretrained(reference, keep_layers=2),

@@ -119,6 +119,7 @@ def make_trainer(
     train=None,
     reference_kwargs=None,
     reference_cache=False,
+    growth_rule=None,
     **changes,
 ):
     settings = {"keep_layers": 1, "grow_by": 1, "steps_per_round": 10, "target": 0.01, "max_layers": 3}
@@ -131,6 +132,7 @@ def make_trainer(
         callbacks=callbacks,
         reference_kwargs=reference_kwargs,
         reference_cache=reference_cache,
+        growth_rule=growth_rule,
     )
 
 

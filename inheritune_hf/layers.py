@@ -1,4 +1,4 @@
-"""Which layers of the reference a student keeps: the index-based grammar of `keep_layers`."""
+"""Resolve `keep_layers`: which layers of the reference a student holds."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inheritune_hf.students import describe, is_prefix, resolve_layers
+from inheritune_hf.layers import describe, is_prefix, resolve_layers
 
 
 @pytest.mark.parametrize(
