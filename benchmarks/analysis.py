@@ -20,8 +20,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from inheritune_hf.analysis import SHARES, watching_attention
+from inheritune_hf.analysis.collapse import ranks
 from inheritune_hf.analysis.measurement import batches_of, score_layers
-from inheritune_hf.analysis.spectrum import ranks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS, WIDTH = 25, 1600

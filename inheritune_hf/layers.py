@@ -6,13 +6,13 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from .measures import is_measured
+
 #: What `keep_layers` may be; every error message ends in it or in the one form that was meant.
 GRAMMAR = (
     "a number (12), 'half', 'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', "
     "half-open ranges ('0:8,10'), a size ('params:350M') or a list ([0, 2])"
 )
-
-_MEASURES = ("auto", "rank", "influence", "angular", "loss")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
@@ -75,7 +75,7 @@ def _resolve_text(text: str, depth: int, prefix_sizes: Sequence[int] | None) -> 
     if text == "half":
         return tuple(range(max(1, depth // 2)))
     word, _, argument = text.partition(":")
-    if word in _MEASURES:
+    if is_measured(text):
         raise ValueError(
             f"keep_layers={text!r} is not resolved here: it needs an analysis of sequences. Give the layers that "
             "inheritune_hf.analysis.resolve_measured(reference, choice, sequences) returns, as `inheritune train` and "

@@ -11,6 +11,7 @@ import inheritune_hf
 
 PACKAGE = Path(inheritune_hf.__file__).parent
 FLOORS = [
+    "measures",
     "configuration",
     "layers",
     "records",

@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from inheritune_hf.analysis import compare_laziness, measure_collapse, recommend_layers
+from inheritune_hf.analysis import compare_laziness, default_sequences, measure_collapse, recommend_layers
 from inheritune_hf.analysis.plots import draw_report
-from inheritune_hf.analysis.sequences import default_sequences
 from inheritune_hf.records import write_json
 
 HERE = Path(__file__).parent

@@ -1,25 +1,33 @@
-"""See the lazy layers: which layers' attention has collapsed, what blocks change, how many are worth keeping."""
+"""See which layers are lazy, what blocks change, how many layers are worth keeping, and which."""
 
 from .attention import watching_attention
 from .collapse import (
     NEAR_RANK_ONE,
+    SHARE,
     SHARES,
     approximate_rank,
-    avg_mass,
-    avg_rank,
     column_mass,
-    is_lazy_group,
-    is_lazy_layer,
-    max_rank,
     rank_of_batch_mean,
 )
 from .influence import BlockScores, angular_distances, block_influence, loss_without
-from .measurement import measure_collapse
-from .recommendation import Recommendation, is_measured, layers_by_measure, recommend_layers, resolve_measured
-from .report import AttentionMap, CollapseReport, LayerScores, LazinessComparison, compare_laziness
+from .measurement import (
+    AttentionMap,
+    CollapseReport,
+    LayerScores,
+    LazinessComparison,
+    Uniform,
+    compare_laziness,
+    default_sequences,
+    leading_sequences,
+    measure_collapse,
+    paper_tokens,
+    scores_folder,
+)
+from .recommendation import Recommendation, layers_by_measure, recommend_layers, resolve_measured
 
 __all__ = [
     "NEAR_RANK_ONE",
+    "SHARE",
     "SHARES",
     "AttentionMap",
     "BlockScores",
@@ -27,22 +35,21 @@ __all__ = [
     "LayerScores",
     "LazinessComparison",
     "Recommendation",
+    "Uniform",
     "angular_distances",
     "approximate_rank",
-    "avg_mass",
-    "avg_rank",
     "block_influence",
     "column_mass",
     "compare_laziness",
-    "is_lazy_group",
-    "is_lazy_layer",
-    "is_measured",
+    "default_sequences",
     "layers_by_measure",
+    "leading_sequences",
     "loss_without",
-    "max_rank",
     "measure_collapse",
+    "paper_tokens",
     "rank_of_batch_mean",
     "recommend_layers",
     "resolve_measured",
+    "scores_folder",
     "watching_attention",
 ]

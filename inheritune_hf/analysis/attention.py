@@ -1,4 +1,4 @@
-"""Attention probabilities of any causal language model, one layer at a time, beside its own attention."""
+"""Compute the attention probabilities of any causal language model, one layer at a time, beside its own attention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..students import inspect_architecture
 
-#: What is called with a layer's number and its probabilities, of shape `(batch, heads, query, key)` in float32.
+#: Called with a layer's number and its probabilities, of shape `(batch, heads, query, key)` in float32.
 Seen = Callable[[int, Tensor], None]
 
 _SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
@@ -49,7 +49,7 @@ def watching_attention(model: PreTrainedModel, seen: Seen) -> Iterator[None]:
     Args:
         model (`PreTrainedModel`): A causal language model; call it without a cache, on sequences without padding.
         seen (`Callable[[int, Tensor], None]`): Gets the layer and its probabilities, of shape
-            `(batch, heads, query, key)`, on the layer's device. Layers without softmax attention are not heard of.
+            `(batch, heads, query, key)`, on the layer's device. It is not called for layers without softmax attention.
     """
     watch = _Watch(seen)
     with ExitStack() as undo:
@@ -128,7 +128,7 @@ def probabilities(
         scale (`float`, *optional*): Factor of the logits; one over the root of the channels if not given.
         is_causal (`bool`, *optional*, defaults to `False`): Whether a query sees no later key.
         window (`int`, *optional*): Tokens that a query sees, itself included.
-        softcap (`float`, *optional*): Bound that logits are bent to by a tangent (Gemma 2).
+        softcap (`float`, *optional*): Bound of logits that are soft-capped with tanh (Gemma 2).
         sinks (`torch.Tensor` of shape `(heads,)`, *optional*): Logits that take attention away to no key (GPT-OSS).
         bias (`torch.Tensor`, *optional*): Position bias that is added to the logits.
 

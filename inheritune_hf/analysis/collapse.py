@@ -1,17 +1,22 @@
-"""The paper's measures of attention collapse: pure functions on attention matrices and on ranks (PAPER: section 2)."""
+"""
+The paper's measures of attention collapse: functions of attention matrices and of ranks (PAPER: section 2).
+
+Ranks are exact, by the cheapest method that is sure of its answer: on heads of 1,024 tokens 3.8 times as fast as
+`torch.linalg.svdvals` (benchmarks/README.md).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
-
-from . import spectrum
+from torch import Tensor, nn
 
 #: Shares that are measured unless others are asked for: those of the paper's ablation (arXiv 2404.08634v4, figure 10).
 SHARES = (0.80, 0.85, 0.90, 0.95)
@@ -23,6 +28,21 @@ NEAR_RANK_ONE = 0.5
 #: Fewer sequences than this give no interval: a bootstrap over so few is too narrow.
 MIN_SEQUENCES = 30
 _RESAMPLES = 1_000
+#: Relative slack at a threshold: a share that is reached but for rounding (identity attention, ties) is reached.
+TOLERANCE = 1e-9
+
+# Entries below this change no share by more than 1e-12, and their squares would be denormal: slow for nothing.
+_NOTHING = 1e-15
+# Numbers in the matrices that one thread works on at once: at most one of 1,024 tokens, and no fewer than 13 of 100.
+_GROUP, _SHARE = 1 << 20, 1 << 17
+# Up to these sizes all eigenvalues in float64, or in float32, cost less than asking a cheaper method first.
+_SMALL, _MEDIUM = 48, 192
+# Leading values that are asked for where few may do.
+_BLOCK = 32
+# Rounding of float32, in units of what was met at most on random and adversarial matrices: see `_slack`.
+_MARGIN = 4.0
+
+Result = TypeVar("Result")
 
 
 def approximate_rank(attention: Tensor, tau: float = SHARE) -> Tensor:
@@ -42,7 +62,7 @@ def approximate_rank(attention: Tensor, tau: float = SHARE) -> Tensor:
         ValueError: If `tau` is outside `(0, 1]`, or `attention` holds no matrices of finite numbers.
     """
     matrices = _matrices(attention, tau, "tau")
-    return spectrum.ranks(matrices, (tau,))[:, 0].reshape(attention.shape[:-2])
+    return ranks(matrices, (tau,))[:, 0].reshape(attention.shape[:-2])
 
 
 def column_mass(attention: Tensor, eta: float = SHARE) -> Tensor:
@@ -62,7 +82,7 @@ def column_mass(attention: Tensor, eta: float = SHARE) -> Tensor:
         ValueError: If `eta` is outside `(0, 1]`, or `attention` holds no matrices of finite numbers.
     """
     matrices = _matrices(attention, eta, "eta")
-    return torch.cat(spectrum.by_groups(lambda part: _masses(part, (eta,)), matrices)).reshape(attention.shape[:-2])
+    return torch.cat(by_groups(lambda part: _masses(part, (eta,)), matrices)).reshape(attention.shape[:-2])
 
 
 def rank_of_batch_mean(attention: Tensor, tau: float = SHARE) -> Tensor:
@@ -165,10 +185,10 @@ def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> Atte
     by_head = (len(shares), batch, heads)
 
     def measure(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kept = spectrum.without_denormals(part)
-        return spectrum.group_ranks(kept, shares), _masses(kept, shares), attention_entropy(part)
+        kept = without_denormals(part)
+        return group_ranks(kept, shares), _masses(kept, shares), attention_entropy(part)
 
-    parts = zip(*spectrum.by_groups(measure, matrices), strict=True)
+    parts = zip(*by_groups(measure, matrices), strict=True)
     ranks, masses, entropy = (torch.cat(part) for part in parts)
     return AttentionScores(
         ranks=ranks.mT.reshape(by_head).cpu(),
@@ -280,8 +300,8 @@ def _masses(matrices: Tensor, etas: Sequence[float]) -> Tensor:
 
 def _counted(energies: Tensor, shares: Sequence[float], off: Tensor) -> Tensor:
     """Return how many columns, heaviest first, hold each share of the energies, or by how much it is `off`."""
-    wanted = spectrum.thresholds(energies.sum(-1), shares) + off[:, None]
-    return spectrum.count_leading(energies.sort(-1, descending=True)[0], wanted)
+    wanted = thresholds(energies.sum(-1), shares) + off[:, None]
+    return count_leading(energies.sort(-1, descending=True)[0], wanted)
 
 
 def _matrices(attention: Tensor, share: float, name: str) -> Tensor:
@@ -300,3 +320,252 @@ def _matrices(attention: Tensor, share: float, name: str) -> Tensor:
 def _check_share(share: float, name: str) -> None:
     if not 0 < share <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1, got {share!r}.")
+
+
+def ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
+    """
+    Count, for each matrix, the leading singular values that hold each share of the squared
+
+    Leading values suffice where the rank is small: the total energy is the squared Frobenius norm, known exactly, and
+    two-sided bounds tell whether the answer is certain. Otherwise all eigenvalues of the Gram matrix are computed in
+    float32, with a margin for rounding, and in float64 where that leaves a doubt.
+
+    Args:
+        matrices (`torch.Tensor` of shape `(batch, query, key)`): Real matrices.
+        taus (sequence of `float`): Shares to retain, in `(0, 1]`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, taus)`: Integers from `1` to `min(query, key)`, on the same device.
+    """
+    return torch.cat(by_groups(lambda part: group_ranks(without_denormals(part), taus), matrices))
+
+
+def without_denormals(matrices: Tensor) -> Tensor:
+    """Return matrices without the numbers that change no share, and whose squares would be slow to work with."""
+    return nn.functional.hardshrink(matrices, _NOTHING)
+
+
+def by_groups(measure: Callable[[Tensor], Result], matrices: Tensor) -> list[Result]:
+    """
+    Measure a batch of matrices in parts that are small enough to make copies of, on as many threads as torch may use.
+
+    LAPACK takes matrices one after the other, and those of attention are too small to be split among threads: on a CPU
+    each thread takes matrices of its own.
+
+    Args:
+        measure (`Callable[[Tensor], Result]`): Gets a part of the batch.
+        matrices (`torch.Tensor` of shape `(batch, query, key)`): Matrices.
+
+    Returns:
+        `list[Result]`: What `measure` returned, in the order of the batch.
+    """
+    threads = torch.get_num_threads() if matrices.device.type == "cpu" else 1
+    count = max(1, len(matrices))
+    numbers = max(1, matrices[:1].numel())
+    size = max(1, _GROUP // numbers)
+    if threads > 1:
+        size = min(size, max(-(-count // (4 * threads)), _SHARE // numbers))
+    parts = [matrices[start : start + size] for start in range(0, count, size)]
+    if threads == 1 or len(parts) == 1:
+        return [measure(part) for part in parts]
+    try:
+        with ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(measure, parts))
+    finally:
+        # It is also what threads that begin later start with.
+        torch.set_num_threads(threads)
+
+
+def thresholds(total: Tensor, shares: Sequence[float]) -> Tensor:
+    """
+    Return the energy that must be reached for each share.
+
+    Args:
+        total (`torch.Tensor` of shape `(batch,)`): Energy of each matrix, float64.
+        shares (sequence of `float`): Shares in `(0, 1]`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, shares)`: In float64.
+    """
+    wanted: Tensor = torch.tensor(list(shares), dtype=torch.float64, device=total.device) * (1 - TOLERANCE)
+    return total[:, None] * wanted
+
+
+def group_ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
+    """Return the `ranks` of a few matrices `without_denormals`, in this thread."""
+    size = min(matrices.shape[-2:])
+    total = torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float64).square()
+    wanted = thresholds(total, taus)
+    found = torch.zeros_like(wanted, dtype=torch.long)
+    if size <= _SMALL or matrices.dtype == torch.float64 or not _multiplies_float32(matrices.device):
+        return _exact_ranks(matrices, total, wanted)
+    matrices = matrices.float()
+    # A few rows tell where one column is heavy; the method is chosen by them, never the answer.
+    sample = matrices[:, size // 8 :: 8]
+    sink = torch.linalg.vector_norm(sample, dim=-2).amax(-1).square() > 0.5 * sample.square().sum((-2, -1))
+    _fill(found, sink, _collapsed_ranks, matrices, total, wanted)
+    _fill(found, (found == 0).any(-1), _gram_ranks, matrices, total, wanted)
+    _fill(found, (found == 0).any(-1), _exact_ranks, matrices, total, wanted)
+    return found
+
+
+def _multiplies_float32(device: torch.device) -> bool:
+    """Tell whether products of float32 are that: users may allow fewer bits (TF32, bfloat16) for speed."""
+    number = 1 + 2.0**-22
+    product = torch.full((1, 64, 256), number, device=device) @ torch.eye(256, device=device)[None, :, :64]
+    return bool((product == number).all())
+
+
+def _fill(found: Tensor, where: Tensor, method: Callable[..., Tensor], *given: Any) -> None:
+    """Fill in what a method finds for some of the matrices; copies of the given tensors only if it is not for all."""
+    if bool(where.all()):
+        found.copy_(method(*given))
+    elif bool(where.any()):
+        found[where] = method(*(item[where] if isinstance(item, Tensor) else item for item in given))
+
+
+def _exact_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
+    """Return the ranks from all eigenvalues in float64."""
+    return count_leading(_energies(_gram(matrices.double())), wanted)
+
+
+def _gram_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
+    """Return the ranks that float32 is sure of, from leading values where few may do, from all of them elsewhere."""
+    found = torch.zeros_like(wanted, dtype=torch.long)
+    gram = _gram(matrices)
+    if gram.shape[-1] > _MEDIUM:
+        squares = torch.linalg.vector_norm(gram, dim=(-2, -1), dtype=torch.float64).square()
+        # k leading energies are at most root(k) times the root of the sum of their squares (Cauchy and Schwarz). Ranks
+        # are several times that bound, and a block is sure of ranks up to half of its size.
+        least = wanted.amax(-1).square() / squares
+        _fill(found, least <= _BLOCK / 8, _leading_ranks, gram, total, squares, wanted)
+    _fill(found, (found == 0).any(-1), _float32_ranks, gram, total, wanted)
+    return found
+
+
+def _float32_ranks(gram: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
+    """Return the ranks from all eigenvalues in float32, and 0 where rounding leaves a doubt."""
+    energies = _energies(gram)
+    slack = _slack(total, torch.linalg.vector_norm(energies, dim=-1), gram.shape[-1])[:, None]
+    low, high = count_leading(energies, wanted - slack), count_leading(energies, wanted + slack)
+    return torch.where(low == high, low, 0)
+
+
+def _slack(total: Tensor, norm: Tensor, size: int) -> Tensor:
+    """
+    Return what a sum of leading energies in float32 may be off by.
+
+    Each of the steps that turn a Gram matrix into its eigenvalues is off by a rounding of its norm, in any direction:
+    all of them by root (size) times that. The Gram matrix itself is off by a few roundings of its trace.
+
+    Args:
+        total (`torch.Tensor` of shape `(batch,)`): Trace of the Gram matrices.
+        norm (`torch.Tensor` of shape `(batch,)`): Their Frobenius norm.
+        size (`int`): Their size.
+    """
+    rounding = torch.finfo(torch.float32).eps / 2
+    return _MARGIN * rounding * (1.7 * math.sqrt(size) * norm + 6 * total)
+
+
+def _gram(matrices: Tensor) -> Tensor:
+    """
+    Return the smaller Gram matrices, whose eigenvalues are the squared singular values.
+
+    They are built of strips, so that what is above the diagonal is not computed twice. Where queries see no later key,
+    a strip has nothing in the rows before its own: that leaves a third of the products.
+    """
+    if matrices.shape[-1] > matrices.shape[-2]:
+        matrices = matrices.mT
+    rows, size = matrices.shape[-2:]
+    strip = max(32, size // 16)
+    starts = range(0, size, strip)
+    causal = rows == size and not any(bool(matrices[:, :start, start : start + strip].any()) for start in starts[1:])
+    gram = matrices.new_zeros(len(matrices), size, size)
+    for start in starts:
+        end = min(size, start + strip)
+        below = matrices[:, start if causal else 0 :]
+        gram[:, start:end, :end] = below[:, :, start:end].mT @ below[:, :, :end]
+        gram[:, :start, start:end] = gram[:, start:end, :start].mT
+    return gram
+
+
+def _energies(gram: Tensor) -> Tensor:
+    """Return the eigenvalues of Gram matrices in float64, largest first."""
+    energies: Tensor = torch.linalg.eigvalsh(gram)
+    return energies.double().flip(-1).clamp(min=0)
+
+
+def count_leading(energies: Tensor, wanted: Tensor) -> Tensor:
+    """Return how many leading energies reach each threshold, of shape `(batch, taus)`."""
+    sums = energies.cumsum(-1)
+    missing = (sums[:, None, :] < wanted[:, :, None]).sum(-1)
+    return (missing + 1).clamp(max=energies.shape[-1])
+
+
+def _collapsed_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
+    """Return the ranks of matrices with one heavy column, without their Gram matrix, and 0 where that is not sure."""
+    basis = _start(matrices, 8)
+    for _ in range(2):
+        basis = torch.linalg.qr(matrices.mT @ (matrices @ basis))[0]
+    image = matrices @ basis
+    back = matrices.mT @ image
+    return _certified(image.mT @ image, back - basis @ (basis.mT @ back), total, None, wanted)
+
+
+def _leading_ranks(gram: Tensor, total: Tensor, squares: Tensor, wanted: Tensor) -> Tensor:
+    """Return the ranks that a block of leading values of Gram matrices is sure of, and 0 where it is not."""
+    basis = _start(gram, _BLOCK)
+    for _ in range(3):
+        basis = torch.linalg.qr(gram @ basis)[0]
+    back = gram @ basis
+    inside = basis.mT @ back
+    return _certified(inside, back - basis @ inside, total, squares, wanted)
+
+
+def _start(matrices: Tensor, block: int) -> Tensor:
+    size = matrices.shape[-1]
+    # A generator of its own: the same answer every time, and no random state of the caller is touched.
+    normal = torch.randn(size, block, generator=torch.Generator().manual_seed(0))
+    return normal.to(matrices.device).expand(len(matrices), size, block)
+
+
+def _certified(inside: Tensor, outside: Tensor, total: Tensor, squares: Tensor | None, wanted: Tensor) -> Tensor:
+    """
+    Return the ranks that follow from a subspace for certain, and 0 elsewhere.
+
+    With Q an orthonormal basis and G the Gram matrix, the eigenvalues t of Q'GQ bound those of G from below. With
+    E = (I - QQ')GQ and M = (I - QQ')G(I - QQ'), G is at most diag(t + E'E/c, M + c) for every c > 0. The j largest
+    eigenvalues of M sum to no more than its trace, the total less all t, and than root(j) times its Frobenius norm.
+    That bounds every sum of leading eigenvalues from above (Ky Fan).
+
+    Args:
+        inside (`torch.Tensor` of shape `(batch, block, block)`): Q'GQ.
+        outside (`torch.Tensor` of shape `(batch, key, block)`): E.
+        total (`torch.Tensor` of shape `(batch,)`): Trace of G.
+        squares (`torch.Tensor` of shape `(batch,)`, *optional*): Squared Frobenius norm of G, if it is known.
+        wanted (`torch.Tensor` of shape `(batch, taus)`): Energies to reach.
+    """
+    block = inside.shape[-1]
+    slack = _slack(total, total, outside.shape[-2])
+    ritz = torch.linalg.eigvalsh(inside.double()).flip(-1)
+    leak = torch.linalg.vector_norm(outside, dim=(-2, -1), dtype=torch.float64).square()
+    lower = torch.cat([torch.zeros_like(ritz[:, :1]), ritz.cumsum(-1)], dim=-1)
+    rest = (total - lower[:, -1]).clamp(min=0) + slack
+    norm = rest
+    if squares is not None:
+        left = squares - ritz.square().sum(-1) - 2 * leak
+        norm = torch.minimum(rest, (left.clamp(min=0) + squares * slack / total).sqrt())
+    # Any c is right; this one keeps both of its terms small.
+    shift = (leak.sqrt() * 0.5 + 1e-3 * norm).clamp(min=torch.finfo(torch.float64).tiny)
+    steps = torch.arange(block + 1, device=ritz.device)
+    others = torch.minimum(rest[:, None], steps.sqrt() * norm[:, None]) + steps * shift[:, None]
+
+    count = (lower[:, None, :] < wanted[:, :, None]).sum(-1)  # the rank, if the lower bounds were the sums
+    reached = lower.gather(1, count.clamp(max=block))
+    # The most that one eigenvalue less can sum to: the leading of the block, or j of them exchanged for others.
+    inner = count[:, :, None] - 1 - steps
+    sums = torch.where(inner >= 0, lower[:, None, :].expand(*count.shape, -1).gather(2, inner.clamp(min=0)), 0.0)
+    above = torch.where(inner >= 0, sums + others[:, None, :], 0.0).amax(-1) + (leak / shift)[:, None]
+    above = torch.where(count > 1, above, 0.0)
+    sure = (count <= block) & (reached >= wanted + slack[:, None]) & (above < wanted - slack[:, None])
+    return torch.where(sure, count, 0)

@@ -1,49 +1,360 @@
-"""Measure a model: its attention, its controls, its blocks, one batch and one layer at a time."""
+"""Measure a model, one batch and one layer at a time: its attention, its controls and what its blocks change."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
 from accelerate import cpu_offload
 from accelerate.utils import align_module_device
+from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
+from ..data import split_standard_library, standard_library_documents
+from ..data.rows import Layout
+from ..data.sources import read_files
+from ..evaluation import preserve_state
+from ..records import write_text
 from ..students import Reference, Source, find_weights, load_reference_config
 from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of
 from . import influence
 from .attention import attention_kinds, find_blocks, narrow_window, require_seen, watching_attention
 from .collapse import (
+    NEAR_RANK_ONE,
+    SHARE,
     SHARES,
     approximate_rank,
     attention_entropy,
+    avg_mass,
+    avg_rank,
     column_mass,
+    is_lazy_group,
+    is_lazy_layer,
+    max_rank,
+    max_rank_interval,
     score_attention,
     sink_share,
     uniform_attention,
 )
-from .report import AttentionMap, CollapseReport, LayerScores, Uniform, frozen_counts
+from .influence import BlockScores
 
+if TYPE_CHECKING:
+    import pandas
+
+#: The paper measures on 100 sequences of 100 tokens.
+SEQUENCES = 100
+TOKENS = 100
 #: Tokens that go through the model at once: one long sequence, or several short ones.
 _BATCH_TOKENS = 1024
+# Characters of a document that are tokenized: a few windows of each are enough.
+_CHARACTERS = 40_000
 # As in the paper's figure 9.
 _MAP_TOKENS = 40
 _MAP_SEQUENCES = 3
+
+#: Counts of shape (shares, sequences, heads).
+Counts = tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """
+    The measures of one layer's attention.
+
+    Args:
+        layer (`int`): Its number, 0-based.
+        kind (`str`): `attention`, `sliding_attention`, or what a layer without softmax attention mixes tokens with.
+        ranks (`tuple`): Approximate rank by share, sequence and head; empty without softmax attention.
+        masses (`tuple`): Column mass by share, sequence and head.
+        entropy (`tuple[float, ...]`): Mean entropy of each head's rows, in nats.
+        sink (`tuple[float, ...]`): Mean attention of each head to the first token.
+    """
+
+    layer: int
+    kind: str
+    ranks: Counts = ()
+    masses: Counts = ()
+    entropy: tuple[float, ...] = ()
+    sink: tuple[float, ...] = ()
+
+    @property
+    def heads(self) -> int:
+        """Heads with softmax attention."""
+        return len(self.entropy)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LayerScores:
+        """Rebuild the scores from the dictionary that they were turned into."""
+        return cls(
+            layer=values["layer"],
+            kind=values["kind"],
+            ranks=_counts(values["ranks"]),
+            masses=_counts(values["masses"]),
+            entropy=tuple(values["entropy"]),
+            sink=tuple(values["sink"]),
+        )
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """
+    One head's attention, a mean over a few sequences, for a picture.
+
+    Args:
+        layer (`int`): Layer.
+        head (`int`): Head.
+        weights (`tuple[tuple[float, ...], ...]`): Rows of queries, columns of keys.
+    """
+
+    layer: int
+    head: int
+    weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """
+    The control that has learned nothing: uniform causal attention over as many tokens.
+
+    Args:
+        ranks (`tuple[int, ...]`): Its approximate rank at each share.
+        masses (`tuple[int, ...]`): Its column mass at each share.
+        entropy (`float`): Mean entropy of its rows, in nats.
+        sink (`float`): Mean attention to the first token.
+        window (`int`, *optional*): Tokens that a query sees, itself included; all before it if not given.
+    """
+
+    ranks: tuple[int, ...]
+    masses: tuple[int, ...]
+    entropy: float
+    sink: float
+    window: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Uniform:
+        """Rebuild the control from the dictionary that it was turned into."""
+        return cls(**{**values, "ranks": tuple(values["ranks"]), "masses": tuple(values["masses"])})
+
+
+@dataclass(frozen=True)
+class CollapseReport:
+    """
+    What was measured of a model's attention on one set of sequences, with its controls.
+
+    Layers without softmax attention have scores of `None`, and count in no average.
+
+    Args:
+        model (`str`): Id or path of the model, or its class.
+        model_type (`str`): Its architecture.
+        weights (`str`): Fingerprint of its weights.
+        data (`str`): Fingerprint of the sequences' tokens.
+        sequences (`int`): Sequences.
+        tokens (`int`): Tokens of each.
+        shares (`tuple[float, ...]`): Taus and etas that were measured.
+        layers (`tuple[LayerScores, ...]`): The measures of each layer.
+        uniform (`Uniform`): Control: uniform causal attention.
+        sliding (`Uniform`, *optional*): The same within the window of sliding layers, if that is narrower than a
+            sequence.
+        random (`tuple[LayerScores, ...]`): Control: the same measures on a randomly initialised twin; may be empty.
+        blocks (`BlockScores`, *optional*): What each block changes.
+        maps (`tuple[AttentionMap, ...]`): Attention of some heads, for pictures.
+        versions (`dict[str, str]`): Versions of the libraries that measured.
+    """
+
+    model: str
+    model_type: str
+    weights: str
+    data: str
+    sequences: int
+    tokens: int
+    shares: tuple[float, ...]
+    layers: tuple[LayerScores, ...]
+    uniform: Uniform
+    sliding: Uniform | None = None
+    random: tuple[LayerScores, ...] = ()
+    blocks: BlockScores | None = None
+    maps: tuple[AttentionMap, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    def uniform_of(self, layer: int) -> Uniform:
+        """Return the uniform attention that a layer is compared with: within its window, if it slides."""
+        return self.sliding if self.sliding is not None and "sliding" in self.layers[layer].kind else self.uniform
+
+    def ranks(self, layer: int, tau: float = SHARE, random: bool = False) -> NDArray[np.int64]:
+        """Return the ranks of a layer, or of the random twin's, of shape `(sequences, heads)`."""
+        return self._of_share((self.random if random else self.layers)[layer].ranks, tau)
+
+    def masses(self, layer: int, eta: float = SHARE, random: bool = False) -> NDArray[np.int64]:
+        """Return the column masses of a layer, or of the random twin's, of shape `(sequences, heads)`."""
+        return self._of_share((self.random if random else self.layers)[layer].masses, eta)
+
+    def max_ranks(self, tau: float = SHARE, random: bool = False) -> list[float | None]:
+        """Return MaxRank of each layer (PAPER: eq. 3), None where there is no softmax attention."""
+        scores = self.random if random else self.layers
+        return [max_rank(self.ranks(item.layer, tau, random)) if item.heads else None for item in scores]
+
+    def max_rank_intervals(self, tau: float = SHARE) -> list[tuple[float, float] | None]:
+        """Return a 95 % interval of each MaxRank over sequences; None for fewer than 30 of them."""
+        return [max_rank_interval(self.ranks(item.layer, tau)) if item.heads else None for item in self.layers]
+
+    def avg_rank(self, layers: Sequence[int] | None = None, tau: float = SHARE) -> float:
+        """Return AvgRank of a group of layers, or of all (PAPER: eq. 4)."""
+        return avg_rank(self._max_ranks_of(layers, tau))
+
+    def avg_masses(self, eta: float = SHARE, random: bool = False) -> list[float | None]:
+        """Return AvgMass of each layer (PAPER: appendix C), None where there is no softmax attention."""
+        scores = self.random if random else self.layers
+        return [avg_mass(self.masses(item.layer, eta, random)) if item.heads else None for item in scores]
+
+    def lazy_layers(self, tolerance: float = 0.0, tau: float = SHARE) -> list[int]:
+        """Return the layers whose MaxRank is at most `1 + tolerance` (PAPER: definition G.1)."""
+        ranks = enumerate(self.max_ranks(tau))
+        return [layer for layer, value in ranks if value is not None and is_lazy_layer(value, tolerance)]
+
+    def is_lazy_group(self, layers: Sequence[int], tau: float = SHARE) -> bool:
+        """Tell whether a contiguous group of layers is lazy: floor(AvgRank) is 1 (PAPER: definition G.1)."""
+        return is_lazy_group(self._max_ranks_of(layers, tau))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CollapseReport:
+        """Rebuild a report from what `to_dict` returned, or from what JSON made of it."""
+        return cls(
+            **{
+                **values,
+                "shares": tuple(values["shares"]),
+                "layers": tuple(LayerScores.from_dict(item) for item in values["layers"]),
+                "random": tuple(LayerScores.from_dict(item) for item in values["random"]),
+                "uniform": Uniform.from_dict(values["uniform"]),
+                "sliding": None if values["sliding"] is None else Uniform.from_dict(values["sliding"]),
+                "blocks": None if values["blocks"] is None else BlockScores.from_dict(values["blocks"]),
+                "maps": tuple(
+                    AttentionMap(item["layer"], item["head"], tuple(tuple(row) for row in item["weights"]))
+                    for item in values["maps"]
+                ),
+            }
+        )
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the report to a file, so that a reader finds it whole or not at all."""
+        write_text(path, json.dumps(self.to_dict(), ensure_ascii=False) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> CollapseReport:
+        """Read a report that `to_json` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table with a row for each layer, head and share: rank and mass (means over sequences), and more."""
+        import pandas
+
+        rows: list[tuple[Any, ...]] = []
+        for item in self.layers:
+            for share in self.shares if item.heads else ():
+                ranks, masses = (values(item.layer, share).mean(0) for values in (self.ranks, self.masses))
+                columns = zip(range(item.heads), ranks, masses, item.entropy, item.sink, strict=True)
+                rows += [
+                    (item.layer, item.kind, head, share, float(rank), float(mass), entropy, sink)
+                    for head, rank, mass, entropy, sink in columns
+                ]
+        return pandas.DataFrame(rows, columns=["layer", "kind", "head", "share", "rank", "mass", "entropy", "sink"])
+
+    def _of_share(self, counts: Counts, share: float) -> NDArray[np.int64]:
+        if share not in self.shares:
+            measured = ", ".join(map(str, self.shares))
+            raise ValueError(f"The share {share} was not measured (measured: {measured}); measure again with it.")
+        return np.asarray(counts[self.shares.index(share)] if counts else np.zeros((self.sequences, 0)), np.int64)
+
+    def _max_ranks_of(self, layers: Sequence[int] | None, tau: float) -> list[float]:
+        values = self.max_ranks(tau)
+        chosen = range(self.depth) if layers is None else layers
+        return [value for layer in chosen if (value := values[layer]) is not None]
+
+
+@dataclass(frozen=True)
+class LazinessComparison:
+    """
+    The paper's question: has the student fewer lazy layers than its reference?
+
+    Args:
+        reference (`int`): Lazy layers of the reference.
+        reference_layers (`int`): Its layers with softmax attention.
+        student (`int`): Lazy layers of the student.
+        student_layers (`int`): Its layers with softmax attention.
+        tolerance (`float`): MaxRank above 1 that still counted as lazy.
+        sentence (`str`): The answer.
+    """
+
+    reference: int
+    reference_layers: int
+    student: int
+    student_layers: int
+    tolerance: float
+    sentence: str
+
+
+def compare_laziness(
+    student: CollapseReport, reference: CollapseReport, tolerance: float = NEAR_RANK_ONE, tau: float = SHARE
+) -> LazinessComparison:
+    """
+    Compare the lazy layers of a student and its reference, measured on the same sequences.
+
+    Args:
+        student (`CollapseReport`): The student's report.
+        reference (`CollapseReport`): The reference's report.
+        tolerance (`float`, *optional*, defaults to `0.5`): MaxRank above 1 that still counts as lazy; 0 is the
+            paper's definition.
+        tau (`float`, *optional*, defaults to `0.9`): Share of the squared spectrum.
+
+    Returns:
+        `LazinessComparison`: Counts and one sentence.
+
+    Raises:
+        ValueError: If the two were not measured on the same tokens: ranks grow with the length of a sequence.
+    """
+    if (student.data, student.tokens) != (reference.data, reference.tokens):
+        raise ValueError(
+            f"Models are compared on the same sequences only, got {student.sequences} of {student.tokens} tokens "
+            f"({student.data[:8]}) against {reference.sequences} of {reference.tokens} ({reference.data[:8]}); measure "
+            "both on one set."
+        )
+    lazy = [len(item.lazy_layers(tolerance, tau)) for item in (student, reference)]
+    layers = [sum(value is not None for value in item.max_ranks(tau)) for item in (student, reference)]
+    word = "as many" if lazy[0] == lazy[1] else "fewer" if lazy[0] < lazy[1] else "more"
+    answer = f"The student has {word} lazy layers {'as' if word == 'as many' else 'than'} its reference"
+    if lazy[1] == 0:
+        answer += ", which has none at this size"
+    sentence = (
+        f"{answer}: {lazy[0]} of {layers[0]} against {lazy[1]} of {layers[1]} (MaxRank at most {1 + tolerance:g} at "
+        f"tau {tau:g}, {student.sequences} sequences of {student.tokens} tokens)."
+    )
+    return LazinessComparison(lazy[1], layers[1], lazy[0], layers[0], tolerance, sentence)
 
 
 def measure_collapse(
@@ -96,51 +407,208 @@ def measure_collapse(
     """
     tokens = as_tokens(sequences)
     wanted = tuple(sorted({float(share) for share in shares}))
-    name = model.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else os.fspath(model)
-    weights = weights_fingerprint(model, **kwargs)
-    data = tokens_fingerprint(tokens)
-    file, kept = None, None
+    weights, data = weights_fingerprint(model, **kwargs), tokens_fingerprint(tokens)
+    file, found = None, None
     if cache_dir is not None:
-        file = scores_file(
-            cache_dir, weights, data, controls, blocks, [item.name for item in dataclasses.fields(Uniform)]
-        )
-        if file.is_file():
-            kept = CollapseReport.from_json(file)
-            wanted = tuple(sorted({*wanted, *kept.shares}))
-    missing = kept is None or wanted != kept.shares
-    if kept is not None and not missing and heads is None:
-        return kept
+        shape = [item.name for item in dataclasses.fields(Uniform)]
+        file = scores_file(cache_dir, weights, data, controls, blocks, shape)
+        found = CollapseReport.from_json(file) if file.is_file() else None
+    if found is not None:
+        wanted = tuple(sorted({*wanted, *found.shares}))
+        if wanted == found.shares and heads is None:
+            return found
     loaded = model if isinstance(model, PreTrainedModel) else load_model(model, **kwargs)
     require_fitting(loaded, tokens)
-    if kept is None or missing:
-        kept = _measure(loaded, tokens, wanted, controls, blocks, progress, name, weights, data)
+    if found is None or wanted != found.shares:
+        named = model.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else os.fspath(model)
+        found = CollapseReport(
+            model=named,
+            model_type=str(loaded.config.model_type),
+            weights=weights,
+            data=data,
+            sequences=len(tokens),
+            tokens=tokens.shape[1],
+            shares=wanted,
+            **_scores(loaded, tokens, wanted, controls, blocks, named if progress else None),
+            versions={
+                "inheritune_hf": __version__,
+                "transformers": transformers.__version__,
+                "torch": torch.__version__,
+            },
+        )
         if file is not None:
-            kept.to_json(file)
-    return kept if heads is None else dataclasses.replace(kept, maps=head_maps(loaded, tokens, heads))
+            found.to_json(file)
+    return found if heads is None else dataclasses.replace(found, maps=head_maps(loaded, tokens, heads))
 
 
-def scores_folder() -> Path:
-    """Return the folder in which the command line keeps scores, below `HF_HOME`."""
-    return Path(HF_HOME) / "inheritune_hf" / "analysis"
+def _scores(
+    model: PreTrainedModel, tokens: Tensor, shares: tuple[float, ...], controls: bool, blocks: bool, bar: str | None
+) -> dict[str, Any]:
+    """Return the fields of a report that are measured, under a progress bar of that name if there is to be one."""
+    batches, depth = batches_of(tokens, model), len(find_blocks(model))
+    runs = (depth * (1 + controls) + (2 * depth + 1) * blocks) * len(batches)
+    random: tuple[LayerScores, ...] = ()
+    with tqdm(total=runs, desc=bar, disable=bar is None, unit="layer", leave=False) as shown:
+        with evaluating(model):
+            layers = score_layers(model, batches, shares, shown.update)
+            changes = influence.score_blocks(model, batches, shown.update) if blocks else None
+        if controls:
+            twin = random_twin(model)
+            random = score_layers(twin, batches_of(tokens, twin), shares, shown.update)
+            del twin
+    window = narrow_window(model, tokens.shape[1])
+    return {
+        "layers": layers,
+        "uniform": uniform_scores(tokens.shape[1], shares),
+        "sliding": None if window is None else uniform_scores(tokens.shape[1], shares, window),
+        "random": random,
+        "blocks": changes,
+        "maps": head_maps(model, tokens, representative_heads(layers, len(shares) // 2)),
+    }
 
 
-def scores_file(folder: str | os.PathLike[str], *facts: Any) -> Path:
-    """Return the file of a folder that keeps what was measured, by what it depends on and the libraries' versions."""
-    key = json.dumps([*facts, __version__, torch.__version__, transformers.__version__])
-    return Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+def score_layers(
+    model: PreTrainedModel, batches: Sequence[Tensor], shares: Sequence[float], advance: Callable[[], Any] | None = None
+) -> tuple[LayerScores, ...]:
+    """
+    Return the measures of each layer's attention; never more than one layer's attention is in memory.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model in evaluation mode.
+        batches (sequence of `torch.Tensor` of shape `(batch, tokens)`): Token ids.
+        shares (sequence of `float`): Taus and etas.
+        advance (`Callable`, *optional*): Called after every layer of every batch.
+    """
+    found: dict[int, list[Any]] = {}
+    kinds = attention_kinds(model)
+
+    def seen(layer: int, weights: Tensor) -> None:
+        found.setdefault(layer, []).append(score_attention(weights, shares))
+
+    for batch in batches:
+        with watching_attention(model, seen):
+            # The base model: the head's logits may be larger than all attention.
+            model.base_model(input_ids=batch, use_cache=False)
+        for _ in kinds if advance is not None else ():
+            advance()  # type: ignore[misc]
+    layers = []
+    for layer, kind in enumerate(kinds):
+        parts = found.get(layer)
+        if parts is None:
+            require_seen(model, layer, kind)
+            layers.append(LayerScores(layer, kind))
+            continue
+        if len(parts) != len(batches):
+            raise RuntimeError(f"Layer {layer} attends more than once; only one attention in a layer can be measured.")
+        ranks, masses = (
+            _counts(torch.cat([getattr(part, name) for part in parts], dim=1).tolist()) for name in ("ranks", "masses")
+        )
+        entropy, sink = (
+            tuple(torch.cat([getattr(part, name) for part in parts]).double().mean(0).tolist())
+            for name in ("entropy", "sink")
+        )
+        layers.append(LayerScores(layer, kind, ranks, masses, entropy, sink))
+    return tuple(layers)
 
 
-def tokens_fingerprint(tokens: Tensor) -> str:
-    """Return a sha256 that tells sequences apart."""
-    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes() + str(tokens.shape).encode()).hexdigest()
+def _counts(values: Any) -> Counts:
+    return tuple(tuple(tuple(int(count) for count in row) for row in share) for share in values)
 
 
-def load_model(reference: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """Load a model that students can be made of, in the precision it was saved in unless `dtype` says otherwise."""
-    source = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
-    load_reference_config(reference, **source)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, **{"dtype": "auto", **kwargs})
-    return model
+def random_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    Return a model of the same shape and precision with random weights, by the architecture's own initialisation.
+
+    It is where the model is. If that is spread over devices, because none has room for it, the twin stays in main
+    memory, and its parts are moved to where inputs go for as long as they run.
+    """
+    device = next(model.get_input_embeddings().parameters()).device
+    device = torch.device("cpu") if device.type == "meta" else device
+    spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        auto: Any = AutoModelForCausalLM
+        config = copy.deepcopy(model.config)
+        twin: Any = auto.from_config(config, attn_implementation=model.config._attn_implementation)
+    placed: PreTrainedModel = twin.to(device="cpu" if spread else device, dtype=model.dtype).eval()
+    return cpu_offload(placed, device) if spread and device.type != "cpu" else placed
+
+
+def uniform_scores(tokens: int, shares: Sequence[float], window: int | None = None) -> Uniform:
+    """Return the measures of uniform causal attention; the arguments are those of `uniform_attention`, and shares."""
+    attention = uniform_attention(tokens, window)
+    return Uniform(
+        ranks=tuple(int(approximate_rank(attention, share)) for share in shares),
+        masses=tuple(int(column_mass(attention, share)) for share in shares),
+        entropy=float(attention_entropy(attention)),
+        sink=float(sink_share(attention)),
+        window=window,
+    )
+
+
+def head_maps(
+    model: PreTrainedModel, tokens: Tensor, heads: Sequence[tuple[int, int]], length: int = _MAP_TOKENS
+) -> tuple[AttentionMap, ...]:
+    """
+    Return the attention of chosen heads, a mean over the first three sequences (PAPER: figure 9).
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        tokens (`torch.Tensor` of shape `(sequences, tokens)`): Token ids.
+        heads (sequence of `tuple[int, int]`): Layers and heads.
+        length (`int`, *optional*, defaults to `40`): First tokens of each sequence to show.
+
+    Raises:
+        ValueError: If the model has no such head.
+    """
+    means: dict[int, Tensor] = {}
+
+    def seen(layer: int, weights: Tensor) -> None:
+        if any(layer == chosen for chosen, _ in heads):
+            means[layer] = weights.mean(0).cpu()
+
+    with evaluating(model), watching_attention(model, seen):
+        for batch in batches_of(tokens[:_MAP_SEQUENCES, :length], model)[:1]:
+            model.base_model(input_ids=batch, use_cache=False)
+    for layer, head in heads:
+        if layer not in means or head not in range(len(means[layer])):
+            raise ValueError(
+                f"There is no softmax attention in layer {layer}, head {head} of {type(model).__name__}, which has "
+                f"{len(find_blocks(model))} layers; both are counted from 0."
+            )
+    return tuple(
+        AttentionMap(layer, head, tuple(tuple(round(value, 5) for value in row) for row in means[layer][head].tolist()))
+        for layer, head in heads
+    )
+
+
+def representative_heads(layers: Sequence[LayerScores], share: int) -> list[tuple[int, int]]:
+    """Return four heads that show the range of a model: highest rank, two between, lowest; shares by their place."""
+    means = [
+        (float(value), item.layer, head)
+        for item in layers
+        if item.heads
+        for head, value in enumerate(np.asarray(item.ranks[share]).mean(0))
+    ]
+    means.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
+    places = sorted({0, len(means) // 3, 2 * len(means) // 3, len(means) - 1}) if means else []
+    return [means[place][1:] for place in places]
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put every part of the model into evaluation mode, and back into its own; compiled parts run eagerly."""
+    # No graph is compiled for runs of other shapes, hooks and blocks than training has.
+    with preserve_state(model), torch.compiler.set_stance("force_eager"):
+        model.train(False)
+        yield
+
+
+def batches_of(tokens: Tensor, model: PreTrainedModel) -> list[Tensor]:
+    """Return the sequences in batches of at most 1,024 tokens, or of one sequence, on the model's first device."""
+    size = max(1, _BATCH_TOKENS // tokens.shape[1])
+    device: torch.device = next(model.get_input_embeddings().parameters()).device
+    return [part.to("cpu" if device.type == "meta" else device) for part in torch.split(tokens, size)]
 
 
 def as_tokens(sequences: Any) -> Tensor:
@@ -187,6 +655,115 @@ def require_fitting(model: PreTrainedModel, tokens: Tensor) -> None:
         )
 
 
+def paper_tokens(reference: Reference, **kwargs: Any) -> int:
+    """
+    Return how many tokens a sequence has by default: 100, as in the paper, or the reference's context if it is less.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference; only its config is read.
+        kwargs: Where it comes from, such as `revision`.
+    """
+    config = load_reference_config(reference, **kwargs).get_text_config(decoder=True)
+    return min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
+
+
+def default_sequences(
+    tokenizer: PreTrainedTokenizerBase,
+    count: int = SEQUENCES,
+    tokens: int = TOKENS,
+    files: Sequence[str] = (),
+    text_column: str = "text",
+) -> Tensor:
+    """
+    Return sequences out of files, or out of the selection documents of the embedded corpus.
+
+    Every document gives its first window before any gives its second, so that as many as possible count.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
+        count (`int`, *optional*, defaults to `100`): Sequences.
+        tokens (`int`, *optional*, defaults to `100`): Tokens of each.
+        files (sequence of `str`, *optional*): Text, JSONL or Parquet files, or globs.
+        text_column (`str`, *optional*, defaults to `"text"`): Column or field that holds a document.
+
+    Returns:
+        `torch.Tensor` of shape `(sequences, tokens)`: Token ids; fewer sequences if the text holds no more.
+
+    Raises:
+        FileNotFoundError: If a pattern matches no file.
+        ValueError: If no document is long enough.
+    """
+    if files:
+        rows = read_files(files, Layout(column=text_column), "files")
+        texts: Iterable[str] = (text for text in rows[text_column] if text)
+    else:
+        # Nothing is trained on these: what a reference or a student has memorised says little about it.
+        _, selection, _ = split_standard_library(standard_library_documents())
+        texts = (document.text for document in selection)
+    return cut_sequences(texts, tokenizer, count, tokens)
+
+
+def cut_sequences(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, count: int, tokens: int) -> Tensor:
+    """
+    Cut texts into windows of exactly `tokens` tokens and return the first `count`, taken from the documents in turn.
+
+    Raises:
+        ValueError: If no document has `tokens` tokens.
+    """
+
+    def windows(text: str) -> list[list[int]]:
+        ids = tokenizer(text[:_CHARACTERS], add_special_tokens=False, verbose=False)["input_ids"]
+        return [ids[start : start + tokens] for start in range(0, len(ids) - tokens + 1, tokens)][:count]
+
+    by_document = [windows(text) for text in itertools.islice(texts, 10 * count)]
+    turns = chain.from_iterable(itertools.zip_longest(*by_document))
+    chosen = list(itertools.islice((window for window in turns if window is not None), count))
+    if not chosen:
+        raise ValueError(
+            f"No document has {tokens} tokens, so there is no sequence to measure on; ask for fewer tokens, or give "
+            "longer documents."
+        )
+    return torch.tensor(chosen, dtype=torch.long)
+
+
+def leading_sequences(rows: Dataset) -> list[list[int]]:
+    """
+    Return 100 sequences of 100 tokens of packed rows, as the paper measures, or as many and as long as there are.
+
+    Raises:
+        ValueError: If no row has two tokens.
+    """
+    lists: list[list[int]] = rows["input_ids"][:]
+    tokens = min(TOKENS, max((len(row) for row in lists), default=0))
+    if tokens < 2:
+        raise ValueError("The set has no sequence of 2 tokens, so no attention can be measured on it.")
+    return [row[:tokens] for row in lists if len(row) >= tokens][:SEQUENCES]
+
+
+def load_model(reference: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """Load a model that students can be made of, in the precision it was saved in unless `dtype` says otherwise."""
+    source = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
+    load_reference_config(reference, **source)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, **{"dtype": "auto", **kwargs})
+    return model
+
+
+def scores_folder() -> Path:
+    """Return the folder in which the command line keeps scores, below `HF_HOME`."""
+    return Path(HF_HOME) / "inheritune_hf" / "analysis"
+
+
+def scores_file(folder: str | os.PathLike[str], *facts: Any) -> Path:
+    """Return the file of a folder that keeps what was measured, by what it depends on and the libraries' versions."""
+    key = json.dumps([*facts, __version__, torch.__version__, transformers.__version__])
+    return Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def tokens_fingerprint(tokens: Tensor) -> str:
+    """Return a sha256 that tells sequences apart."""
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes() + str(tokens.shape).encode()).hexdigest()
+
+
 def weights_fingerprint(model: Reference, **kwargs: Any) -> str:
     """
     Return a sha256 that tells weights apart: of the tensors of a loaded model, of path, size and time of files.
@@ -226,203 +803,3 @@ def weights_fingerprint(model: Reference, **kwargs: Any) -> str:
             stat = path.stat()
             digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Put every part of the model into evaluation mode, and back into its own; compiled parts run as written."""
-    training = [module for module in model.modules() if module.training]
-    model.train(False)
-    try:
-        # No graph is compiled for runs of other shapes, hooks and blocks than training has.
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def batches_of(tokens: Tensor, model: PreTrainedModel) -> list[Tensor]:
-    """Return the sequences in batches of at most 1,024 tokens, or of one sequence, on the model's first device."""
-    size = max(1, _BATCH_TOKENS // tokens.shape[1])
-    device: torch.device = next(model.get_input_embeddings().parameters()).device
-    return [part.to("cpu" if device.type == "meta" else device) for part in torch.split(tokens, size)]
-
-
-def score_layers(
-    model: PreTrainedModel, batches: Sequence[Tensor], shares: Sequence[float], advance: Callable[[], Any] | None = None
-) -> tuple[LayerScores, ...]:
-    """
-    Return the measures of each layer's attention; never more than one layer's attention is in memory.
-
-    Args:
-        model (`PreTrainedModel`): A causal language model in evaluation mode.
-        batches (sequence of `torch.Tensor` of shape `(batch, tokens)`): Token ids.
-        shares (sequence of `float`): Taus and etas.
-        advance (`Callable`, *optional*): Called after every layer of every batch.
-    """
-    found: dict[int, list[Any]] = {}
-    kinds = attention_kinds(model)
-
-    def seen(layer: int, weights: Tensor) -> None:
-        found.setdefault(layer, []).append(score_attention(weights, shares))
-
-    for batch in batches:
-        with watching_attention(model, seen):
-            # The base model: the head's logits may be larger than all attention.
-            model.base_model(input_ids=batch, use_cache=False)
-        for _ in kinds:
-            if advance is not None:
-                advance()
-    layers = []
-    for layer, kind in enumerate(kinds):
-        parts = found.get(layer)
-        if parts is None:
-            require_seen(model, layer, kind)
-            layers.append(LayerScores(layer, kind))
-            continue
-        if len(parts) != len(batches):
-            raise RuntimeError(f"Layer {layer} attends more than once; only one attention in a layer can be measured.")
-        layers.append(
-            LayerScores(
-                layer=layer,
-                kind=kind,
-                ranks=frozen_counts(torch.cat([part.ranks for part in parts], dim=1).tolist()),
-                masses=frozen_counts(torch.cat([part.masses for part in parts], dim=1).tolist()),
-                entropy=tuple(torch.cat([part.entropy for part in parts]).double().mean(0).tolist()),
-                sink=tuple(torch.cat([part.sink for part in parts]).double().mean(0).tolist()),
-            )
-        )
-    return tuple(layers)
-
-
-def random_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """
-    Return a model of the same shape and precision with random weights, by the architecture's own initialisation.
-
-    It is where the model is. If that is spread over devices, because none has room for it, the twin stays in main
-    memory, and its parts are moved to where inputs go for as long as they run.
-    """
-    device = next(model.get_input_embeddings().parameters()).device
-    device = torch.device("cpu") if device.type == "meta" else device
-    spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-    config = copy.deepcopy(model.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        auto: Any = AutoModelForCausalLM
-        twin: Any = auto.from_config(config, attn_implementation=model.config._attn_implementation)
-    placed: PreTrainedModel = twin.to(device="cpu" if spread else device, dtype=model.dtype).eval()
-    return cpu_offload(placed, device) if spread and device.type != "cpu" else placed
-
-
-def uniform_scores(tokens: int, shares: Sequence[float], window: int | None = None) -> Uniform:
-    """Return the measures of uniform causal attention; the arguments are those of `uniform_attention`, and shares."""
-    attention = uniform_attention(tokens, window)
-    return Uniform(
-        ranks=tuple(int(approximate_rank(attention, share)) for share in shares),
-        masses=tuple(int(column_mass(attention, share)) for share in shares),
-        entropy=float(attention_entropy(attention)),
-        sink=float(sink_share(attention)),
-        window=window,
-    )
-
-
-def head_maps(
-    model: PreTrainedModel, tokens: Tensor, heads: Sequence[tuple[int, int]], length: int = _MAP_TOKENS
-) -> tuple[AttentionMap, ...]:
-    """
-    Return the attention of chosen heads, a mean over the first three sequences (PAPER: figure 9).
-
-    Args:
-        model (`PreTrainedModel`): A causal language model.
-        tokens (`torch.Tensor` of shape `(sequences, tokens)`): Token ids.
-        heads (sequence of `tuple[int, int]`): Layers and heads.
-        length (`int`, *optional*, defaults to `40`): First tokens of each sequence to show.
-
-    Raises:
-        ValueError: If the model has no such head.
-    """
-    kept: dict[tuple[int, int], Any] = {}
-
-    def seen(layer: int, weights: Tensor) -> None:
-        mean = weights.mean(0).cpu()
-        kept.update(
-            {
-                (layer, head): mean[head].tolist()
-                for chosen, head in heads
-                if chosen == layer and head in range(len(mean))
-            }
-        )
-
-    with evaluating(model), watching_attention(model, seen):
-        for batch in batches_of(tokens[:_MAP_SEQUENCES, :length], model)[:1]:
-            model.base_model(input_ids=batch, use_cache=False)
-    for layer, head in heads:
-        if (layer, head) not in kept:
-            raise ValueError(
-                f"There is no softmax attention in layer {layer}, head {head} of {type(model).__name__}, which has "
-                f"{len(find_blocks(model))} layers; both are counted from 0."
-            )
-    return tuple(
-        AttentionMap(layer, head, tuple(tuple(round(value, 5) for value in row) for row in kept[layer, head]))
-        for layer, head in heads
-    )
-
-
-def telling_heads(layers: Sequence[LayerScores], share: int) -> list[tuple[int, int]]:
-    """Return four heads that show the range of a model: highest rank, two between, lowest; shares by their place."""
-    means = [
-        (float(value), item.layer, head)
-        for item in layers
-        if item.heads
-        for head, value in enumerate(np.asarray(item.ranks[share]).mean(0))
-    ]
-    means.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
-    places = sorted({0, len(means) // 3, 2 * len(means) // 3, len(means) - 1}) if means else []
-    return [means[place][1:] for place in places]
-
-
-def _measure(
-    model: PreTrainedModel,
-    tokens: Tensor,
-    shares: tuple[float, ...],
-    controls: bool,
-    blocks: bool,
-    progress: bool,
-    name: str,
-    weights: str,
-    data: str,
-) -> CollapseReport:
-    batches = batches_of(tokens, model)
-    depth = len(find_blocks(model))
-    runs = depth * (1 + controls) + (2 * depth + 1) * blocks
-    with tqdm(total=runs * len(batches), desc=name, disable=not progress, unit="layer", leave=False) as bar:
-        with evaluating(model):
-            layers = score_layers(model, batches, shares, bar.update)
-            scores = influence.score_blocks(model, batches, bar.update) if blocks else None
-        random: tuple[LayerScores, ...] = ()
-        if controls:
-            twin = random_twin(model)
-            random = score_layers(twin, batches_of(tokens, twin), shares, bar.update)
-            del twin
-    window = narrow_window(model, tokens.shape[1])
-    return CollapseReport(
-        model=name,
-        model_type=str(model.config.model_type),
-        weights=weights,
-        data=data,
-        sequences=len(tokens),
-        tokens=tokens.shape[1],
-        shares=shares,
-        layers=layers,
-        uniform=uniform_scores(tokens.shape[1], shares),
-        sliding=None if window is None else uniform_scores(tokens.shape[1], shares, window),
-        random=random,
-        blocks=scores,
-        maps=head_maps(model, tokens, telling_heads(layers, len(shares) // 2)),
-        versions={
-            "inheritune_hf": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-        },
-    )

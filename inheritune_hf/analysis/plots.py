@@ -1,24 +1,83 @@
-"""Pictures of an analysis, made to be read: each says what it shows, on how many sequences, beside which controls."""
+"""Show an analysis: a table for a terminal, and figures that say what they show, on what, beside which controls."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..figures import figure_style, save_figure
-from .collapse import SHARE
-from .report import CollapseReport
+from ..measures import MEASURES
+from .collapse import NEAR_RANK_ONE, SHARE, is_lazy_layer
+from .influence import BlockScores
+from .measurement import CollapseReport, Uniform
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _MAX, _MEAN, _DOTS, _CONTROL = "#08519c", "#b35806", "#9ecae1", "#666666"
 
 
+def layer_table(report: CollapseReport, tau: float = SHARE, tolerance: float = NEAR_RANK_ONE) -> Table:
+    """
+    Return the table of an analysis, one line for each layer.
+
+    Args:
+        report (`CollapseReport`): What was measured.
+        tau (`float`, *optional*, defaults to `0.9`): Share of the squared spectrum, and of the squared entries.
+        tolerance (`float`, *optional*, defaults to `0.5`): MaxRank above 1 that still counts as near rank-1.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    place = report.shares.index(tau)
+    controls = [_control(item, place) for item in (report.uniform, report.sliding) if item is not None]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False, caption="\n".join(controls))
+    intervals = [
+        "" if interval is None else f"{interval[0]:.1f}–{interval[1]:.1f}"
+        for interval in report.max_rank_intervals(tau)
+    ]
+    ranks = report.max_ranks(tau)
+    columns = {"layer": [str(item.layer) for item in report.layers], "MaxRank": _numbers(ranks, 2)}
+    columns["interval"] = intervals
+    if report.random:
+        columns["random"] = _numbers(report.max_ranks(tau, random=True), 1)
+    columns["AvgMass"] = _numbers(report.avg_masses(tau), 1)
+    columns["sink"] = _numbers([float(np.mean(item.sink)) if item.heads else None for item in report.layers], 2)
+    if report.blocks is not None:
+        columns["influence"] = _numbers(report.blocks.influence, 3)
+        columns["loss if gone"] = [f"{loss - report.blocks.loss:+.3f}" for loss in report.blocks.skipped]
+    columns[""] = [_remark(ranks[item.layer], item.kind, tolerance) for item in report.layers]
+    for header in columns:
+        table.add_column(header, justify="right" if header else "left", no_wrap=bool(header))
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _control(control: Uniform, place: int) -> str:
+    name = "causal attention" if control.window is None else f"attention within {control.window} tokens"
+    return f"uniform {name}: rank {control.ranks[place]}, mass {control.masses[place]}, sink {control.sink:.2f}"
+
+
+def _remark(rank: float | None, kind: str, tolerance: float) -> str:
+    if rank is None:
+        return f"{kind}: no softmax attention"
+    if is_lazy_layer(rank):
+        return "lazy"
+    return "near rank-1" if is_lazy_layer(rank, tolerance) else ""
+
+
+def _numbers(values: Sequence[float | None], digits: int) -> list[str]:
+    return ["" if value is None else f"{value:.{digits}f}" for value in values]
+
+
 def draw_report(report: CollapseReport, folder: str | os.PathLike[str], tau: float = SHARE) -> list[Path]:
     """
-    Draw every picture that the report has figures for.
+    Draw every figure that the report has numbers for.
 
     Args:
         report (`CollapseReport`): What was measured.
@@ -30,19 +89,19 @@ def draw_report(report: CollapseReport, folder: str | os.PathLike[str], tau: flo
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures: list[tuple[str, Callable[[], Any]]] = []
+    figures: dict[str, Callable[[], Any]] = {}
     if any(item.heads for item in report.layers):
-        pictures.append(("rank.png", lambda: rank_figure(report, tau)))
-        pictures.append(("heads.png", lambda: heads_figure(report, tau)))
+        figures["rank.png"] = lambda: rank_figure(report, tau)
+        figures["heads.png"] = lambda: heads_figure(report, tau)
     if report.maps:
-        pictures.append(("maps.png", lambda: maps_figure(report, tau)))
+        figures["maps.png"] = lambda: maps_figure(report, tau)
     if report.blocks is not None:
-        pictures.append(("blocks.png", lambda: blocks_figure(report)))
-        pictures.append(("depth.png", lambda: depth_figure(report)))
+        figures["blocks.png"] = lambda: blocks_figure(report)
+        figures["depth.png"] = lambda: depth_figure(report)
     with figure_style():
-        for name, draw in pictures:
+        for name, draw in figures.items():
             save_figure(draw(), folder / name)
-    return [folder / name for name, _ in pictures]
+    return [folder / name for name in figures]
 
 
 def rank_figure(report: CollapseReport, tau: float = SHARE) -> Any:
@@ -123,19 +182,20 @@ def maps_figure(report: CollapseReport, tau: float = SHARE) -> Any:
 
 
 def blocks_figure(report: CollapseReport) -> Any:
-    """Return block influence, and the loss that each block is worth."""
-    scores = _blocks(report)
-    figure, (upper, lower) = _figure(_title(report, "what each block changes"), rows=2)
-    layers = np.arange(report.depth)
-    upper.bar(layers, scores.influence, color=_MAX)
-    upper.set_yscale("log")
-    upper.set_ylabel("block influence\n(1 − cosine)")
-    lower.bar(layers, np.asarray(scores.skipped) - scores.loss, color=_MEAN)
-    lower.axhline(0, color="#444444", linewidth=0.8)
-    lower.set_ylabel("loss without the block\n(nats per token more)")
-    lower.set_yscale("symlog", linthresh=0.1)
-    _by_layer(upper, report, label=False)
-    _by_layer(lower, report)
+    """Return the scores of each block by the measures that look at what blocks change."""
+    _blocks(report)
+    measures = [measure for measure in MEASURES.values() if measure.blocks]
+    figure, grid = _figure(_title(report, "what each block changes"), rows=len(measures))
+    for place, (axes, measure) in enumerate(zip(np.atleast_1d(grid), measures, strict=True)):
+        scores = np.asarray(measure.score(report, SHARE))
+        axes.bar(np.arange(report.depth), scores, color=_MAX if place % 2 == 0 else _MEAN)
+        axes.set_ylabel(measure.axis)
+        if (scores > 0).all():
+            axes.set_yscale("log")
+        else:
+            axes.axhline(0, color="#444444", linewidth=0.8)
+            axes.set_yscale("symlog", linthresh=0.1)
+        _by_layer(axes, report, label=place == len(measures) - 1)
     return figure
 
 
@@ -163,7 +223,7 @@ def depth_figure(report: CollapseReport) -> Any:
 def _figure(title: str, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # no pyplot: nothing global, no window
 
-    figure = Figure(figsize=(8, 4.2 if rows == 1 else 5.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8, 4.2 if rows == 1 else 1.4 + 2.1 * rows), dpi=130, layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return figure, figure.subplots(rows, columns)
 
@@ -207,7 +267,7 @@ def _highest(report: CollapseReport, tau: float) -> float:
     return max((value for value in values if value is not None), default=1.0)
 
 
-def _blocks(report: CollapseReport) -> Any:
+def _blocks(report: CollapseReport) -> BlockScores:
     if report.blocks is None:
         raise ValueError("The report has no figures of blocks; measure with blocks=True.")
     return report.blocks

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +14,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..layers import describe, is_prefix
+from ..measures import MEASURES, LossWithout, parse_measured
 from ..records import write_json
 from ..students import Reference
 from .attention import find_blocks
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without
 from .measurement import (
+    CollapseReport,
     as_tokens,
     batches_of,
     evaluating,
@@ -31,10 +32,6 @@ from .measurement import (
     tokens_fingerprint,
     weights_fingerprint,
 )
-from .report import CollapseReport
-
-#: Measures that choose a number of layers, as `keep_layers="rank:12"`.
-MEASURES = ("rank", "influence", "angular", "loss")
 
 
 @dataclass(frozen=True)
@@ -109,23 +106,23 @@ def recommend_layers(
     values = report.max_ranks(tau)
     if all(value is None for value in values):
         raise ValueError(f"{report.model} has no layer with softmax attention, so ranks say nothing about its depth.")
-    count = lazy_tail_start(values)
-    half = max(1, report.depth // 2)
-    keep = half if count is None else max(1, count)
-    interval, tail_share = _interval(report, tau)
-    by_measure = {name: _by_report(report, name, keep, tau) for name in MEASURES}
+    tail = lazy_tail_start(values)
+    keep = max(1, report.depth // 2 if tail is None else tail)
+    interval, tail_share = _tail_interval(report, tau)
+    by_measure = {name: measure.choose(report, keep, tau) for name, measure in MEASURES.items()}
     by_measure = {name: layers for name, layers in by_measure.items() if layers}
     by_depth = _other_counts(report, tau)
+    interval = None if tail is None else interval
     return Recommendation(
         layers=tuple(range(keep)),
         depth=report.depth,
-        basis="half" if count is None else "lazy tail",
-        interval=None if count is None else interval,
+        basis="half" if tail is None else "lazy tail",
+        interval=interval,
         tail_share=tail_share,
         by_measure=by_measure,
         by_depth=by_depth,
-        evidence=_evidence(report, count, keep, interval, tail_share, tau),
-        disagreements=_disagreements(report, values, keep, by_measure, by_depth),
+        evidence=tuple(_evidence(report, tail, interval, tail_share, tau)),
+        disagreements=tuple(_disagreements(values, keep, by_measure, by_depth)),
     )
 
 
@@ -147,11 +144,6 @@ def lazy_tail_start(max_ranks: Sequence[float | None]) -> int | None:
     return start
 
 
-def is_measured(choice: Any) -> bool:
-    """Tell whether a choice of `keep_layers` needs an analysis: `auto`, or a measure such as `rank:12`."""
-    return isinstance(choice, str) and choice.strip().partition(":")[0] in ("auto", *MEASURES)
-
-
 def resolve_measured(
     reference: Reference, choice: str, sequences: Any, progress: bool = False, **kwargs: Any
 ) -> tuple[int, ...]:
@@ -160,7 +152,7 @@ def resolve_measured(
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference.
-        choice (`str`): `auto`, `rank:12`, `influence:12`, `angular:12` or `loss:12`.
+        choice (`str`): `auto`, or one of `MEASURES` with a number of layers, such as `rank:12`.
         sequences (`torch.Tensor` of shape `(sequences, tokens)`): Sequences to measure on.
         progress (`bool`, *optional*, defaults to `False`): Whether a bar with the time left is shown.
         kwargs: As for `measure_collapse`.
@@ -171,30 +163,21 @@ def resolve_measured(
     Raises:
         ValueError: If the choice is not complete, or asks for more layers than there are.
     """
-    word, _, argument = choice.strip().partition(":")
-    if word == "auto" and not argument:
+    name, count = parse_measured(choice)
+    if count is None:
         return recommend_layers(reference, sequences, progress=progress, **kwargs).layers
-    if word not in MEASURES or re.fullmatch(r"\d+", argument) is None:
-        raise ValueError(
-            f"keep_layers={choice!r} is not complete: write 'auto', or a measure with a number of layers, such as "
-            "'rank:12', 'influence:12', 'angular:12' or 'loss:12'."
-        )
-    return layers_by_measure(reference, word, int(argument), sequences, progress=progress, **kwargs)
+    return layers_by_measure(reference, name, count, sequences, progress=progress, **kwargs)
 
 
 def layers_by_measure(
     reference: Reference, measure: str, count: int, sequences: Any, *, progress: bool = False, **kwargs: Any
 ) -> tuple[int, ...]:
     """
-    Choose `count` layers of a reference by a measure.
-
-    `rank` keeps the layers of the highest MaxRank, `influence` those that turn the states most, `angular` all but the
-    run of layers whose removal turns the last token's states least, `loss` removes layers one by one, each time the one
-    without which the loss is lowest, measured anew after each removal. Of equals the earlier layer is kept.
+    Choose `count` layers of a reference by a measure. Of equals the earlier layer is kept.
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference.
-        measure (`str`): `rank`, `influence`, `angular` or `loss`.
+        measure (`str`): One of `MEASURES`.
         count (`int`): Layers to keep.
         sequences (`torch.Tensor` of shape `(sequences, tokens)`): Sequences to measure on.
         progress (`bool`, *optional*, defaults to `False`): Whether a bar with the time left is shown.
@@ -208,12 +191,13 @@ def layers_by_measure(
     """
     if measure not in MEASURES:
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}.")
-    if measure == "loss":
-        return _by_loss(reference, as_tokens(sequences), count, progress, **kwargs)
-    settings = {"controls": False, "blocks": measure != "rank", "progress": progress, **kwargs}
+    chosen = MEASURES[measure]
+    if chosen.remove is not None:
+        return _by_removal(reference, measure, chosen.remove, as_tokens(sequences), count, progress, **kwargs)
+    settings = {"controls": False, "blocks": chosen.blocks, "progress": progress, **kwargs}
     report = measure_collapse(reference, sequences, **settings)
     _check_count(count, report.depth)
-    return _by_report(report, measure, count, SHARE)
+    return chosen.choose(report, count)
 
 
 def _check_count(count: int, depth: int) -> None:
@@ -221,34 +205,10 @@ def _check_count(count: int, depth: int) -> None:
         raise ValueError(f"keep_layers must be between 1 and {depth} (the reference's depth), got {count}.")
 
 
-def _by_report(report: CollapseReport, measure: str, count: int, tau: float) -> tuple[int, ...]:
-    """Return the layers that a measure of the report keeps; none if it was not measured."""
-    if measure == "rank":
-        # A layer without softmax attention has no rank to be low: it stays.
-        scores = [float("inf") if value is None else value for value in report.max_ranks(tau)]
-        return _highest(scores, count)
-    if report.blocks is None:
-        return ()
-    if measure == "influence":
-        return _highest(report.blocks.influence, count)
-    if measure == "loss":
-        return _highest(report.blocks.skipped, count)
-    gone = report.depth - count
-    if gone == 0:
-        return tuple(range(report.depth))
-    turns = [report.blocks.angular[layer][gone - 1] for layer in range(report.depth - gone + 1)]
-    # Of equals the later run goes.
-    start = max(layer for layer, turn in enumerate(turns) if turn == min(turns))
-    return (*range(start), *range(start + gone, report.depth))
-
-
-def _highest(scores: Sequence[float], count: int) -> tuple[int, ...]:
-    order = sorted(range(len(scores)), key=lambda layer: (-scores[layer], layer))
-    return tuple(sorted(order[:count]))
-
-
-def _by_loss(
+def _by_removal(
     reference: Reference,
+    measure: str,
+    remove: Callable[[Sequence[int], LossWithout], int],
     tokens: Tensor,
     count: int,
     progress: bool,
@@ -256,13 +216,14 @@ def _by_loss(
     **kwargs: Any,
 ) -> tuple[int, ...]:
     """Remove layers one by one; the order is kept after each removal, and serves every number of layers."""
-    file, depth, model = None, 0, None
-    removed: list[int] = []
+    file, depth, removed = None, 0, list[int]()
     if cache_dir is not None:
-        file = scores_file(cache_dir, "removed", weights_fingerprint(reference, **kwargs), tokens_fingerprint(tokens))
+        weights, data = weights_fingerprint(reference, **kwargs), tokens_fingerprint(tokens)
+        file = scores_file(cache_dir, "removed", measure, weights, data)
         if file.is_file():
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            depth, removed = kept["depth"], kept["removed"]
+            found = json.loads(file.read_text(encoding="utf-8"))
+            depth, removed = found["depth"], found["removed"]
+    model = None
     if not removed or len(removed) < depth - count:
         model = reference if isinstance(reference, PreTrainedModel) else load_model(reference, **kwargs)
         depth = len(find_blocks(model))
@@ -273,18 +234,17 @@ def _by_loss(
     require_fitting(model, tokens)
     batches = batches_of(tokens, model)
     runs = sum(range(count + 1, len(left) + 1)) * len(batches)
-    with tqdm(total=runs, desc=f"loss:{count}", disable=not progress, leave=False) as bar, evaluating(model):
+    with tqdm(total=runs, desc=f"{measure}:{count}", disable=not progress, leave=False) as bar, evaluating(model):
         while len(left) > count:
-            losses = {layer: loss_without(model, batches, [*removed, layer], bar.update) for layer in left}
-            least = min(left, key=lambda layer: (losses[layer], -layer))
-            removed.append(least)
-            left.remove(least)
+            gone = remove(left, lambda layer: loss_without(model, batches, [*removed, layer], bar.update))
+            removed.append(gone)
+            left.remove(gone)
             if file is not None:
                 write_json(file, {"depth": depth, "removed": removed})
     return tuple(left)
 
 
-def _interval(report: CollapseReport, tau: float) -> tuple[tuple[int, int] | None, float | None]:
+def _tail_interval(report: CollapseReport, tau: float) -> tuple[tuple[int, int] | None, float | None]:
     """Return the interval of the tail's start over resampled sequences, and the share of them that have a tail."""
     resampled = [resampled_max_ranks(report.ranks(item.layer, tau)) if item.heads else None for item in report.layers]
     some = next((values for values in resampled if values is not None), None)
@@ -315,87 +275,69 @@ def _other_counts(report: CollapseReport, tau: float) -> dict[str, int]:
 
 def _evidence(
     report: CollapseReport,
-    count: int | None,
-    keep: int,
+    tail: int | None,
     interval: tuple[int, int] | None,
     tail_share: float | None,
     tau: float,
-) -> tuple[str, ...]:
+) -> Iterator[str]:
     place = report.shares.index(tau)
-    lines = [
+    yield (
         f"{report.sequences} sequences of {report.tokens} tokens, tau {tau:g}; uniform causal attention would have "
         f"rank {report.uniform.ranks[place]}."
-    ]
+    )
     if report.sliding is not None:
-        lines.append(
+        yield (
             f"Sliding layers see {report.sliding.window} tokens; uniform attention would have rank "
             f"{report.sliding.ranks[place]} there."
         )
     lazy, near = report.lazy_layers(tau=tau), report.lazy_layers(NEAR_RANK_ONE, tau)
-    lines.append(
+    yield (
         f"Lazy layers (MaxRank 1): {describe(lazy) if lazy else 'none'}; near rank-1 (MaxRank at most "
         f"{1 + NEAR_RANK_ONE:g}): {describe(near) if near else 'none'}."
     )
-    if count is None:
-        lines.append(
+    if tail is None:
+        yield (
             "The last layers are not lazy as a group, so ranks give no depth to cut at: half is the paper's practice, "
             "not a finding."
         )
     else:
-        tail = report.avg_rank(range(count, report.depth), tau)
-        head = (
-            f", AvgRank of those before is {report.avg_rank(range(count), tau):.2f}" if _ranked(report, count) else ""
-        )
-        lines.append(f"AvgRank of layers {describe(range(count, report.depth))} is {tail:.2f}{head}.")
+        before = ""
+        if any(item.heads for item in report.layers[:tail]):
+            before = f", AvgRank of those before is {report.avg_rank(range(tail), tau):.2f}"
+        of_tail = report.avg_rank(range(tail, report.depth), tau)
+        yield f"AvgRank of layers {describe(range(tail, report.depth))} is {of_tail:.2f}{before}."
     if tail_share is None:
-        lines.append("No interval: 30 sequences are needed.")
-    elif interval is not None and count is not None:
-        lines.append(
+        yield "No interval: 30 sequences are needed."
+    elif interval is not None:
+        yield (
             f"Over resampled sequences the number is {interval[0]} to {interval[1]} (95 %); {tail_share:.0%} of the "
             "resamples have a lazy tail."
         )
     else:
-        lines.append(f"{tail_share:.0%} of the resamples of the sequences have a lazy tail.")
-    lines.append("That a student of this depth will match is not implied: train it, and let it grow.")
-    return tuple(lines)
-
-
-def _ranked(report: CollapseReport, count: int) -> bool:
-    return any(item.heads for item in report.layers[:count])
+        yield f"{tail_share:.0%} of the resamples of the sequences have a lazy tail."
+    yield "That a student of this depth will match is not implied: train it, and let it grow."
 
 
 def _disagreements(
-    report: CollapseReport,
-    values: Sequence[float | None],
-    keep: int,
-    by_measure: dict[str, tuple[int, ...]],
-    by_depth: dict[str, int],
-) -> tuple[str, ...]:
-    lines = []
+    values: Sequence[float | None], keep: int, by_measure: dict[str, tuple[int, ...]], by_depth: dict[str, int]
+) -> Iterator[str]:
     inside = [layer for layer in range(keep) if (rank := values[layer]) is not None and rank < 2]
     if inside:
-        lines.append(
-            f"Layers {describe(inside)} are kept although their MaxRank is below 2: rank is not monotone in depth."
-        )
+        yield f"Layers {describe(inside)} are kept although their MaxRank is below 2: rank is not monotone in depth."
     kept = [value for value in values[:keep] if value is not None]
-    typical = float(np.median(kept)) if kept else 0.0
-    outside = [
-        layer for layer in range(keep, report.depth) if (rank := values[layer]) is not None and rank > max(2.0, typical)
-    ]
+    typical = max(2.0, float(np.median(kept)) if kept else 0.0)
+    outside = [layer for layer in range(keep, len(values)) if (rank := values[layer]) is not None and rank > typical]
     if outside:
-        lines.append(
+        yield (
             f"Layers {describe(outside)} are dropped although their MaxRank is above the median of the kept ones; in "
             "the paper's own ablation the middle layers transferred best (table 4)."
         )
     for name, layers in by_measure.items():
         if not is_prefix(layers):
             other = len(set(layers) - set(range(keep)))
-            lines.append(f"By {name}, {other} of {keep} layers would be others: {describe(layers)}.")
+            yield f"By {name}, {other} of {keep} layers would be others: {describe(layers)}."
     if "mass" in by_depth and by_depth["mass"] != keep:
-        lines.append(f"By AvgMass the lazy tail would begin after {by_depth['mass']} layers.")
+        yield f"By AvgMass the lazy tail would begin after {by_depth['mass']} layers."
     near = by_depth.get("near_best_loss")
     if near is not None and near > keep:
-        lines.append(
-            f"The loss through the head comes within 0.1 nats per token of the model's own only after {near} layers."
-        )
-    return tuple(lines)
+        yield f"The loss through the head comes within 0.1 nats per token of the model's own only after {near} layers."

@@ -43,11 +43,15 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
     from rich.console import Console
     from transformers.utils import logging as transformers_output
 
-    from ..analysis import SHARES, measure_collapse, recommend_layers
-    from ..analysis.measurement import scores_folder
-    from ..analysis.plots import draw_report
-    from ..analysis.sequences import default_sequences, paper_tokens
-    from ..analysis.tables import layer_table
+    from ..analysis import (
+        SHARES,
+        default_sequences,
+        measure_collapse,
+        paper_tokens,
+        recommend_layers,
+        scores_folder,
+    )
+    from ..analysis.plots import draw_report, layer_table
     from ..experiments.runs import load_tokenizer
 
     transformers_output.disable_progress_bar()  # type: ignore[no-untyped-call]

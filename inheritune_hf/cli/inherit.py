@@ -36,8 +36,8 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
 
     from rich.console import Console
 
-    from ..analysis import is_measured
     from ..layers import describe
+    from ..measures import is_measured
     from ..publishing import save_inherited
     from .tables import show_plan
 
@@ -65,9 +65,7 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
 
 
 def _measured_layers(reference: str, choice: str, files: Sequence[str], revision: str | None) -> tuple[int, ...]:
-    from ..analysis import resolve_measured
-    from ..analysis.measurement import scores_folder
-    from ..analysis.sequences import default_sequences, paper_tokens
+    from ..analysis import default_sequences, paper_tokens, resolve_measured, scores_folder
     from ..experiments.runs import load_tokenizer
 
     source = {} if revision is None else {"revision": revision}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..measures import examples
 from .reading import from_mapping, number, one_sided, positive, read_mapping
 
 #: Parts of a model, by the role of its modules: what `inherit` names.
@@ -54,8 +55,7 @@ class InherituneConfig:
         metadata={
             "help": "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
             "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
-            "('params:350M') or a list; experimental: 'auto' and measures ('rank:12', 'influence:12', 'angular:12', "
-            "'loss:12')."
+            f"('params:350M') or a list; experimental: 'auto' and measures ({examples()})."
         },
     )
     inherit: str = field(

@@ -21,6 +21,7 @@ from .. import __version__
 from ..configuration import InherituneConfig
 from ..evaluation import Validation
 from ..layers import resolve_layers
+from ..measures import MEASURES
 from ..records import Lineage, Match, RunState
 from ..students import (
     Reference,
@@ -529,10 +530,7 @@ _ARMS = (
         Arm(name, summary, source, lambda inputs: inputs.chosen, moves=True, measure=measure, lowest=name == "lazy")
         for name, measure, summary, source in (
             ("lazy", "rank", "layers of the lowest MaxRank", f"{_PAPER}, table 4"),
-            ("rank", "rank", "layers of the highest MaxRank", f"{_PAPER}, Algorithm 1"),
-            ("influence", "influence", "layers that change the states most", "arXiv 2403.03853"),
-            ("angular", "angular", "all but the run of layers that turns states least", "arXiv 2403.17887"),
-            ("loss", "loss", "layers left when the least missed go one by one", "arXiv 2402.02834"),
+            *((name, name, measure.keeps, measure.source) for name, measure in MEASURES.items()),
         )
     ),
     *(

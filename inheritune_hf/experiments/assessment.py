@@ -15,9 +15,15 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..analysis import NEAR_RANK_ONE, CollapseReport, LazinessComparison, compare_laziness, measure_collapse
-from ..analysis.collapse import SHARE
-from ..analysis.sequences import leading_sequences
+from ..analysis import (
+    NEAR_RANK_ONE,
+    SHARE,
+    CollapseReport,
+    LazinessComparison,
+    compare_laziness,
+    leading_sequences,
+    measure_collapse,
+)
 from ..data import end_of_text
 from ..evaluation import (
     Corpus,

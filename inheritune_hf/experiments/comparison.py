@@ -25,10 +25,7 @@ from transformers import (
 )
 from transformers.integrations.integration_utils import SwanLabCallback, WandbCallback
 
-from ..analysis import NEAR_RANK_ONE, measure_collapse
-from ..analysis.measurement import scores_folder
-from ..analysis.recommendation import layers_by_measure
-from ..analysis.sequences import leading_sequences
+from ..analysis import NEAR_RANK_ONE, layers_by_measure, leading_sequences, measure_collapse, scores_folder
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer, Validation

@@ -20,9 +20,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..analysis import LazinessComparison, is_measured, measure_collapse, resolve_measured
-from ..analysis.measurement import scores_folder
-from ..analysis.sequences import leading_sequences
+from ..analysis import (
+    LazinessComparison,
+    leading_sequences,
+    measure_collapse,
+    resolve_measured,
+    scores_folder,
+)
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..data.prepared import keeps_documents_apart
@@ -30,6 +34,7 @@ from ..evaluation import Validation, compare_losses
 from ..figures import loss_panel, save_panels
 from ..growth import rule_from_recipe
 from ..layers import describe
+from ..measures import is_measured
 from ..publishing import ResultRow, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
 from ..students import load_reference_config, prefix_sizes, student_skeleton

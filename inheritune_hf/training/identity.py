@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..analysis import is_measured
 from ..analysis.measurement import weights_fingerprint
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
 from ..data.streaming import PackedStream
+from ..measures import is_measured
 from ..students import Reference
 from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of, find_weights
 from ..students.reference import find_config, locate

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inheritune_hf.analysis import collapse, spectrum
+from inheritune_hf.analysis import collapse
 from inheritune_hf.analysis.collapse import (
     approximate_rank,
     attention_entropy,
@@ -110,7 +110,7 @@ def require_ranks_of_svd(tokens, count, seed):
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, 24):
         part = torch.stack([hard(index, tokens, generator) for index in range(start, min(count, start + 24))])
-        assert torch.equal(spectrum.ranks(part, TAUS), by_svd(part, TAUS)), f"matrices from {start}"
+        assert torch.equal(collapse.ranks(part, TAUS), by_svd(part, TAUS)), f"matrices from {start}"
         assert torch.equal(collapse._masses(part, TAUS), collapse._masses(part.double(), TAUS))
 
 
@@ -132,19 +132,19 @@ def test_float32_sums_are_surer_than_is_relied_on(tokens, count):
     """Sums of leading energies in float32 are off by less than half of what the answer allows for."""
     generator = torch.Generator().manual_seed(7)
     matrices = torch.stack([hard(index, tokens, generator) for index in range(count)])
-    gram = spectrum._gram(matrices)
+    gram = collapse._gram(matrices)
     assert torch.equal(gram, gram.mT)
     exact = torch.linalg.eigvalsh(matrices.double().mT @ matrices.double()).flip(-1)
-    found = spectrum._energies(gram)
+    found = collapse._energies(gram)
     off = (found.cumsum(-1) - exact.cumsum(-1)).abs().amax(-1)
-    slack = spectrum._slack(exact.sum(-1), found.norm(dim=-1), tokens)
+    slack = collapse._slack(exact.sum(-1), found.norm(dim=-1), tokens)
     assert float((off / slack).max()) < 0.5
     assert float(off.max()) > 0
 
 
 def test_threads_change_nothing(one_thread, monkeypatch):
     """More threads give the same scores, and leave torch with as many threads as it had, also after an error."""
-    monkeypatch.setattr(spectrum, "_SHARE", 1)
+    monkeypatch.setattr(collapse, "_SHARE", 1)
     attention = causal(torch.randn(3, 5, 60, 60, generator=torch.Generator().manual_seed(0)))
     alone = score_attention(attention, TAUS)
     torch.set_num_threads(3)
@@ -152,11 +152,11 @@ def test_threads_change_nothing(one_thread, monkeypatch):
     for name in ("ranks", "masses", "entropy", "sink"):
         assert torch.equal(getattr(alone, name), getattr(together, name))
     names = set()
-    spectrum.by_groups(lambda part: names.add((threading.get_ident(), torch.get_num_threads())), attention[0])
+    collapse.by_groups(lambda part: names.add((threading.get_ident(), torch.get_num_threads())), attention[0])
     assert all(threads == 1 for _, threads in names)
     assert threading.get_ident() not in {thread for thread, _ in names}
     with pytest.raises(ZeroDivisionError):
-        spectrum.by_groups(lambda part: 1 // 0, attention[0])
+        collapse.by_groups(lambda part: 1 // 0, attention[0])
     assert torch.get_num_threads() == 3
 
 
@@ -170,15 +170,15 @@ def one_thread():
 
 def test_products_of_fewer_bits_are_not_relied_on(monkeypatch):
     """Where a user lets float32 products have fewer bits (TF32), ranks are those of float64 all the same."""
-    assert spectrum._multiplies_float32(torch.device("cpu"))
+    assert collapse._multiplies_float32(torch.device("cpu"))
     identity = torch.eye
     monkeypatch.setattr(torch, "eye", lambda *x, **y: identity(*x, **y) * (1 + 2.0**-12))
-    assert not spectrum._multiplies_float32(torch.device("cpu"))
+    assert not collapse._multiplies_float32(torch.device("cpu"))
     monkeypatch.undo()
     attention = causal(torch.randn(4, 64, 64, generator=torch.Generator().manual_seed(0)))
-    monkeypatch.setattr(spectrum, "_multiplies_float32", lambda device: False)
-    monkeypatch.setattr(spectrum, "_gram_ranks", None)
-    assert torch.equal(spectrum.ranks(attention, TAUS), by_svd(attention, TAUS))
+    monkeypatch.setattr(collapse, "_multiplies_float32", lambda device: False)
+    monkeypatch.setattr(collapse, "_gram_ranks", None)
+    assert torch.equal(collapse.ranks(attention, TAUS), by_svd(attention, TAUS))
 
 
 def test_rank_of_float64_and_of_rectangles():
@@ -198,13 +198,13 @@ def test_cheap_methods_answer_where_the_rank_is_small():
     for attention, sure in ((sink, True), (uniform_attention(256).float(), True), (torch.eye(256), False)):
         gram = (attention.T @ attention)[None]
         total, squares = attention.double().square().sum()[None], gram.double().square().sum()[None]
-        wanted = spectrum.thresholds(total, (0.9,))
-        found = spectrum._leading_ranks(gram, total, squares, wanted)
+        wanted = collapse.thresholds(total, (0.9,))
+        found = collapse._leading_ranks(gram, total, squares, wanted)
         assert bool((found > 0).all()) is sure
         if sure:
             assert torch.equal(found, by_svd(attention[None], (0.9,)))
     total = sink.double().square().sum()[None]
-    assert spectrum._collapsed_ranks(sink[None], total, spectrum.thresholds(total, (0.9,))).item() == 1
+    assert collapse._collapsed_ranks(sink[None], total, collapse.thresholds(total, (0.9,))).item() == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -11,10 +11,9 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from inheritune_hf.analysis import LayerScores, measure_collapse
-from inheritune_hf.analysis.plots import blocks_figure, draw_report, heads_figure, rank_figure
-from inheritune_hf.analysis.sequences import cut_sequences, default_sequences, paper_tokens
-from inheritune_hf.analysis.tables import layer_table
+from inheritune_hf.analysis import LayerScores, default_sequences, measure_collapse, paper_tokens
+from inheritune_hf.analysis.measurement import cut_sequences
+from inheritune_hf.analysis.plots import blocks_figure, draw_report, heads_figure, layer_table, rank_figure
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from inheritune_hf.analysis import (
     BlockScores,
     CollapseReport,
     LayerScores,
-    is_measured,
+    Uniform,
     layers_by_measure,
     loss_without,
     measure_collapse,
@@ -22,7 +22,7 @@ from inheritune_hf.analysis import (
     resolve_measured,
 )
 from inheritune_hf.analysis.recommendation import lazy_tail_start
-from inheritune_hf.analysis.report import Uniform
+from inheritune_hf.measures import MEASURES
 
 
 def report_of(ranks, sequences=40, blocks=None, masses=None):
@@ -68,7 +68,7 @@ def test_a_lazy_tail_is_cut(sequences):
     assert advice.interval == (3, 3)
     assert advice.tail_share == 1
     assert advice.by_measure["rank"] == (0, 1, 2)
-    assert set(advice.by_measure) == {"rank", "influence", "angular", "loss"}
+    assert set(advice.by_measure) == set(MEASURES)
     assert any(
         line.startswith("AvgRank of layers 3:6 is 1.00, AvgRank of those before is ") for line in advice.evidence
     )
@@ -200,12 +200,6 @@ def test_layers_without_softmax_attention_stay():
     config = AutoConfig.for_model("lfm2", num_hidden_layers=4, intermediate_size=32, layer_types=kinds, **shape)
     model = AutoModelForCausalLM.from_config(config).eval()
     assert set(layers_by_measure(model, "rank", 3, torch.ones(2, 8, dtype=torch.long))) > {0, 2}
-
-
-def test_what_is_measured():
-    """The words of the grammar that need sequences are known, and no others."""
-    assert all(is_measured(choice) for choice in ("auto", "rank:12", " loss:3", "influence:1", "angular:2", "rank"))
-    assert not any(is_measured(choice) for choice in ("half", "first:3", 3, [0, 1], "12", "params:3M"))
 
 
 @pytest.mark.parametrize("choice", ["rank", "rank:", "rank:x", "auto:3", "loss:-1", "first:3"])
