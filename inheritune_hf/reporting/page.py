@@ -1,16 +1,51 @@
-"""A report as one HTML file: no script, nothing from elsewhere, light and dark, on a phone, in print, read aloud."""
+"""Write the report of a run or a comparison: an HTML page, the same as Markdown, and a picture."""
 
 from __future__ import annotations
 
-from html import escape
-from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..figures import COLORS, render_svg
-from .document import Block, Chart, Paragraph, Preformatted, Report, SideBySide, Table
+from ..experiments import RESULT_FILE
+from ..figures import COLORS, Panel, render_svg, save_panels
+from ..publishing.templates import render
+from ..records import write_text
+from .content import Chart, Report, build_comparison, build_report
+from .summary import read_comparison, read_run
 
-#: Widths that charts are drawn for; the page shows the one that fits.
-WIDE, NARROW = 900, 320
-_LONGEST_NUMBER = 32
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+#: What a report is made of.
+REPORT_FILES = ("report.html", "report.md", "report.png")
+
+
+def write_report(
+    folder: str | Path, output: str | Path | None = None, evaluation: str | Path | None = None
+) -> tuple[Report, list[Path]]:
+    """
+    Read the records of a run or a comparison and write its report.
+
+    Args:
+        folder (`str` or `Path`): The `output_dir` of a run or a comparison, or a student's folder.
+        output (`str` or `Path`, *optional*): Folder to write to; the run's if not given.
+        evaluation (`str` or `Path`, *optional*): File of an evaluation; `evaluation.json` in the folder if not given.
+
+    Returns:
+        `tuple[Report, list[Path]]`: What the report says, and the files: HTML, Markdown, PNG.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, no student and no finished comparison.
+        ValueError: If a record is damaged, or an evaluation is given that does not belong to it.
+    """
+    report = _read(Path(folder), evaluation)
+    target = Path(folder if output is None else output)
+    target.mkdir(parents=True, exist_ok=True)
+    page, text, picture = (target / name for name in REPORT_FILES)
+    charts = [block.panel for section in report.sections for block in section.blocks if isinstance(block, Chart)]
+    save_panels(picture, charts, f"{report.title}\n{report.outcome}: {report.verdict}")
+    write_text(text, render_markdown(report, picture.name))
+    write_text(page, render_html(report))
+    return report, [page, text, picture]
 
 
 def render_html(report: Report) -> str:
@@ -22,85 +57,31 @@ def render_html(report: Report) -> str:
     Args:
         report (`Report`): What to say.
     """
-    light, dark = ("".join(f"--{name}: {colors[i]}; " for name, colors in COLORS.items()) for i in (0, 1))
-    style = f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
-    style += f"@media print {{ :root {{ {light}}} }}\n"
-    style += files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(f'<li><a href="#{item.anchor}">{escape(item.title)}</a></li>' for item in report.sections)
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in report.facts)
-    body = "".join(
-        f'<section id="{item.anchor}" aria-labelledby="{item.anchor}-title"><h2 id="{item.anchor}-title">'
-        f"{escape(item.title)}</h2>"
-        + "".join(_block(block, f"{item.anchor}-{place}") for place, block in enumerate(item.blocks))
-        + "</section>"
-        for item in report.sections
-    )
-    kind = {True: "good", False: "bad", None: "open"}[report.good]
-    title = escape(report.title)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">\n'
-        '<link rel="icon" href="data:,">\n'
-        f"<title>{title}: {escape(report.outcome)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        '<a class="skip" href="#main">Skip to the report</a>\n'
-        f'<header><p class="kind">Inheritune report</p><h1>{title}</h1>'
-        f'<p class="verdict"><span class="badge {kind}">{escape(report.outcome)}</span> {escape(report.verdict)}</p>'
-        f"<dl>{facts}</dl></header>\n"
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="main" tabindex="-1">{body}</main>\n'
-        "</body>\n</html>\n"
-    )
+    from markupsafe import Markup
+
+    def svg(panel: Panel, name: str, width: float) -> Markup:
+        return Markup(render_svg(panel, name, width))
+
+    return render("reporting/page.html.jinja", report=report, colors=COLORS, svg=svg)
 
 
-def _block(block: Block, name: str) -> str:
-    if isinstance(block, Paragraph):
-        text = escape(block.text)
-        return f'<p class="strong">{text}</p>' if block.strong else f"<p>{text}</p>"
-    if isinstance(block, Table):
-        return _table(block, name)
-    if isinstance(block, Chart):
-        return _chart(block, name)
-    if isinstance(block, SideBySide):
-        texts = "".join(f"<div><h4>{escape(who)}</h4><pre>{escape(text)}</pre></div>" for who, text in block.texts)
-        beginning = f"<h3>Beginning</h3><pre>{escape(block.beginning)}</pre>"
-        return f'<article class="sample">{beginning}<div>{texts}</div></article>'
-    return _preformatted(block, name)
+def render_markdown(report: Report, picture: str) -> str:
+    """
+    Return a report as Markdown.
+
+    Args:
+        report (`Report`): What to say.
+        picture (`str`): File name of the picture.
+    """
+    return render("reporting/page.md.jinja", report=report, picture=picture)
 
 
-def _preformatted(block: Preformatted, name: str) -> str:
-    text = f'<pre tabindex="0" role="region" aria-labelledby="{name}">{escape(block.text)}</pre>'
-    return f'<h3 id="{name}">{escape(block.label)}</h3>{text}'
-
-
-def _table(table: Table, name: str) -> str:
-    def cell(place: int, text: str) -> str:
-        # A note instead of a number may take several lines.
-        kind = "" if place < table.text_columns or len(text) > _LONGEST_NUMBER else ' class="number"'
-        if place == 0:
-            return f'<th scope="row">{escape(text)}</th>'
-        return f"<td{kind}>{escape(text)}</td>"
-
-    heads = "".join(
-        f'<th scope="col"{"" if place < table.text_columns else " class=number"}>{escape(header)}</th>'
-        for place, header in enumerate(table.headers)
-    )
-    rows = "".join(
-        "<tr>" + "".join(cell(place, text) for place, text in enumerate(row)) + "</tr>" for row in table.rows
-    )
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}"><table>'
-        f'<caption id="{name}"><span>{escape(table.caption)}</span></caption><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _chart(chart: Chart, name: str) -> str:
-    return (
-        f'<figure role="img" aria-labelledby="{name}" aria-describedby="{name}-words">'
-        f'<figcaption id="{name}">{escape(chart.title)}</figcaption>'
-        f'<div class="wide">{render_svg(chart.panel, f"{name}-wide", WIDE)}</div>'
-        f'<div class="narrow">{render_svg(chart.panel, f"{name}-narrow", NARROW)}</div></figure>'
-        f'<p class="words" id="{name}-words">{escape(chart.description)}</p>'
-    )
+def _read(folder: Path, evaluation: str | Path | None) -> Report:
+    if not (folder / RESULT_FILE).is_file():
+        return build_report(read_run(folder, evaluation))
+    if evaluation is not None:
+        raise ValueError(
+            f"{folder} is a comparison, and {evaluation} is the evaluation of one student: give that student's folder, "
+            "or leave --evaluation out."
+        )
+    return build_comparison(folder.resolve().name, read_comparison(folder / RESULT_FILE))

@@ -1,4 +1,4 @@
-"""What a run's folder says, gathered from its records; nothing is computed that they do not hold."""
+"""Read the records in a folder: a run, a student, or a comparison."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from ..training.staging import read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).
 Curve = tuple[tuple[int, float], ...]
-
-CONTINUED = "reference, trained on"
 
 
 @dataclass(frozen=True)
@@ -148,6 +146,22 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
         f"{folder} holds neither a run nor a student of this package (no rounds.json, no {RECORD_FILE}), nor a "
         "comparison; give the output_dir of a run or of a comparison."
     )
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """
+    Read the records of a comparison.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); run the same comparison again, which writes it anew."
+        ) from error
+    return facts
 
 
 def _reason_against(folder: Path, found: StudentEvaluation, earlier: bool) -> str:

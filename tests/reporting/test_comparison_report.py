@@ -8,9 +8,7 @@ from recorded_runs import CELLS, LINEAGE, RECIPE, ROUNDS, cell, comparison_facts
 from inheritune_hf.experiments.results import HEADERS, arm_results, table_cells
 from inheritune_hf.records import RunRecord, write_json
 from inheritune_hf.reporting import read_run, write_report
-from inheritune_hf.reporting.comparison import build_comparison
-from inheritune_hf.reporting.content import build_report
-from inheritune_hf.reporting.document import Chart, Preformatted, Table
+from inheritune_hf.reporting.content import Chart, Preformatted, Table, build_comparison, build_report
 
 
 def report_of(**changes):

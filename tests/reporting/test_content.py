@@ -7,8 +7,7 @@ from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_eval
 
 from inheritune_hf.records import RunRecord, write_json
 from inheritune_hf.reporting import read_run
-from inheritune_hf.reporting.content import build_report
-from inheritune_hf.reporting.document import Chart, Paragraph, Preformatted, Table
+from inheritune_hf.reporting.content import Chart, Paragraph, Preformatted, Table, build_report
 
 
 def blocks_of(report, anchor):

@@ -16,8 +16,8 @@ from inheritune_hf.experiments.assessment import Sample
 from inheritune_hf.experiments.results import arm_results
 from inheritune_hf.records import RunRecord, write_json
 from inheritune_hf.reporting import write_report
-from inheritune_hf.reporting.document import SideBySide, Table
-from inheritune_hf.reporting.markdown import render_markdown
+from inheritune_hf.reporting.content import SideBySide, Table
+from inheritune_hf.reporting.page import render_markdown
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EVIL = "<script>alert(1)</script> & \"q\" 'a' | `b` _c_ *d* [e](f) ![g](h) $x$ </pre> </style>"
