@@ -29,19 +29,8 @@ def train(argv: Sequence[str], prog: str = "inheritune train") -> tuple[int, Run
     settings = parse_settings(argv, EMBEDDED_DEFAULTS, prog)
     console = quiet_console(settings.args)
     try:
-        if settings.run.reference is None:
-            if settings.run.revision is not None:
-                raise ValueError("revision came without a reference: give its Hub id by --reference.")
-            result = run_embedded(
-                settings.recipe,
-                settings.data,
-                settings.args,
-                console,
-                collapse_every=settings.run.collapse_every,
-                reference_cache=settings.run.reference_cache,
-            )
-        else:
-            result = run_recipe(*settings, console=console)
+        run = run_embedded if settings.run.reference is None else run_recipe
+        result = run(*settings, console=console)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
         return EXIT_STATUS["interrupted"], settings.run

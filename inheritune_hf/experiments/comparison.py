@@ -376,7 +376,7 @@ def run_comparison(
         reference_steps = reference_steps or shape.steps
     else:
         ready = prepare_run(run, recipe, data, args)
-    recipe = measured_recipe(recipe, ready.reference, ready.splits, args, **ready.kwargs)
+    recipe = measured_recipe(recipe, ready, args)
     comparison = Comparison(compare, ready, recipe, args, reference_steps, console)
     chosen: list[Cell] = []
     for variant in compare.variants():

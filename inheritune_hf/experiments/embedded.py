@@ -32,16 +32,7 @@ from ..publishing import ResultRow
 from ..students import load_reference_config, student_skeleton
 from ..training import InherituneTrainer, numeric_arguments, on_main_process
 from .controls import Control, random_model, train_control, with_changes
-from .runs import (
-    PreparedRun,
-    RunResult,
-    SettingsCallback,
-    finish_run,
-    measured_recipe,
-    refuse_early,
-    run_settings,
-    watch_collapse,
-)
+from .runs import PreparedRun, RunResult, finish_run, refuse_early, train_student
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"
@@ -92,53 +83,49 @@ _REFERENCE_LEARNING_RATE = 2e-3
 
 
 def run_embedded(
+    run: RunConfig,
     recipe: InherituneConfig,
     data: DataConfig,
     args: TrainingArguments,
     console: Console,
     shape: EmbeddedShape | None = None,
-    collapse_every: int | None = None,
-    reference_cache: bool = True,
 ) -> RunResult:
     """
     Train a tokenizer and a reference on the running interpreter's standard library, then run the recipe on them.
 
     The reference is kept in a cache folder and found there the next time. Beside the student two controls are trained
-    on the same data: a model of the student's shape from random weights, and the reference trained on, each for the
-    student's total steps. All of them have checkpoints, and what is finished is not trained again.
+    on the same data: a model of the student's shape from random weights, and the reference, trained further, each for
+    the student's total steps. All of them have checkpoints, and what is finished is not trained again.
+
+    Args:
+        run (`RunConfig`): Names no reference.
+        recipe (`InherituneConfig`): The recipe.
+        data (`DataConfig`): The default: the embedded run brings its own text.
+        args (`TrainingArguments`): Settings of the student, the reference and the controls.
+        console (`rich.console.Console`): Where progress and the table are shown; of the main process.
+        shape (`EmbeddedShape`, *optional*): Sizes of the reference.
 
     Raises:
-        KeyboardInterrupt: If the reference or a control was interrupted; the same call goes on from there.
-        ValueError: If settings do not fit together, or `data` is not the default: the embedded run brings its own.
+        KeyboardInterrupt: If the reference or a control was interrupted; the same call resumes it.
+        ValueError: If settings do not fit together, or say what the embedded run brings.
     """
-    ready = prepare_embedded(recipe, data, args, console, shape)
-    reference, tokenizer, splits = Path(ready.reference), ready.tokenizer, ready.splits
+    if run.revision is not None:
+        raise ValueError("revision came without a reference: give its Hub id by --reference.")
     shape = shape or EmbeddedShape()
+    ready = prepare_embedded(recipe, data, args, console, shape)
     console.rule("inherit, train, compare, grow")
-    recipe = measured_recipe(recipe, str(reference), splits, args)
-    trainer = InherituneTrainer(
-        str(reference),
-        recipe,
-        args,
-        train_dataset=splits.train,
-        eval_dataset=splits.selection,
-        processing_class=tokenizer,
-        reference_cache=reference_cache,
-    )
-    watch_collapse(trainer, splits, collapse_every)
-    told = RunConfig(collapse_every=collapse_every, reference_cache=reference_cache)
-    trainer.add_callback(SettingsCallback(run_settings(told, recipe, data, args)))
-    trainer.train()
+    trainer = train_student(ready, run, recipe, data, args)
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", trainer.output_dir)
     console.rule("controls and test")
+    reference = Path(ready.reference)
     result = finish_run(
         trainer,
-        splits,
+        ready.splits,
         console,
-        train_controls=lambda: _controls(trainer, splits, reference),
+        train_controls=lambda: _controls(trainer, ready.splits, reference),
         reference_steps=shape.steps,
-        remarks=lambda rows: _remarks(trainer, rows, tokenizer, reference),
+        remarks=lambda rows: _remarks(trainer, rows, ready.tokenizer, reference),
     )
     console.print(f"The student, rounds.json, results.md and losses.png are in {result.output_dir}.")
     return result
@@ -155,7 +142,7 @@ def prepare_embedded(
     Make the embedded default's tokenizer, reference and data, or find them in the cache.
 
     Raises:
-        KeyboardInterrupt: If the reference's training was interrupted; the same call goes on from there.
+        KeyboardInterrupt: If the reference's training was interrupted; the same call resumes it.
         ValueError: If settings do not fit together, or `data` is not the default: the embedded run brings its own.
     """
     shape = shape or EmbeddedShape()

@@ -170,7 +170,14 @@ def run_recipe(
         ValueError: If settings, data and reference do not fit together; nothing has been trained then.
     """
     ready = prepare_run(run, recipe, data, args)
-    recipe = measured_recipe(recipe, ready.reference, ready.splits, args, **ready.kwargs)
+    return finish_run(train_student(ready, run, recipe, data, args), ready.splits, console)
+
+
+def train_student(
+    ready: PreparedRun, run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments
+) -> InherituneTrainer:
+    """Return the trainer after the recipe's rounds, or as many as it came to before it was interrupted."""
+    recipe = measured_recipe(recipe, ready, args)
     trainer = InherituneTrainer(
         ready.reference,
         recipe,
@@ -185,23 +192,17 @@ def run_recipe(
     watch_collapse(trainer, ready.splits, run.collapse_every)
     trainer.add_callback(SettingsCallback(run_settings(run, recipe, data, args)))
     trainer.train()
-    if trainer.outcome == "interrupted":
-        return RunResult("interrupted", Path(args.output_dir or "trainer_output"))
-    return finish_run(trainer, ready.splits, console)
+    return trainer
 
 
-def measured_recipe(
-    recipe: InherituneConfig, reference: str, splits: DataSplits, args: TrainingArguments, **kwargs: Any
-) -> InherituneConfig:
+def measured_recipe(recipe: InherituneConfig, ready: PreparedRun, args: TrainingArguments) -> InherituneConfig:
     """
     Return the recipe with explicit layers if its `keep_layers` is `auto` or a measure, measured on the selection set.
 
     Args:
         recipe (`InherituneConfig`): The recipe; it is not changed.
-        reference (`str`): Id or path of the reference.
-        splits (`DataSplits`): The run's data.
+        ready (`PreparedRun`): Reference and data.
         args (`TrainingArguments`): The run's arguments; the main process measures.
-        kwargs: Where the reference comes from.
 
     Raises:
         ValueError: If a measure chooses the layers of a student that is to grow.
@@ -219,12 +220,12 @@ def measured_recipe(
     layers = None
     if args.process_index == 0:
         layers = resolve_measured(
-            reference,
+            ready.reference,
             str(choice),
-            leading_sequences(splits.selection),
+            leading_sequences(ready.splits.selection),
             progress=not args.disable_tqdm,
             cache_dir=scores_folder(),
-            **kwargs,
+            **ready.kwargs,
         )
     kept: tuple[int, ...] = on_main_process(layers)
     logger.info("keep_layers=%r: %s", choice, describe(kept))
@@ -291,7 +292,7 @@ def finish_run(
     Open the test set, save the student, write the table, the picture and the records, and push if that was asked for.
 
     Args:
-        trainer (`InherituneTrainer`): After `train()`.
+        trainer (`InherituneTrainer`): After `train()`; if that was interrupted, nothing is done.
         splits (`DataSplits`): The run's data.
         console (`rich.console.Console`): Where the table is shown; of the main process.
         train_controls (`Callable`, *optional*): Trains the models to compare with, by name.
@@ -299,6 +300,8 @@ def finish_run(
         reference_steps (`int`, *optional*, defaults to `0`): Steps that the reference was trained for here.
     """
     output_dir = trainer.output_dir
+    if trainer.outcome == "interrupted":
+        return RunResult("interrupted", output_dir)
     trainer.save_model()
     trainer.evaluate(splits.test, metric_key_prefix="test")
     student = trainer.validations["test"]

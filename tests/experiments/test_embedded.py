@@ -41,7 +41,7 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
     settings = toy_settings(tmp_path, "--target", "0.1")
     screen = io.StringIO()
     console = Console(file=screen, width=80)
-    result = run_embedded(settings.recipe, settings.data, settings.args, console, TOY)
+    result = run_embedded(*settings, console, TOY)
     assert result.outcome == "no_more_layers"
     assert [row.model for row in result.rows] == ["reference", "student", "random weights", "reference, trained on"]
     assert [row.steps for row in result.rows] == [6, 8, 8, 8]
@@ -60,7 +60,7 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
 
     again = toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "again"))
     screen.truncate(0)
-    second = run_embedded(again.recipe, again.data, again.args, console, TOY)
+    second = run_embedded(*again, console, TOY)
     assert "found in" in screen.getvalue()
     assert [row.loss for row in second.rows] == [row.loss for row in result.rows]
 
@@ -115,7 +115,7 @@ def test_data_settings_are_refused(tmp_path, data):
     """The embedded default brings its own text and its own way to cut it."""
     settings = toy_settings(tmp_path)
     with pytest.raises(ValueError, match=f"{next(iter(data))} .*came without a reference|{next(iter(data))} came"):
-        run_embedded(settings.recipe, DataConfig(**data), settings.args, Console(), TOY)
+        run_embedded(settings.run, settings.recipe, DataConfig(**data), settings.args, Console(), TOY)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_settings_are_refused_before_the_reference_is_trained(home, tmp_path, wo
     """What the loop would refuse costs no training."""
     settings = toy_settings(tmp_path, *words)
     with pytest.raises(ValueError, match=message):
-        run_embedded(settings.recipe, settings.data, settings.args, Console(quiet=True), TOY)
+        run_embedded(*settings, Console(quiet=True), TOY)
     assert not home.exists()
 
 
@@ -141,7 +141,7 @@ def test_another_runs_folder_is_refused_before_the_reference_is_trained(home, tm
     write_state(Path(first.args.output_dir), RunState(identity=identity, layers=(0,)))
     other = toy_settings(tmp_path, "--seed", "2")
     with pytest.raises(ValueError, match=r"args\.seed: 42 there, 2 now"):
-        run_embedded(other.recipe, other.data, other.args, Console(quiet=True), TOY)
+        run_embedded(*other, Console(quiet=True), TOY)
     assert not home.exists()
 
 
@@ -150,13 +150,8 @@ def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
     """A signal while the reference or a control is trained saves it; the same call goes on to the same end."""
     settings = toy_settings(tmp_path, "--target", "0.1", "--save_steps", "100")
     monkeypatch.setattr(embedded, "HF_HOME", str(tmp_path / "whole"))
-    whole = run_embedded(
-        settings.recipe,
-        settings.data,
-        toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "whole-run")).args,
-        Console(quiet=True),
-        TOY,
-    )
+    whole = toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "whole-run"))
+    whole = run_embedded(*whole, Console(quiet=True), TOY)
     monkeypatch.setattr(embedded, "HF_HOME", str(home))
     steps, train = [], ControlTrainer.training_step
 
@@ -169,7 +164,7 @@ def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
 
     monkeypatch.setattr(ControlTrainer, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match=f"{phase} was interrupted"):
-        run_embedded(settings.recipe, settings.data, settings.args, Console(quiet=True), TOY)
-    again = run_embedded(settings.recipe, settings.data, settings.args, Console(quiet=True), TOY)
+        run_embedded(*settings, Console(quiet=True), TOY)
+    again = run_embedded(*settings, Console(quiet=True), TOY)
     assert steps == list(range(len(steps)))
     assert [row.loss for row in again.rows] == [row.loss for row in whole.rows]

@@ -13,7 +13,7 @@ def test_a_measure_needs_the_depth_to_stop_at(limit):
     """A measure may choose layers that cannot grow: without max_layers of as many the run is refused unmeasured."""
     recipe = InherituneConfig(keep_layers="loss:2", max_layers=limit)
     with pytest.raises(ValueError, match=r"keep_layers='loss:2' may choose layers anywhere, .* set max_layers to 2 to"):
-        measured_recipe(recipe, "nowhere", None, None)
+        measured_recipe(recipe, None, None)
 
 
 @pytest.mark.parametrize("sharding", ["fsdp", "zero3"])
