@@ -39,7 +39,7 @@ from inheritune_hf.experiments.results import (
 )
 from inheritune_hf.figures import save_panels
 from inheritune_hf.records import write_json, write_text
-from inheritune_hf.students import load_reference_config
+from inheritune_hf.students import open_reference
 
 HERE = Path(__file__).parent
 WORK = Path("mechanism")
@@ -197,14 +197,14 @@ def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:
     reference = str(WORK / "reference")
     tokenizer = AutoTokenizer.from_pretrained(reference)
     selection = load_data_splits(data_config(), tokenizer, seed=SEED).selection
-    depth, losses = load_reference_config(reference).num_hidden_layers, {}
+    opened, losses = open_reference(reference), {}
     for name, group in cells.items():
         if f"{name.removesuffix('/moved-scale')}/moved-scale" not in cells:
             continue
         variant = parse_arm(name)
         chosen = tuple(group[0].identity["arm.chosen"])
-        start = ArmInputs(reference, {}, depth, group[0].layers, SEED, chosen, keep_scale=not variant.moved_scale)
-        model = variant.arm.build(start)
+        inputs = ArmInputs(opened, group[0].layers, SEED, chosen, keep_scale=not variant.moved_scale)
+        model = variant.arm.build(inputs)
         losses[name] = validate(model, Corpus("selection", selection, ""), batch_size=32).loss
     return losses
 

@@ -52,7 +52,7 @@ def analyze(argv: Sequence[str], prog: str = "inheritune analyze") -> int:
         scores_folder,
     )
     from ..analysis.plots import draw_report, layer_table
-    from ..experiments.runs import load_tokenizer
+    from ..students import load_tokenizer
 
     transformers_output.disable_progress_bar()  # type: ignore[no-untyped-call]
     source = {} if options.revision is None else {"revision": options.revision}

@@ -31,8 +31,7 @@ def data(argv: Sequence[str], prog: str = "inheritune data") -> int:
     options, config = parse_data_settings(argv[1:], f"{prog} prepare", _add_options)
 
     from ..data import check_tokenizer, prepare_data
-    from ..experiments.runs import load_tokenizer
-    from ..students import load_reference_config
+    from ..students import load_reference_config, load_tokenizer
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     try:

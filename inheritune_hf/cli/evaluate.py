@@ -30,7 +30,7 @@ def evaluate(argv: Sequence[str], prog: str = "inheritune evaluate") -> int:
     from transformers.utils import logging as transformers_output
 
     from ..experiments import EVALUATION_FILE, evaluate_student
-    from ..experiments.runs import load_tokenizer
+    from ..students import load_tokenizer
     from .tables import show_evaluation
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)

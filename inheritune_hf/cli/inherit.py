@@ -66,7 +66,7 @@ def inherit(argv: Sequence[str], prog: str = "inheritune inherit") -> int:
 
 def _measured_layers(reference: str, choice: str, files: Sequence[str], revision: str | None) -> tuple[int, ...]:
     from ..analysis import default_sequences, paper_tokens, resolve_measured, scores_folder
-    from ..experiments.runs import load_tokenizer
+    from ..students import load_tokenizer
 
     source = {} if revision is None else {"revision": revision}
     tokenizer = load_tokenizer(reference, **source)

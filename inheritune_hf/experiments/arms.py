@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .. import __version__
@@ -24,10 +23,12 @@ from ..layers import resolve_layers
 from ..measures import MEASURES
 from ..records import Lineage, Match, RunState
 from ..students import (
+    OpenedReference,
     Reference,
+    find_blocks,
     from_pretrained_inherited,
     inspect_architecture,
-    load_reference_config,
+    open_reference,
     sliced_config,
     student_skeleton,
 )
@@ -65,9 +66,7 @@ class ArmInputs:
     What an arm's model is built from.
 
     Args:
-        reference (`str`, `os.PathLike` or `PreTrainedModel`): Hub id, folder or loaded model.
-        kwargs (`Mapping[str, Any]`): How it is loaded.
-        depth (`int`): Its depth, in layers.
+        reference (`OpenedReference`): The reference.
         layers (`int`): Depth of the model that this stage trains.
         seed (`int`): Seed of what begins random.
         chosen (`tuple[int, ...]`): Layers that a measure chose, for arms that go by one.
@@ -75,9 +74,7 @@ class ArmInputs:
         before (`PreTrainedModel`, *optional*): The model that the stage before has trained.
     """
 
-    reference: Reference
-    kwargs: Mapping[str, Any]
-    depth: int
+    reference: OpenedReference
     layers: int
     seed: int
     chosen: tuple[int, ...] = ()
@@ -94,7 +91,8 @@ class Arm:
         name (`str`): As it is written in a recipe.
         summary (`str`): What it is, in a sentence.
         source (`str`): Where it comes from.
-        places (`Callable`, *optional*): Says for each position which layer's block stands there; None for a random one.
+        places (`Callable`, *optional*): Says, by the depths of the reference and of the model, for each position which
+            layer's block stands there; None for a random one.
         initialise (`Callable`, *optional*): Makes the model where `places` alone do not say it.
         budgets (`float`): Budgets that it is trained for.
         stages (`int`): Stages of equal length; each begins with a model that is twice as deep as the last one.
@@ -109,7 +107,7 @@ class Arm:
     name: str
     summary: str
     source: str
-    places: Callable[[ArmInputs], Sequence[int | None]] | None = None
+    places: Callable[[int, int], Sequence[int | None]] | None = None
     initialise: Callable[[ArmInputs], PreTrainedModel] | None = None
     budgets: float = 1.0
     stages: int = 1
@@ -123,15 +121,14 @@ class Arm:
     @property
     def is_loop(self) -> bool:
         """Whether it is the loop itself, whose students are inherited and grown by the recipe."""
-        return self.places is None and self.initialise is None
+        return self.name == LOOP
 
     def build(self, inputs: ArmInputs) -> PreTrainedModel:
         """Return the arm's model at the beginning of a stage."""
         if self.initialise is not None:
             return self.initialise(inputs)
-        if self.places is None:
-            raise ValueError(f"The students of the arm {self.name} are built by its trainer, round by round.")
-        return assembled(inputs.reference, self.places(inputs), inputs.seed, inputs.keep_scale, **inputs.kwargs)
+        places = inputs.chosen if self.places is None else self.places(inputs.reference.depth, inputs.layers)
+        return assembled(inputs.reference, places, inputs.seed, inputs.keep_scale)
 
 
 # Which layer stands where
@@ -174,9 +171,9 @@ def alternate_layers(depth: int, layers: int) -> tuple[int, ...]:
     return chosen
 
 
-def lazy_from(depth: int) -> int:
-    """Return the first layer that `lazy-in-place` keeps: the 16th of 24, as in the paper (PAPER: G.3)."""
-    return depth * 5 // 8
+def lazy_in_place(depth: int) -> list[int | None]:
+    """Return the last layers where they stand, from the 16th of 24 on, after random ones (PAPER: G.3)."""
+    return [None if place < depth * 5 // 8 else place for place in range(depth)]
 
 
 def _half(layers: int) -> int:
@@ -185,59 +182,46 @@ def _half(layers: int) -> int:
     return layers // 2
 
 
-def _middle(inputs: ArmInputs) -> range:
-    first = (inputs.depth - inputs.layers) // 2
-    return range(first, first + inputs.layers)
-
-
-def _lazy_in_place(inputs: ArmInputs) -> list[int | None]:
-    return [None if place < lazy_from(inputs.depth) else place for place in range(inputs.depth)]
-
-
 # Models
 
 
 def assembled(
-    reference: Reference, blocks: Sequence[int | None], seed: int, keep_scale: bool = True, **kwargs: Any
+    reference: Reference | OpenedReference, blocks: Sequence[int | None], seed: int, keep_scale: bool = True
 ) -> PreTrainedModel:
     """
     Return a model whose blocks are any of the reference's, in any order and repeated, or random.
 
     Args:
-        reference (`str`, `os.PathLike` or `PreTrainedModel`): Hub id, folder or loaded model.
+        reference (`str`, `os.PathLike`, `PreTrainedModel` or `OpenedReference`): Hub id, folder or model.
         blocks (sequence of `int` or `None`): For each position the layer whose block stands there; None: random.
         seed (`int`): Seed of random blocks.
         keep_scale (`bool`, *optional*, defaults to `True`): Whether a moved block of a GPT-2 with
             `scale_attn_by_inverse_layer_idx` attends as it did at its old position.
-        kwargs: As for `from_pretrained_inherited`.
 
     Raises:
         ValueError: If a layer is not one of the reference's, or the config says by position what a block is.
     """
-    config = load_reference_config(reference, **_of_source(kwargs))
-    depth = int(config.get_text_config(decoder=True).num_hidden_layers)
-    kept = resolve_layers(sorted({layer for layer in blocks if layer is not None}), depth)
-    places = [min(place, depth - 1) if layer is None else layer for place, layer in enumerate(blocks)]
-    check_order(config, places)
+    opened = open_reference(reference)
+    kept = resolve_layers(sorted({layer for layer in blocks if layer is not None}), opened.depth)
+    places = [min(place, opened.depth - 1) if layer is None else layer for place, layer in enumerate(blocks)]
+    check_order(opened.config, places)
     # The donor's weights are the reference's as they are: a block's scale follows from where it stands in the end.
     unscaled = InherituneConfig(keep_layers=list(kept), attention_scale="position")
-    donor = from_pretrained_inherited(reference, unscaled, seed=seed, **kwargs)
-    model = fresh_model(sliced_config(config, places), reference, seed, donor.dtype)
+    donor = from_pretrained_inherited(opened, unscaled, seed=seed)
+    model = fresh_model(sliced_config(opened.config, places), seed, donor.dtype)
     prefix = f"{inspect_architecture(model.config).block_list}."
     given = donor.state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if not name.startswith(prefix):
                 tensor.copy_(given[name])
-    new, old = _blocks(model), _blocks(donor)
+    new, old = find_blocks(model), find_blocks(donor)
     for place, layer in enumerate(blocks):
         if layer is not None:
             new[place].load_state_dict(old[kept.index(layer)].state_dict())
-    if keep_scale and getattr(config, "scale_attn_by_inverse_layer_idx", False):
+    if keep_scale and getattr(opened.config, "scale_attn_by_inverse_layer_idx", False):
         scale_queries(model, [(place + 1) / (layer + 1) for place, layer in enumerate(places)])
-    model.config.inheritune = _lineage(reference, depth, tuple(places), seed).to_dict()
-    model.train(False)
-    return model
+    return _with_lineage(model, opened, opened.depth, places, seed)
 
 
 def check_order(config: PreTrainedConfig, blocks: Sequence[int]) -> None:
@@ -269,13 +253,13 @@ def with_parts(inputs: ArmInputs, parts: str) -> PreTrainedModel:
     """
     inherit = ",".join((*_OUTSIDE_BLOCKS, *SUBMODULES[parts])) if parts in SUBMODULES else parts
     recipe = InherituneConfig(keep_layers=inputs.layers, inherit=inherit)
-    return from_pretrained_inherited(inputs.reference, recipe, seed=inputs.seed, **inputs.kwargs)
+    return from_pretrained_inherited(inputs.reference, recipe, seed=inputs.seed)
 
 
 def random_weights(inputs: ArmInputs) -> PreTrainedModel:
     """Return a model with the shape of the reference's first layers and none of its weights."""
-    config = load_reference_config(inputs.reference, **_of_source(inputs.kwargs))
-    return fresh_model(sliced_config(config, range(inputs.layers)), inputs.reference, inputs.seed)
+    model = fresh_model(sliced_config(inputs.reference.config, range(inputs.layers)), inputs.seed)
+    return _with_lineage(model, inputs.reference, inputs.layers, (), inputs.seed)
 
 
 def stacked(inputs: ArmInputs) -> PreTrainedModel:
@@ -314,7 +298,7 @@ def expanded(inputs: ArmInputs) -> PreTrainedModel:
         ValueError: If the number of layers is odd, or identity blocks cannot be made of this architecture.
     """
     places = each_twice(inputs.layers)
-    model = assembled(inputs.reference, places, inputs.seed, inputs.keep_scale, **inputs.kwargs)
+    model = assembled(inputs.reference, places, inputs.seed, inputs.keep_scale)
     for place in range(1, inputs.layers, 2):
         make_identity(model, place)
     return model
@@ -330,7 +314,7 @@ def check_expansion(config: PreTrainedConfig, layers: int) -> None:
     places = each_twice(layers)
     probe = copy.deepcopy(sliced_config(config, sorted({places[0], places[-1]})))
     probe.vocab_size, probe.pad_token_id = _PROBED_TOKENS, 0
-    model = fresh_model(probe, "", 0)
+    model = fresh_model(probe, seed=0)
     try:
         for place in range(int(probe.num_hidden_layers)):
             make_identity(model, place)
@@ -349,11 +333,10 @@ def half_width(inputs: ArmInputs) -> PreTrainedModel:
     Raises:
         ValueError: If it is not known how heads and neurons lie in models of this type.
     """
-    reference, seed, kwargs = inputs.reference, inputs.seed, inputs.kwargs
-    config = narrowed_config(load_reference_config(reference, **_of_source(kwargs)))
-    depth = int(config.num_hidden_layers)
-    donor = from_pretrained_inherited(reference, InherituneConfig(keep_layers=depth), seed=seed, **kwargs)
-    model = fresh_model(config, reference, seed, donor.dtype)
+    opened, seed = inputs.reference, inputs.seed
+    config = narrowed_config(opened.config)
+    donor = from_pretrained_inherited(opened, InherituneConfig(keep_layers=opened.depth), seed=seed)
+    model = fresh_model(config, seed, donor.dtype)
     given = donor.state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -361,9 +344,7 @@ def half_width(inputs: ArmInputs) -> PreTrainedModel:
                 (cut for (kind, part), cut in _FUSED.items() if kind == config.model_type and f".{part}." in name), None
             )
             tensor.copy_(_leading(given[name], tensor.shape, fused))
-    model.config.inheritune = _lineage(reference, depth, tuple(range(depth)), seed).to_dict()
-    model.train(False)
-    return model
+    return _with_lineage(model, opened, opened.depth, range(opened.depth), seed)
 
 
 def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -400,15 +381,12 @@ def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return narrow
 
 
-def fresh_model(
-    config: PreTrainedConfig, reference: Reference, seed: int, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+def fresh_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return a model of random weights, by its architecture's own initialisation; the caller's random state stays."""
     auto: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = auto.from_config(copy.deepcopy(config), dtype=dtype)
-    model.config.inheritune = _lineage(reference, int(config.num_hidden_layers), (), seed).to_dict()
     model.train(False)
     return model
 
@@ -422,23 +400,17 @@ def _leading(tensor: Tensor, shape: Sequence[int], fused: tuple[int, int] | None
     return torch.cat([_leading(part, narrow, None) for part in tensor.chunk(parts, dimension)], dimension)
 
 
-def _of_source(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name in ("revision", "token", "cache_dir", "subfolder")}
-
-
-def _blocks(model: PreTrainedModel) -> list[nn.Module]:
-    blocks: Any = model.get_submodule(inspect_architecture(model.config).block_list)
-    return list(itertools.chain(blocks))
-
-
-def _lineage(reference: Reference, depth: int, layers: tuple[int, ...], seed: int) -> Lineage:
-    name = str(reference.name_or_path) if isinstance(reference, PreTrainedModel) else str(reference)
+def _with_lineage(
+    model: PreTrainedModel, reference: OpenedReference, depth: int, layers: Sequence[int], seed: int
+) -> PreTrainedModel:
     versions = {
         "inheritune_hf": __version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
-    return Lineage(name, None, depth, layers, versions, (), seed)
+    lineage = Lineage(reference.name, reference.commit, depth, tuple(layers), versions, (), seed)
+    model.config.inheritune = lineage.to_dict()
+    return model
 
 
 # The arms
@@ -449,7 +421,7 @@ _ARMS = (
         "inherited",
         "first layers, the loop's final depth and its whole budget at once",
         f"{_PAPER}, section 4",
-        lambda inputs: range(inputs.layers),
+        lambda depth, layers: range(layers),
     ),
     Arm("random", "same depth from random weights", f"{_PAPER}, appendix D", initialise=random_weights),
     Arm(
@@ -477,7 +449,7 @@ _ARMS = (
         "continued",
         "the reference, trained further",
         "control: a student may win by adapting to the data alone",
-        lambda inputs: range(inputs.depth),
+        lambda depth, layers: range(depth),
         whole=True,
     ),
     Arm(
@@ -492,7 +464,7 @@ _ARMS = (
         "stacking",
         "half the depth from random weights, then its blocks twice over",
         f"{_PAPER}, appendix D",
-        lambda inputs: twice(inputs.layers),
+        lambda depth, layers: twice(layers),
         stacked,
         stages=2,
         moves=True,
@@ -501,33 +473,39 @@ _ARMS = (
         "hybrid-stacking",
         "the reference's first half as many layers, twice over",
         f"{_PAPER}, appendix D",
-        lambda inputs: twice(inputs.layers),
+        lambda depth, layers: twice(layers),
         moves=True,
     ),
     Arm(
         "last",
         "last layers",
         f"{_PAPER}, figure 3",
-        lambda inputs: range(inputs.depth - inputs.layers, inputs.depth),
+        lambda depth, layers: range(depth - layers, depth),
         moves=True,
     ),
     Arm(
         "lazy-in-place",
         "the reference's depth: its last layers where they stand, the first five eighths random",
         f"{_PAPER}, G.3",
-        _lazy_in_place,
+        lambda depth, layers: lazy_in_place(depth),
         whole=True,
     ),
-    Arm("middle", "middle layers", f"{_PAPER}, table 4", _middle, moves=True),
+    Arm(
+        "middle",
+        "middle layers",
+        f"{_PAPER}, table 4",
+        lambda depth, layers: range((depth - layers) // 2, (depth + layers) // 2),
+        moves=True,
+    ),
     Arm(
         "spaced",
         "layers at equal distances",
         "common practice in pruning by depth",
-        lambda inputs: resolve_layers(f"spaced:{inputs.layers}", inputs.depth),
+        lambda depth, layers: resolve_layers(f"spaced:{layers}", depth),
         moves=True,
     ),
     *(
-        Arm(name, summary, source, lambda inputs: inputs.chosen, moves=True, measure=measure, lowest=name == "lazy")
+        Arm(name, summary, source, moves=True, measure=measure, lowest=name == "lazy")
         for name, measure, summary, source in (
             ("lazy", "rank", "layers of the lowest MaxRank", f"{_PAPER}, table 4"),
             *((name, name, measure.keeps, measure.source) for name, measure in MEASURES.items()),
@@ -552,7 +530,7 @@ _ARMS = (
         "expansion",
         "first half as many layers, each followed by a block that changes nothing at first",
         "arXiv 2401.02415",
-        lambda inputs: each_twice(inputs.layers),
+        lambda depth, layers: each_twice(layers),
         expanded,
         moves=True,
     ),
@@ -560,7 +538,7 @@ _ARMS = (
         "distilbert",
         "every other layer, then on from three quarters of the depth",
         f"{_PAPER}, appendix D",
-        lambda inputs: alternate_layers(inputs.depth, inputs.layers),
+        alternate_layers,
         moves=True,
     ),
 )
@@ -620,8 +598,8 @@ def check_arm(arm: Arm, reference: PreTrainedConfig, layers: int) -> None:
     if not 1 <= layers <= depth:
         raise ValueError(f"it would have {layers} layers, and the reference has {depth}")
     # What a measure chooses is not known before it is measured.
-    if arm.places is not None and arm.measure is None:
-        places = enumerate(arm.places(ArmInputs("", {}, depth, layers, seed=0)))
+    if arm.places is not None:
+        places = enumerate(arm.places(depth, layers))
         check_order(reference, [place if layer is None else layer for place, layer in places])
     if arm.initialise is expanded:
         check_expansion(reference, layers)
@@ -657,9 +635,7 @@ class ArmTrainer(InherituneTrainer):
         auto: Any = AutoModelForCausalLM
         return arm.build(
             ArmInputs(
-                reference=self.reference,
-                kwargs=self.reference_kwargs,
-                depth=self.reference_depth,
+                reference=open_reference(self.reference, **self.reference_kwargs),
                 layers=len(state.layers),
                 seed=self.args.seed,
                 chosen=self.chosen,

@@ -425,7 +425,7 @@ class Comparison:
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         states = compares_states(recipe)
         size = ready.block_size
-        self.budget = Budget(compare, ready.config, size, batch * size, reference_steps, states)
+        self.budget = Budget(compare, ready.reference.config, size, batch * size, reference_steps, states)
         self.reference_loss: float | None = None
         self.sweep: dict[str, dict[float, float]] = {}
         self.left_out: dict[str, str] = {}
@@ -464,15 +464,14 @@ class Comparison:
     def facts(self, chosen: Sequence[Cell]) -> dict[str, Any]:
         """Open the test set for the reference and the chosen cells, and return what the comparison came to."""
         tested = [self.test_cell(cell) for cell in chosen]
-        auto: Any = AutoModelForCausalLM
-        reference = auto.from_pretrained(self.ready.reference, dtype=torch.float32, **self.ready.kwargs)
-        budget, depth = self.budget, int(self.ready.config.num_hidden_layers)
+        opened, budget = self.ready.reference, self.budget
+        reference = opened.load(dtype=torch.float32)
         tokens = None if budget.reference_steps is None else budget.reference_steps * budget.step_tokens
-        per_token = operations_per_token(self.ready.config, budget.block_size)
+        per_token = operations_per_token(opened.config, budget.block_size)
         return {
             "reference": {
-                "name": self.ready.reference,
-                "layers": depth,
+                "name": opened.name,
+                "layers": opened.depth,
                 "parameters": reference.num_parameters(),
                 "steps": budget.reference_steps,
                 "tokens": tokens,
@@ -516,13 +515,13 @@ class Comparison:
         arm = variant.arm
         if arm.measure is None:
             return ()
-        depth = int(self.ready.config.num_hidden_layers)
+        depth = self.ready.reference.depth
         if arm.lowest and layers == depth:
             return tuple(range(depth))
         found = None
         if self.args.process_index == 0:
             found = layers_by_measure(
-                self.ready.reference,
+                self.ready.reference.name,
                 arm.measure,
                 depth - layers if arm.lowest else layers,
                 leading_sequences(self.ready.splits.selection),
@@ -590,7 +589,7 @@ class Comparison:
         return ArmTrainer(
             plan.variant,
             plan.chosen,
-            self.ready.reference,
+            self.ready.reference.name,
             plan.recipe(self.recipe),
             args,
             train_dataset=self.ready.splits.train,

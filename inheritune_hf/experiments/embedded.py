@@ -29,7 +29,7 @@ from transformers import (
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import DataSplits, Document, split_standard_library, splits_from_documents, standard_library_documents
 from ..publishing import ResultRow
-from ..students import load_reference_config, student_skeleton
+from ..students import open_reference, student_skeleton
 from ..training import InherituneTrainer, numeric_arguments, on_main_process
 from .controls import Control, random_model, train_control, with_changes
 from .runs import PreparedRun, RunResult, finish_run, refuse_early, train_student
@@ -118,7 +118,7 @@ def run_embedded(
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", trainer.output_dir)
     console.rule("controls and test")
-    reference = Path(ready.reference)
+    reference = Path(ready.reference.name)
     result = finish_run(
         trainer,
         ready.splits,
@@ -175,8 +175,7 @@ def prepare_embedded(
             console.print(f"found in {reference}")
         else:
             _train_reference(reference, tokenizer, splits, args, shape)
-    config = load_reference_config(reference)
-    return PreparedRun(str(reference), {}, config, tokenizer, splits)
+    return PreparedRun(open_reference(reference), tokenizer, splits)
 
 
 def cache_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[Document]) -> Path:
@@ -284,7 +283,7 @@ def _controls(trainer: InherituneTrainer, splits: DataSplits, reference: Path) -
     last = trainer.rounds[-1]
     work = trainer.output_dir / "controls"
     settings = with_changes(trainer.args, eval_steps=max(1, last.end_step // 4))
-    shape = student_skeleton(load_reference_config(reference), range(last.layers)).config
+    shape = student_skeleton(open_reference(reference).config, range(last.layers)).config
     models: dict[str, str | PreTrainedModel] = {
         "random weights": random_model(shape, trainer.args.seed),
         "reference, trained on": str(reference),

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import (
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -37,7 +36,7 @@ from ..layers import describe
 from ..measures import is_measured
 from ..publishing import ResultRow, markdown_table, terminal_table
 from ..records import Outcome, write_json, write_text
-from ..students import load_reference_config, prefix_sizes, student_skeleton
+from ..students import OpenedReference, open_reference, prefix_sizes, student_skeleton
 from ..training import (
     CollapseCallback,
     InherituneTrainer,
@@ -88,19 +87,17 @@ class PreparedRun:
     A reference and its data, ready to be trained on.
 
     Args:
-        reference (`str`): Hub id or path.
-        kwargs (`dict[str, Any]`): Where it comes from.
-        config (`PreTrainedConfig`): Its config.
+        reference (`OpenedReference`): The reference.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         splits (`DataSplits`): The three sets.
+        kwargs (`Mapping[str, Any]`): Where the reference comes from.
         document_boundaries (`bool`): Whether documents of a sequence are kept apart.
     """
 
-    reference: str
-    kwargs: dict[str, Any]
-    config: PreTrainedConfig
+    reference: OpenedReference
     tokenizer: PreTrainedTokenizerBase
     splits: DataSplits
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     document_boundaries: bool = False
 
     @property
@@ -125,21 +122,19 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
     kwargs = {} if run.revision is None else {"revision": run.revision}
-    config = load_reference_config(run.reference, **kwargs)
-    refuse_early(recipe, args, config)
-    tokenizer = load_tokenizer(run.reference, **kwargs)
-    text = config.get_text_config(decoder=True)
+    reference = open_reference(run.reference, **kwargs)
+    refuse_early(recipe, args, reference.config)
+    tokenizer, text = reference.tokenizer, reference.text_config
     check_tokenizer(tokenizer, text.vocab_size, getattr(text, "eos_token_id", None))
-    limit = getattr(text, "max_position_embeddings", None)
     with args.main_process_first(desc="reading and packing the data"):
         splits = load_data_splits(
             data,
             tokenizer,
             seed=args.seed,
-            context_length=limit,
+            context_length=reference.context_length,
             vocab_size=text.vocab_size,
         )
-    return PreparedRun(run.reference, kwargs, config, tokenizer, splits, keeps_documents_apart(data))
+    return PreparedRun(reference, tokenizer, splits, kwargs, keeps_documents_apart(data))
 
 
 def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreTrainedConfig) -> None:
@@ -179,14 +174,14 @@ def train_student(
     """Return the trainer after the recipe's rounds, or as many as it came to before it was interrupted."""
     recipe = measured_recipe(recipe, ready, args)
     trainer = InherituneTrainer(
-        ready.reference,
+        ready.reference.name,
         recipe,
         args,
         train_dataset=ready.splits.train,
         eval_dataset=ready.splits.selection,
         processing_class=ready.tokenizer,
         data_collator=ready.collator,
-        reference_kwargs=ready.kwargs,
+        reference_kwargs=dict(ready.kwargs),
         reference_cache=run.reference_cache,
     )
     watch_collapse(trainer, ready.splits, run.collapse_every)
@@ -220,7 +215,7 @@ def measured_recipe(recipe: InherituneConfig, ready: PreparedRun, args: Training
     layers = None
     if args.process_index == 0:
         layers = resolve_measured(
-            ready.reference,
+            ready.reference.name,
             str(choice),
             leading_sequences(ready.splits.selection),
             progress=not args.disable_tqdm,
@@ -261,23 +256,6 @@ def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | 
             **{"dtype": torch.float32, "device_map": {"": str(trainer.args.device)}, **trainer.reference_kwargs},
         )
     trainer.add_callback(CollapseCallback(sequences, every, log=trainer.log, reference=on_main_process(report)))
-
-
-def load_tokenizer(model: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """
-    Load a model's tokenizer.
-
-    Raises:
-        ValueError: If there is none beside the model's weights, or no model.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **kwargs)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"There is no tokenizer at {model!r}: give a model's folder or Hub id, with its tokenizer in it "
-            f"(tokenizer.save_pretrained). Transformers says: {error}"
-        ) from error
-    return tokenizer
 
 
 def finish_run(

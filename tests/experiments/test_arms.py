@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.experiments import ARMS, arms
-from inheritune_hf.experiments.arms import ArmInputs, ArmTrainer, check_arm, lazy_from, parse_arm
+from inheritune_hf.experiments.arms import ArmInputs, ArmTrainer, check_arm, lazy_in_place, parse_arm
+from inheritune_hf.students import open_reference
 
 DEPTH = 8
 TOKENS = torch.tensor([[5, 9, 3, 11, 7, 2]])
@@ -56,7 +57,7 @@ def map_of(model, reference):
 
 
 def inputs(reference, layers=DEPTH, seed=1, **changes):
-    return ArmInputs(reference, {}, DEPTH, layers, seed, **changes)
+    return ArmInputs(open_reference(reference), layers, seed, **changes)
 
 
 @pytest.mark.parametrize("blocks", [[7, None, 0], [None, None, None, 3, 4, 5], [0, 1, 0, 1]])
@@ -287,7 +288,7 @@ def test_arms_take_their_layers(scaled, name, layers, wanted):
     assert map_of(model, loaded(scaled)) == wanted
     places = ARMS[name].places
     if places is not None and name != "expansion":
-        assert list(places(start(scaled, name, layers))) == wanted
+        assert list(places(DEPTH, DEPTH if ARMS[name].whole else layers)) == wanted
 
 
 @pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if arm.measure])
@@ -312,7 +313,7 @@ def test_stacking_begins_at_random_and_doubles_what_it_trained(scaled):
 
 def test_the_papers_layers_in_place():
     """Of 24 layers the 16th to the last stay, as in the paper."""
-    assert [layer + 1 for layer in range(lazy_from(24), 24)] == [*range(16, 25)]
+    assert lazy_in_place(24) == [None] * 15 + [*range(15, 24)]
 
 
 def test_moved_scale_reaches_the_build(scaled):

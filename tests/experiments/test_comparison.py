@@ -474,8 +474,8 @@ def test_measured_arms_ask_for_their_measure(monkeypatch, name, asked, wanted):
 
     monkeypatch.setattr("inheritune_hf.experiments.comparison.layers_by_measure", measured)
     monkeypatch.setattr("inheritune_hf.experiments.comparison.leading_sequences", lambda _: [])
-    splits, config = types.SimpleNamespace(selection=[]), types.SimpleNamespace(num_hidden_layers=6)
-    ready = types.SimpleNamespace(reference="given", kwargs={}, splits=splits, config=config)
+    splits, reference = types.SimpleNamespace(selection=[]), types.SimpleNamespace(name="given", depth=6)
+    ready = types.SimpleNamespace(reference=reference, kwargs={}, splits=splits)
     grid = types.SimpleNamespace(args=types.SimpleNamespace(process_index=0), ready=ready)
     assert Comparison.chosen_layers(grid, parse_arm(name), 3) == wanted
     assert heard == [asked]
