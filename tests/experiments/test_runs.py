@@ -1,11 +1,22 @@
-"""What a run refuses before it measures for hours."""
+"""What a run refuses before it measures for hours, and what it was told, which tells the same run again."""
 
+import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
+from test_comparison import write_material
 
 from inheritune_hf import InherituneConfig
+from inheritune_hf.cli.settings import parse_settings
+from inheritune_hf.experiments import SETTINGS_FILE, run_recipe
 from inheritune_hf.experiments.runs import measured_recipe, watch_collapse
+from inheritune_hf.reporting import read_run, write_report
+from inheritune_hf.reporting.content import recipe_of
+from inheritune_hf.training import InherituneTrainer
+from inheritune_hf.training.identity import NUMERIC_ARGUMENTS
 
 
 @pytest.mark.parametrize("limit", [None, 4])
@@ -23,3 +34,72 @@ def test_sharded_students_are_not_watched(sharding):
     assert watch_collapse(trainer, None, None) is None
     with pytest.raises(ValueError, match=f"collapse_every=2 measures .* under {sharding} has a part of each weight"):
         watch_collapse(trainer, None, 2)
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """A recipe whose every part differs from the defaults somewhere, and its file."""
+    monkeypatch.chdir(tmp_path)
+    write_material(tmp_path)
+    values = {
+        "reference": str(tmp_path / "reference"),
+        "train_files": ["*.txt"],
+        "selection_fraction": 0.3,
+        "test_fraction": 0.3,
+        "block_size": 8,
+        "near_duplicates": "ignore",
+        "keep_layers": 1,
+        "grow_by": 1,
+        "max_layers": 2,
+        "steps_per_round": 4,
+        "target": 0.01,
+        "confidence": "none",
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "seed": 3,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "output_dir": "run",
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    return parse_settings(["--config", "recipe.json"])
+
+
+def check_again(told, folder):
+    """The recipe that the report prints is read as the one that was run."""
+    (folder / "again.json").write_text(json.dumps(recipe_of(read_run(folder / "run"))))
+    again = parse_settings(["--config", str(folder / "again.json"), "--use_cpu"])
+    assert (again.run, again.recipe, again.data) == (told.run, told.recipe, told.data)
+    for name in (*NUMERIC_ARGUMENTS, "eval_steps", "max_steps", "eval_strategy", "output_dir"):
+        assert getattr(again.args, name) == getattr(told.args, name), name
+
+
+def test_a_run_can_be_told_again(told, tmp_path):
+    """Reference, recipe, data and arguments are kept in the folder, and the report's recipe is the run's."""
+    run_recipe(*told, console=Console(quiet=True))
+    kept = json.loads((tmp_path / "run" / SETTINGS_FILE).read_text())
+    assert (kept["train_files"], kept["learning_rate"], kept["confidence"]) == (["*.txt"], 0.01, None)
+    check_again(told, tmp_path)
+
+
+def test_an_interrupted_run_has_a_report_and_can_be_told_again(told, tmp_path, monkeypatch):
+    """A run that was stopped on the way says so, shows its losses, and keeps what it was told."""
+    step = InherituneTrainer.training_step
+
+    def stopped(self, *words):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *words)
+
+    monkeypatch.setattr(InherituneTrainer, "training_step", stopped)
+    assert run_recipe(*told, console=Console(quiet=True)).outcome == "interrupted"
+    report, _ = write_report(tmp_path / "run")
+    assert report.outcome == "interrupted"
+    assert "was last saved at step 3" in report.verdict
+    assert [section.anchor for section in report.sections] == ["losses", "layers", "data", "reproduce"]
+    check_again(told, tmp_path)
