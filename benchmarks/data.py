@@ -41,8 +41,7 @@ def since(began: list[float]) -> list[float]:
 
 
 def texts_of(files: list[str]) -> list[str]:
-    from inheritune_hf.data.files import read_rows
-    from inheritune_hf.data.rows import Layout
+    from inheritune_hf.data.sources import Layout, read_rows
 
     return [row["text"] for name in files for row in read_rows(Path(name), Layout()) if isinstance(row, dict)]
 
@@ -151,7 +150,7 @@ def run_stream(options: Any) -> tuple[int, list[float]]:
 
     from inheritune_hf.configuration import DataConfig
     from inheritune_hf.data import CausalCollator, load_data_splits
-    from inheritune_hf.data.streaming import StreamCollator
+    from inheritune_hf.data.stream import StreamCollator
 
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     config = DataConfig(

@@ -29,8 +29,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from .. import __version__
 from ..data import split_standard_library, standard_library_documents
-from ..data.rows import Layout
-from ..data.sources import read_files
+from ..data.sources import Layout, read_files
 from ..evaluation import preserve_state
 from ..records import write_text
 from ..students import Reference, Source, find_weights, load_reference_config

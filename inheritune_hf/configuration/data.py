@@ -49,8 +49,8 @@ class DataConfig:
     train_files: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Text (one document each), JSONL, JSON, Parquet, Arrow or token (.bin) files to train on; globs, "
-            "and .gz, .xz and .zst of text and JSON, are allowed."
+            "help": "Text (one document each), JSONL, JSON, Parquet, Arrow, CSV, TSV or token (.bin) files to train "
+            "on; globs, and .gz, .xz and .zst of all but Parquet and Arrow, are allowed."
         },
     )
     selection_files: list[str] = field(
@@ -109,7 +109,9 @@ class DataConfig:
     )
     near_duplicates: str = field(
         default="report",
-        metadata={"help": "Documents that nearly are in another set too: 'ignore', 'report' or 'remove' (MinHash)."},
+        metadata={
+            "help": "Documents that nearly are in another set too: 'ignore', 'report' or 'remove' (needs datasketch)."
+        },
     )
     near_duplicate_threshold: float = field(
         default=0.8,

@@ -1,11 +1,11 @@
-"""Text into sequences: where documents come from, how they are packed, and the three disjoint sets."""
+"""Read text, tokenize it, pack it into sequences, and split it into disjoint train, selection and test sets."""
 
 from .corpora import Document, split_standard_library, standard_library_documents
-from .encoding import check_tokenizer, end_of_text
-from .facts import DataFacts, DataSplits, SetFacts, SourceFacts
+from .facts import DataFacts, SetFacts, SourceFacts
 from .packing import CausalCollator, set_fingerprint
-from .preparation import prepare_data
-from .splits import load_data_splits, splits_from_documents
+from .prepared import prepare_data
+from .splits import DataSplits, load_data_splits, splits_from_documents
+from .tokenization import check_tokenizer, end_of_text
 
 __all__ = [
     "CausalCollator",

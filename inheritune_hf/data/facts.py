@@ -1,12 +1,10 @@
-"""What is known about the data of a run: records that travel into its results."""
+"""Statistics of the train, selection and test sets, which travel into the results of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
-
-from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class SetFacts:
         documents (`int`, *optional*): Documents with text; None for a stream, as are tokens and sequences.
         tokens (`int`, *optional*): Tokens in the sequences, end-of-text tokens included.
         sequences (`int`, *optional*): Rows of the set.
-        fingerprint (`str`): sha256 of the content, see `set_fingerprint`; of `source_identity`, for a stream.
+        fingerprint (`str`): sha256 of the content, see `set_fingerprint`; of `sources_fingerprint`, for a stream.
     """
 
     documents: int | None
@@ -101,22 +99,3 @@ class DataFacts:
         """Rebuild facts from what `to_dict` returned."""
         sets = {name: SetFacts(**values[name]) for name in ("train", "selection", "test")}
         return cls(**{**values, **sets, "sources": tuple(SourceFacts(**item) for item in values["sources"])})
-
-
-@dataclass(frozen=True)
-class DataSplits:
-    """
-    The three sets, ready for a trainer, and what is known about them.
-
-    Args:
-        train (`datasets.Dataset`, `TokenSequences` or `PackedStream`):
-            Rows of exactly `block_size` tokens (`input_ids`, and `labels` if some tokens do not count).
-        selection (`datasets.Dataset`): Rows of at most `block_size` tokens of one document (`input_ids`, `document`).
-        test (`datasets.Dataset`): The same for the reported result.
-        facts (`DataFacts`): Documents, tokens, sequences and fingerprints.
-    """
-
-    train: Any
-    selection: Dataset
-    test: Dataset
-    facts: DataFacts

@@ -1,10 +1,10 @@
-"""Folders of sequences made ahead of time: three sets in the format of `datasets`, and what is known about them."""
+"""Make a run's sequences ahead of time, once, into a folder that runs on many machines can read."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,18 @@ from datasets import DatasetDict, load_from_disk
 
 from ..configuration import DataConfig
 from ..records import write_json
-from .encoding import definition
-from .facts import DataFacts, DataSplits
+from .facts import DataFacts
+from .sources import evaluation_sources, source_identity, training_sources
+from .splits import DEFAULT_BLOCK_SIZE, DataSplits, load_data_splits
+from .tokenization import definition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FACTS = "prepared.json"
 _SETS = "sets"
-#: Folder of unfinished work in a folder that is being prepared.
-WORK = ".work"
+# Folder of unfinished work in a folder that is being prepared.
+_WORK = ".work"
 
 # What a run may say of prepared data; everything else was decided when they were prepared. The block size is compared
 # on its own.
@@ -29,14 +31,14 @@ _OPEN = ("dataset_name", "block_size", "preprocessing_workers")
 
 
 def is_prepared(name: str) -> bool:
-    """Return whether `name` is a folder that `save_prepared` finished."""
+    """Return whether `name` is a folder whose preparation was finished."""
     return (Path(name) / _FACTS).is_file()
 
 
 def refuse_unfinished(name: str) -> None:
     """Raise a `ValueError` if `name` is a folder whose preparation was interrupted."""
-    if (Path(name) / WORK).is_dir() and not is_prepared(name):
-        raise ValueError(f"{name} is not prepared to its end; give the command that prepares it again, and it goes on.")
+    if (Path(name) / _WORK).is_dir() and not is_prepared(name):
+        raise ValueError(f"{name} is not prepared to its end; give the command that prepares it again to resume.")
 
 
 def read_request(folder: Path) -> dict[str, Any]:
@@ -52,15 +54,81 @@ def keeps_documents_apart(config: DataConfig) -> bool:
     return config.document_boundaries or bool(prepared)
 
 
-def save_prepared(splits: DataSplits, folder: Path, request: Mapping[str, Any]) -> None:
-    """Save the sets; the facts are written last, so that a folder without them is not used."""
+def prepare_data(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: str | Path,
+    *,
+    block_size: int | None = None,
+    seed: int = 42,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DataFacts:
+    """
+    Tokenize, carve, pack and save what `config` describes; the folder is then a `dataset_name` of a run.
+
+    It may be interrupted at any moment: the same call resumes at the first part that was not finished. A folder that
+    is finished is left as it is.
+
+    Args:
+        config (`DataConfig`): Sources and shares.
+        tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
+        output_dir (`str` or `Path`): Folder to save in; `.work` in it holds unfinished work and goes at the end.
+        block_size (`int`, *optional*): Tokens of one sequence, as for `load_data_splits`.
+        seed (`int`, *optional*, defaults to `42`): Chooses which documents are carved.
+        vocab_size (`int`, *optional*): Tokens that the reference knows; the tokenizer's own if not given.
+        context_length (`int`, *optional*): Most tokens that the reference reads; the tokenizer's limit if not given.
+        progress (`Callable`, *optional*): Told documents done and documents in all, after each part.
+
+    Returns:
+        `DataFacts`: What the sets hold.
+
+    Raises:
+        FileNotFoundError: If a file or data set is not there.
+        ValueError: If a source cannot be used, the reference cannot read the sequences, or the folder holds other data.
+    """
+    folder = Path(output_dir)
+    if config.streaming:
+        raise ValueError("A stream is packed while training; leave out streaming to prepare data ahead of time.")
+    sources = training_sources(config)
+    if any(source.holds_token_files for source in sources):
+        raise ValueError(
+            "Token files (.bin) are read where they lie; give them to the run, there is nothing to prepare."
+        )
+    if config.dataset_name and is_prepared(config.dataset_name):
+        raise ValueError(f"{config.dataset_name} is prepared already; give it to the run as dataset_name.")
+    size = block_size or config.block_size or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
+    if context_length is not None and size > context_length:
+        raise ValueError(f"block_size is {size}, but the reference reads at most {context_length}; lower it.")
+    request: dict[str, Any] = {
+        "config": {**config.to_dict(), "preprocessing_workers": None},
+        "block_size": size,
+        "seed": seed,
+        "tokenizer": definition(tokenizer),
+        "vocabulary": len(tokenizer),
+        "sources": [source_identity(source) for source in [*sources, *evaluation_sources(config).values()]],
+    }
+    request = json.loads(json.dumps(request))
+    work = folder / _WORK
+    if is_prepared(str(folder)):
+        if read_request(folder) != request:
+            raise ValueError(f"{folder} holds data that were prepared otherwise; choose another folder, or remove it.")
+        shutil.rmtree(work, ignore_errors=True)
+        return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
+    work.mkdir(parents=True, exist_ok=True)
+    splits = load_data_splits(
+        config, tokenizer, block_size=size, seed=seed, vocab_size=vocab_size, cache_dir=work, progress=progress
+    )
     temporary = folder / f".{_SETS}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    sets = DatasetDict({name: getattr(splits, name) for name in ("train", "selection", "test")})
-    sets.save_to_disk(temporary)
+    DatasetDict(train=splits.train, selection=splits.selection, test=splits.test).save_to_disk(temporary)
     shutil.rmtree(folder / _SETS, ignore_errors=True)
     temporary.rename(folder / _SETS)
-    write_json(folder / _FACTS, {"request": dict(request), "facts": splits.facts.to_dict()})
+    # Last: a folder without it is not used.
+    write_json(folder / _FACTS, {"request": request, "facts": splits.facts.to_dict()})
+    shutil.rmtree(work, ignore_errors=True)
+    return splits.facts
 
 
 def load_prepared(

@@ -1,68 +1,127 @@
-"""The three document-disjoint sets: train, selection (every decision) and test (opened once per reported result)."""
+"""Split documents into the train, selection (every decision) and test sets (opened once per reported result)."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 
 from ..configuration import DataConfig
 from .corpora import Document
-from .data_sets import mark_long
-from .duplicates import document_groups
-from .encoding import Encoder, check_tokenizer
-from .facts import DataFacts, DataSplits, SourceFacts
-from .overlaps import count_shared, find_overlaps
-from .packing import cut_windows, pack_sequences, tokenize_documents
-from .prepared import is_prepared, load_prepared, refuse_unfinished
-from .rows import DAMAGE, Layout
-from .sets import (
-    EVALUATION,
-    among,
-    announce,
-    choose_carved,
-    column,
-    encoder_of,
-    given_sources,
-    joined,
-    missing_shares,
-    require_tokens,
-    set_facts,
-    where,
+from .duplicates import (
+    Integers,
+    Overlaps,
+    concat,
+    count_shared,
+    document_groups,
+    filter_rows,
+    find_overlaps,
+    index_documents,
+    isin,
+    read_column,
 )
-from .sources import Source, read_source, training_sources
-from .token_sets import load_token_files
+from .facts import DataFacts, SetFacts, SourceFacts
+from .packing import cut_windows, pack_sequences, set_fingerprint
+from .sources import (
+    BAD_ROW,
+    TOKENS,
+    Layout,
+    Source,
+    evaluation_sources,
+    find_files,
+    mark_long,
+    read_source,
+    reading,
+    sources_fingerprint,
+    stream_source,
+    training_sources,
+)
+from .token_files import (
+    TokenSequences,
+    check_tokens,
+    document_digests,
+    find_tokens,
+    runs_without,
+    token_digests,
+    token_documents,
+    token_groups,
+)
+from .tokenization import Encoder, check_tokenizer, row_digest, tokenize_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
+EVALUATION = ("selection", "test")
 # Longest sequence that is chosen without being asked for; the paper's block size.
 DEFAULT_BLOCK_SIZE = 1024
-# How often the sequences of a source may come so that a mixture has its shares: more than this is a slip of the pen.
-MOST_PASSES = 1000
+# How often the sequences of a source may come so that a mixture has its shares: more than this is a typo.
+_MOST_PASSES = 1000
+# Digests that are hashed together.
+_AT_ONCE = 1 << 16
 
 
-@dataclass
-class _Documents:
-    """Tokenized documents on their way into sets: training documents by source, and those of the evaluation sets."""
+@dataclass(frozen=True)
+class DataSplits:
+    """
+    The three sets, ready for a trainer, and what is known about them.
 
-    train: list[Dataset]
-    labels: list[SourceFacts]
-    sets: dict[str, Dataset]
-    skipped: int = 0
-    damaged: int = 0
-    shared: int = 0
-    near: int | None = None
-    removed: int = 0
+    Args:
+        train (`datasets.Dataset`, `TokenSequences` or `PackedStream`):
+            Rows of exactly `block_size` tokens (`input_ids`, and `labels` if some tokens do not count).
+        selection (`datasets.Dataset`): Rows of at most `block_size` tokens of one document (`input_ids`, `document`).
+        test (`datasets.Dataset`): The same for the reported result.
+        facts (`DataFacts`): Documents, tokens, sequences and fingerprints.
+    """
+
+    train: Any
+    selection: Dataset
+    test: Dataset
+    facts: DataFacts
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the three sets are made of, beside the tokenizer's files: settings, sources, and how text becomes tokens."""
+
+    config: DataConfig
+    sources: list[Source]
+    given: dict[str, Source]
+    tokenizer: PreTrainedTokenizerBase
+    vocab_size: int
+    block_size: int
+    seed: int
+
+    def encoder(self, source: Source) -> Encoder:
+        """Return how the rows of a source become tokens."""
+        config = self.config
+        return Encoder(
+            self.tokenizer,
+            source.layout,
+            config.chat_loss,
+            self.vocab_size,
+            config.document_boundaries,
+            source.label,
+        )
+
+    def tokenize(self, source: Source) -> Dataset:
+        """Read and tokenize a whole source."""
+        return tokenize_documents(read_source(source), self.encoder(source), self.config.preprocessing_workers)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the documents to carve for each evaluation set that is not given."""
+        return {name: getattr(self.config, f"{name}_fraction") for name in EVALUATION if name not in self.given}
 
 
 def load_data_splits(
@@ -100,35 +159,31 @@ def load_data_splits(
 
     Raises:
         FileNotFoundError: If a file or data set is not there.
+        ImportError: If near-duplicates are to be removed and datasketch is not installed.
         ValueError: If a source cannot be used; the message names it and says what to do.
     """
-    _refuse_conflicts(config)
+    sources, given = training_sources(config), evaluation_sources(config)
     known = len(tokenizer) if vocab_size is None else vocab_size
     check_tokenizer(tokenizer, known)
     asked = config.block_size if block_size is None else block_size
-    if asked is not None and asked < 2:
-        raise ValueError(f"block_size must be 2 tokens or more, got {asked}.")
+    _check_block_size(asked)
     if config.dataset_name:
+        from .prepared import is_prepared, load_prepared, refuse_unfinished
+
         refuse_unfinished(config.dataset_name)
-    if config.dataset_name and is_prepared(config.dataset_name):
-        return load_prepared(config, tokenizer, asked, context_length)
+        if is_prepared(config.dataset_name):
+            return load_prepared(config, tokenizer, asked, context_length)
     size = asked or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
-    sources = training_sources(config)
-    if any(source.token_files() for source in sources):
-        return load_token_files(config, sources, tokenizer, size, seed, known)
-    for name, given in given_sources(config).items():
-        if given.token_files():
+    request = _Request(config, sources, given, tokenizer, known, size, seed)
+    if any(source.holds_token_files for source in sources):
+        return _load_token_files(request)
+    for name, source in given.items():
+        if source.holds_token_files:
             raise ValueError(
-                f"{name}_files: {given.label} holds tokens, the training source text or rows, and documents in both "
+                f"{name}_files: {source.label} holds tokens, the training source text or rows, and documents in both "
                 "could not be found; give both as token files (.bin), or neither."
             )
-    if config.streaming:
-        from .streams import load_stream
-
-        return load_stream(config, sources, tokenizer, size, seed, known)
-    documents = read_documents(config, sources, tokenizer, known, seed, cache_dir, progress)
-    source = ", ".join(item.label for item in sources)
-    return _assemble(documents, source, size, config.max_sequences_per_document)
+    return _load_stream(request) if config.streaming else _load_documents(request, cache_dir, progress)
 
 
 def splits_from_documents(
@@ -160,68 +215,41 @@ def splits_from_documents(
     Raises:
         ValueError: If a set has too little text.
     """
-    if block_size < 2:
-        raise ValueError(f"block_size must be 2 tokens or more, got {block_size}.")
+    _check_block_size(block_size)
     given = {"train": train, "selection": selection, "test": test}
-    sets = {
-        name: tokenize_documents(
-            mark_long(
-                Dataset.from_dict(
-                    {"text": [document.text for document in items]}, features=Features({"text": Value("large_string")})
-                ),
-                Layout(),
-                f"the {name} documents",
-            ),
-            Encoder(tokenizer),
-        )
-        for name, items in given.items()
-    }
+    features, sets = Features({"text": Value("large_string")}), {}
+    for name, items in given.items():
+        rows = Dataset.from_dict({"text": [document.text for document in items]}, features=features)
+        sets[name] = tokenize_documents(mark_long(rows, Layout(), f"the {name} documents"), Encoder(tokenizer))
     skipped = sum(len(items) - len(sets[name]) for name, items in given.items())
-    documents = _Documents([sets.pop("train")], [SourceFacts(source)], sets, skipped)
-    judging = [column(sets[name], "digest") for name in EVALUATION]
-    documents.shared = count_shared(judging[0], judging[1], [column(dataset, "digest") for dataset in documents.train])
-    return _assemble(documents, source, block_size, max_sequences_per_document)
-
-
-def read_documents(
-    config: DataConfig,
-    sources: Sequence[Source],
-    tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
-    seed: int,
-    cache_dir: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> _Documents:
-    """Read and tokenize every source, carve what is not given, and see to documents that are in two sets."""
-    given = given_sources(config)
-    documents = _tokenized(config, sources, given, tokenizer, vocab_size, cache_dir, progress)
-    _carve_documents(documents, missing_shares(config, given), seed)
-    found = find_overlaps(
-        documents.sets,
-        [column(dataset, "digest") for dataset in documents.train],
-        [document_groups(dataset) for dataset in documents.train],
-        config,
+    documents = sets.pop("train")
+    digests = [read_column(dataset, "digest") for dataset in (sets["selection"], sets["test"], documents)]
+    overlaps = Overlaps(count_shared(digests[0], digests[1], digests[2:]), None, [], np.zeros(0, dtype=bool))
+    return _pack(
+        [documents],
+        [SourceFacts(source)],
+        sets,
+        block_size,
+        max_sequences_per_document,
+        overlaps,
+        skipped_documents=skipped,
     )
-    documents.shared, documents.near, documents.removed = found.shared, found.near, found.removed
-    documents.train = [where(dataset, ~drop) for dataset, drop in zip(documents.train, found.drop_train, strict=True)]
-    documents.sets["selection"] = where(documents.sets["selection"], ~found.drop_selection)
-    return documents
 
 
-def _tokenized(
-    config: DataConfig,
-    sources: Sequence[Source],
-    given: Mapping[str, Source],
-    tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
-    cache_dir: Path | None,
-    progress: Callable[[int, int], None] | None,
-) -> _Documents:
-    """Read and tokenize every source; what was read does not stay: it holds tens of bytes for each row."""
-    everything = [*sources, *given.values()]
+def _check_block_size(block_size: int | None) -> None:
+    if block_size is not None and block_size < 2:
+        raise ValueError(f"block_size must be 2 tokens or more, got {block_size}.")
+
+
+def _load_documents(
+    request: _Request, cache_dir: Path | None, progress: Callable[[int, int], None] | None
+) -> DataSplits:
+    """Read and tokenize every source, carve what is not given, see to documents in two sets, and pack."""
+    config, sources = request.config, request.sources
+    everything = [*sources, *request.given.values()]
     # Everything is read before anything is tokenized: a wrong path must not cost an hour.
     raw = [read_source(source, cache_dir) for source in everything]
-    encoders = [encoder_of(config, source, tokenizer, vocab_size) for source in everything]
+    encoders = [request.encoder(source) for source in everything]
     labelled = any(encoder.labelled for encoder in encoders)
     done, total = 0, sum(map(len, raw))
     tokenized = []
@@ -229,84 +257,179 @@ def _tokenized(
         report = None if progress is None else partial(_report, progress, done, total)
         tokenized.append(tokenize_documents(dataset, encoder, config.preprocessing_workers, labelled, report))
         done += len(dataset)
-    damaged = sum(_count_damaged(dataset) for dataset in raw)
-    return _Documents(
-        tokenized[: len(sources)],
-        [SourceFacts(source.label, weight=source.weight) for source in sources],
-        dict(zip(given, tokenized[len(sources) :], strict=True)),
-        total - sum(map(len, tokenized)) - damaged,
-        damaged,
+    damaged = sum(map(_count_bad, raw))
+    del raw  # it holds tens of bytes for each row
+    skipped = total - damaged - sum(map(len, tokenized))
+    train, sets = tokenized[: len(sources)], dict(zip(request.given, tokenized[len(sources) :], strict=True))
+    digests = [read_column(dataset, "digest") for dataset in train]
+    chosen = choose_carved(np.concatenate(digests), request.shares, request.seed)
+    for name, wanted in chosen.items():
+        sets[name] = concat(
+            [filter_rows(dataset, isin(own, wanted)) for dataset, own in zip(train, digests, strict=True)]
+        )
+    if chosen:
+        taken = np.concatenate(list(chosen.values()))
+        train = [filter_rows(dataset, ~isin(own, taken)) for dataset, own in zip(train, digests, strict=True)]
+    overlaps = find_overlaps(
+        sets, [read_column(dataset, "digest") for dataset in train], [document_groups(item) for item in train], config
     )
+    train = [filter_rows(dataset, ~drop) for dataset, drop in zip(train, overlaps.drop_train, strict=True)]
+    sets["selection"] = filter_rows(sets["selection"], ~overlaps.drop_selection)
+    labels = [SourceFacts(source.label, weight=source.weight) for source in sources]
+    most = config.max_sequences_per_document
+    counts = {"skipped_documents": skipped, "damaged_rows": damaged}
+    return _pack(train, labels, sets, request.block_size, most, overlaps, **counts)
 
 
 def _report(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 
-def _refuse_conflicts(config: DataConfig) -> None:
-    """Raise a `ValueError` for a setting that would be ignored, or if there is no training source."""
-    if not config.train_files and not config.dataset_name and not config.sources:
-        raise ValueError("There is nothing to train on; give dataset_name or train_files, or a mixture by sources.")
-    for name in EVALUATION:
-        files, split = getattr(config, f"{name}_files"), getattr(config, f"{name}_split")
-        if split is not None and not config.dataset_name:
-            raise ValueError(f"{name}_split names a split of dataset_name, which is not given; give {name}_files.")
-        if split is not None and files:
-            raise ValueError(f"Give {name}_files or {name}_split, not both.")
+def _count_bad(dataset: Dataset) -> int:
+    if BAD_ROW not in dataset.column_names:
+        return 0
+    rows = dataset.select_columns([BAD_ROW]).with_format("arrow")
+    reasons = [reason for batch in rows.iter(batch_size=4096) for reason in batch[BAD_ROW].drop_null().to_pylist()]
+    for reason in reasons[:3]:
+        logger.warning("skipped: %s", reason)
+    return len(reasons)
 
 
-def _carve_documents(documents: _Documents, shares: Mapping[str, float], seed: int) -> None:
-    """Move the documents of the sets that `shares` names from the training documents into sets of their own."""
-    digests = [column(dataset, "digest") for dataset in documents.train]
-    chosen = choose_carved(np.concatenate(digests), shares, seed)
-    for name, wanted in chosen.items():
-        documents.sets[name] = joined(
-            [where(dataset, among(own, wanted)) for dataset, own in zip(documents.train, digests, strict=True)]
-        )
-    if chosen:
-        taken = np.concatenate(list(chosen.values()))
-        documents.train = [
-            where(dataset, ~among(own, taken)) for dataset, own in zip(documents.train, digests, strict=True)
-        ]
-
-
-def _assemble(documents: _Documents, source: str, block_size: int, max_per_document: int | None) -> DataSplits:
-    lengths = [column(dataset, "length") for dataset in documents.train]
+def _pack(
+    documents: Sequence[Dataset],
+    labels: Sequence[SourceFacts],
+    sets: dict[str, Dataset],
+    block_size: int,
+    most: int | None,
+    overlaps: Overlaps,
+    **counts: int,
+) -> DataSplits:
+    """Pack and mix the training documents of each source, and finish."""
+    lengths = [read_column(dataset, "length") for dataset in documents]
     tokens = sum(int(item.sum()) for item in lengths)
+    _require_tokens(sets, tokens, block_size)
+    packed = [pack_sequences(dataset, block_size) for dataset in documents]
+    train, passes = mix_sequences(packed, [item.weight for item in labels])
+    sources = [
+        dataclasses.replace(
+            label,
+            documents=len(dataset),
+            tokens=int(length.sum()),
+            bytes=int(read_column(dataset, "bytes").sum()),
+            passes=round(share, 4),
+        )
+        for label, dataset, length, share in zip(labels, documents, lengths, passes, strict=True)
+    ]
+    return _finish(
+        train,
+        _set_facts(sum(map(len, documents)), train),
+        sources,
+        sets,
+        block_size,
+        most,
+        overlaps,
+        dropped_tokens=sum(int(item.sum()) % block_size for item in lengths),
+        longest_document=max(int(item.max()) for item in lengths if len(item)),
+        **counts,
+    )
+
+
+def _require_tokens(sets: Mapping[str, Dataset], tokens: int, block_size: int) -> None:
     if tokens < block_size:
         raise ValueError(
             f"The training set holds {tokens} tokens, fewer than one sequence of block_size {block_size}; give more "
             "text or a smaller block_size."
         )
-    require_tokens(documents.sets)
-    packed = [pack_sequences(dataset, block_size) for dataset in documents.train]
-    train, passes = mix_sequences(packed, [item.weight for item in documents.labels])
-    sets = {name: cut_windows(documents.sets[name], block_size, max_per_document) for name in EVALUATION}
-    facts = DataFacts(
-        source=source,
-        block_size=block_size,
-        train=set_facts(sum(map(len, documents.train)), train),
-        **{name: set_facts(len(documents.sets[name]), dataset) for name, dataset in sets.items()},
-        dropped_tokens=sum(int(item.sum()) % block_size for item in lengths),
-        skipped_documents=documents.skipped,
-        shared_documents=documents.shared,
-        near_duplicates=documents.near,
-        removed_documents=documents.removed,
-        damaged_rows=documents.damaged,
-        longest_document=max(int(item.max()) for item in lengths if len(item)),
-        sources=tuple(
-            dataclasses.replace(
-                label,
-                documents=len(dataset),
-                tokens=int(length.sum()),
-                bytes=int(column(dataset, "bytes").sum()),
-                passes=round(share, 4),
+    for name in EVALUATION:
+        if not (read_column(sets[name], "length") > 1).any():
+            raise ValueError(
+                f"The {name} set has no token to predict: none of its documents has text; give other documents."
             )
-            for label, dataset, length, share in zip(documents.labels, documents.train, lengths, passes, strict=True)
-        ),
+
+
+def _finish(
+    train: Any,
+    train_facts: SetFacts,
+    sources: Sequence[SourceFacts],
+    sets: dict[str, Dataset],
+    block_size: int,
+    most: int | None,
+    overlaps: Overlaps,
+    **counts: int,
+) -> DataSplits:
+    """Cut the evaluation sets, log what the three sets hold, and warn if documents are in two of them."""
+    selection, test = (cut_windows(sets[name], block_size, most) for name in EVALUATION)
+    facts = DataFacts(
+        source=", ".join(source.name for source in sources),
+        block_size=block_size,
+        train=train_facts,
+        selection=_set_facts(len(sets["selection"]), selection),
+        test=_set_facts(len(sets["test"]), test),
+        shared_documents=overlaps.shared,
+        near_duplicates=overlaps.near,
+        removed_documents=overlaps.removed,
+        sources=tuple(sources),
+        **counts,
     )
-    announce(facts)
-    return DataSplits(train, sets["selection"], sets["test"], facts)
+    logger.info("data: %s", facts.to_dict())
+    if facts.shared_documents:
+        logger.warning(
+            "%d selection or test documents are, word for word, in another set too: losses on them flatter a student%s",
+            facts.shared_documents,
+            "; the others were left out."
+            if facts.removed_documents
+            else " (duplicates 'remove' leaves the others out).",
+        )
+    return DataSplits(train, selection, test, facts)
+
+
+def _set_facts(documents: int, sequences: Dataset) -> SetFacts:
+    rows = sequences.with_format("arrow").iter(batch_size=1024)
+    tokens = sum(len(batch[TOKENS].combine_chunks().flatten()) for batch in rows)
+    return SetFacts(documents, tokens, len(sequences), set_fingerprint(sequences))
+
+
+# Carving and mixing
+
+
+def choose_carved(digests: Integers, shares: Mapping[str, float], seed: int) -> dict[str, Integers]:
+    """
+    Choose the distinct documents of each carved set by a hash, at least one each.
+
+    Raises:
+        ValueError: If there are too few distinct documents.
+    """
+    ordered = np.sort(digests)  # np.unique takes several times as much memory
+    distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]]
+    if shares and len(distinct) <= len(shares):
+        raise ValueError(
+            f"Carving {' and '.join(shares)} out of the training source needs at least {len(shares) + 1} distinct "
+            f"documents, got {len(distinct)} (a text file is one document); give more documents, or "
+            f"{' and '.join(f'{name}_files' for name in shares)}."
+        )
+    # Shares are below a half and rounded down, so that training documents always remain.
+    counts = [max(1, int(share * len(distinct))) for share in shares.values()]
+    parts = np.split(_first_by_hash(distinct, sum(counts), seed), np.cumsum(counts))
+    return dict(zip(shares, parts, strict=False))
+
+
+def _first_by_hash(digests: Integers, count: int, seed: int) -> Integers:
+    """Return the `count` digests whose sha256, with the seed, comes first, in that order."""
+    if count == 0:
+        return digests[:0]
+
+    def full(digest: int) -> bytes:
+        return hashlib.sha256(f"{seed}:{digest}".encode()).digest()
+
+    # 8 bytes of each hash tell most of them apart, and take a tenth of the memory of the whole as Python has it.
+    parts = np.split(digests, range(_AT_ONCE, len(digests), _AT_ONCE))
+    starts = np.concatenate(
+        [np.frombuffer(b"".join(full(digest)[:8] for digest in part.tolist()), dtype=">u8") for part in parts]
+    )
+    last = np.partition(starts, count - 1)[count - 1]
+    likely = digests[starts <= last].tolist()
+    first: Integers = np.array(sorted(likely, key=full)[:count], dtype=np.int64)
+    return first
 
 
 def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) -> tuple[Dataset, list[float]]:
@@ -331,27 +454,170 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
         given = [float(weight or 0) for weight in weights]
         scale = max(count / weight for count, weight in zip(counts, given, strict=True))
         wanted = [max(count, round(weight * scale)) for count, weight in zip(counts, given, strict=True)]
-        passes = [want / count for want, count in zip(wanted, counts, strict=True)]
-        if max(passes) > MOST_PASSES:
-            most, least = passes.index(max(passes)), passes.index(min(passes))
-            raise ValueError(
-                f"source {most + 1} would come {max(passes):,.0f} times (at most {MOST_PASSES:,}), so that every "
-                f"sequence of source {least + 1} comes once; give weights nearer to their sizes ({counts[most]:,} and "
-                f"{counts[least]:,} sequences), or set streaming."
-            )
+    passes = [want / count for want, count in zip(wanted, counts, strict=True)]
+    if max(passes) > _MOST_PASSES:
+        most, least = passes.index(max(passes)), passes.index(min(passes))
+        raise ValueError(
+            f"source {most + 1} would come {max(passes):,.0f} times (at most {_MOST_PASSES:,}), so that every sequence "
+            f"of source {least + 1} comes once; give weights nearer to their sizes ({counts[most]:,} and "
+            f"{counts[least]:,} sequences), or set streaming."
+        )
     starts = np.concatenate([[0], np.cumsum(counts)])
     rows = [np.arange(want) % count + start for want, count, start in zip(wanted, counts, starts, strict=False)]
     places = np.concatenate([(np.arange(want) + 0.5) / want for want in wanted])
     order = np.concatenate(rows)[np.argsort(places, kind="stable")]
-    mixed = concatenate_datasets(list(packed)).select(order)
-    return mixed, [want / count for want, count in zip(wanted, counts, strict=True)]
+    return concatenate_datasets(list(packed)).select(order), passes
 
 
-def _count_damaged(dataset: Dataset) -> int:
-    if DAMAGE not in dataset.column_names:
-        return 0
-    rows = dataset.select_columns([DAMAGE]).with_format("arrow")
-    reasons = [reason for batch in rows.iter(batch_size=4096) for reason in batch[DAMAGE].drop_null().to_pylist()]
-    for reason in reasons[:3]:
-        logger.warning("skipped: %s", reason)
-    return len(reasons)
+# Token files
+
+
+def _load_token_files(request: _Request) -> DataSplits:
+    """Map token files into memory: evaluation sets are copied out, the training set stays where it lies."""
+    config, sources = request.config, request.sources
+    if len(sources) > 1:
+        raise ValueError(
+            "Token files (.bin) cannot be mixed with other sources, since they are read where they lie; give them by "
+            "train_files alone."
+        )
+    if config.streaming:
+        raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
+
+    def opened(source: Source) -> list[Any]:
+        files = [find_tokens(path, config.token_dtype) for path in find_files(source.files, source.setting)]
+        return [(file, check_tokens(file, request.vocab_size, request.tokenizer)) for file in files]
+
+    files = opened(sources[0])
+    digests = [document_digests(file, ends) for file, ends in files]
+    sets: dict[str, Dataset] = {}
+    for name, source in request.given.items():
+        if source.holds_token_files:
+            own = opened(source)
+            sets[name] = token_documents(own, [np.arange(len(ends)) for _, ends in own])
+        else:
+            documents = request.tokenize(source)
+            # Text that was tokenized here is compared by its tokens too.
+            sets[name] = documents.remove_columns("digest").add_column("digest", token_digests(documents))
+    chosen = choose_carved(np.concatenate(digests), request.shares, request.seed)
+    for name, wanted in chosen.items():
+        sets[name] = token_documents(files, [np.flatnonzero(isin(own, wanted)) for own in digests])
+    carved = [isin(own, np.concatenate([*chosen.values(), np.empty(0, dtype=np.int64)])) for own in digests]
+    rest = [np.flatnonzero(~own) for own in carved]
+    overlaps = find_overlaps(
+        sets,
+        [own[numbers] for own, numbers in zip(digests, rest, strict=True)],
+        [token_groups(file, ends, numbers) for (file, ends), numbers in zip(files, rest, strict=True)],
+        config,
+    )
+    sets["selection"] = filter_rows(sets["selection"], ~overlaps.drop_selection)
+    dropped = [numbers[drop] for numbers, drop in zip(rest, overlaps.drop_train, strict=True)]
+    left_out = [np.concatenate([np.flatnonzero(own), drop]) for own, drop in zip(carved, dropped, strict=True)]
+    train = TokenSequences(runs_without(files, left_out), request.block_size)
+    _require_tokens(sets, train.tokens, request.block_size)
+    count = sum(len(own) for own in digests) - sum(map(len, left_out))
+    return _finish(
+        train,
+        SetFacts(count, len(train) * request.block_size, len(train), set_fingerprint(train)),
+        [SourceFacts(sources[0].label, count, train.tokens, passes=1.0)],
+        sets,
+        request.block_size,
+        config.max_sequences_per_document,
+        overlaps,
+        dropped_tokens=train.tokens % request.block_size,
+        longest_document=max(int(np.diff(ends, prepend=0).max()) for _, ends in files),
+    )
+
+
+# Streams
+
+
+def _load_stream(request: _Request) -> DataSplits:
+    """
+    Open a training stream, and make the evaluation sets.
+
+    A carved set is every document whose hash falls into the set's share. It is looked for among the first
+    `carve_documents` documents of each source; the stream leaves such documents out wherever they are.
+    """
+    from .stream import Exclusion, PackedStream, StreamSource  # imports torch
+
+    config, sources, seed = request.config, request.sources, request.seed
+    opened = [(stream_source(source), request.encoder(source)) for source in sources]
+    sets = {name: request.tokenize(source) for name, source in request.given.items()}
+    sets |= _carve_stream(opened, request.shares, config.carve_documents, seed)
+    overlaps = find_overlaps(sets, [], [], config)
+    sets["selection"] = filter_rows(sets["selection"], ~overlaps.drop_selection)
+    _require_tokens(sets, request.block_size, request.block_size)
+    settings = {"shared": config.duplicates, "near": config.near_duplicates}
+    exclusion = Exclusion(
+        seed,
+        sum(request.shares.values()),
+        frozenset(digest for dataset in sets.values() for digest in dataset["digest"][:]),
+        index_documents([sets[name] for name in EVALUATION], config),
+        frozenset(name for name, value in settings.items() if value == "remove"),
+    )
+    # In another order it is another stream: a run cannot be resumed in it.
+    order = f":{config.shuffle_documents}:{seed}" if config.shuffle_documents else ""
+    fingerprint = hashlib.sha256(f"{sources_fingerprint(sources)}{order}".encode()).hexdigest()
+    train = PackedStream(
+        [
+            StreamSource(rows, encoder, weight)
+            for (rows, encoder), weight in zip(opened, _stream_weights(sources), strict=True)
+        ],
+        request.block_size,
+        exclusion,
+        fingerprint,
+        config.shuffle_documents,
+        seed,
+        together=sources[0].weight is None,
+    )
+    return _finish(
+        train,
+        SetFacts(None, None, None, fingerprint),
+        [SourceFacts(source.label, weight=source.weight) for source in sources],
+        sets,
+        request.block_size,
+        config.max_sequences_per_document,
+        overlaps,
+    )
+
+
+def _stream_weights(sources: Sequence[Source]) -> list[float]:
+    """Return the given weights; without them the sizes of the files, or, if a source has none, the same for all."""
+    if sources[0].weight is not None:
+        return [source.weight or 0.0 for source in sources]
+    if any(source.name is not None for source in sources):
+        return [1.0] * len(sources)
+    return [float(max(1, sum(path.stat().st_size for path in source.find_files()))) for source in sources]
+
+
+def _carve_stream(
+    opened: Sequence[tuple[IterableDataset, Encoder]], shares: Mapping[str, float], most: int, seed: int
+) -> dict[str, Dataset]:
+    """Tokenize the documents among the first `most` of each source whose hash falls into the share of a set."""
+    from .stream import unit_hash
+
+    if not shares:
+        return {}
+    labelled = any(encoder.labelled for _, encoder in opened)
+    chosen: dict[str, list[Dataset]] = {name: [] for name in shares}
+    bounds = np.cumsum(list(shares.values()))
+    for rows, encoder in opened:
+        found: list[list[dict[str, Any]]] = [[] for _ in shares]
+        read = 0
+        with reading(encoder.source):
+            for row in itertools.islice(rows, most):
+                read += 1
+                digest = row_digest(row, encoder.layout)
+                if digest is not None and (hashed := unit_hash(digest, seed)) < bounds[-1]:
+                    found[int(np.searchsorted(bounds, hashed, side="right"))].append(row)
+        for parts, items in zip(chosen.values(), found, strict=True):
+            if items:
+                documents = Dataset.from_list(items, features=rows.features)
+                parts.append(tokenize_documents(documents, encoder, labelled=labelled))
+    for name, parts in chosen.items():
+        if not parts:
+            raise ValueError(
+                f"None of the first {read:,} documents falls into the {name} set ({shares[name]:.4g} of all); raise "
+                f"carve_documents or {name}_fraction, or give {name}_files."
+            )
+    return {name: concat(parts) for name, parts in chosen.items()}

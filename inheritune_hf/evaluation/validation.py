@@ -20,10 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import CausalCollator, set_fingerprint, split_standard_library, standard_library_documents
-from ..data.encoding import Encoder, check_tokenizer
-from ..data.packing import cut_windows, tokenize_documents
-from ..data.rows import Layout
-from ..data.sources import Source, read_source
+from ..data.packing import cut_windows
+from ..data.sources import Layout, Source, read_source
+from ..data.tokenization import Encoder, check_tokenizer, tokenize_documents
 from ..records import Validation
 from ..students.losses import IGNORED, Head, computes_from_hidden, loss_of_hidden, sums_of_hidden, widest
 

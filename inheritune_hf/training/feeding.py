@@ -1,4 +1,4 @@
-"""What a run is fed: checked sequences, the loader of a stream, and the places at which streams go on."""
+"""What a run is fed: checked sequences, the loader of a stream, and the state at which streams resume."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import CausalCollator
-from ..data.streaming import PLACE, PackedStream, Places, StreamCollator
+from ..data.stream import READER_STATE, PackedStream, StreamCollator, StreamState
 from ..evaluation import document_ids
 from ..records import write_json
 from .losses import LossTrainer
 
 # What is counted of a stream.
-_MET = ("damaged", "left_out", "shared", "near")
+_COUNTED = ("damaged", "left_out", "shared", "near")
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
@@ -79,13 +79,14 @@ class StreamedTrainer(LossTrainer):
     """
     A `Trainer` that goes on in a `PackedStream` exactly where a checkpoint stopped; other data sets are left to it.
 
-    Each batch of a stream carries its place. What is saved is the place after the last batch that was trained on, not
-    the last that was read ahead. The epoch that is logged is the number of whole passes over the stream, by all.
+    Each batch of a stream carries the state of its reader. What is saved is the state after the last batch that was
+    trained on, not the last that was read ahead. The epoch that is logged is the number of whole passes over the
+    stream, by all.
     """
 
-    places: Places | None = None
-    #: Passes, and what was met in the stream, of all processes together, when they last looked; set with `places`.
-    met: Mapping[str, int]
+    stream_state: StreamState | None = None
+    #: Passes, and the counts of the stream, of all processes together, when they last looked; set with `stream_state`.
+    counts: Mapping[str, int]
 
     @property
     def stream(self) -> PackedStream | None:
@@ -97,23 +98,23 @@ class StreamedTrainer(LossTrainer):
         if self.stream is None:
             return
         if not checkpoint:
-            self.places = Places()
-            self._meet(self.places)
+            self.stream_state = StreamState()
+            self._sync_counts(self.stream_state)
             return
-        path = _places_file(checkpoint, self.args.process_index)
+        path = _state_file(checkpoint, self.args.process_index)
         try:
-            self.places = Places(json.loads(path.read_text(encoding="utf-8")))
+            self.stream_state = StreamState(**json.loads(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{checkpoint} does not say where process {self.args.process_index} was in the stream ({error}); "
                 "remove the checkpoint."
             ) from error
-        self._meet(self.places)
+        self._sync_counts(self.stream_state)
 
     def save_stream(self, checkpoint: Path) -> None:
         """Write where this process is in the stream into a checkpoint that is not sealed yet."""
-        if self.places is not None:
-            write_json(_places_file(checkpoint, self.args.process_index), self.places.to_dict())
+        if self.stream_state is not None:
+            write_json(_state_file(checkpoint, self.args.process_index), vars(self.stream_state))
 
     def stream_facts(self) -> dict[str, Any]:
         """Return what a run with a stream cannot change when it goes on: its readers."""
@@ -123,9 +124,9 @@ class StreamedTrainer(LossTrainer):
         """Return the loader of the training set; that of a stream begins where it should."""
         if self.stream is None:
             return super().get_train_dataloader()
-        args, places = self.args, self.places or Places()
+        args = self.args
         return DataLoader(
-            self.stream.begin(args.process_index, args.world_size, places.to_dict()),
+            self.stream.begin(args.process_index, args.world_size, self.stream_state),
             batch_size=self._train_batch_size,
             collate_fn=StreamCollator(self.data_collator),
             num_workers=args.dataloader_num_workers,
@@ -139,34 +140,40 @@ class StreamedTrainer(LossTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Train on one batch, and note its place."""
-        place: Any = inputs.pop(PLACE, None)
-        if place is not None and self.places is not None:
-            self.places.note(place)
+        """Train on one batch, and note where its reader is."""
+        reader: Any = inputs.pop(READER_STATE, None)
+        if reader is not None and self.stream_state is not None:
+            self.stream_state.update(reader)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the passes over a stream for an epoch, and what was met in it that should not have been."""
-        if self.places is not None:
-            self.state.epoch = float(self.met["passes"])
-            logs = {**logs, **{f"stream_{name}": count for name, count in self.met.items() if count and name in _MET}}
+        """Log with the passes over a stream for an epoch, and what was counted in it."""
+        if self.stream_state is not None:
+            self.state.epoch = float(self.counts["passes"])
+            logs = {
+                **logs,
+                **{f"stream_{name}": count for name, count in self.counts.items() if count and name in _COUNTED},
+            }
         super().log(logs, start_time)
 
-    def _meet(self, places: Places) -> None:
-        own = [places.passes, *(places.total(name) for name in _MET)]
+    def _sync_counts(self, state: StreamState) -> None:
+        own = [state.passes, *(state.total(name) for name in _COUNTED)]
         found = self.accelerator.gather(torch.tensor([own], device=self.args.device))
-        self.met = {"passes": int(found[:, 0].min()), **dict(zip(_MET, found[:, 1:].sum(0).tolist(), strict=True))}
+        self.counts = {
+            "passes": int(found[:, 0].min()),
+            **dict(zip(_COUNTED, found[:, 1:].sum(0).tolist(), strict=True)),
+        }
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Before anything is logged or saved, let all processes say how far they are in the stream."""
         control = self.control  # the same in all processes, which log, evaluate and save together
-        if self.places is not None and (control.should_log or control.should_evaluate or control.should_save):
-            self._meet(self.places)
-            self.state.epoch = float(self.met["passes"])
+        if self.stream_state is not None and (control.should_log or control.should_evaluate or control.should_save):
+            self._sync_counts(self.stream_state)
+            self.state.epoch = float(self.counts["passes"])
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
 
-def _places_file(checkpoint: Path, process: int) -> Path:
+def _state_file(checkpoint: Path, process: int) -> Path:
     return checkpoint / f"stream_{process}.json"
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..analysis.measurement import weights_fingerprint
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
-from ..data.streaming import PackedStream
+from ..data.stream import PackedStream
 from ..measures import is_measured
 from ..students import Reference
 from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of, find_weights

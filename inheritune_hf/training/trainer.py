@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
-from ..data.streaming import PackedStream
+from ..data.stream import PackedStream
 from ..evaluation import Validation, compare_losses
 from ..growth import GrowthRule, conclude, judge, reopen, round_end, rule_from_recipe
 from ..publishing import push_student, save_student

@@ -9,8 +9,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import load_data_splits
-from inheritune_hf.data.data_sets import mark_long
-from inheritune_hf.data.rows import Layout
+from inheritune_hf.data.sources import Layout, mark_long
 
 ROWS = [{"text": f"document {number} of a set"} for number in range(40)]
 NONE = Dataset.from_dict({"text": []}, features=Features({"text": Value("string")}))
@@ -141,7 +140,7 @@ def test_long_documents_of_a_data_set_are_damage_too(streaming, tmp_path, tokeni
     rows = [row for _, row in zip(range(400), splits.train, strict=False)]
     assert "é" not in tokenizer.decode([token for row in rows for token in row["input_ids"]])
     if streaming:
-        counts = rows[-1]["place"]["sources"][0]["counts"]
+        counts = rows[-1]["reader_state"]["sources"][0]["counts"]
         assert counts["damaged"] == counts["passes"] > 0
     else:
         assert (splits.facts.damaged_rows, splits.facts.skipped_documents) == (1, 0)
@@ -168,6 +167,6 @@ def test_chosen_rows_are_marked_by_their_own_sizes():
     rows = Dataset.from_dict({"text": ["a" * 9, "b", None, "c" * 8]}).select([3, 2, 1])
     layout = Layout(most_bytes=7, skip=True)
     marked = mark_long(rows, layout, "here")
-    assert [row and row[:34] for row in marked["damage"]] == ["here, row 1 is longer than max_doc", None, None]
+    assert [row and row[:34] for row in marked["bad_row"]] == ["here, row 1 is longer than max_doc", None, None]
     assert marked["text"][:] == ["c" * 8, None, "b"]
     assert mark_long(rows.select([1, 2]), layout, "here").column_names == ["text"]

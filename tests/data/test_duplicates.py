@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -69,11 +70,11 @@ def test_documents_are_looked_at_together_as_one_by_one(lengths, seed, at_once):
         patch.setattr(duplicates, "_TOKENS_AT_ONCE", at_once)
         dataset = Dataset.from_dict({"input_ids": documents}, features=Features({"input_ids": List(Value("int32"))}))
         found = near_duplicates(document_groups(dataset), index)
-    assert [(item.document, item.like, item.similarity) for item in found] == expected
+    assert found == expected
     # One by one and without the first look: nothing that is near enough is lost by it.
     for number, document in enumerate(documents[::2]):
         if len(document) > 1:
-            assert any(item.document == 2 * number and item.similarity == 1 for item in found)
+            assert any(item[0] == 2 * number and item[2] == 1 for item in found)
 
 
 def test_a_table_grows_with_what_it_holds(monkeypatch):
@@ -135,7 +136,7 @@ def test_documents_in_two_sets_are_removed(tmp_path, tokenizer):
 
 def counts_after_two_passes(splits):
     for row in splits.train:
-        counts = row["place"]["sources"][0]["counts"]
+        counts = row["reader_state"]["sources"][0]["counts"]
         if counts["passes"] == 2:
             return {name: count // 2 for name, count in counts.items()}
     return None
@@ -162,3 +163,16 @@ def test_a_stream_leaves_them_out(tmp_path, tokenizer):
     assert documents_of(splits.selection, tokenizer) == [base[6], base[7]]
     exact = counts_after_two_passes(load(tokenizer, **files, duplicates="remove", streaming=True))
     assert (exact["left_out"], exact["near"]) == (2, 2)
+
+
+def test_the_search_for_near_duplicates_is_an_extra(tmp_path, tokenizer, caplog, monkeypatch):
+    """Without datasketch a run reports the same documents alone, and says how to install it; removal is an error."""
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    duplicates._warn_once.cache_clear()
+    files, _ = given_sets(tmp_path)
+    facts = load(tokenizer, **files).facts
+    assert (facts.shared_documents, facts.near_duplicates) == (1, None)
+    assert caplog.text.count("needs datasketch; install it with: pip install 'inheritune-hf[dedup]'") == 1
+    assert load(tokenizer, **files, duplicates="remove", near_duplicates="ignore").facts.removed_documents == 2
+    with pytest.raises(ImportError, match=r"needs datasketch; .*, or set near_duplicates to 'ignore'"):
+        load(tokenizer, **files, near_duplicates="remove")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 
@@ -9,8 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from inheritune_hf.data.files import read_rows
-from inheritune_hf.data.rows import Damage, Layout
+from inheritune_hf.data.sources import BadRow, Layout, read_rows
 
 ROWS = [{"text": f"row {number} of a table, and what it says"} for number in range(400)]
 
@@ -36,7 +36,7 @@ def test_tables_with_changed_bits_are_read_or_named(name, tmp_path):
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         path.write_bytes(bytes(data))
         rows = list(read_rows(path, Layout(skip=True)))
-        found = [row for row in rows if isinstance(row, Damage)]
+        found = [row for row in rows if isinstance(row, BadRow)]
         assert found or len(rows) == len(ROWS)
         assert all(str(damage).startswith(str(path)) or f"of {path}" in str(damage) for damage in found)
         damaged += bool(found)
@@ -51,9 +51,9 @@ def test_a_damaged_row_group_costs_no_other(tmp_path):
     data[group.data_page_offset + group.total_compressed_size // 3] ^= 1
     path.write_bytes(bytes(data))
     rows = list(read_rows(path, Layout(skip=True)))
-    damage = [row for row in rows if isinstance(row, Damage)]
+    damage = [row for row in rows if isinstance(row, BadRow)]
     assert len(damage) == 1
-    with pytest.raises(Damage, match=r"rows\.parquet, rows 101 to 150: damaged \(.*\); fetch or write it again"):
+    with pytest.raises(BadRow, match=r"rows\.parquet, rows 101 to 150: damaged \(.*\); fetch or write it again"):
         list(read_rows(path, Layout()))
     assert [row for row in rows if row not in damage] == ROWS[:100] + ROWS[150:]
 
@@ -66,19 +66,48 @@ def test_words_in_a_dictionary_are_text(tmp_path):
         assert list(read_rows(tmp_path / "rows.parquet", Layout())) == ROWS
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("a.csv", r"a\.csv is a table; give it as JSONL or Parquet, or its folder as dataset_name"),
-        ("a.tsv.gz", r"a\.tsv\.gz is a table; give it as JSONL or Parquet"),
-        ("a.bin", r"a\.bin holds tokens; name token files by their ending, such as .*/\*\.bin, without other files"),
-    ],
-)
-def test_what_is_no_text_is_not_read_as_text(name, message, tmp_path):
-    """Tables and token files would be one long document of text."""
-    (tmp_path / name).write_bytes(b"text\nhello\n")
-    with pytest.raises(ValueError, match=message):
-        list(read_rows(tmp_path / name, Layout()))
+def test_token_files_are_not_read_as_text(tmp_path):
+    """A token file would be one long document of text."""
+    (tmp_path / "a.bin").write_bytes(b"text\nhello\n")
+    with pytest.raises(ValueError, match=r"a\.bin holds tokens; name token files by their ending, such as .*/\*\.bin"):
+        list(read_rows(tmp_path / "a.bin", Layout()))
+
+
+def test_csv_and_tsv_files_are_read_as_written(tmp_path):
+    """Each row of a table is a document, whatever it looks like; what is damaged has a place."""
+    texts = ["NA", "007", 'two\nlines, "quoted"', "", "é"]
+    lines = [f'{n},"{text.replace(chr(34), chr(34) * 2)}"' for n, text in enumerate(texts)]
+    (tmp_path / "a.csv").write_text("\n".join(["\ufeffid,text", *lines]) + "\n", encoding="utf-8")
+    assert [row["text"] for row in read_rows(tmp_path / "a.csv", Layout())] == texts
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"id\ttext\n1\tone, two\n2\n"))
+    assert [row["text"] for row in read_rows(tmp_path / "a.tsv.gz", Layout())] == ["one, two", ""]
+    with pytest.raises(BadRow, match=r"a\.csv has no column 'body'; set text_column to one of 'id', 'text'"):
+        list(read_rows(tmp_path / "a.csv", Layout(column="body")))
+    with pytest.raises(BadRow, match=r"a\.csv, row 3 is longer than max_document_bytes \(10\)"):
+        list(read_rows(tmp_path / "a.csv", Layout(most_bytes=10)))
+    with pytest.raises(ValueError, match=r"a\.csv is a text file, but rows is 'tokens'; give JSON, Parquet or Arrow"):
+        list(read_rows(tmp_path / "a.csv", Layout("tokens")))
+    for content in (b"id,text\n1,a\n2,b,c\n", b"id,text\n1,\xff\n"):
+        (tmp_path / "a.csv").write_bytes(content)
+        with pytest.raises(BadRow, match=r"a\.csv is not a readable CSV file: .*; fetch or write it again"):
+            list(read_rows(tmp_path / "a.csv", Layout()))
+
+
+def test_a_json_list_is_read_whole(tmp_path):
+    """Its items are rows; what is wrong with one is said with its number, and what is no JSON with its line."""
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf [{"text": "a"}, {"body": 1}]')
+    rows = list(read_rows(tmp_path / "a.json", Layout(skip=True)))
+    assert rows[0] == {"text": "a"}
+    assert "a.json, item 2 has no column 'text'" in str(rows[1])
+    for content, message in (
+        (b'[{"text": "a"},\n{"text": tru}]', r"a\.json is damaged \(Expecting value: line 2 column 10 "),
+        (b'[{"text": "a"}] {}', r"a\.json is damaged \(Extra data: line 1 column 17"),
+        (b"[" * 100_000, r"a\.json is damaged \(maximum recursion depth exceeded"),
+        (b'[{"text": "a\xff"}]', r"a\.json is not UTF-8 text: byte 0xff at byte offset 12; convert it"),
+    ):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(BadRow, match=message):
+            list(read_rows(tmp_path / "a.json", Layout()))
 
 
 def test_other_names_of_json_lines(tmp_path):
@@ -95,7 +124,7 @@ def test_other_names_of_json_lines(tmp_path):
 def test_a_file_that_cannot_be_opened_is_not_called_damaged(name, tmp_path):
     """What the system refuses is said as it is, compressed or not."""
     (tmp_path / name).symlink_to(tmp_path / name)  # leads to itself
-    with pytest.raises(Damage, match=r"the file cannot be read \(.*\); make it readable, or leave it out"):
+    with pytest.raises(BadRow, match=r"the file cannot be read \(.*\); make it readable, or leave it out"):
         list(read_rows(tmp_path / name, Layout()))
 
 
@@ -122,7 +151,7 @@ def test_strange_rows_have_a_place(case, tmp_path):
     rows, bad, message = DEEP[case]
     good = {"text": {"text": "a"}, "tokens": {"input_ids": [1]}, "messages": {"messages": [{"role": "user"}]}}[rows]
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(good)}\n{bad}\n{json.dumps(good)}\n")
-    with pytest.raises(Damage, match=message):
+    with pytest.raises(BadRow, match=message):
         list(read_rows(tmp_path / "a.jsonl", Layout(rows)))
-    kinds = [isinstance(row, Damage) for row in read_rows(tmp_path / "a.jsonl", Layout(rows, skip=True))]
+    kinds = [isinstance(row, BadRow) for row in read_rows(tmp_path / "a.jsonl", Layout(rows, skip=True))]
     assert kinds == [False, True, False]

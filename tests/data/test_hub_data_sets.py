@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from datasets import Dataset
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import load_data_splits
-from inheritune_hf.data.streaming import Places
+from inheritune_hf.data.stream import StreamState
 
 TEXTS = [f"page {number} is about layer {number % 7}" for number in range(60)]
 CARD = """---
@@ -57,13 +58,13 @@ def message_of(config, tokenizer):
     return None
 
 
-def streamed(config, tokenizer, count, places=None):
+def streamed(config, tokenizer, count, state=None):
     """The sequences of a stream, and where it is after each."""
-    rows, noted, after = [], Places(places), []
-    for row in load_data_splits(config, tokenizer, block_size=8).train.begin(places=places):
+    rows, noted, after = [], StreamState(**(state or {})), []
+    for row in load_data_splits(config, tokenizer, block_size=8).train.begin(state=copy.deepcopy(noted)):
         rows.append(row["input_ids"].tolist())
-        noted.note(row["place"])
-        after.append(json.loads(json.dumps(noted.to_dict())))
+        noted.update(row["reader_state"])
+        after.append(json.loads(json.dumps(vars(noted))))
         if len(rows) == count:
             return rows, after
     return None

@@ -14,15 +14,9 @@ from datasets import Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inheritune_hf.data import CausalCollator, check_tokenizer, packing, set_fingerprint
-from inheritune_hf.data.encoding import Encoder
-from inheritune_hf.data.packing import (
-    MOST_PER_BATCH,
-    cut_windows,
-    documents_per_batch,
-    pack_sequences,
-    tokenize_documents,
-)
+from inheritune_hf.data import CausalCollator, check_tokenizer, set_fingerprint, tokenization
+from inheritune_hf.data.packing import cut_windows, pack_sequences
+from inheritune_hf.data.tokenization import MOST_PER_BATCH, Encoder, documents_per_batch, tokenize_documents
 
 quick = settings(
     max_examples=20,
@@ -140,7 +134,7 @@ def test_a_worker_that_dies_is_said(tokenizer, monkeypatch):
 
         os._exit(9)
 
-    monkeypatch.setattr(packing, "_tokenize_batch", die)
+    monkeypatch.setattr(tokenization, "_tokenize_batch", die)
     rows = Dataset.from_dict({"text": ["a"] * 40})
     with pytest.raises(ChildProcessError, match=r"A process that tokenized has died .*; what was finished is not done"):
         tokenize_documents(rows, Encoder(tokenizer), workers=2)

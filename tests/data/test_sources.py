@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inheritune_hf.configuration import DataConfig
-from inheritune_hf.data import Document, data_sets, load_data_splits, sources
+from inheritune_hf.data import Document, load_data_splits, sources
 
 ROWS = [{"text": text} for text in TEXTS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -64,7 +64,7 @@ def test_arrow_files_are_read(tmp_path, tokenizer):
 @pytest.fixture
 def small_library(monkeypatch):
     documents = [Document(str(number), "group", text) for number, text in enumerate(TEXTS)]
-    monkeypatch.setattr(data_sets, "standard_library_documents", lambda: documents)
+    monkeypatch.setattr(sources, "standard_library_documents", lambda: documents)
 
 
 def test_the_embedded_corpus_is_a_source(small_library, tmp_path, tokenizer):
@@ -192,7 +192,7 @@ def test_tokens_of_a_saved_set_may_have_too_few_labels(tokenizer):
 @pytest.mark.parametrize("most", [10**6, 0])
 def test_a_source_is_known_by_what_is_in_its_files(most, kind, tmp_path, tokenizer, monkeypatch):
     """An edit that keeps the size is another source; a copy, and what datasets leaves in a folder, are the same."""
-    monkeypatch.setattr(sources, "_READ_WHOLE", most)
+    monkeypatch.setattr(sources, "_MOST_HASHED", most)
     (tmp_path / "a").mkdir()
     path = tmp_path / "a" / "rows.jsonl"
     write_jsonl(path, ROWS)
@@ -374,7 +374,7 @@ def test_damage_can_be_skipped_and_is_counted(tmp_path, tokenizer, caplog):
     )
     rows = iter(streamed.train)
     for _ in range(100):
-        place = next(rows)["place"]
+        place = next(rows)["reader_state"]
     counts = place["sources"][0]["counts"]
     assert counts["damaged"] == counts["passes"] * (len(bad) + 6)
 
@@ -404,13 +404,12 @@ def test_long_documents_are_damage(tmp_path, tokenizer):
 
 LONG_LINE = """
 import json, resource, sys
-from inheritune_hf.data.files import read_rows
-from inheritune_hf.data.rows import Damage, Layout
+from inheritune_hf.data.sources import BadRow, Layout, read_rows
 from pathlib import Path
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = list(read_rows(Path(sys.argv[1]), Layout(most_bytes=1_000_000, skip=True)))
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-print(json.dumps({"grown": grown, "rows": [str(row) if isinstance(row, Damage) else row["text"][:9] for row in rows]}))
+print(json.dumps({"grown": grown, "rows": [str(row) if isinstance(row, BadRow) else row["text"][:9] for row in rows]}))
 """
 
 

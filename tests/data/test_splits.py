@@ -16,7 +16,7 @@ from transformers import ByT5Tokenizer
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import Document, load_data_splits, set_fingerprint, splits_from_documents
-from inheritune_hf.data.sets import choose_carved
+from inheritune_hf.data.splits import choose_carved
 
 TEXTS = [f"def layer_{index}(x):\n    return x + {index}\n" for index in range(40)]
 
@@ -332,7 +332,10 @@ BAD_FILES = {
     "not an object": (b'{"text": "a"}\n[1]\n', r"bad\.jsonl, line 2 holds a list, not an object with the field 'text'"),
     "not UTF-8": (b'{"text": "a"}\n{"text": "\xff"}\n', r"bad\.jsonl, line 2 is not UTF-8 text \(invalid start byte"),
     "half a character": (b'{"text": "a"}\n{"text": "\\ud800"}\n', r"line 2: 'text' holds half a surrogate pair"),
-    "damaged list": (b'[{"text": "a"},\n{"text"', r"bad\.jsonl, item 2 is damaged .*one object per line, or one list"),
+    "damaged list": (
+        b'[{"text": "a"},\n{"text"',
+        r"bad\.jsonl is damaged \(Expecting .* line 2 column 8 .*one object",
+    ),
     "item of a list": (b'[{"text": "a"}, {"body": "b"}]', r"bad\.jsonl, item 2 has no column 'text'"),
 }
 

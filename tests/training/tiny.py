@@ -20,9 +20,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 
 from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer
 from inheritune_hf.data import CausalCollator
-from inheritune_hf.data.encoding import Encoder
-from inheritune_hf.data.rows import Layout
-from inheritune_hf.data.streaming import Exclusion, PackedStream, StreamSource
+from inheritune_hf.data.sources import Layout
+from inheritune_hf.data.stream import Exclusion, PackedStream, StreamSource
+from inheritune_hf.data.tokenization import Encoder
 
 VOCABULARY = 64
 TOKENS = 16

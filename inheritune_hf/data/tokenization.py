@@ -1,4 +1,4 @@
-"""From rows to tokens: text, tokens and chats, each ended by the end-of-text token, and whether the tokenizer fits."""
+"""Tokenize documents (rows of text, tokens or chats), and check that the tokenizer fits them and the reference."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import hashlib
 import json
 import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+import multiprocess  # type: ignore[import-untyped]  # with it datasets makes its processes
 import numpy as np
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
-from .rows import DAMAGE, IGNORED_LABEL, LABELS, TOKENS, Layout, too_long, wrong_tokens
+from .sources import BAD_ROW, IGNORED_LABEL, LABELS, TOKENS, Layout, too_long, wrong_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,8 +29,16 @@ logger = logging.getLogger(__name__)
 MOST_UNKNOWN = 0.01
 
 _CHARACTERS_AT_ONCE = 2_000_000
+# A batch has few documents, since one may be a whole book; or many, since each batch becomes a part of what is written,
+# which takes some kilobytes of memory as long as it is open.
+_BYTES_PER_BATCH = 16_000_000
+_FEWEST_PER_BATCH, MOST_PER_BATCH = 16, 1024
+# What an interruption costs at most.
+DOCUMENTS_PER_PART = 20_000
 
-# Those that were shared with workers, by what they do.
+TOKEN_LIST = List(Value("int32"))
+
+# Tokenizers that were shared with workers, by their definition.
 _SHARED: weakref.WeakValueDictionary[str, PreTrainedTokenizerBase] = weakref.WeakValueDictionary()
 
 
@@ -83,19 +93,15 @@ class Encoder:
         return (definition(self.tokenizer), *layout, self.vocab_size, self.boundaries)
 
     def share(self) -> None:
-        """
-        Let workers that are forked from now on use this tokenizer, instead of a copy.
-
-        With a copy each, two workers were a fifth slower.
-        """
+        """Let workers that are forked from now on use this tokenizer: with a copy each, two were a fifth slower."""
         _SHARED[definition(self.tokenizer)] = self.tokenizer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _take_over, (definition(self.tokenizer), self.__dict__)
+        return _restore, (definition(self.tokenizer), self.__dict__)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> list[Encoded]:
         """
-        Encode the rows of a batch that have something in them; null, blank and damaged ones are left out.
+        Encode the rows of a batch; null, blank and bad ones are left out.
 
         Raises:
             ValueError: If a token is out of the reference's range, or a chat cannot be written; with an example.
@@ -119,36 +125,135 @@ class Encoder:
         return found
 
 
-def _take_over(shared: str, values: dict[str, Any]) -> Encoder:
-    """Return an encoder that came from another process, with the tokenizer that is shared here, if there is one."""
+def _restore(shared: str, values: dict[str, Any]) -> Encoder:
+    """Return an unpickled encoder, with the tokenizer that is shared in this process, if there is one."""
     return Encoder(**{**values, "tokenizer": _SHARED.get(shared, values["tokenizer"])})
 
 
-def digests(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[tuple[int, int]]:
-    """Return the place in the batch and the digest of each row that has something in it, without tokenizing."""
-    present = [index for index in range(len(batch[layout.wanted])) if _present(batch, index, layout)]
-    rows = _rows(batch, layout)
-    return [(index, _digest(row)) for index, row in zip(present, rows, strict=True)]
-
-
-def marked(batch: Mapping[str, Sequence[Any]], layout: Layout) -> Mapping[str, Sequence[Any]]:
+def tokenize_documents(
+    dataset: Dataset,
+    encoder: Encoder,
+    workers: int | None = None,
+    labelled: bool | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Dataset:
     """
-    Return some rows of a stream with those marked as damage whose text is too long, as files bring it.
+    Tokenize each document and end it with the end-of-text token; null, blank and bad ones are left out.
+
+    No other special token is added. The result is cached under the rows and the encoder's definition, part by part, so
+    that a second call, also in another process, reads it from disk, and an interrupted one goes on.
+
+    Args:
+        dataset (`datasets.Dataset`): One row per document.
+        encoder (`Encoder`): How rows become tokens.
+        workers (`int`, *optional*): Processes that tokenize; this process alone if not given.
+        labelled (`bool`, *optional*): Whether there is a column of labels; if there may be some, if not given.
+        progress (`Callable`, *optional*): Told how many documents are done, after each part.
 
     Raises:
-        Damage: If there is one and it is not to be skipped.
+        ChildProcessError: If a worker dies.
+
+    Returns:
+        `datasets.Dataset`: In the same order, `input_ids`, `length` (tokens), `digest` (of the text, 64 bits), `bytes`
+        (of the text), and `labels` if asked for.
     """
-    if layout.rows != "text" or DAMAGE in batch:
+    labelled = encoder.labelled if labelled is None else labelled
+    features = document_features(labelled)
+    if len(dataset) == 0:
+        return _empty(features)
+    if workers:
+        encoder.share()
+    parts = []
+    for start in range(0, len(dataset), DOCUMENTS_PER_PART):
+        stop = min(start + DOCUMENTS_PER_PART, len(dataset))
+        # By a fingerprint of our own: a tokenizer changes its pickle when used, and datasets would tokenize again.
+        definition = (dataset._fingerprint, start, stop, labelled, *encoder.identity)
+        parts.append(
+            map_documents(
+                dataset if stop - start == len(dataset) else dataset.select(range(start, stop)),
+                _tokenize_batch,
+                features,
+                fn_kwargs={"encoder": encoder, "labelled": labelled},
+                with_indices=True,
+                num_proc=workers,
+                new_fingerprint=Hasher.hash(("tokenize_documents", *definition)),
+                desc=f"Tokenizing documents {start:,} to {stop:,} of {len(dataset):,}",
+            )
+        )
+        if progress is not None:
+            progress(stop)
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def document_features(labelled: bool) -> Features:
+    """Return the columns of tokenized documents."""
+    columns = {TOKENS: TOKEN_LIST, **({LABELS: TOKEN_LIST} if labelled else {})}
+    return Features({**columns, "length": Value("int64"), "digest": Value("int64"), "bytes": Value("int64")})
+
+
+def map_documents(documents: Dataset, function: Callable[..., Any], features: Features, **options: Any) -> Dataset:
+    """Map batches of documents, as many together as their mean size allows; a dead worker is a `ChildProcessError`."""
+    if len(documents) == 0:
+        return _empty(features)
+    try:
+        return documents.map(
+            function,
+            batched=True,
+            batch_size=documents_per_batch(documents),
+            remove_columns=documents.column_names,
+            features=features,
+            **options,
+        )
+    except (RuntimeError, EOFError, multiprocess.TimeoutError) as error:
+        if not options.get("num_proc"):
+            raise
+        raise ChildProcessError(
+            f"A process that tokenized has died ({error}): it was killed, or ran out of memory. Give fewer "
+            "preprocessing_workers, or a smaller max_document_bytes; what was finished is not done again."
+        ) from error
+
+
+def _empty(features: Features) -> Dataset:
+    # The map of datasets returns a data set without columns here.
+    return Dataset.from_dict({name: [] for name in features}, features=features)
+
+
+def documents_per_batch(documents: Dataset) -> int:
+    """Return how many documents are looked at together, by their mean size."""
+    wanted = _BYTES_PER_BATCH * documents.data.num_rows // max(1, documents.data.nbytes)
+    return int(min(max(wanted, _FEWEST_PER_BATCH), MOST_PER_BATCH))
+
+
+def _tokenize_batch(
+    batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder, labelled: bool
+) -> dict[str, list[Any]]:
+    found = encoder(batch)
+    if encoder.boundaries or indices[0] == 0:
+        check_fit(batch, found, encoder)
+    columns = {TOKENS: [item.tokens for item in found]}
+    if labelled:
+        columns[LABELS] = [item.tokens if item.labels is None else item.labels for item in found]
+    return {
+        **columns,
+        "length": [len(item.tokens) for item in found],
+        "digest": [item.digest for item in found],
+        "bytes": [item.size for item in found],
+    }
+
+
+def mark_long_rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> Mapping[str, Sequence[Any]]:
+    """Return rows of a stream with too long texts marked as bad rows, as files mark them; raise one if not skipped."""
+    if layout.rows != "text" or BAD_ROW in batch:
         return batch
-    damage: list[str | None] = []
+    bad: list[str | None] = []
     for row in batch[layout.column]:
         # A character takes at most four bytes.
         long = row is not None and 4 * len(row) > layout.most_bytes and len(row.encode()) > layout.most_bytes
         found = too_long(f"The document {_excerpt(row)}", layout) if long else None
         if found is not None and not layout.skip:
             raise found
-        damage.append(None if found is None else str(found))
-    return {**batch, DAMAGE: damage}
+        bad.append(None if found is None else str(found))
+    return {**batch, BAD_ROW: bad}
 
 
 def check_tokenizer(
@@ -192,12 +297,7 @@ def _warn_of_end(own: str, known: str) -> None:
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """
-    Return the id of the token that ends every document.
-
-    Raises:
-        ValueError: If the tokenizer has none.
-    """
+    """Return the id of the token that ends every document; a `ValueError` if the tokenizer has none."""
     token = tokenizer.eos_token_id
     if not isinstance(token, int):
         raise ValueError(
@@ -209,16 +309,11 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def check_fit(batch: Mapping[str, Sequence[Any]], found: Sequence[Encoded], encoder: Encoder) -> None:
     """
-    Look at some documents for what a tokenizer that does not belong to the text would do.
-
-    Args:
-        batch (`dict`): Some rows.
-        found (`Sequence[Encoded]`): What `encoder` made of them.
-        encoder (`Encoder`): How they became tokens.
+    Refuse documents (a batch, and what `encoder` made of it) that the tokenizer was not made for.
 
     Raises:
-        ValueError: If the tokenizer does not know more than one token in a hundred, or, where documents are to be told
-            apart, if there is an end-of-text token within one; each with an example.
+        ValueError: If more than one token in a hundred is unknown, or, with `document_boundaries`, if there is an
+            end-of-text token within a document; each with an example.
     """
     rows, source = _rows(batch, encoder.layout), encoder.source
     tokenizer = encoder.tokenizer
@@ -252,7 +347,7 @@ def check_fit(batch: Mapping[str, Sequence[Any]], found: Sequence[Encoded], enco
 
 
 def definition(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what a tokenizer does, as a digest: not what the last call made of it."""
+    """Return a digest of what a tokenizer does, whatever its last call was."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return str(Hasher.hash(tokenizer))
@@ -262,20 +357,24 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _present(batch: Mapping[str, Sequence[Any]], index: int, layout: Layout) -> bool:
-    """Tell whether a row has something in it."""
-    row = batch[layout.wanted][index]
-    if row is None or len(row) == 0 or (DAMAGE in batch and batch[DAMAGE][index] is not None):
-        return False
-    return layout.rows != "text" or not row.isspace()
+def row_digest(row: Mapping[str, Any], layout: Layout) -> int | None:
+    """Return the digest of one row without tokenizing it; None if it is null, blank or bad."""
+    rows = _rows(mark_long_rows({name: [value] for name, value in row.items()}, layout), layout)
+    return _digest(rows[0]) if rows else None
 
 
 def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:
-    """Return what is in the rows: texts, lists of messages, or pairs of tokens and labels."""
-    present = [index for index in range(len(batch[layout.wanted])) if _present(batch, index, layout)]
-    column = batch[layout.wanted]
+    """Return the content of rows that have some: texts, lists of messages, or pairs of tokens and labels."""
+    column, bad, labels = batch[layout.wanted], batch.get(BAD_ROW), batch.get(LABELS)
+    present = [
+        index
+        for index, row in enumerate(column)
+        if row is not None
+        and len(row) > 0
+        and (bad is None or bad[index] is None)
+        and not (layout.rows == "text" and row.isspace())
+    ]
     if layout.rows == "tokens":
-        labels = batch.get(LABELS)
         return [(column[index], None if labels is None else labels[index]) for index in present]
     if layout.rows == "messages":
         return [json.loads(row) if isinstance(row := column[index], str) else row for index in present]
@@ -296,7 +395,7 @@ def _from_texts(rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedToke
 
 
 def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
-    """Tokenize texts without special tokens; by the backend alone, which keeps no offsets, if it says the same."""
+    """Tokenize texts without special tokens; by the backend, which keeps no offsets, if the result is the same."""
 
     def whole(items: list[str]) -> Any:
         # verbose: documents longer than the model's context are expected, they are cut later.
@@ -309,26 +408,13 @@ def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Sequence
     expected = whole(start)  # also takes back what the last call made of the backend (truncation, padding)
     if [item.ids for item in backend.encode_batch_fast(start, add_special_tokens=False)] != expected:
         return cast(Sequence[Any], whole(texts))
-    # As arrays at once: as Python integers they take nine times as much.
+    # Some at a time: a tokenizer notes something of each character. As arrays: Python integers take nine times as much.
+    sizes = np.cumsum([len(text) for text in texts]) // _CHARACTERS_AT_ONCE
     return [
         np.array(item.ids, dtype=np.int32)
-        for group in _groups(texts)
-        for item in backend.encode_batch_fast(group, add_special_tokens=False)
+        for places in np.split(np.arange(len(texts)), np.flatnonzero(np.diff(sizes)) + 1)
+        for item in backend.encode_batch_fast([texts[place] for place in places], add_special_tokens=False)
     ]
-
-
-def _groups(texts: list[str]) -> Iterator[list[str]]:
-    """Yield some texts at a time, so that what a tokenizer notes of each character is held for those alone."""
-    group: list[str] = []
-    size = 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= _CHARACTERS_AT_ONCE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _from_tokens(row: tuple[Sequence[int], Sequence[int] | None], end: int) -> Encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -17,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import CausalCollator, load_data_splits
-from inheritune_hf.data.encoding import Encoder
 from inheritune_hf.data.sources import sources_fingerprint, training_sources
-from inheritune_hf.data.streaming import PackedStream, Places, StreamCollator, StreamSource
+from inheritune_hf.data.stream import PackedStream, StreamCollator, StreamSource, StreamState
+from inheritune_hf.data.tokenization import Encoder
 
 ROOT = Path(__file__).parents[2]
 quick = settings(
@@ -43,7 +44,7 @@ def environment():
 def rows_of(shards):
     for shard in shards:
         for text in json.loads(shard):
-            yield {"text": text, "damage": None}
+            yield {"text": text, "bad_row": None}
 
 
 def stream_of(tokenizer, *sources, block_size=8, weights=None, shuffle=0, seed=0, together=False):
@@ -61,19 +62,19 @@ def documents(count, seed=0, words=12):
     return [" ".join(f"w{draw.randrange(99)}" for _ in range(draw.randint(0, words))) + f" d{i}" for i in range(count)]
 
 
-def take(stream, count, batch_size=2, workers=0, places=None, rank=0, world=1):
+def take(stream, count, batch_size=2, workers=0, state=None, rank=0, world=1):
     """The first batches of one process, and where it is after each."""
     loader = DataLoader(
-        stream.begin(rank, world, places),
+        stream.begin(rank, world, StreamState(**(state or {}))),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=StreamCollator(CausalCollator(0)),
     )
-    noted, batches, after = Places(places), [], []
+    noted, batches, after = StreamState(**copy.deepcopy(state or {})), [], []
     for batch in loader:
-        noted.note(batch.pop("place"))
+        noted.update(batch.pop("reader_state"))
         batches.append(batch["input_ids"].tolist())
-        after.append(json.loads(json.dumps(noted.to_dict())))
+        after.append(json.loads(json.dumps(vars(noted))))
         if len(batches) == count:
             break
     return batches, after
@@ -118,7 +119,7 @@ def test_an_interrupted_stream_goes_on_token_by_token(
     weights = [number + 1.0 for number in range(sources)]
     stream = stream_of(tokenizer, *parts, block_size=block_size, weights=weights, shuffle=shuffle, together=together)
     whole, after = take(stream, stop + 8, batch_size=1)
-    resumed, _ = take(stream, 7, batch_size=1, places=after[stop])
+    resumed, _ = take(stream, 7, batch_size=1, state=after[stop])
     assert resumed == whole[stop + 1 :]
 
 
@@ -129,7 +130,7 @@ def test_it_goes_on_with_workers(workers, shards, shuffle, tokenizer):
     stream = stream_of(tokenizer, [documents(9, seed=part) for part in range(shards)], shuffle=shuffle)
     whole, after = take(stream, 12, workers=workers)
     for stop in (0, 2, 7):
-        resumed, again = take(stream, 11 - stop, workers=workers, places=after[stop])
+        resumed, again = take(stream, 11 - stop, workers=workers, state=after[stop])
         assert resumed == whole[stop + 1 :]
         assert again == after[stop + 1 :]
 
@@ -150,7 +151,7 @@ def test_workers_lose_no_token(shards, count, block_size, workers, stop, tokeniz
     lanes = max(1, workers)
     batches = lanes * (size // block_size + 2)  # so that each lane has read all of its documents
     whole, after = take(stream, batches, batch_size=1, workers=workers)
-    resumed, _ = take(stream, batches - stop - 1, batch_size=1, workers=workers, places=after[stop])
+    resumed, _ = take(stream, batches - stop - 1, batch_size=1, workers=workers, state=after[stop])
     assert resumed == whole[stop + 1 :]
     found = []
     for lane in range(lanes):
@@ -166,7 +167,7 @@ def texts_by_pass(stream, tokenizer, passes=1, rank=0, world=1):
     tokens, found = [], []
     for row in stream.begin(rank, world):
         tokens += row["input_ids"].tolist()
-        if row["place"]["sources"][0]["counts"]["passes"] > passes:
+        if row["reader_state"]["sources"][0]["counts"]["passes"] > passes:
             break
     found = tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1]
     count = len(found) // (passes + 1)
@@ -234,7 +235,7 @@ def test_lanes_share_the_documents_out(shards, world, count, tokenizer):
         tokens, passed = [], 0
         for row in stream.begin(rank, world):
             tokens += row["input_ids"].tolist()
-            passed = row["place"]["sources"][0]["counts"]["passes"]
+            passed = row["reader_state"]["sources"][0]["counts"]["passes"]
             if passed:
                 break
         text = tokenizer.decode(tokens).split(tokenizer.eos_token)
@@ -258,7 +259,7 @@ def test_sources_of_a_stream_have_their_shares(tokenizer):
     stream = stream_of(tokenizer, *sources, weights=[3.0, 1.0])
     rows = iter(stream)
     for _ in range(200):
-        place = next(rows)["place"]
+        place = next(rows)["reader_state"]
     tokens = [source["counts"]["tokens"] for source in place["sources"]]
     assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.02)
 
@@ -271,7 +272,7 @@ def test_sources_read_together_come_once_in_a_pass(sizes, shuffle, stop, tokeniz
     stream = stream_of(tokenizer, *parts, block_size=2, shuffle=shuffle, together=True)
     once = sum(len(tokenizer(text)["input_ids"]) + 1 for (texts,) in parts for text in texts)
     whole, after = take(stream, once + stop + 1, batch_size=1)
-    resumed, _ = take(stream, once, batch_size=1, places=after[stop])
+    resumed, _ = take(stream, once, batch_size=1, state=after[stop])
     assert resumed == whole[stop + 1 : stop + 1 + once]
     found = tokenizer.decode(flat(whole)).split(tokenizer.eos_token)
     count = sum(sizes)
@@ -283,12 +284,12 @@ def test_places_count_what_was_read(tokenizer):
     """Passes, documents and tokens are counted, over sources and workers."""
     stream = stream_of(tokenizer, [documents(6)])
     _, after = take(stream, 40)
-    places = Places(after[-1])
-    assert places.passes >= 1
-    assert places.total("documents") >= 6 * places.passes
-    assert places.total("tokens") == 40 * 2 * 8
-    assert places.total("left_out") == places.total("damaged") == 0
-    assert Places().passes == 0
+    state = StreamState(**after[-1])
+    assert state.passes >= 1
+    assert state.total("documents") >= 6 * state.passes
+    assert state.total("tokens") == 40 * 2 * 8
+    assert state.total("left_out") == state.total("damaged") == 0
+    assert StreamState().passes == 0
 
 
 # --- by settings -----------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_carving_a_stream_does_not_depend_on_order_or_shards(tmp_path, tokenizer
         tokens = []
         for row in splits.train:
             tokens += row["input_ids"].tolist()
-            if row["place"]["sources"][0]["counts"]["passes"] > 1:
+            if row["reader_state"]["sources"][0]["counts"]["passes"] > 1:
                 break
         trained = {text for text in tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1] if text}
         assert trained == set(texts) - held[-1][0] - held[-1][1]
@@ -362,7 +363,7 @@ def test_tables_and_data_sets_are_streamed(kind, shuffle, tmp_path, tokenizer):
     stream = load(tokenizer, **source, shuffle_documents=shuffle).train
     whole, after = take(stream, 30)
     for stop in (0, 5, 17):
-        resumed, _ = take(stream, 29 - stop, places=after[stop])
+        resumed, _ = take(stream, 29 - stop, state=after[stop])
         assert resumed == whole[stop + 1 :]
 
 
@@ -424,9 +425,9 @@ before, most = resident(), 0
 while True:
     row = next(rows)
     most = max(most, resident())
-    if row["place"]["sources"][0]["counts"]["passes"]:
+    if row["reader_state"]["sources"][0]["counts"]["passes"]:
         break
-print(json.dumps({"grown": most - before, "tokens": row["place"]["sources"][0]["counts"]["tokens"]}))
+print(json.dumps({"grown": most - before, "tokens": row["reader_state"]["sources"][0]["counts"]["tokens"]}))
 """
 
 

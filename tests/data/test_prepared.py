@@ -13,7 +13,7 @@ import pytest
 from test_splits import TEXTS, load, write_jsonl, write_texts
 
 from inheritune_hf.configuration import DataConfig
-from inheritune_hf.data import load_data_splits, packing, prepare_data
+from inheritune_hf.data import load_data_splits, prepare_data, tokenization
 from inheritune_hf.data.prepared import keeps_documents_apart
 
 
@@ -44,7 +44,7 @@ def test_a_run_takes_the_block_size_of_its_prepared_data(tmp_path, tokenizer):
 
 def test_an_interrupted_preparation_goes_on(tmp_path, build_tokenizer, monkeypatch):
     """What was tokenized before an interruption is not tokenized again, and the result is the same."""
-    monkeypatch.setattr(packing, "DOCUMENTS_PER_PART", 10)
+    monkeypatch.setattr(tokenization, "DOCUMENTS_PER_PART", 10)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
     done = []
 
@@ -77,10 +77,10 @@ import os, signal, sys
 from transformers import PreTrainedTokenizerFast
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data.prepared import keeps_documents_apart
-from inheritune_hf.data import packing, prepare_data, prepared
+from inheritune_hf.data import prepare_data, prepared, tokenization
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-packing.DOCUMENTS_PER_PART = 10
+tokenization.DOCUMENTS_PER_PART = 10
 progress = None
 if sys.argv[1] == "tokenizing":
     progress = lambda done, total: done == 20 and kill()

@@ -1,0 +1,364 @@
+"""Stream sequences that are packed on the fly, in bounded memory, and resume exactly where they stopped."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from torch.utils.data import get_worker_info
+
+from .duplicates import Index, near_duplicates
+from .sources import BAD_ROW, LABELS, TOKENS, reading
+from .tokenization import Encoded, Encoder, check_fit, mark_long_rows
+
+logger = logging.getLogger(__name__)
+
+#: Name under which a sequence, and a batch, carries the state of its reader after it.
+READER_STATE = "reader_state"
+
+# Documents that are tokenized at once, and characters (or tokens) of them: enough to be fast, few enough to be held.
+_GROUP = (64, 250_000)
+# Characters (or tokens) of the documents whose order is drawn at once.
+_WINDOW_SIZE = 32_000_000
+
+# What happened to the documents of a source; all but the first two grow when a group is read.
+_COUNTS = ("documents", "tokens", "passes", "damaged", "left_out", "shared", "near")
+# Where a pass begins: the shard, the row at which a window begins, the window's number, and its rows that were passed.
+_BEGINNING: dict[str, Any] = {"shard": 0, "rows": None, "window": 0, "passed": 0}
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """
+    Which documents of a stream are also in an evaluation set: those are left out, or counted.
+
+    Args:
+        seed (`int`): Chooses what is carved.
+        share (`float`): Share of the documents that is carved, by the hash of their text, wherever they are.
+        digests (`frozenset[int]`): Documents of the evaluation sets.
+        near (`Index`, *optional*): The same documents, if others that are near to one are looked for.
+        remove (`frozenset[str]`): What is left out: `shared` documents, `near` ones; carved ones always are.
+    """
+
+    seed: int = 0
+    share: float = 0.0
+    digests: frozenset[int] = frozenset()
+    near: Index | None = None
+    remove: frozenset[str] = frozenset()
+
+    def __call__(self, documents: Sequence[Encoded]) -> list[str]:
+        """Return for each document `carved`, `shared`, `near`, or an empty string."""
+        found = ["shared" if document.digest in self.digests else "" for document in documents]
+        for number, document in enumerate(documents):
+            if unit_hash(document.digest, self.seed) < self.share:
+                found[number] = "carved"
+        if self.near is not None and documents:
+            lengths = np.array([len(document.tokens) for document in documents])
+            tokens = np.concatenate([document.tokens for document in documents])
+            for number, _, _ in near_duplicates([(tokens, lengths)], self.near):
+                found[number] = found[number] or "near"
+        return found
+
+
+def unit_hash(digest: int, seed: int) -> float:
+    """Return a hash of a document between 0 and 1: the same whatever the order, the shards or the workers."""
+    value = hashlib.sha256(f"{seed}:{digest}".encode()).digest()[:8]
+    return int.from_bytes(value, "big") / 2**64
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """One source of a stream: its rows, how they become tokens, and its share of the tokens."""
+
+    rows: IterableDataset
+    encoder: Encoder
+    weight: float = 1.0
+
+
+class PackedStream(TorchIterableDataset[dict[str, Any]]):
+    """
+    Join the documents of one or several sources into sequences of exactly `block_size` tokens, without end.
+
+    A run has as many readers as processes, times their loader workers. Shards are dealt among them: a document belongs
+    to one reader, and every reader begins its documents again when it has read them all, so that one with fewer of
+    them holds up none of the others. Of several sources, the next document comes from the one that is furthest behind
+    its share of the tokens; if they are read together, of those with the fewest passes. Each sequence carries the
+    state of its reader after it; begun there, a reader gives the sequences that would have come next, token by token.
+
+    Args:
+        sources (`Sequence[StreamSource]`): Where documents come from.
+        block_size (`int`): Tokens of one sequence.
+        exclusion (`Exclusion`, *optional*): What is not trained on.
+        fingerprint (`str`, *optional*): Identity of the stream.
+        shuffle_documents (`int`, *optional*, defaults to `0`):
+            Documents whose order is drawn at once; a reader's files come in a drawn order too. 0 keeps the order.
+        seed (`int`, *optional*, defaults to `0`): Draws the order, another one in each pass.
+        together (`bool`, *optional*, defaults to `False`):
+            Whether a source that was read to its end waits for the others, so that every document comes once in a pass.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[StreamSource],
+        block_size: int,
+        exclusion: Exclusion | None = None,
+        fingerprint: str = "",
+        shuffle_documents: int = 0,
+        seed: int = 0,
+        together: bool = False,
+    ) -> None:
+        self.sources = tuple(sources)
+        self.block_size = block_size
+        self.exclusion = exclusion or Exclusion()
+        self.fingerprint = fingerprint
+        self.shuffle_documents = shuffle_documents
+        self.seed = seed
+        self.together = together
+        self.rank, self.world_size = 0, 1
+        self.state = StreamState()
+
+    def begin(self, rank: int = 0, world_size: int = 1, state: StreamState | None = None) -> PackedStream:
+        """Return this stream for one process of `world_size`, begun at the start or where that process was."""
+        begun = copy.copy(self)
+        begun.rank, begun.world_size = rank, world_size
+        begun.state = copy.deepcopy(state) if state else StreamState()
+        return begun
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield `input_ids` (and `labels`), arrays of `block_size` tokens, and `reader_state`."""
+        info = get_worker_info()
+        workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
+        # A loader asks its worker 0 first; whoever is next after the last batch takes that part.
+        worker = (worker + self.state.next) % workers
+        number, count = self.rank * workers + worker, self.world_size * workers
+        for row in _read(self, number, count, self.state.workers.get(str(worker))):
+            row[READER_STATE] = {"worker": worker, "workers": workers, **row[READER_STATE]}
+            yield row
+
+
+@dataclass
+class StreamState:
+    """
+    Where a process is in a stream.
+
+    Args:
+        workers (`dict[str, dict]`): State of the reader of each of its loader's workers, after its last batch.
+        next (`int`): Worker whose batch is next.
+    """
+
+    workers: dict[str, Any] = field(default_factory=dict)
+    next: int = 0
+
+    def update(self, reader: Mapping[str, Any]) -> None:
+        """Remember the state that a batch carries, once it has been trained on."""
+        self.workers[str(reader["worker"])] = reader
+        self.next = (reader["worker"] + 1) % reader["workers"]
+
+    def total(self, name: str) -> int:
+        """Return the sum of a count (`documents`, `tokens`, `damaged`, `left_out`, `shared`, `near`)."""
+        whole: int = sum(source["counts"][name] for reader in self.workers.values() for source in reader["sources"])
+        # The document that a reader is in has been read, and its first tokens.
+        begun = {"tokens": [item["offset"] for item in self.workers.values()], "documents": [1] * len(self.workers)}
+        return whole + sum(begun.get(name, ()))
+
+    @property
+    def passes(self) -> int:
+        """Whole passes over the source that was passed over least."""
+        return min(
+            (source["counts"]["passes"] for reader in self.workers.values() for source in reader["sources"]), default=0
+        )
+
+
+@dataclass(frozen=True)
+class StreamCollator:
+    """Put rows of a stream into a batch by `collator`, which carries the reader's state after its last row."""
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the collator's batch, and the reader's state."""
+        batch = self.collator([{name: value for name, value in row.items() if name != READER_STATE} for row in rows])
+        return {**batch, READER_STATE: rows[-1][READER_STATE]}
+
+
+def _read(stream: PackedStream, number: int, count: int, start: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Yield the sequences of one reader of `count`, each with the reader's state after it."""
+    states = start["sources"] if start else [None] * len(stream.sources)
+    readers = [
+        _SourceReader(source, stream, number, count, state)
+        for source, state in zip(stream.sources, states, strict=True)
+    ]
+    names = [TOKENS, *([LABELS] if any(source.encoder.labelled for source in stream.sources) else [])]
+    size = stream.block_size
+    current = (start["current"], start["offset"]) if start else None
+    parts: dict[str, list[Any]] = {name: [] for name in names}
+    held = 0
+    while True:
+        chosen, skip = current or (_furthest_behind(readers, stream), 0)
+        current = None
+        before = [reader.state() for reader in readers]
+        document = readers[chosen].take()
+        labels = document.tokens if document.labels is None else document.labels
+        values = {name: (labels if name == LABELS else document.tokens)[skip:] for name in names}
+        length, at = len(document.tokens) - skip, 0
+        while held + length - at >= size:
+            until = at + size - held
+            row: dict[str, Any] = {name: np.concatenate([*parts[name], values[name][at:until]]) for name in names}
+            at, held, parts = until, 0, {name: [] for name in names}
+            row[READER_STATE] = {"sources": before, "current": chosen, "offset": skip + until}
+            yield row
+        for name in names:
+            parts[name].append(values[name][at:])
+        held += length - at
+
+
+def _furthest_behind(readers: Sequence[_SourceReader], stream: PackedStream) -> int:
+    shares = [
+        (reader.begun_passes() if stream.together else 0, reader.counts["tokens"] / reader.source.weight)
+        for reader in readers
+    ]
+    return shares.index(min(shares))
+
+
+class _SourceReader:
+    """The documents of one source for one reader, again and again."""
+
+    def __init__(self, source: StreamSource, stream: PackedStream, number: int, count: int, start: Any) -> None:
+        self.source, self.stream, self.number, self.count = source, stream, number, count
+        self.counts: dict[str, int] = dict(start["counts"]) if start else dict.fromkeys(_COUNTS, 0)
+        self.group: list[Encoded] = []
+        self.taken = 0
+        self.group_start = {**(start or _BEGINNING), "counts": self._group_counts()}
+        self.groups = self._groups({name: self.group_start[name] for name in _BEGINNING})
+        if start and start["taken"]:
+            self.group, self.taken = next(self.groups), start["taken"]
+
+    def state(self) -> dict[str, Any]:
+        """Return where this is, before the next document; begun there, the rows of its window are read again."""
+        return {**self.group_start, "taken": self.taken, "counts": {**self.counts, **self.group_start["counts"]}}
+
+    def begun_passes(self) -> int:
+        """Return which pass the next document belongs to."""
+        if self.taken == len(self.group):
+            self.group, self.taken = next(self.groups), 0
+        return self.counts["passes"]
+
+    def take(self) -> Encoded:
+        """Return the next document."""
+        self.begun_passes()
+        document = self.group[self.taken]
+        self.taken += 1
+        self.counts["tokens"] += len(document.tokens)
+        self.counts["documents"] += 1
+        return document
+
+    def _group_counts(self) -> dict[str, int]:
+        return {name: self.counts[name] for name in _COUNTS[2:]}
+
+    def _groups(self, state: dict[str, Any]) -> Iterator[list[Encoded]]:
+        """Yield some documents at a time, pass after pass, and note where each group began."""
+        shuffled, wanted = self.stream.shuffle_documents, self.source.encoder.layout.wanted
+        most = (shuffled, _WINDOW_SIZE) if shuffled else _GROUP
+        while True:
+            whole, found_any = state == _BEGINNING, False
+            rows = _Pass(self._deal(), state["shard"], state["rows"], self.source.encoder.source)
+            unread = iter(rows)
+            while window := list(_some(unread, *most, wanted)):
+                after = rows.state()
+                if shuffled:
+                    window = [window[number] for number in self._order(len(window), state["window"])]
+                ordered = iter(window[state["passed"] :])
+                while group := list(_some(ordered, *_GROUP, wanted)):
+                    start = {**state, "counts": self._group_counts()}
+                    found = self._encode(group, first=whole and not found_any)
+                    if found:
+                        self.group_start, found_any = start, True
+                        yield found
+                    state = {**state, "passed": state["passed"] + len(group)}
+                state = {**after, "window": state["window"] + 1, "passed": 0}
+            if whole and not found_any:
+                raise ValueError(
+                    f"Reader {self.number + 1} of {self.count} found no document in {self.source.encoder.source}: "
+                    "there are fewer documents than readers (processes times dataloader_num_workers), or all are left "
+                    "out; use fewer, or give more documents."
+                )
+            self.counts["passes"] += 1
+            state = _BEGINNING
+
+    def _deal(self) -> list[IterableDataset]:
+        """Return this reader's shards; with fewer shards than readers, every so many rows of all of them."""
+        rows = self.source.rows
+        if rows.num_shards < self.count:
+            # In their order: which rows are a reader's is told by their number.
+            return [split_dataset_by_node(rows, self.number, self.count)]
+        own = rows.shard(self.count, self.number, contiguous=False)
+        if not self.stream.shuffle_documents:
+            return [own]
+        return [own.shard(own.num_shards, number, contiguous=False) for number in self._order(own.num_shards)]
+
+    def _order(self, count: int, window: int = -1) -> list[int]:
+        """Return the order of a window's documents, or that of the shards: another one in each pass."""
+        draw = np.random.default_rng([self.stream.seed, self.number, self.counts["passes"], window + 1])
+        order: list[int] = draw.permutation(count).tolist()
+        return order
+
+    def _encode(self, rows: Sequence[Mapping[str, Any]], first: bool) -> list[Encoded]:
+        encoder, counts, exclusion = self.source.encoder, self.counts, self.stream.exclusion
+        batch = mark_long_rows({name: [row[name] for row in rows] for name in rows[0]}, encoder.layout)
+        for reason in batch.get(BAD_ROW, ()):
+            if reason is not None:
+                counts["damaged"] += 1
+                if counts["damaged"] <= 3:
+                    logger.warning("skipped: %s", reason)
+        found = encoder(batch)
+        if first or encoder.boundaries:
+            check_fit(batch, found, encoder)
+        kept = []
+        for document, kind in zip(found, exclusion(found), strict=True):
+            if kind in ("shared", "near"):
+                counts[kind] += 1
+            if kind == "carved" or kind in exclusion.remove:
+                counts["left_out"] += 1
+            else:
+                kept.append(document)
+        return kept
+
+
+class _Pass:
+    """The rows of some shards, one shard after the other, begun anywhere."""
+
+    def __init__(self, shards: Sequence[IterableDataset], shard: int, state: Any, name: str) -> None:
+        self.shards, self.shard = shards, shard
+        self.begun, self.name = state, name
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in range(self.shard, len(self.shards)):
+            rows, self.shard = self.shards[number], number
+            if self.begun is not None:
+                rows.load_state_dict(self.begun)
+                self.begun = None
+            with reading(self.name):
+                for batch in rows.iter(batch_size=1):
+                    yield {name: values[0] for name, values in batch.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return where this is, after the last row that was read."""
+        return {"shard": self.shard, "rows": self.shards[self.shard].state_dict()}
+
+
+def _some(rows: Iterator[dict[str, Any]], documents: int, size: int, wanted: str) -> Iterator[dict[str, Any]]:
+    """Yield the next rows, until they are many or long enough."""
+    read = 0
+    for number, row in enumerate(rows, start=1):
+        yield row
+        read += len(row[wanted] or ())
+        if number >= documents or read >= size:
+            return
