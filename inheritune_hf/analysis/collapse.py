@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -131,14 +130,11 @@ def sink_share(attention: Tensor) -> Tensor:
 
 def uniform_attention(tokens: int, window: int | None = None) -> Tensor:
     """
-    Return causal attention that looks at every token it can see alike: the control that has learned nothing.
+    Return causal attention in float64 that looks at every visible token alike: the control that has learned nothing.
 
     Args:
         tokens (`int`): Length of the sequence.
         window (`int`, *optional*): Tokens that a query can see, itself included; all before it if not given.
-
-    Returns:
-        `torch.Tensor` of shape `(query, key)`: In float64; each row sums to one.
     """
     seen = torch.ones(tokens, tokens, dtype=torch.float64).tril()
     if window is not None:
@@ -146,22 +142,13 @@ def uniform_attention(tokens: int, window: int | None = None) -> Tensor:
     return seen / seen.sum(-1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class AttentionScores:
-    """
-    The measures of one layer's attention on a batch of sequences.
+class AttentionScores(NamedTuple):
+    """The measures of one layer's attention on a batch of sequences, on the CPU."""
 
-    Args:
-        ranks (`torch.Tensor` of shape `(shares, batch, heads)`): `approximate_rank` at each share.
-        masses (`torch.Tensor` of shape `(shares, batch, heads)`): `column_mass` at each share.
-        entropy (`torch.Tensor` of shape `(batch, heads)`): `attention_entropy`, in nats.
-        sink (`torch.Tensor` of shape `(batch, heads)`): `sink_share`.
-    """
-
-    ranks: Tensor
-    masses: Tensor
-    entropy: Tensor
-    sink: Tensor
+    ranks: Tensor  # (shares, batch, heads)
+    masses: Tensor  # (shares, batch, heads)
+    entropy: Tensor  # (batch, heads), in nats
+    sink: Tensor  # (batch, heads)
 
 
 def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> AttentionScores:
@@ -171,9 +158,6 @@ def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> Atte
     Args:
         attention (`torch.Tensor` of shape `(batch, heads, query, key)`): Attention weights in float32.
         shares (sequence of `float`, *optional*, defaults to the paper's four): Taus and etas.
-
-    Returns:
-        `AttentionScores`: On the CPU.
 
     Raises:
         ValueError: If a share is outside `(0, 1]`, or `attention` is not finite.
@@ -199,12 +183,7 @@ def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> Atte
 
 
 def max_rank(ranks: ArrayLike) -> float:
-    """
-    Return MaxRank(l), the largest of the heads' Rank(h, l), each a mean over sequences (PAPER: eq. 3).
-
-    Args:
-        ranks (array of shape `(sequences, heads)`): Ranks of one layer.
-    """
+    """Return MaxRank(l) of `(sequences, heads)`, the largest of the heads' means over sequences (PAPER: eq. 3)."""
     return float(np.asarray(ranks, dtype=np.float64).mean(0).max())
 
 
@@ -221,12 +200,7 @@ def avg_rank(max_ranks: Sequence[float]) -> float:
 
 
 def avg_mass(masses: ArrayLike) -> float:
-    """
-    Return AvgMass(l), the mean over heads of the heads' column mass, each a mean over sequences (PAPER: appendix C).
-
-    Args:
-        masses (array of shape `(sequences, heads)`): Column masses of one layer.
-    """
+    """Return AvgMass(l) of `(sequences, heads)`, the mean over heads and sequences (PAPER: appendix C)."""
     return float(np.asarray(masses, dtype=np.float64).mean(0).mean())
 
 
@@ -245,16 +219,7 @@ def is_lazy_group(max_ranks: Sequence[float]) -> bool:
 
 
 def max_rank_interval(ranks: ArrayLike, confidence: float = 0.95) -> tuple[float, float] | None:
-    """
-    Return a two-sided interval of MaxRank over sequences, by a bootstrap that resamples them.
-
-    Args:
-        ranks (array of shape `(sequences, heads)`): Ranks of one layer.
-        confidence (`float`, *optional*, defaults to `0.95`): Share of the resamples within the interval.
-
-    Returns:
-        `tuple[float, float]`, *optional*: Lower and upper end; None for fewer than 30 sequences.
-    """
+    """Return a two-sided interval of MaxRank by a bootstrap over sequences; None for fewer than 30 of them."""
     resampled = resampled_max_ranks(ranks)
     if resampled is None:
         return None
@@ -267,12 +232,6 @@ def resampled_max_ranks(ranks: ArrayLike) -> NDArray[np.float64] | None:
     Return MaxRank for each of 1,000 resamples of the sequences, or None for fewer than 30 sequences.
 
     All layers of a model are resampled alike, so that groups of them can be judged together.
-
-    Args:
-        ranks (array of shape `(sequences, heads)`): Ranks of one layer.
-
-    Returns:
-        array of shape `(resamples,)`, *optional*.
     """
     values = np.asarray(ranks, dtype=np.float64)
     sequences = len(values)
@@ -324,7 +283,7 @@ def _check_share(share: float, name: str) -> None:
 
 def ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
     """
-    Count, for each matrix, the leading singular values that hold each share of the squared
+    Count, for each matrix, the leading singular values that hold each share of the squared spectrum.
 
     Leading values suffice where the rank is small: the total energy is the squared Frobenius norm, known exactly, and
     two-sided bounds tell whether the answer is certain. Otherwise all eigenvalues of the Gram matrix are computed in
@@ -351,13 +310,6 @@ def by_groups(measure: Callable[[Tensor], Result], matrices: Tensor) -> list[Res
 
     LAPACK takes matrices one after the other, and those of attention are too small to be split among threads: on a CPU
     each thread takes matrices of its own.
-
-    Args:
-        measure (`Callable[[Tensor], Result]`): Gets a part of the batch.
-        matrices (`torch.Tensor` of shape `(batch, query, key)`): Matrices.
-
-    Returns:
-        `list[Result]`: What `measure` returned, in the order of the batch.
     """
     threads = torch.get_num_threads() if matrices.device.type == "cpu" else 1
     count = max(1, len(matrices))
@@ -377,16 +329,7 @@ def by_groups(measure: Callable[[Tensor], Result], matrices: Tensor) -> list[Res
 
 
 def thresholds(total: Tensor, shares: Sequence[float]) -> Tensor:
-    """
-    Return the energy that must be reached for each share.
-
-    Args:
-        total (`torch.Tensor` of shape `(batch,)`): Energy of each matrix, float64.
-        shares (sequence of `float`): Shares in `(0, 1]`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, shares)`: In float64.
-    """
+    """Return the energy that must be reached for each share, of shape `(batch, shares)`, out of float64 totals."""
     wanted: Tensor = torch.tensor(list(shares), dtype=torch.float64, device=total.device) * (1 - TOLERANCE)
     return total[:, None] * wanted
 

@@ -52,7 +52,7 @@ class BlockScores:
         )
 
 
-def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Advance | None = None) -> BlockScores:
+def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Advance = lambda: None) -> BlockScores:
     """
     Return what each block changes on `batches`; the model is left as it was.
 
@@ -73,23 +73,22 @@ def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Adv
     angles = torch.zeros(depth + 1, depth + 1, dtype=torch.float64)
     by_depth = torch.zeros(depth + 1, 2, dtype=torch.float64)
     skipped = torch.zeros(depth, 2, dtype=torch.float64)
-    tell = advance or _nothing
     for tokens in batches:
         states, tuples, sums = _states(model, blocks, tokens)
         by_depth[depth] += sums
         for layer, (before, after) in enumerate(itertools.pairwise(states)):
             influence[layer] += block_influence(before, after.to(before.device)) * tokens.numel()
         angles += angular_distances(torch.stack([state[:, -1].float().cpu() for state in states])) * len(tokens)
-        tell()
+        advance()
         for layer in range(depth):
             given = [_Given(block, states[layer], size) for block, size in zip(blocks, tuples, strict=True)]
             with _replaced(blocks, dict(enumerate(given))):
                 by_depth[layer] += _loss_sums(model, tokens)
-            tell()
+            advance()
             # What comes before the skipped block is as it was: only the blocks after it run.
             with _replaced(blocks, dict(enumerate(given[: layer + 1]))):
                 skipped[layer] += _loss_sums(model, tokens)
-            tell()
+            advance()
     count = sum(tokens.numel() for tokens in batches)
     angles /= sum(len(tokens) for tokens in batches)
     losses = (by_depth[:, 0] / by_depth[:, 1]).tolist()
@@ -130,7 +129,7 @@ def angular_distances(states: Tensor) -> Tensor:
 
 
 def loss_without(
-    model: PreTrainedModel, batches: Sequence[Tensor], removed: Sequence[int], advance: Advance | None = None
+    model: PreTrainedModel, batches: Sequence[Tensor], removed: Sequence[int], advance: Advance = lambda: None
 ) -> float:
     """
     Return the model's loss if some blocks hand on what they get, in nats per token; the model is left as it was.
@@ -143,12 +142,11 @@ def loss_without(
     """
     blocks = find_blocks(model)
     sums = torch.zeros(2, dtype=torch.float64)
-    tell = advance or _nothing
     _, tuples, _ = _states(model, blocks, batches[0][:1, :2])
     with _replaced(blocks, {layer: _Given(blocks[layer], None, tuples[layer]) for layer in removed}):
         for tokens in batches:
             sums += _loss_sums(model, tokens)
-            tell()
+            advance()
     return float(sums[0] / sums[1])
 
 
@@ -216,7 +214,3 @@ def _loss_sums(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     with torch.no_grad():
         logits = model(input_ids=tokens, use_cache=False).logits
     return sequence_sums(logits, tokens.to(logits.device))[:, :2].sum(0).double().cpu()
-
-
-def _nothing() -> None:
-    pass

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import transformers
 from accelerate import cpu_offload
-from accelerate.utils import align_module_device
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from numpy.typing import NDArray
@@ -32,8 +31,7 @@ from ..data import split_standard_library, standard_library_documents
 from ..data.sources import Layout, read_files
 from ..evaluation import preserve_state
 from ..records import write_text
-from ..students import Reference, Source, find_weights, load_reference_config
-from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of
+from ..students import OpenedReference, Reference, open_reference
 from . import influence
 from .attention import attention_kinds, find_blocks, narrow_window, require_seen, watching_attention
 from .collapse import (
@@ -357,7 +355,7 @@ def compare_laziness(
 
 
 def measure_collapse(
-    model: Reference,
+    model: Reference | OpenedReference,
     sequences: Any,
     *,
     shares: Sequence[float] = SHARES,
@@ -375,7 +373,7 @@ def measure_collapse(
     random state. It is measured in its own precision; probabilities and what follows are float32 and float64.
 
     Args:
-        model (`str`, `os.PathLike` or `PreTrainedModel`):
+        model (`str`, `os.PathLike`, `PreTrainedModel` or `OpenedReference`):
             Hub id, path or loaded causal language model, which may be spread over devices.
         sequences (`torch.Tensor` of shape `(sequences, tokens)`, or rows with `input_ids`):
             Sequences of one length; the paper takes 100 of 100 tokens.
@@ -404,9 +402,9 @@ def measure_collapse(
             no such head.
         RuntimeError: If the model's attention cannot be watched.
     """
-    tokens = as_tokens(sequences)
+    tokens, opened = as_tokens(sequences), open_model(model, **kwargs)
     wanted = tuple(sorted({float(share) for share in shares}))
-    weights, data = weights_fingerprint(model, **kwargs), tokens_fingerprint(tokens)
+    weights, data = opened.fingerprint(), tokens_fingerprint(tokens)
     file, found = None, None
     if cache_dir is not None:
         shape = [item.name for item in dataclasses.fields(Uniform)]
@@ -416,19 +414,18 @@ def measure_collapse(
         wanted = tuple(sorted({*wanted, *found.shares}))
         if wanted == found.shares and heads is None:
             return found
-    loaded = model if isinstance(model, PreTrainedModel) else load_model(model, **kwargs)
+    loaded = load_model(opened)
     require_fitting(loaded, tokens)
     if found is None or wanted != found.shares:
-        named = model.name_or_path or type(model).__name__ if isinstance(model, PreTrainedModel) else os.fspath(model)
         found = CollapseReport(
-            model=named,
+            model=opened.name,
             model_type=str(loaded.config.model_type),
             weights=weights,
             data=data,
             sequences=len(tokens),
             tokens=tokens.shape[1],
             shares=wanted,
-            **_scores(loaded, tokens, wanted, controls, blocks, named if progress else None),
+            **_scores(loaded, tokens, wanted, controls, blocks, opened.name if progress else None),
             versions={
                 "inheritune_hf": __version__,
                 "transformers": transformers.__version__,
@@ -654,16 +651,9 @@ def require_fitting(model: PreTrainedModel, tokens: Tensor) -> None:
         )
 
 
-def paper_tokens(reference: Reference, **kwargs: Any) -> int:
-    """
-    Return how many tokens a sequence has by default: 100, as in the paper, or the reference's context if it is less.
-
-    Args:
-        reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference; only its config is read.
-        kwargs: Where it comes from, such as `revision`.
-    """
-    config = load_reference_config(reference, **kwargs).get_text_config(decoder=True)
-    return min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
+def paper_tokens(reference: Reference | OpenedReference, **kwargs: Any) -> int:
+    """Return the tokens of a sequence by default: 100, as in the paper, or the reference's context if it is less."""
+    return min(TOKENS, open_reference(reference, **kwargs).context_length or TOKENS)
 
 
 def default_sequences(
@@ -739,12 +729,17 @@ def leading_sequences(rows: Dataset) -> list[list[int]]:
     return [row[:tokens] for row in lists if len(row) >= tokens][:SEQUENCES]
 
 
-def load_model(reference: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """Load a model that students can be made of, in the precision it was saved in unless `dtype` says otherwise."""
-    source = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
-    load_reference_config(reference, **source)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, **{"dtype": "auto", **kwargs})
-    return model
+def open_model(model: Reference | OpenedReference, **kwargs: Any) -> OpenedReference:
+    """Return the model opened; unless `dtype` says otherwise it is measured in the precision that it was saved in."""
+    if isinstance(model, PreTrainedModel):  # any that is loaded, also one that no student can be made of
+        return OpenedReference(model.name_or_path or type(model).__name__, model.config, model, None, None)
+    opened = open_reference(model, **kwargs)
+    return opened if "dtype" in opened.options else open_reference(opened, dtype="auto")
+
+
+def load_model(opened: OpenedReference) -> PreTrainedModel:
+    """Return the model itself if it is loaded, else load it."""
+    return opened.load() if opened.model is None else opened.model
 
 
 def scores_folder() -> Path:
@@ -761,44 +756,3 @@ def scores_file(folder: str | os.PathLike[str], *facts: Any) -> Path:
 def tokens_fingerprint(tokens: Tensor) -> str:
     """Return a sha256 that tells sequences apart."""
     return hashlib.sha256(tokens.numpy().astype("<i8").tobytes() + str(tokens.shape).encode()).hexdigest()
-
-
-def weights_fingerprint(model: Reference, **kwargs: Any) -> str:
-    """
-    Return a sha256 that tells weights apart: of the tensors of a loaded model, of path, size and time of files.
-
-    Args:
-        model (`str`, `os.PathLike` or `PreTrainedModel`): As in `measure_collapse`; files are not read.
-        kwargs: How it is loaded.
-    """
-    digest = hashlib.sha256()
-    if isinstance(model, PreTrainedModel):
-        digest.update(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
-        for prefix, module in model.named_modules():
-            # One part at a time: what is offloaded to the CPU or the disk is fetched for as long as this takes.
-            with align_module_device(module):
-                for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
-                    digest.update(f"{prefix}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-    given = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name)}
-    source = Source(os.fspath(model), **given)
-    config = source.find("config.json")
-    if config is None:
-        raise FileNotFoundError(
-            f"There is no model at {os.fspath(model)!r}: give a folder with config.json, a Hub id or a loaded model."
-        )
-    digest.update(config.read_bytes())
-    options = {name: str(value) for name, value in sorted(kwargs.items()) if name not in TRANSPORT_ARGUMENTS}
-    digest.update(json.dumps(options).encode())
-    commit = commit_of(config)
-    if commit is not None:
-        # A commit of the Hub never changes.
-        digest.update(f"{os.fspath(model)} {commit}".encode())
-        return digest.hexdigest()
-    weights = find_weights(source)
-    for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
-        if path.is_file():
-            stat = path.stat()
-            digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()

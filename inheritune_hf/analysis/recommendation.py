@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from ..layers import describe, is_prefix
 from ..measures import MEASURES, LossWithout, parse_measured
 from ..records import write_json
-from ..students import Reference
-from .attention import find_blocks
+from ..students import OpenedReference, Reference
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without
 from .measurement import (
@@ -27,10 +25,10 @@ from .measurement import (
     evaluating,
     load_model,
     measure_collapse,
+    open_model,
     require_fitting,
     scores_file,
     tokens_fingerprint,
-    weights_fingerprint,
 )
 
 
@@ -70,7 +68,7 @@ class Recommendation:
 
 
 def recommend_layers(
-    reference: Reference | CollapseReport, sequences: Any = None, tau: float = SHARE, **kwargs: Any
+    reference: Reference | OpenedReference | CollapseReport, sequences: Any = None, tau: float = SHARE, **kwargs: Any
 ) -> Recommendation:
     """
     Recommend how many first layers a student should inherit (experimental).
@@ -145,7 +143,7 @@ def lazy_tail_start(max_ranks: Sequence[float | None]) -> int | None:
 
 
 def resolve_measured(
-    reference: Reference, choice: str, sequences: Any, progress: bool = False, **kwargs: Any
+    reference: Reference | OpenedReference, choice: str, sequences: Any, progress: bool = False, **kwargs: Any
 ) -> tuple[int, ...]:
     """
     Return the layers that `auto`, or a measure such as `rank:12`, chooses out of a reference.
@@ -170,7 +168,13 @@ def resolve_measured(
 
 
 def layers_by_measure(
-    reference: Reference, measure: str, count: int, sequences: Any, *, progress: bool = False, **kwargs: Any
+    reference: Reference | OpenedReference,
+    measure: str,
+    count: int,
+    sequences: Any,
+    *,
+    progress: bool = False,
+    **kwargs: Any,
 ) -> tuple[int, ...]:
     """
     Choose `count` layers of a reference by a measure. Of equals the earlier layer is kept.
@@ -206,7 +210,7 @@ def _check_count(count: int, depth: int) -> None:
 
 
 def _by_removal(
-    reference: Reference,
+    reference: Reference | OpenedReference,
     measure: str,
     remove: Callable[[Sequence[int], LossWithout], int],
     tokens: Tensor,
@@ -216,21 +220,17 @@ def _by_removal(
     **kwargs: Any,
 ) -> tuple[int, ...]:
     """Remove layers one by one; the order is kept after each removal, and serves every number of layers."""
-    file, depth, removed = None, 0, list[int]()
-    if cache_dir is not None:
-        weights, data = weights_fingerprint(reference, **kwargs), tokens_fingerprint(tokens)
-        file = scores_file(cache_dir, "removed", measure, weights, data)
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            depth, removed = found["depth"], found["removed"]
-    model = None
-    if not removed or len(removed) < depth - count:
-        model = reference if isinstance(reference, PreTrainedModel) else load_model(reference, **kwargs)
-        depth = len(find_blocks(model))
+    opened = open_model(reference, **kwargs)
+    file, depth, removed = None, opened.depth, list[int]()
     _check_count(count, depth)
+    if cache_dir is not None:
+        file = scores_file(cache_dir, "removed", measure, opened.fingerprint(), tokens_fingerprint(tokens))
+        if file.is_file():
+            removed = json.loads(file.read_text(encoding="utf-8"))["removed"]
     left = [layer for layer in range(depth) if layer not in removed[: depth - count]]
-    if model is None:
+    if len(left) == count:
         return tuple(left)
+    model = load_model(opened)
     require_fitting(model, tokens)
     batches = batches_of(tokens, model)
     runs = sum(range(count + 1, len(left) + 1)) * len(batches)
@@ -240,7 +240,7 @@ def _by_removal(
             removed.append(gone)
             left.remove(gone)
             if file is not None:
-                write_json(file, {"depth": depth, "removed": removed})
+                write_json(file, {"removed": removed})
     return tuple(left)
 
 

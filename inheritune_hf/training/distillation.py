@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .. import __version__
 from ..analysis.attention import find_blocks
-from ..analysis.measurement import weights_fingerprint
 from ..configuration import DISTILLATION_LOSSES, InherituneConfig
+from ..students import open_reference
 from ..students.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
 from .feeding import row_length
 from .top_k import TopKStore
@@ -393,7 +393,7 @@ def _store(trainer: InherituneTrainer, model: PreTrainedModel) -> TopKStore | No
         return None
     tokens = row_length(trainer.train_dataset)
     facts = [
-        weights_fingerprint(model),
+        open_reference(model).fingerprint(),
         recipe.distillation_temperature,
         recipe.distillation_top_k,
         tokens,

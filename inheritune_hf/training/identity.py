@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..analysis.measurement import weights_fingerprint
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
 from ..data.stream import PackedStream
 from ..measures import is_measured
-from ..students import Reference
+from ..students import Reference, open_reference
 from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of, find_weights
 from ..students.reference import find_config, locate
 from .callbacks import on_main_process
@@ -118,7 +117,7 @@ def content_fingerprint(reference: Reference, **kwargs: Any) -> str:
         kwargs: How it is loaded.
     """
     if isinstance(reference, PreTrainedModel):
-        return weights_fingerprint(reference)
+        return open_reference(reference).fingerprint()
     source = locate(reference, dict(kwargs))
     config = find_config(source)
     options = {name: str(value) for name, value in sorted(kwargs.items()) if name not in TRANSPORT_ARGUMENTS}

@@ -21,8 +21,6 @@ from inheritune_hf.analysis.measurement import (
     batches_of,
     head_maps,
     random_twin,
-    scores_folder,
-    weights_fingerprint,
 )
 
 OnGpu = SimpleNamespace(device=torch.device("cuda", 0))
@@ -264,27 +262,6 @@ def test_scores_are_cached(model, sequences, tmp_path, monkeypatch):
     assert len(loads) == 4
 
 
-def test_fingerprints_tell_weights_apart(model, tmp_path):
-    """One changed number is another fingerprint; a copy has the same."""
-    other = copy.deepcopy(model)
-    assert weights_fingerprint(other) == weights_fingerprint(model)
-    with torch.no_grad():
-        other.transformer.h[3].mlp.c_fc.bias[0] += 1e-3
-    assert weights_fingerprint(other) != weights_fingerprint(model)
-    with pytest.raises(FileNotFoundError, match=r"There is no model at .*nothing"):
-        weights_fingerprint(tmp_path / "nothing")
-    assert scores_folder().parts[-2:] == ("inheritune_hf", "analysis")
-
-
-def test_sharded_checkpoints_have_a_fingerprint(model, tmp_path):
-    """Every shard of a checkpoint counts."""
-    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
-    before = weights_fingerprint(tmp_path / "model")
-    shard = next((tmp_path / "model").glob("*-of-*.safetensors"))
-    shard.touch()
-    assert weights_fingerprint(tmp_path / "model") != before
-
-
 def test_sequences_come_in_many_forms(sequences):
     """A tensor, rows, lists and a data set are the same sequences."""
     rows = sequences[:3].tolist()
@@ -305,6 +282,8 @@ def test_sequences_that_cannot_be_measured_are_refused(model):
         measure_collapse(model, [[1, 64]])
     with pytest.raises(ValueError, match="Sequences have tokens from -1 to 1"):
         measure_collapse(model, [[1, -1]])
+    with pytest.raises(OSError, match="nowhere"):
+        measure_collapse("/nowhere", [[1, 2]])
 
 
 def test_batches_hold_at_most_1024_tokens(model):
