@@ -1,18 +1,36 @@
-"""Facts that travel together: where a student comes from, what each round did, how a run ended."""
+"""Records of runs and students, and how every file of facts is written, read and checked."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from .configuration import PARTS
+from .configuration import PARTS, Within, annotations_of, conform
+
+logger = logging.getLogger(__name__)
+
+Record = TypeVar("Record")
+
+#: A number that counts something.
+Count = Annotated[int, Within(0, 1 << 53)]
+
+#: A layer, 0-based, and a depth.
+Layer = Annotated[int, Within(0, 99_999)]
+Depth = Annotated[int, Within(1, 100_000)]
+
+#: Largest file of facts, in bytes, and its deepest nesting.
+MAX_BYTES = 1 << 29
+MAX_NESTING = 100
 
 Outcome = Literal["matched", "no_more_layers", "budget_exhausted", "interrupted"]
 
@@ -43,8 +61,8 @@ class Lineage:
 
     reference: str
     revision: str | None
-    reference_layers: int
-    kept_layers: tuple[int, ...]
+    reference_layers: Depth
+    kept_layers: tuple[Layer, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     inherited: tuple[str, ...] = PARTS
     seed: int | None = None
@@ -66,17 +84,43 @@ class Lineage:
         """Return the lineage as others may read it: no path of a machine is in it."""
         return dataclasses.replace(self, reference=self.reference_name)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the lineage as a dictionary that JSON can hold."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Lineage:
-        """Rebuild a lineage from what `to_dict` returned."""
-        lists = ("kept_layers", "inherited", "query_scales")
-        restored: dict[str, Any] = {name: tuple(value) if name in lists else value for name, value in values.items()}
-        return cls(**restored)
+@dataclass(frozen=True)
+class Validation:
+    """
+    A model's loss on one set of sequences, as sums per document.
+
+    Args:
+        documents (`tuple[int, ...]`): The documents, ascending.
+        loss_sums (`tuple[float, ...]`): Summed loss of each document's counted tokens, in nats.
+        tokens (`tuple[int, ...]`): Counted tokens of each document.
+        correct (`tuple[int, ...]`): Tokens of each document that the model ranked first.
+    """
+
+    documents: tuple[int, ...]
+    loss_sums: tuple[float, ...]
+    tokens: tuple[int, ...]
+    correct: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.documents), len(self.loss_sums), len(self.tokens), len(self.correct)}
+        if len(lengths) != 1 or not self.tokens or min(self.tokens) < 1:
+            raise ValueError("a validation needs documents, and for each a loss, tokens of 1 or more, and hits.")
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over all tokens, in nats per token."""
+        return sum(self.loss_sums) / sum(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the loss."""
+        return math.exp(self.loss)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that the model ranked first."""
+        return sum(self.correct) / sum(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -99,7 +143,7 @@ class Match:
     difference: float
     lower: float | None
     upper: float | None
-    documents: int
+    documents: Count
     note: str = ""
 
 
@@ -122,11 +166,11 @@ class Round:
         epochs (`float`): Passes over the training set when it was judged; whole ones of a stream.
     """
 
-    index: int
-    kept_layers: tuple[int, ...]
-    start_step: int
-    end_step: int
-    tokens: int
+    index: Count
+    kept_layers: tuple[Layer, ...]
+    start_step: Count
+    end_step: Count
+    tokens: Count
     flops: float
     seconds: float
     loss: float
@@ -138,62 +182,6 @@ class Round:
     def layers(self) -> int:
         """Depth of this round's student, in layers."""
         return len(self.kept_layers)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the round as a dictionary that JSON can hold."""
-        return {**dataclasses.asdict(self), "kept_layers": list(self.kept_layers)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Round:
-        """Rebuild a round from what `to_dict` returned."""
-        return cls(**{**values, "kept_layers": tuple(values["kept_layers"]), "match": Match(**values["match"])})
-
-
-@dataclass(frozen=True)
-class Validation:
-    """
-    A model's loss on one set of sequences, as sums per document.
-
-    Args:
-        documents (`tuple[int, ...]`): The documents, ascending.
-        loss_sums (`tuple[float, ...]`): Summed loss of each document's counted tokens, in nats.
-        tokens (`tuple[int, ...]`): Counted tokens of each document.
-        correct (`tuple[int, ...]`): Tokens of each document that the model ranked first.
-    """
-
-    documents: tuple[int, ...]
-    loss_sums: tuple[float, ...]
-    tokens: tuple[int, ...]
-    correct: tuple[int, ...]
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over all tokens, in nats per token."""
-        return sum(self.loss_sums) / sum(self.tokens)
-
-    @property
-    def perplexity(self) -> float:
-        """Exponential of the loss."""
-        return math.exp(self.loss)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of tokens that the model ranked first."""
-        return sum(self.correct) / sum(self.tokens)
-
-    def to_dict(self) -> dict[str, list[float] | list[int]]:
-        """Return the sums as lists that JSON can hold."""
-        return {
-            "documents": list(self.documents),
-            "loss_sums": list(self.loss_sums),
-            "tokens": list(self.tokens),
-            "correct": list(self.correct),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[Any]]) -> Validation:
-        """Rebuild the sums from what `to_dict` returned."""
-        return cls(**{name: tuple(items) for name, items in values.items()})
 
 
 @dataclass(frozen=True)
@@ -213,9 +201,9 @@ class RunState:
     """
 
     identity: Mapping[str, Any]
-    layers: tuple[int, ...]
+    layers: tuple[Layer, ...]
     reference: Validation | None = None
-    start_step: int = 0
+    start_step: Count = 0
     staged: bool = False
     rounds: tuple[Round, ...] = ()
     outcome: Outcome | None = None
@@ -258,42 +246,189 @@ class RunRecord:
         """Return the record as others may read it: no path of a machine is in it."""
         return dataclasses.replace(self, lineage=self.lineage.published())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as a dictionary that JSON can hold."""
-        return {
-            "recipe": dict(self.recipe),
-            "lineage": self.lineage.to_dict(),
-            "rounds": [item.to_dict() for item in self.rounds],
-            "outcome": self.outcome,
-            "target": self.target,
-            "training": dict(self.training),
-        }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
-        """Rebuild a record from what `to_dict` returned."""
-        return cls(
-            recipe=values["recipe"],
-            lineage=Lineage.from_dict(values["lineage"]),
-            rounds=tuple(Round.from_dict(item) for item in values["rounds"]),
-            outcome=values["outcome"],
-            target=values["target"],
-            training=values["training"],
+class RecordError(ValueError):
+    """A file that cannot be used: damaged, of another kind, or written by a later version; names file and field."""
+
+
+def encode(record: Any) -> Any:
+    """Return a record as the dictionary that JSON can hold and `decode` reads."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {item.name: encode(getattr(record, item.name)) for item in dataclasses.fields(record) if item.init}
+    if isinstance(record, Mapping):
+        return {name: encode(value) for name, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [encode(value) for value in record]
+    return record
+
+
+def decode(kind: type[Record], values: Any, where: str, only_known: bool = True) -> Record:
+    """
+    Rebuild a record from what `encode` returned, each field checked against its annotation.
+
+    Args:
+        kind (`type`): A dataclass, or any annotation of what JSON can hold.
+        values: What was read.
+        where (`str`): File or place that an error names.
+        only_known (`bool`, *optional*, defaults to `True`): Whether fields that the record does not have are an error;
+            else they belong to others that share the file, and are left out.
+
+    Raises:
+        RecordError: If a field is missing, unknown, of another type, not finite or out of range.
+    """
+    untyped: Any = kind
+    if not only_known and isinstance(values, Mapping):
+        values = {name: values[name] for name in annotations_of(untyped) if name in values}
+    try:
+        found: Record = conform(untyped, values, "")
+    except ValueError as error:
+        raise RecordError(f"{where}: {str(error).lstrip(': .')}") from error
+    return found
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """
+    Read a JSON file that holds one mapping.
+
+    Args:
+        path (`str` or `os.PathLike`): File.
+        max_bytes (`int`, *optional*, defaults to `MAX_BYTES`): Largest size to read.
+
+    Raises:
+        OSError: If the file is not there or cannot be read.
+        RecordError: If it is too large, is not JSON, nests too deep, or holds something else than a mapping.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise RecordError(f"{path} is larger than {max_bytes:,} bytes: it is not one of this package's files.")
+    try:
+        values = json.loads(content.decode("utf-8"))
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: it is not JSON ({error}).") from error
+    except RecursionError as error:
+        raise RecordError(f"{path} nests deeper than {MAX_NESTING} levels.") from error
+    if not isinstance(values, dict):
+        raise RecordError(f"{path} must hold a mapping, got a {type(values).__name__}.")
+    level: list[Any] = [values]
+    for _ in range(MAX_NESTING):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return values
+    raise RecordError(f"{path} nests deeper than {MAX_NESTING} levels.")
+
+
+def read_record(kind: type[Record], path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Record:
+    """
+    Read a record from a file that `write_record` wrote.
+
+    Raises:
+        OSError: If the file is not there or cannot be read.
+        RecordError: If the file is damaged, its format is later than this version's, or a field cannot be used.
+    """
+    values = read_json(path, max_bytes)
+    known, found = getattr(kind, "FORMAT", 1), values.pop("format", 1)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise RecordError(f"{path}: format must be a whole number of 1 or more, got {found!r}.")
+    if found > known:
+        raise RecordError(
+            f"{path} was written by a later version of inheritune-hf (format {found}, this one reads up to {known}); "
+            "update inheritune-hf."
         )
+    return decode(kind, values, str(path))
+
+
+def write_record(path: str | os.PathLike[str], record: Any) -> None:
+    """Write a record to `path`, with its format's number, so that a reader finds the old file or the new one."""
+    write_json(path, {"format": getattr(record, "FORMAT", 1), **encode(record)})
+
+
+def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write `values` to `path` as JSON so that a reader finds the old file or the new one, never a part."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` so that a reader finds the old file or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    _write_whole(path, text, path.with_name(f".{path.name}.tmp"))
 
 
-def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Write `values` to `path` as JSON so that a reader finds the old file or the new one, never a part."""
-    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+def _write_whole(path: Path, text: str, temporary: Path) -> None:
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder below `HF_HOME` in which something that was measured or made is kept."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "inheritune_hf" / name
+
+
+def digest_of(key: Any) -> str:
+    """Return what tells a key, of what JSON can hold, from others: 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(encode(key), sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Cache(Generic[Record]):
+    """
+    Records by key in a folder, one file each: what was measured before is not measured again.
+
+    An entry that is damaged, of another key, or of another user is named in a warning, dropped, and made anew. Where
+    the folder cannot be written to, a warning says so and nothing is kept.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder; made when the first entry is written. See `cache_folder`.
+        kind (`type`): What an entry is: a dataclass, or any annotation of what JSON can hold.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], kind: type[Record]) -> None:
+        self.folder, self.kind = Path(folder), kind
+
+    def path(self, key: Any) -> Path:
+        """Return the file of an entry."""
+        return self.folder / f"{digest_of(key)}.json"
+
+    def read(self, key: Any) -> Record | None:
+        """Return the entry of `key`, of what JSON can hold, or None if there is none that can be used."""
+        path = self.path(key)
+        try:
+            if hasattr(os, "geteuid") and path.stat().st_uid != os.geteuid():
+                raise RecordError(f"{path} belongs to another user.")
+            values = read_json(path)
+            if values.get("key") != json.loads(json.dumps(encode(key))):
+                raise RecordError(f"{path} is of another key than its name.")
+            return decode(self.kind, values.get("value"), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, RecordError) as error:
+            logger.warning("%s It is dropped and made anew.", error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+
+    def write(self, key: Any, record: Record) -> None:
+        """Keep `record` under `key`; processes may do so at once."""
+        path = self.path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"key": encode(key), "value": encode(record)}, ensure_ascii=False)
+            _write_whole(path, text + "\n", path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+        except OSError as error:
+            logger.warning("%s cannot be written (%s); it is not kept.", path, error)

@@ -549,7 +549,7 @@ def plan_case(folder):
     facts = {}
     for name, more in (
         ("paper", []),
-        ("schedule", ["--keep-layers", "ends:1+1", "--schedule", "ends:2+2", "ends:3+3"]),
+        ("schedule", ["--schedule", "ends:1+1", "ends:2+2", "ends:3+3"]),
         ("capped", ["--max-layers", 5, "--max-steps", 15]),
     ):
         facts[name] = plan_facts(json.loads(inheritune(*words, *more)))
@@ -620,7 +620,7 @@ CASES = {
     "reinherit": run_case({**TOWARDS_REFERENCE, "max_layers": 3}),
     "reinherit-matched": run_case({**TOWARDS_REFERENCE, "tolerance": 2.0, "keep_layers": 2}),
     "reinherit-budget": run_case({}, {"max_steps": 12, "gradient_accumulation_steps": 2}),
-    "schedule": run_case({"keep_layers": "ends:1+1", "schedule": ["ends:1+1", "0:2,3"], "max_layers": 3}),
+    "schedule": run_case({"keep_layers": "half", "schedule": ["ends:1+1", "0:2,3"], "max_layers": 3}),
     "continue-reference": run_case(CONTINUE),
     "continue-copy_last": run_case({**CONTINUE, "new_blocks": "copy_last"}),
     "continue-identity": run_case({**CONTINUE, "new_blocks": "identity"}),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inheritune_hf.figures import loss_panel, save_panels
 from inheritune_hf.publishing import ResultRow, markdown_table
-from inheritune_hf.records import Match, RunRecord, write_text
+from inheritune_hf.records import Match, RunRecord, decode, write_text
 
 HERE = Path(__file__).parent
 
@@ -59,7 +59,7 @@ from converged, and the text is program source: nothing here is evidence about t
 def main(folders: list[str]) -> None:
     """Write embedded.md and losses.png."""
     runs = [json.loads((Path(folder) / "rounds.json").read_text(encoding="utf-8")) for folder in folders]
-    records = [RunRecord.from_dict(run) for run in runs]
+    records = [decode(RunRecord, run, "rounds.json", only_known=False) for run in runs]
     first = runs[0]
     rounds = [
         f"| {run['seed']} | {item.index} | {item.layers} | {item.loss:.4f} | {item.target:.4f} | "

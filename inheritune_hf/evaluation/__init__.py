@@ -1,6 +1,5 @@
 """Measure and compare: losses per document, the match rule, the metric, zero-shot tasks, speed and drafting."""
 
-from ..records import Validation
 from .matching import (
     MIN_DOCUMENTS,
     CorpusComparison,
@@ -41,7 +40,6 @@ __all__ = [
     "TaskScores",
     "TokenPerplexity",
     "ValidatedTrainer",
-    "Validation",
     "compare_losses",
     "compare_on",
     "compare_over_seeds",

@@ -18,10 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .. import __version__
 from ..configuration import InherituneConfig
-from ..evaluation import Validation
 from ..layers import resolve_layers
 from ..measures import MEASURES
-from ..records import Lineage, Match, RunState
+from ..records import Lineage, Match, RunState, Validation, encode
 from ..students import (
     OpenedReference,
     Reference,
@@ -409,7 +408,7 @@ def _with_lineage(
         "torch": torch.__version__,
     }
     lineage = Lineage(reference.name, reference.commit, depth, tuple(layers), versions, (), seed)
-    model.config.inheritune = lineage.to_dict()
+    model.config.inheritune = encode(lineage)
     return model
 
 

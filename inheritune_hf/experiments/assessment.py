@@ -31,7 +31,6 @@ from ..evaluation import (
     Draft,
     Efficiency,
     TaskComparison,
-    Validation,
     compare_on,
     compare_tasks,
     evaluate_tasks,
@@ -42,7 +41,7 @@ from ..evaluation import (
     validate,
 )
 from ..evaluation.speed import fixed_generation
-from ..records import RECORD_FILE, Lineage, write_json
+from ..records import RECORD_FILE, Lineage, Validation, decode, write_json
 from ..training.identity import content_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -303,7 +302,7 @@ def named_reference(student: str, reference: str | None, options: Mapping[str, A
         raise ValueError(
             f"{student} does not name its reference (no field `inheritune` in its config.json); give --reference."
         )
-    known = Lineage.from_dict(lineage)
+    known = decode(Lineage, lineage, "config.inheritune")
     pinned = {} if known.revision is None else {"revision": known.revision}
     return known.reference, {**pinned, **options}
 

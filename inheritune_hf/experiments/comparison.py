@@ -28,9 +28,9 @@ from transformers.integrations.integration_utils import SwanLabCallback, WandbCa
 from ..analysis import NEAR_RANK_ONE, layers_by_measure, leading_sequences, measure_collapse, scores_folder
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
-from ..evaluation import ValidatedTrainer, Validation
+from ..evaluation import ValidatedTrainer
 from ..growth import planned_rounds, rule_from_recipe
-from ..records import write_json
+from ..records import Validation, encode, write_json, write_record
 from ..students import (
     MemoryEstimate,
     Reference,
@@ -478,14 +478,14 @@ class Comparison:
                 "flops": None if tokens is None else tokens * per_token,
                 "selection_loss": self.reference_loss,
                 "lazy_layers": on_main_process(self._lazy_layers(reference)),
-                "test": self._test_loss(reference).to_dict(),
+                "test": encode(self._test_loss(reference)),
             },
             "data": self.ready.splits.facts.to_dict(),
             "sweep": {
                 name: {f"{rate:g}": loss for rate, loss in losses.items()} for name, losses in self.sweep.items()
             },
             "left_out": self.left_out,
-            "cells": [cell.to_dict() for cell in tested],
+            "cells": encode(tested),
         }
 
     def _run(self, variant: Variant, seed: int, rate: float) -> Cell | None:
@@ -555,7 +555,7 @@ class Comparison:
         trainer.save_model(str(folder / MODEL_FOLDER))
         if trainer.args.should_save:
             write_json(folder / LOG_FILE, {"log": trainer.state.log_history})
-            write_json(folder / CELL_FILE, cell.to_dict())
+            write_record(folder / CELL_FILE, cell)
             for path in (folder / "_inheritune", *folder.glob("checkpoint-*")):
                 shutil.rmtree(path)
         trainer.accelerator.wait_for_everyone()
@@ -570,7 +570,7 @@ class Comparison:
         model = auto.from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
         cell = replace(cell, test=self._test_loss(model), lazy_layers=on_main_process(self._lazy_layers(model)))
         if self.args.should_save:
-            write_json(folder / CELL_FILE, cell.to_dict())
+            write_record(folder / CELL_FILE, cell)
         return cell
 
     def _trainer(self, plan: CellPlan) -> ArmTrainer:

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArgument
 
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, DataSplits
-from ..evaluation import Validation
-from ..records import Match, Round
+from ..records import Match, Round, Validation
 from ..students import load_reference_config
 from ..training import InherituneTrainer, RoundProgress
 

@@ -14,9 +14,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..evaluation import SeedDifference, Validation, compare_over_seeds
+from ..evaluation import SeedDifference, compare_over_seeds
 from ..figures import Panel, arm_panel, difference_panel, save_panels
-from ..records import write_text
+from ..records import Validation, decode, read_record, write_text
 from .arms import CONTROLS, parse_arm
 
 #: In a comparison's folder: its records.
@@ -74,31 +74,11 @@ class Cell:
     lazy_layers: int | None = None
     test: Validation | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the cell as a dictionary that JSON can hold."""
-        return {
-            **asdict(self),
-            "selection": self.selection.to_dict(),
-            "test": None if self.test is None else self.test.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Cell:
-        """Rebuild a cell from what `to_dict` returned."""
-        return cls(
-            **{
-                **values,
-                "curve": tuple(map(tuple, values["curve"])),
-                "selection": Validation.from_dict(values["selection"]),
-                "test": None if values["test"] is None else Validation.from_dict(values["test"]),
-            }
-        )
-
 
 def read_cell(folder: Path) -> Cell | None:
     """Read a finished cell; None if there is none."""
     path = folder / CELL_FILE
-    return Cell.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return read_record(Cell, path) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -149,7 +129,7 @@ class ArmResult:
 def arm_results(facts: Mapping[str, Any]) -> list[ArmResult]:
     """Return the result of the reference and of each arm, best test loss first, from the records of a comparison."""
     reference = facts["reference"]
-    start = Validation.from_dict(reference["test"])
+    start = decode(Validation, reference["test"], "reference.test")
     groups = cells_by_arm(facts)
     continued = {cell.seed: cell for cell in groups.get(CONTINUED, ())}
     rows = [
@@ -373,7 +353,7 @@ def cells_by_arm(facts: Mapping[str, Any]) -> dict[str, list[Cell]]:
     """Return the cells of each arm, one for each seed, from the records of a comparison."""
     groups: dict[str, list[Cell]] = {}
     for values in facts["cells"]:
-        cell = Cell.from_dict(values)
+        cell = decode(Cell, values, "comparison.json")
         groups.setdefault(cell.arm, []).append(cell)
     return groups
 

@@ -29,13 +29,13 @@ from ..analysis import (
 from ..configuration import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..data.prepared import keeps_documents_apart
-from ..evaluation import Validation, compare_losses
+from ..evaluation import compare_losses
 from ..figures import loss_panel, save_panels
 from ..growth import rule_from_recipe
 from ..layers import describe
 from ..measures import is_measured
 from ..publishing import ResultRow, markdown_table, terminal_table
-from ..records import Outcome, write_json, write_text
+from ..records import Outcome, Validation, encode, write_json, write_text
 from ..students import OpenedReference, open_reference, prefix_sizes, student_skeleton
 from ..training import (
     CollapseCallback,
@@ -299,7 +299,7 @@ def finish_run(
         write_json(
             output_dir / "rounds.json",
             {
-                **trainer.run_record.to_dict(),
+                **encode(trainer.run_record),
                 "results": [row.to_dict() for row in rows],
                 "curves": curves,
                 "data": splits.facts.to_dict(),

@@ -16,7 +16,8 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from ..records import RECORD_FILE, Lineage, RunRecord, write_json
+from .. import records
+from ..records import RECORD_FILE, Lineage, RecordError, RunRecord, decode, encode, write_json, write_record
 
 #: What may be published; anything else in a folder stays where it is.
 PUBLISHED = [
@@ -99,9 +100,9 @@ def read_record(folder: Path) -> RunRecord:
             "`inheritune train` and save_student write them."
         )
     try:
-        return RunRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); save the student again.") from error
+        return records.read_record(RunRecord, path)
+    except RecordError as error:
+        raise ValueError(f"{error} Save the student again.") from error
 
 
 def stage(folder: Path, target: Path) -> dict[str, str]:
@@ -133,9 +134,11 @@ def stage(folder: Path, target: Path) -> dict[str, str]:
     if not any(target.glob("*.safetensors")):
         raise ValueError(f"There are no weights as safetensors in {folder}; save the student with save_student.")
     if isinstance(config.get("inheritune"), dict):
-        config["inheritune"] = Lineage.from_dict(config["inheritune"]).published().to_dict()
+        config["inheritune"] = encode(
+            decode(Lineage, config["inheritune"], f"{target / 'config.json'}: inheritune").published()
+        )
     write_json(target / "config.json", _without_names(config))
-    write_json(target / RECORD_FILE, read_record(folder).published().to_dict())
+    write_record(target / RECORD_FILE, read_record(folder).published())
     for name in ("generation_config.json", "tokenizer_config.json"):
         if (target / name).is_file():
             write_json(target / name, _without_names(json.loads((target / name).read_text(encoding="utf-8"))))

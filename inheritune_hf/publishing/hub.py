@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration import InherituneConfig
 from ..figures import layer_panel, save_panels
-from ..records import RECORD_FILE, Lineage, RunRecord, write_json, write_text
+from ..records import RECORD_FILE, Lineage, RunRecord, decode, write_record, write_text
 from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, plan_inheritance
 from ..students.connection import CONNECTION_ERRORS
 from ..students.tensors import first_line
@@ -70,7 +70,7 @@ def save_student(
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    write_json(folder / RECORD_FILE, record.to_dict())
+    write_record(folder / RECORD_FILE, record)
     _write_card(folder / "README.md", render_card(record, name or folder.resolve().name))
     _share_as_usual(folder)
 
@@ -122,7 +122,7 @@ def save_inherited(
         tokenizer = None  # a reference without a tokenizer gives a student without one
     if tokenizer is not None and set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         tokenizer = None  # nor does one that Transformers made up, without any words
-    record = RunRecord(recipe.to_dict(), Lineage.from_dict(student.config.inheritune))
+    record = RunRecord(recipe.to_dict(), decode(Lineage, student.config.inheritune, "the student's config.inheritune"))
     save_student(student, folder, record, tokenizer)
     return plan
 

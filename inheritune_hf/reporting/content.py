@@ -19,6 +19,7 @@ from ..experiments.runs import COURSE, without_nothing
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
 from ..layers import describe
 from ..publishing import tables
+from ..records import decode
 from ..training.identity import NUMERIC_ARGUMENTS
 from .summary import RunSummary
 
@@ -182,7 +183,7 @@ def build_comparison(name: str, facts: Mapping[str, Any]) -> Report:
         facts (`Mapping[str, Any]`): Its records, `comparison.json`.
     """
     rows = arm_results(facts)
-    cells = [Cell.from_dict(values) for values in facts["cells"]]
+    cells = [decode(Cell, values, "comparison.json") for values in facts["cells"]]
     settings = facts["settings"]
     training = {name: settings.get(name) for name in NUMERIC_ARGUMENTS}
     loop = _loop([cell.arm for cell in cells])

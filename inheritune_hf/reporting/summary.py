@@ -12,7 +12,7 @@ from ..data import DataFacts
 from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEvaluation
 from ..experiments.results import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
-from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord, RunState
+from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord, RunState, decode
 from ..training.identity import content_fingerprint
 from ..training.staging import read_state
 
@@ -190,7 +190,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _finished(folder: Path, values: dict[str, Any], kept: Mapping[str, Any]) -> RunSummary:
-    record = RunRecord.from_dict(values)
+    record = decode(RunRecord, values, str(folder), only_known=False)
     curves = {name: _curve(points) for name, points in values.get("curves", {}).items()}
     if not curves:
         curves = {"student": _logged_curve(folder)[0]}

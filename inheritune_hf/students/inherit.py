@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel
 from .. import __version__
 from ..configuration import PARTS, InherituneConfig
 from ..layers import resolve_layers
-from ..records import Lineage
+from ..records import Lineage, encode
 from .architectures import (
     Architecture,
     inspect_architecture,
@@ -194,7 +194,7 @@ def _inherit(
     parts = recipe.inherited_parts
     student_config = sliced_config(opened.config, layers)
     scales = query_scales(opened.config, layers, recipe)
-    student_config.inheritune = _lineage(opened, architecture, layers, parts, seed, scales).to_dict()
+    student_config.inheritune = encode(_lineage(opened, architecture, layers, parts, seed, scales))
     blank = inspect_architecture(student_config)
 
     tensors = _kept_tensors(

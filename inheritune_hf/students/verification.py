@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ..layers import describe
-from ..records import RECORD_FILE, Lineage
+from ..records import RECORD_FILE, Lineage, decode
 from .architectures import Architecture, inspect_architecture, join_sources, kept_names, sources_of
 from .attention_scale import query_rows
 from .checkpoints import Source, find_weights, open_tensors
@@ -96,7 +96,11 @@ def verify_student(
     if not isinstance(lineage, dict):
         checks = [Check("lineage", False, "config.json has no lineage (field `inheritune`)")]
     else:
-        checks = list(_against_reference(stored, config, Lineage.from_dict(lineage), trained, reference, kwargs))
+        checks = list(
+            _against_reference(
+                stored, config, decode(Lineage, lineage, "config.inheritune"), trained, reference, kwargs
+            )
+        )
     checks.extend(_in_use(folder))
     return Verification(str(student), trained, tuple(checks))
 

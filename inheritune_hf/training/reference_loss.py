@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
 import transformers
-from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .. import __version__
 from ..data import CausalCollator
-from ..evaluation import Validation
-from ..records import write_json
+from ..records import Cache, Validation, cache_folder
 from .callbacks import on_main_process
 from .identity import content_fingerprint, dataset_fingerprint
 
@@ -42,30 +36,21 @@ def measure_reference(trainer: InherituneTrainer, dataset: Any, metric_key_prefi
     Returns:
         `Validation`: Sums per document.
     """
-    file, key, found = None, None, None
-    if use_cache and trainer.args.process_index == 0:
-        key = _key(trainer, dataset)
-        if key is not None:
-            file = losses_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-            found = _read(file, key)
-    found = on_main_process(found)
+    cache = Cache(cache_folder("reference-losses"), Validation)
+    key = _key(trainer, dataset) if use_cache and trainer.args.process_index == 0 else None
+    found = on_main_process(None if key is None else cache.read(key))
     if found is None:
         validation = _measure(trainer, dataset, metric_key_prefix)
-        if file is not None and key is not None:
-            _keep(file, key, validation)
+        if key is not None:
+            cache.write(key, validation)
         origin = ""
     else:
         validation = trainer.validations[metric_key_prefix] = found
         figures = {"loss": found.loss, "perplexity": found.perplexity, "accuracy": found.accuracy}
         trainer.log({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
-        origin = f" · measured before ({losses_folder()}; reference_cache=False measures it anew)"
+        origin = f" · measured before ({cache.folder}; reference_cache=False measures it anew)"
     logger.info("reference · %d layers · %.4f nats/token%s", trainer.reference_depth, validation.loss, origin)
     return validation
-
-
-def losses_folder() -> Path:
-    """Return the folder in which losses of references are kept, below `HF_HOME`."""
-    return Path(HF_HOME) / "inheritune_hf" / "reference-losses"
 
 
 def _measure(trainer: InherituneTrainer, dataset: Any, metric_key_prefix: str) -> Validation:
@@ -102,24 +87,3 @@ def _key(trainer: InherituneTrainer, dataset: Any) -> dict[str, Any] | None:
         "measured_by": f"{type(trainer).__module__}.{type(trainer).__qualname__}",
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
-
-
-def _read(file: Path, key: dict[str, Any]) -> Validation | None:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        kept = Validation.from_dict(values["validation"]) if values["key"] == key else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read (%s); the reference is measured anew.", file, error)
-        return None
-    return kept
-
-
-def _keep(file: Path, key: dict[str, Any], validation: Validation) -> None:
-    mine = file.with_name(f"{file.stem}.{os.getpid()}")  # two runs may measure the same reference at once
-    try:
-        write_json(mine, {"key": key, "validation": validation.to_dict()})
-        mine.replace(file)
-    except OSError as error:
-        logger.warning("%s cannot be written (%s); the reference's loss is not kept.", file, error)

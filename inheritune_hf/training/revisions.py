@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..publishing import RECORD_FILE
 from ..publishing.bundle import PUBLISHED, read_record
-from ..records import Lineage, Round, RunRecord, write_json
+from ..records import Lineage, Round, RunRecord, decode, write_json, write_record
 from .staging import last_checkpoint
 
 # Taken from the run's own folder, where the last student is: they are the same for every round.
@@ -61,8 +61,8 @@ def _write_round(output_dir: Path, checkpoint: Path, record: RunRecord, item: Ro
     last_one = item.index == len(record.rounds)
     told = dataclasses.replace(
         record,
-        lineage=Lineage.from_dict(config["inheritune"]),
+        lineage=decode(Lineage, config["inheritune"], f"{checkpoint / 'config.json'}: inheritune"),
         rounds=record.rounds[: item.index],
         outcome=record.outcome if last_one else None,
     )
-    write_json(folder / RECORD_FILE, told.to_dict())
+    write_record(folder / RECORD_FILE, told)

@@ -19,7 +19,18 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..records import Round, RunState, Validation, write_json
+from ..records import (
+    Count,
+    RecordError,
+    RunState,
+    Validation,
+    decode,
+    encode,
+    read_json,
+    read_record,
+    write_json,
+    write_record,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +58,9 @@ class Seal:
         epochs (`float`): Passes over the training set so far; whole ones of a stream.
     """
 
-    round_index: int
-    step: int
-    tokens: int
+    round_index: Count
+    step: Count
+    tokens: Count
     seconds: float
     validation: Validation | None = None
     validated_at: int | None = None
@@ -74,35 +85,14 @@ def read_state(output_dir: Path) -> RunState | None:
             )
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); choose another output_dir.") from error
-    reference = values["reference"]
-    return RunState(
-        identity=values["identity"],
-        layers=tuple(values["layers"]),
-        reference=None if reference is None else Validation.from_dict(reference),
-        start_step=values["start_step"],
-        staged=values["staged"],
-        rounds=tuple(Round.from_dict(item) for item in values["rounds"]),
-        outcome=values["outcome"],
-    )
+        return read_record(RunState, path)
+    except RecordError as error:
+        raise ValueError(f"{error} Choose another output_dir.") from error
 
 
 def write_state(output_dir: Path, state: RunState) -> None:
     """Write the state of the run in `output_dir`, atomically."""
-    write_json(
-        output_dir / RUN_FOLDER / _STATE,
-        {
-            "identity": dict(state.identity),
-            "layers": list(state.layers),
-            "reference": None if state.reference is None else state.reference.to_dict(),
-            "start_step": state.start_step,
-            "staged": state.staged,
-            "rounds": [item.to_dict() for item in state.rounds],
-            "outcome": state.outcome,
-        },
-    )
+    write_record(output_dir / RUN_FOLDER / _STATE, state)
 
 
 def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -126,7 +116,7 @@ def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping
 
 def keep_losses(output_dir: Path, round_index: int, losses: Validation) -> None:
     """Keep the losses per document with which a round was judged: its checkpoint may go."""
-    write_json(output_dir / RUN_FOLDER / f"losses-{round_index:02d}.json", losses.to_dict())
+    write_json(output_dir / RUN_FOLDER / f"losses-{round_index:02d}.json", encode(losses))
 
 
 def round_folder(output_dir: Path, round_index: int) -> Path:
@@ -197,14 +187,7 @@ def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
                 for file in sorted(checkpoint.rglob("*"))
                 if file.is_file() and file.name != _SEAL
             },
-            "round_index": seal.round_index,
-            "step": seal.step,
-            "tokens": seal.tokens,
-            "seconds": seal.seconds,
-            "epochs": seal.epochs,
-            "validation": None if seal.validation is None else seal.validation.to_dict(),
-            "validated_at": seal.validated_at,
-            "confirmed": seal.confirmed,
+            **encode(seal),
         },
     )
 
@@ -218,12 +201,11 @@ def unseal_checkpoint(checkpoint: Path) -> None:
 def read_seal(checkpoint: Path) -> Seal | None:
     """Return what a checkpoint says of itself, or None if it is not complete or its seal is damaged."""
     try:
-        values = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        values = read_json(checkpoint / _SEAL)
+        values.pop("files")
+        return decode(Seal, values, str(checkpoint / _SEAL))
+    except (FileNotFoundError, KeyError, RecordError):
         return None
-    values.pop("files")
-    validation = values["validation"]
-    return Seal(**{**values, "validation": None if validation is None else Validation.from_dict(validation)})
 
 
 def last_checkpoint(output_dir: Path, round_index: int) -> tuple[Path, Seal] | None:

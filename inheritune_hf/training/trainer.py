@@ -27,10 +27,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..data.stream import PackedStream
-from ..evaluation import Validation, compare_losses
+from ..evaluation import compare_losses
 from ..growth import GrowthRule, conclude, judge, reopen, round_end, rule_from_recipe
 from ..publishing import push_student, save_student
-from ..records import Lineage, Match, Outcome, Round, RunRecord, RunState
+from ..records import Lineage, Match, Outcome, Round, RunRecord, RunState, Validation, decode
 from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
 from .arguments import check_arguments
 from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
@@ -189,7 +189,7 @@ class InherituneTrainer(DistributedTrainer):
         self._require_student()
         return RunRecord(
             recipe=self.inheritune_config.to_dict(),
-            lineage=Lineage.from_dict(self.student.config.inheritune),
+            lineage=decode(Lineage, self.student.config.inheritune, "the student's config.inheritune"),
             rounds=self.rounds,
             outcome=self.outcome,
             target=self.target_loss(),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from inheritune_hf import compare_losses
-from inheritune_hf.evaluation import Validation, compare_over_seeds, difference_bounds, matching
+from inheritune_hf.evaluation import compare_over_seeds, difference_bounds, matching
 from inheritune_hf.evaluation.matching import bootstrap_bounds
+from inheritune_hf.records import Validation
 
 
 def validation(losses, tokens=None):

@@ -7,7 +7,8 @@ from datasets import Dataset, IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from inheritune_hf.data import CausalCollator
-from inheritune_hf.evaluation import ValidatedTrainer, Validation, document_ids, sequence_sums, sum_by_document
+from inheritune_hf.evaluation import ValidatedTrainer, document_ids, sequence_sums, sum_by_document
+from inheritune_hf.records import Validation, decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -138,5 +139,5 @@ def test_validation_goes_through_json():
     import json
 
     found = Validation((0, 2), (0.1 + 0.2, 1 / 3), (3, 4), (1, 0))
-    assert Validation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert decode(Validation, json.loads(json.dumps(encode(found))), "a file") == found
     assert found.accuracy == 1 / 7

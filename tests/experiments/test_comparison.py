@@ -39,6 +39,7 @@ from inheritune_hf.experiments.comparison import (
     duration,
 )
 from inheritune_hf.experiments.results import Cell, arm_results, read_cell
+from inheritune_hf.records import decode
 from inheritune_hf.reporting import write_report
 from inheritune_hf.students import TrainingSetup
 
@@ -198,7 +199,7 @@ def test_learning_rate_is_chosen_on_the_selection_set(small):
 
 def test_a_match_is_worth_more_than_a_deeper_student(small):
     """The loop goes on with the rate that matched at the fewest layers; a rate that missed has grown deeper."""
-    cell = Cell.from_dict(records(small)["cells"][0])
+    cell = decode(Cell, records(small)["cells"][0], "comparison.json")
     worse = dataclasses.replace(cell.selection, loss_sums=tuple(loss + 1 for loss in cell.selection.loss_sums))
     missed = dataclasses.replace(cell, outcome="no_more_layers", layers=6)
     shallow = dataclasses.replace(cell, outcome="matched", layers=2, selection=worse)
@@ -598,8 +599,8 @@ def only_cell(folder):
 
 def assert_same_cell(folder, whole):
     found, wanted = only_cell(folder), only_cell(whole)
-    assert found.selection.to_dict() == wanted.selection.to_dict()
-    assert found.test.to_dict() == wanted.test.to_dict()
+    assert found.selection == wanted.selection
+    assert found.test == wanted.test
     assert (found.curve, found.steps, found.tokens, found.flops) == (
         wanted.curve,
         wanted.steps,

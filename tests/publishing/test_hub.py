@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from inheritune_hf import from_pretrained_inherited
 from inheritune_hf.publishing import bundle, hub, publish_student, push_student, save_inherited, save_student
-from inheritune_hf.records import Lineage, RunRecord
+from inheritune_hf.records import Lineage, RunRecord, decode
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def student(reference):
 
 
 def record(student):
-    return RunRecord({"keep_layers": "half"}, Lineage.from_dict(student.config.inheritune))
+    return RunRecord({"keep_layers": "half"}, decode(Lineage, student.config.inheritune, "config"))
 
 
 def test_saved_student_is_readable_by_others(student, tmp_path):

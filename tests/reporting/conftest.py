@@ -5,7 +5,7 @@ import json
 import pytest
 from recorded_runs import RECIPE, ROUNDS, full_evaluation, write_comparison, write_run
 
-from inheritune_hf.records import write_json
+from inheritune_hf.records import encode, write_json
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def interrupted(tmp_path):
         "layers": [0, 1, 2, 3, 4, 5],
         "start_step": 120,
         "staged": True,
-        "rounds": [ROUNDS[0].to_dict()],
+        "rounds": [encode(ROUNDS[0])],
         "outcome": "interrupted",
     }
     write_json(folder / "_inheritune" / "state.json", state)

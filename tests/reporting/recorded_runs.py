@@ -12,12 +12,11 @@ from inheritune_hf.evaluation import (
     Speed,
     Spread,
     TaskComparison,
-    Validation,
 )
 from inheritune_hf.experiments.assessment import Laziness, Sample, StudentEvaluation
 from inheritune_hf.experiments.results import Cell
 from inheritune_hf.publishing import ResultRow
-from inheritune_hf.records import Lineage, Match, Round, RunRecord, write_json
+from inheritune_hf.records import Lineage, Match, Round, RunRecord, Validation, encode, write_json
 
 MISS = Match(False, False, 0.0267, 0.0140, 0.0404, 48)
 HIT = Match(True, True, -0.0094, -0.0213, 0.0027, 48)
@@ -53,7 +52,7 @@ def write_run(folder, **changes):
     """Write a finished run with a second round that matched, or what `changes` say."""
     record = RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951, TRAINING)
     values = {
-        **record.to_dict(),
+        **encode(record),
         "results": [row.to_dict() for row in RESULTS],
         "curves": CURVES,
         "data": DATA,
@@ -97,7 +96,7 @@ def comparison_facts(**changes):
     """The records of a comparison of four arms with two seeds, or what `changes` say."""
     reference = {
         "name": "some/reference", "layers": 8, "parameters": 2_127_104, "steps": 500, "tokens": 1_024_000,
-        "flops": 1.2e12, "selection_loss": 5.19, "lazy_layers": 2, "test": validation(5.15).to_dict(),
+        "flops": 1.2e12, "selection_loss": 5.19, "lazy_layers": 2, "test": encode(validation(5.15)),
     }  # fmt: skip
     arms = list(dict.fromkeys(arm for arm, *_ in CELLS))
     compare = {"arms": arms[:3], "controls": True, "seeds": [1, 2], "learning_rates": [1.0, 2.0], "budget": "tokens"}
@@ -110,7 +109,7 @@ def comparison_facts(**changes):
         "data": DATA,
         "sweep": {arm: {"0.002": 5.3, "0.004": 5.4} for arm in arms},
         "left_out": {"stacking": "it doubles a number of layers, and 5 is odd"},
-        "cells": [cell(*values).to_dict() for values in CELLS],
+        "cells": [encode(cell(*values)) for values in CELLS],
     }
     return {**facts, **changes}
 

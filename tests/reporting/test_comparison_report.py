@@ -6,7 +6,7 @@ import pytest
 from recorded_runs import CELLS, LINEAGE, RECIPE, ROUNDS, cell, comparison_facts, write_comparison
 
 from inheritune_hf.experiments.results import HEADERS, arm_results, table_cells
-from inheritune_hf.records import RunRecord, write_json
+from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run, write_report
 from inheritune_hf.reporting.content import Chart, Preformatted, Table, build_comparison, build_report
 
@@ -46,7 +46,7 @@ def test_verdict_says_which_reference_was_matched():
 def test_verdict_is_on_the_plain_loop():
     """A variant of the loop that came out better is not what the comparison is about."""
     taught = [("inheritune/kd", seed, 5.02, 8, "no_more_layers") for seed in (1, 2)]
-    cells = [cell(*values).to_dict() for values in (*taught, *CELLS)]
+    cells = [encode(cell(*values)) for values in (*taught, *CELLS)]
     report = report_of(cells=cells)
     assert (report.outcome, report.good) == ("matched", True)
     assert report.verdict.startswith("The loop (inheritune) matched its starting reference")
@@ -64,15 +64,15 @@ def test_means_are_compared_where_the_recipe_says_so():
 
 def test_misses_and_comparisons_without_the_loop_are_said():
     """A loop that missed, or matched with some seeds, says so; without it the lowest loss is named."""
-    missed = [cell(*values[:4], values[4] and "no_more_layers").to_dict() for values in CELLS]
+    missed = [encode(cell(*values[:4], values[4] and "no_more_layers")) for values in CELLS]
     report = report_of(cells=missed)
     assert (report.outcome, report.good) == ("missed", False)
     assert report.verdict.startswith("The loop (inheritune) did not match its starting reference on the selection set;")
-    part = [missed[0], cell(*CELLS[1]).to_dict(), *missed[2:]]
+    part = [missed[0], encode(cell(*CELLS[1])), *missed[2:]]
     report = report_of(cells=part, recipe={**RECIPE, "target": 5.2})
     assert (report.outcome, report.good) == ("matched in part", None)
     assert "matched the loss that was asked for on the selection set with 1 of 2 seeds" in report.verdict
-    others = [cell(*values).to_dict() for values in CELLS if values[0] not in {"inheritune", "continued"}]
+    others = [encode(cell(*values)) for values in CELLS if values[0] not in {"inheritune", "continued"}]
     report = report_of(cells=others)
     assert (report.outcome, report.good) == ("compared", None)
     assert report.verdict.startswith("Of 2 arms, last/moved-scale has the lowest test loss of those shallower")
@@ -113,7 +113,7 @@ def test_every_figure_is_a_records():
 def test_a_cells_model_shows_its_comparison(comparison):
     """The report of a model that a comparison chose has its table, and its answer on the reference trained on."""
     model = comparison / "inheritune-seed1-lr0.002" / "model"
-    write_json(model / "inheritune_config.json", RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951).to_dict())
+    write_json(model / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951)))
     write_json(model.parent / "cell.json", {})
     report = build_report(read_run(model))
     assert "On the test set it does not match the reference trained on for the same budget: +0.1500" in report.verdict

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_evaluation, write_run
 
-from inheritune_hf.records import RunRecord, write_json
+from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run
 from inheritune_hf.reporting.content import Chart, Paragraph, Preformatted, Table, build_report
 
@@ -43,7 +43,7 @@ def test_a_miss_is_said(tmp_path):
         ("budget_exhausted", "the steps were used up"),
     ):
         record = RunRecord(RECIPE, replace(LINEAGE, kept_layers=(0, 1, 2, 3)), ROUNDS[:1], outcome, 5.1951)
-        folder = write_run(tmp_path / outcome, **record.to_dict())
+        folder = write_run(tmp_path / outcome, **encode(record))
         report = build_report(read_run(folder))
         assert (report.outcome, report.good) == ("missed", False)
         assert report.verdict.startswith(
@@ -52,7 +52,7 @@ def test_a_miss_is_said(tmp_path):
         assert why in report.verdict
         assert "The last student does not match the reference trained on for 240 steps" in report.verdict
         level = [*RESULTS[:3], replace(RESULTS[3], loss=5.14)]
-        write_run(folder, **record.to_dict(), results=[row.to_dict() for row in level])
+        write_run(folder, **encode(record), results=[row.to_dict() for row in level])
         assert "The last student matches, by the mean, the reference" in build_report(read_run(folder)).verdict
         table = next(block for block in blocks_of(report, "losses") if isinstance(block, Table))
         assert table.rows == (("1", "4", "120", "245,760", "5.2219", "5.1951", "+0.0267", "+0.0140 to +0.0404", "no"),)
@@ -63,7 +63,7 @@ def test_unfinished_runs_and_cut_students_have_reports(interrupted, tmp_path):
     report = build_report(read_run(interrupted))
     assert (report.outcome, report.good) == ("interrupted", None)
     assert "was last saved at step 190, and whether it matches its target is not decided" in report.verdict
-    write_json(tmp_path / "cut" / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
+    write_json(tmp_path / "cut" / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
     report = build_report(read_run(tmp_path / "cut"))
     assert (report.outcome, report.good) == ("not trained", None)
     assert report.verdict == "A student of 6 of 8 layers was cut out of some/reference and not trained."
@@ -133,7 +133,7 @@ def test_a_run_can_be_done_again(run):
 
 def test_a_cut_can_be_done_again(tmp_path):
     """A student that was only cut out is cut by a command of its own."""
-    write_json(tmp_path / "cut" / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
+    write_json(tmp_path / "cut" / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
     found = texts_of(build_report(read_run(tmp_path / "cut")), "reproduce")
     assert found["Commands"].splitlines() == [
         "inheritune inherit some/reference --keep-layers half --inherit all --revision 0123abc --output cut",

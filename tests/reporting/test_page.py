@@ -14,7 +14,7 @@ from recorded_runs import DATA, LINEAGE, RECIPE, ROUNDS, full_evaluation, write_
 from inheritune_hf.evaluation import TaskComparison
 from inheritune_hf.experiments.assessment import Sample
 from inheritune_hf.experiments.results import arm_results
-from inheritune_hf.records import RunRecord, write_json
+from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import write_report
 from inheritune_hf.reporting.content import SideBySide, Table
 from inheritune_hf.reporting.page import render_markdown
@@ -60,7 +60,7 @@ def evil_run(folder):
     """A run in which every text that a stranger can choose is markup."""
     sample = Sample(EVIL, EVIL, EVIL)
     task = TaskComparison(EVIL, EVIL, 10, 0.5, 0.1, 0.5, 0.1, 0.0, 0.1, 1.0)
-    record = RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951).to_dict()
+    record = encode(RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951))
     record["lineage"]["reference"] = EVIL
     record["recipe"] = {**record["recipe"], "notes": EVIL}
     write_run(folder, **record, curves={"student": [[60, 5.3]], EVIL: [[60, 5.4]]})
@@ -75,8 +75,8 @@ def evil_run(folder):
 @pytest.mark.parametrize("width", [360, 1440])
 def test_page_is_quiet_and_nothing_overflows(run, interrupted, comparison, browser, tmp_path, width, scheme):
     """No console message, no request but the page itself, nothing wider than the window but tables that scroll."""
-    write_json(tmp_path / "cut" / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
-    deep = write_run(tmp_path / "deep", lineage={**LINEAGE.to_dict(), "reference_layers": 96})
+    write_json(tmp_path / "cut" / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
+    deep = write_run(tmp_path / "deep", lineage={**encode(LINEAGE), "reference_layers": 96})
     evil = write_comparison(tmp_path / "evil", left_out={"stacking": EVIL}, data={**DATA, "source": EVIL})
     for folder in (run, interrupted, comparison, evil, tmp_path / "cut", deep, evil_run(tmp_path / ("long" * 30))):
         _, (path, _, _) = write_report(folder)

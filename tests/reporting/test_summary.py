@@ -3,7 +3,7 @@
 import pytest
 from recorded_runs import LINEAGE, RECIPE, RESULTS, ROUNDS, full_evaluation, write_run
 
-from inheritune_hf.records import RunRecord, write_json
+from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run
 from inheritune_hf.training.identity import content_fingerprint
 
@@ -47,7 +47,7 @@ def test_only_the_evaluation_of_this_student_is_taken(interrupted, run):
 
 def test_cut_student_is_read_from_its_record(tmp_path):
     """A student that was only cut out has a lineage and no rounds."""
-    write_json(tmp_path / "inheritune_config.json", RunRecord(RECIPE, LINEAGE).to_dict())
+    write_json(tmp_path / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
     found = read_run(tmp_path)
     assert (found.trained, found.rounds, found.outcome) == (False, (), None)
     assert found.curves == {"student": ()}

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 import inheritune_hf
 from inheritune_hf import InheritedGPT2, InheritedModelForCausalLM, InherituneConfig, from_pretrained_inherited
-from inheritune_hf.records import Lineage
+from inheritune_hf.records import Lineage, decode
 from inheritune_hf.students import inherit, load_reference_config, plan_inheritance
 from inheritune_hf.students.tensors import Unread
 
@@ -87,7 +87,7 @@ def test_lineage_travels_in_the_config(from_student, published, tmp_path):
     student.save_pretrained(tmp_path / "student")
     written = json.loads((tmp_path / "student" / "config.json").read_text())
     assert written["architectures"] == ["GPT2LMHeadModel"]
-    lineage = Lineage.from_dict(AutoConfig.from_pretrained(tmp_path / "student").inheritune)
+    lineage = decode(Lineage, AutoConfig.from_pretrained(tmp_path / "student").inheritune, "config")
     assert lineage == Lineage(
         reference=str(published),
         revision=None,

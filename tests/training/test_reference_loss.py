@@ -6,12 +6,12 @@ import os
 import pytest
 import tiny
 import torch
+from huggingface_hub import constants
 from test_trainer import run_program
 from transformers import TrainerCallback
 
 from inheritune_hf import InherituneConfig, InherituneTrainer
-from inheritune_hf.training import reference_loss
-from inheritune_hf.training.reference_loss import losses_folder
+from inheritune_hf.records import cache_folder
 
 RECIPE = {"target": "reference", "max_layers": 1, "steps_per_round": 2}
 
@@ -23,7 +23,7 @@ def reference(tmp_path):
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference_loss, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_second_run_does_not_measure_again(reference, tmp_path, measured, capl
 def test_the_cache_may_be_left_alone(reference, tmp_path, measured):
     """Without it nothing is kept and nothing is found."""
     run(tmp_path / "one", reference, cache=False)
-    assert not losses_folder().exists()
+    assert not cache_folder("reference-losses").exists()
     run(tmp_path / "two", reference)
     run(tmp_path / "three", reference, cache=False)
     assert measured.count("reference") == 3
@@ -157,16 +157,16 @@ def test_what_cannot_be_told_apart_is_not_kept(reference, tmp_path, measured):
         measure(tmp_path / "one", reference, selection=rows)
         measure(tmp_path / "two", reference, collator=collate)
     assert len(measured) == 4
-    assert not losses_folder().exists()
+    assert not cache_folder("reference-losses").exists()
 
 
 def test_a_damaged_file_is_measured_anew(reference, tmp_path, measured, caplog):
     """A file that is not what was kept is named, and written again."""
     before = measure(tmp_path / "one", reference)
-    (file,) = losses_folder().iterdir()
+    (file,) = cache_folder("reference-losses").iterdir()
     file.write_text(file.read_text()[:-20])
     assert measure(tmp_path / "two", reference) == before
-    assert f"{file} cannot be read" in caplog.text
+    assert f"{file} is damaged" in caplog.text
     measure(tmp_path / "three", reference)
     assert measured == ["reference", "reference"]
 

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from inheritune_hf.evaluation import Validation
-from inheritune_hf.records import Match, Round, RunState, write_json
+from inheritune_hf.records import Match, Round, RunState, Validation, write_json
 from inheritune_hf.training import staging
 from inheritune_hf.training.staging import (
     Seal,
