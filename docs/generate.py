@@ -81,7 +81,7 @@ def arms_table() -> str:
 
 def comparison_table() -> str:
     """Return the settings of a comparison as a Markdown table."""
-    from inheritune_hf.experiments import CompareConfig
+    from inheritune_hf.configuration import CompareConfig
 
     return settings_table(CompareConfig)
 

@@ -14,10 +14,7 @@ run ends with 75: the same command goes on from its last checkpoint. `inheritune
 
 import sys
 
-from inheritune_hf.cli.train import train
-
-_COMPLETED = {0, 3, 4}
+from inheritune_hf.cli import run
 
 if __name__ == "__main__":
-    status, run = train(sys.argv[1:], prog="run_inheritune.py")
-    sys.exit(0 if status in _COMPLETED and not run.require_match else status)
+    sys.exit(run("train", sys.argv[1:], prog="run_inheritune.py", launched=True))

@@ -174,14 +174,13 @@ def check_script(script, options):
 def test_recipes_are_read_as_they_stand(folder):
     """Every YAML block is a recipe that the command line takes."""
     from inheritune_hf.cli.settings import parse_comparison, parse_settings
-    from inheritune_hf.experiments import CompareConfig
 
     recipes = [(page, block) for page in PAGES for block in blocks(page) if block.language == "yaml"]
     assert len(recipes) >= 4
     for _, block in recipes:
         Path("block.yaml").write_text(block.code, encoding="utf-8")
         if re.search("^arms:", block.code, re.MULTILINE):
-            settings, _ = parse_comparison(["block.yaml"], CompareConfig)
+            settings, _ = parse_comparison(["block.yaml"])
         else:
             settings = parse_settings(["--config", "block.yaml"])
         assert settings.data.train_files or settings.data.dataset_name or settings.data.sources

@@ -11,8 +11,10 @@ import inheritune_hf
 
 PACKAGE = Path(inheritune_hf.__file__).parent
 FLOORS = [
+    "exports",
     "measures",
     "configuration",
+    "config",
     "layers",
     "records",
     "figures",
@@ -47,6 +49,12 @@ def test_imports_run_downward(path):
         if name == "__version__":
             continue
         assert FLOORS.index(name) < here, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_files_say_what_they_hold():
+    """No module is a drawer for what found no place."""
+    drawers = {"utils", "helpers", "common", "misc", "tools"}
+    assert not drawers & {path.stem for path in PACKAGE.rglob("*")}
 
 
 def test_test_modules_have_names_of_their_own():

@@ -5,23 +5,45 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any, NamedTuple
 
-_USAGE = """usage: inheritune VERB [OPTIONS]
+from ..records import EXIT_STATUS
+
+
+class _Verb(NamedTuple):
+    module: str
+    summary: str
+    resumable: bool = False
+
+
+#: Each verb is a function of its name in its module, which is imported when the verb is run.
+_VERBS = {
+    "train": _Verb("runs", "run a recipe, or the embedded default if there is no --reference", resumable=True),
+    "inherit": _Verb("students", "cut a student out of a reference and save it"),
+    "data": _Verb("data", "prepare: tokenize and pack data ahead of time", resumable=True),
+    "doctor": _Verb("students", "say whether and how a reference can be cut, from its config and file headers alone"),
+    "plan": _Verb("runs", "estimate what a run would take, before any weight is downloaded or loaded"),
+    "verify": _Verb("students", "check a saved student against its reference, reload it and let it generate"),
+    "compare": _Verb(
+        "runs",
+        "train other ways to make a model small under the loop's budget, and show them side by side",
+        resumable=True,
+    ),
+    "analyze": _Verb("measurements", "see which layers of a model are lazy, and how many are worth keeping"),
+    "evaluate": _Verb(
+        "measurements", "measure a student beside its reference: loss, speed, memory, drafting, zero-shot tasks"
+    ),
+    "report": _Verb("runs", "write what a run came to as one HTML page, with Markdown and a picture"),
+    "publish": _Verb("students", "put a saved student on the Hub, or show what would go up"),
+}
+
+_LINES = "\n".join(f"  {name:<9} {verb.summary}" for name, verb in _VERBS.items())
+_USAGE = f"""usage: inheritune VERB [OPTIONS]
 
 Make a big causal language model small: inherit its first layers, train, grow until its loss is matched.
 
 verbs:
-  train     run a recipe, or the embedded default if there is no --reference
-  inherit   cut a student out of a reference and save it
-  data      prepare: tokenize and pack data ahead of time
-  doctor    say whether and how a reference can be cut, from its config and file headers alone
-  plan      estimate what a run would take, before any weight is downloaded or loaded
-  verify    check a saved student against its reference, reload it and let it generate
-  compare   train other ways to make a model small under the loop's budget, and show them side by side
-  analyze   see which layers of a model are lazy, and how many are worth keeping
-  evaluate  measure a student beside its reference: loss, speed, memory, drafting, zero-shot tasks
-  report    write what a run came to as one HTML page, with Markdown and a picture
-  publish   put a saved student on the Hub, or show what would go up
+{_LINES}
 
 options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
@@ -32,21 +54,8 @@ exit status of compare: 0 complete, 75 interrupted (run it again), 2 usage, 1 er
 exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """
 
-
-#: The module that holds each verb, as a function of its name.
-_MODULES = {
-    "train": "train",
-    "inherit": "inherit",
-    "data": "data",
-    "doctor": "inspect",
-    "plan": "inspect",
-    "verify": "inspect",
-    "compare": "compare",
-    "analyze": "analyze",
-    "evaluate": "evaluate",
-    "report": "report",
-    "publish": "publish",
-}
+#: What a user can mend, told in one line. A run that can be resumed shows where a RuntimeError comes from.
+_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,11 +69,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"inheritune-hf {__version__}")
         return 0
-    verb, rest = words[0], words[1:]
-    if verb not in _MODULES:
-        verbs = ", ".join(_MODULES)
-        print(f"inheritune: error: there is no verb {verb!r}; it is one of: {verbs}.", file=sys.stderr)
+    if words[0] not in _VERBS:
+        verbs = ", ".join(_VERBS)
+        print(f"inheritune: error: there is no verb {words[0]!r}; it is one of: {verbs}.", file=sys.stderr)
         return 2
-    # What a verb needs is imported when it is run: help and mistakes are answered at once.
-    status: int | tuple[int, object] = getattr(import_module(f".{_MODULES[verb]}", __name__), verb)(rest)
-    return status[0] if isinstance(status, tuple) else status
+    return run(words[0], words[1:])
+
+
+def run(verb: str, argv: Sequence[str], prog: str | None = None, **options: Any) -> int:
+    """
+    Run a verb and return its exit status; an error or an interruption is one line on standard error.
+
+    Args:
+        verb (`str`): Its name.
+        argv (`Sequence[str]`): The words after it.
+        prog (`str`, *optional*): Name of the program in messages.
+        options (`Any`): What the verb's function takes beside the command line.
+    """
+    prog = prog or f"inheritune {verb}"
+    module, _, resumable = _VERBS[verb]
+    errors: tuple[type[Exception], ...] = _ERRORS if resumable else (*_ERRORS, RuntimeError)
+    try:
+        status: int = getattr(import_module(f".{module}", __name__), verb)(argv, prog, **options)
+    except KeyboardInterrupt:
+        if not resumable:
+            raise
+        print(f"{prog}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
+        return EXIT_STATUS["interrupted"]
+    except errors as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1
+    return status

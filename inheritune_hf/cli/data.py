@@ -7,19 +7,10 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..data import DataFacts
 
 
-def data(argv: Sequence[str], prog: str = "inheritune data") -> int:
-    """
-    Prepare a folder of sequences from what the command line and its `--config` say, and print what it holds.
-
-    Returns:
-        `int`: Exit status: 0, 1 error, 2 usage, 75 interrupted (run it again).
-    """
+def data(argv: Sequence[str], prog: str) -> int:
+    """Prepare a folder of sequences from what the command line and its `--config` say, and print what it holds."""
     if not argv or argv[0] != "prepare":
         shown = argv and argv[0] in {"-h", "--help"}
         print(
@@ -32,31 +23,25 @@ def data(argv: Sequence[str], prog: str = "inheritune data") -> int:
 
     from ..data import check_tokenizer, prepare_data
     from ..students import load_reference_config, load_tokenizer
+    from .tables import describe_facts
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    tokenizer = load_tokenizer(options.tokenizer)
     try:
-        tokenizer = load_tokenizer(options.tokenizer)
-        try:
-            reference = load_reference_config(options.tokenizer).get_text_config(decoder=True)
-        except (OSError, ValueError):  # a tokenizer alone, or beside a model that no student is made of
-            reference = None
-        if reference is not None:
-            check_tokenizer(tokenizer, reference.vocab_size, getattr(reference, "eos_token_id", None))
-        facts = prepare_data(
-            config,
-            tokenizer,
-            options.output,
-            seed=options.seed,
-            vocab_size=getattr(reference, "vocab_size", None),
-            context_length=getattr(reference, "max_position_embeddings", None),
-            progress=_progress(),
-        )
-    except KeyboardInterrupt:
-        print(f"{prog} prepare: interrupted; the same command goes on from the last finished part", file=sys.stderr)
-        return 75
-    except (ValueError, OSError) as error:
-        print(f"{prog} prepare: error: {error}", file=sys.stderr)
-        return 1
+        reference = load_reference_config(options.tokenizer).get_text_config(decoder=True)
+    except (OSError, ValueError):  # a tokenizer alone, or beside a model that no student is made of
+        reference = None
+    if reference is not None:
+        check_tokenizer(tokenizer, reference.vocab_size, getattr(reference, "eos_token_id", None))
+    facts = prepare_data(
+        config,
+        tokenizer,
+        options.output,
+        seed=options.seed,
+        vocab_size=getattr(reference, "vocab_size", None),
+        context_length=getattr(reference, "max_position_embeddings", None),
+        progress=_progress(),
+    )
     print(describe_facts(facts))
     print(f"saved in    {options.output} (give it to a run by --dataset_name)")
     return 0
@@ -83,24 +68,3 @@ def _progress() -> Callable[[int, int], None]:
         print(f"tokenized {done:,} of {total:,} documents{left}", file=sys.stderr)
 
     return show
-
-
-def describe_facts(facts: DataFacts) -> str:
-    """Return what was prepared, in aligned lines."""
-    per_token = facts.bytes_per_token
-    near = "not looked for" if facts.near_duplicates is None else f"{facts.near_duplicates:,}"
-    lines = [
-        ("source", facts.source),
-        *((name, _describe_set(getattr(facts, name))) for name in ("train", "selection", "test")),
-        ("bytes/token", "no text" if per_token is None else f"{per_token:.3f}"),
-        ("longest", f"{facts.longest_document:,} tokens"),
-        ("duplicates", f"{facts.shared_documents:,} the same, {near} nearly; {facts.removed_documents:,} removed"),
-        ("skipped", f"{facts.skipped_documents:,} blank, {facts.damaged_rows:,} damaged"),
-        ("dropped", f"{facts.dropped_tokens:,} tokens of the last partial sequence"),
-    ]
-    return "\n".join(f"{name:11} {value}" for name, value in lines)
-
-
-def _describe_set(item: object) -> str:
-    counts = (f"{getattr(item, name):,} {name}" for name in ("documents", "tokens", "sequences"))
-    return ", ".join(counts)

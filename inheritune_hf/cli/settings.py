@@ -1,4 +1,4 @@
-"""Settings of a run from the command line and a YAML or JSON file, by Transformers' own argument parser."""
+"""The settings of a run, from the command line and a YAML or JSON file; every field of its recipe is an option."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from transformers import HfArgumentParser, TrainingArguments
+from ..configuration import CompareConfig, DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
+from .training_options import argument_parser, make_training_arguments, training_options
 
-from ..configuration import DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 Config = TypeVar("Config")
 
-# How files of settings end.
+_DESCRIPTION = (
+    "Inherit the first layers of a reference, train, grow until its loss is matched, and save the student. Without "
+    "--reference the embedded default runs, offline."
+)
+#: How files of settings end.
 _FILES = (".yaml", ".yml", ".json")
 
 
@@ -38,23 +45,19 @@ class PlannedSettings(NamedTuple):
     args: argparse.Namespace
 
 
-def build_parser(prog: str | None = None, more: Sequence[type] = ()) -> HfArgumentParser:
-    """Return the parser of a run: every field of recipe, data settings, `TrainingArguments` and `more` is an option."""
-    settings: Any = (RunConfig, InherituneConfig, DataConfig, TrainingArguments, *more)
-    parser = HfArgumentParser(
-        settings,
-        prog=prog,
-        description="Inherit the first layers of a reference, train, grow until its loss is matched, and save the "
-        "student. Without --reference the embedded default runs, offline.",
-        formatter_class=argparse.HelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins.")
-    _set_readers(parser)
+def build_parser(prog: str, comparison: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of a run, or of a comparison: every field of its configurations is an option."""
+    kinds = [RunConfig, InherituneConfig, DataConfig, training_options(), *([CompareConfig] if comparison else [])]
+    parser = _parser(prog, kinds, _DESCRIPTION)
+    for action in parser._actions:
+        if action.dest in _names_of(training_options()):
+            action.default = argparse.SUPPRESS  # the class itself knows its defaults
     return parser
 
 
-def parse_settings(argv: Sequence[str], defaults: Mapping[str, Any] | None = None, prog: str | None = None) -> Settings:
+def parse_settings(
+    argv: Sequence[str], defaults: Mapping[str, Any] | None = None, prog: str = "inheritune train"
+) -> Settings:
     """
     Read the settings of a run.
 
@@ -67,16 +70,15 @@ def parse_settings(argv: Sequence[str], defaults: Mapping[str, Any] | None = Non
     Raises:
         SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
     """
-    return Settings(*_parse(argv, defaults, prog))
+    with usage_errors(prog):
+        return _settings(_run_options(build_parser(prog), argv, defaults))
 
 
 def parse_comparison(
-    argv: Sequence[str], comparison: type[Config], defaults: Mapping[str, Any] | None = None, prog: str | None = None
-) -> tuple[Settings, Config]:
+    argv: Sequence[str], defaults: Mapping[str, Any] | None = None, prog: str = "inheritune compare"
+) -> tuple[Settings, CompareConfig]:
     """
-    Read the settings of a comparison: those of a run, and the fields of `comparison`.
-
-    The first word may be the file of settings.
+    Read the settings of a comparison, as `parse_settings` reads those of a run; the first word may be their file.
 
     Raises:
         SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
@@ -84,35 +86,15 @@ def parse_comparison(
     words = list(argv)
     if words and not words[0].startswith("-"):
         words = ["--config", *words]
-    *run, config = _parse(words, defaults, prog, (comparison,))
-    return Settings(*run), config
-
-
-def _parse(
-    argv: Sequence[str], defaults: Mapping[str, Any] | None, prog: str | None, more: Sequence[type] = ()
-) -> tuple[Any, ...]:
-    parser = build_parser(prog, more)
-    try:
-        file = _config_file(argv)
-        given = read_mapping(file) if file else {}
-        allowed = _names(parser)
-        reject_unknown_keys(given, allowed, f"{file}: a run")
-        if defaults and "reference" not in given and not _names_reference(argv):
-            parser.set_defaults(**defaults)
-        parser.set_defaults(**given)
-        *parsed, _, unknown = parser.parse_args_into_dataclasses(
-            list(argv), return_remaining_strings=True, look_for_args_file=False
-        )
-        _reject_unknown_options(unknown, allowed)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    return tuple(parsed)
+    with usage_errors(prog):
+        options = _run_options(build_parser(prog, comparison=True), words, defaults)
+        comparison = _made(CompareConfig, options)
+        return _settings(options), comparison
 
 
 def parse_plan(
-    argv: Sequence[str], comparison: type[Config], add_options: Callable[[argparse.ArgumentParser], None], prog: str
-) -> tuple[PlannedSettings, Config | None]:
+    argv: Sequence[str], add_options: Callable[[argparse.ArgumentParser], None], prog: str
+) -> tuple[PlannedSettings, CompareConfig | None]:
     """
     Read the settings of a run, or of a comparison if the file has any of one, without asking what this machine can do.
 
@@ -120,7 +102,6 @@ def parse_plan(
 
     Args:
         argv (`Sequence[str]`): The command line, without the program's name.
-        comparison (`type`): What says the settings that only a comparison has.
         add_options (`Callable`): Adds the options that only a plan has, whose values are in `args` too; `source` is the
             file of settings or the reference.
         prog (`str`): Name of the program in messages.
@@ -129,28 +110,105 @@ def parse_plan(
         SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
     """
 
-    def build(more: Sequence[type]) -> HfArgumentParser:
-        parser = build_parser(prog, more)
+    def build(comparison: bool) -> argparse.ArgumentParser:
+        parser = build_parser(prog, comparison)
         add_options(parser)
         return parser
 
-    try:
-        told = build([comparison]).parse_known_args(list(argv))[0]
+    with usage_errors(prog):
+        told = build(True).parse_known_args(list(argv))[0]
         file, reference = _file_or_reference(told.source, told.config, argv)
         given = read_mapping(file) if file else {}
-        untyped: Any = comparison
-        more = [comparison] if given.keys() & {item.name for item in dataclasses.fields(untyped)} else []
-        reject_unknown_keys(given, _names(build_parser(prog, more)), f"{file}: a run")
-        parser = build(more)
-        parser.set_defaults(**given)
-        options, unknown = parser.parse_known_args(list(argv))
-        _reject_unknown_options(unknown, _names(parser))
+        compares = bool(given.keys() & _names_of(CompareConfig))
+        reject_unknown_keys(given, _options(build_parser(prog, compares)), f"{file}: a run")
+        options = _read(build(compares), argv, given, f"{file}: a run")
         options.reference = reference or options.reference
         made = _made(RunConfig, options), _made(InherituneConfig, options), _made(DataConfig, options)
-        return PlannedSettings(*made, options), _made(comparison, options) if more else None
+        comparison = _made(CompareConfig, options) if compares else None
+    from transformers import TrainingArguments
+
+    for item in dataclasses.fields(TrainingArguments):
+        if not hasattr(options, item.name) and item.default is not dataclasses.MISSING:
+            setattr(options, item.name, item.default)
+    return PlannedSettings(*made, options), comparison
+
+
+def parse_data_settings(
+    argv: Sequence[str], prog: str, add_options: Callable[[argparse.ArgumentParser], None]
+) -> tuple[argparse.Namespace, DataConfig]:
+    """
+    Read data settings and the options that `add_options` adds, from the command line and its `--config`.
+
+    Raises:
+        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
+    """
+    parser = _parser(prog, (DataConfig,))
+    add_options(parser)
+    with usage_errors(prog):
+        file, given = _file(argv)
+        for action in parser._actions:
+            action.required = action.required and action.dest not in given
+        options = _read(parser, argv, given, str(file))
+        return options, _made(DataConfig, options)
+
+
+@contextmanager
+def usage_errors(prog: str) -> Iterator[None]:
+    """Turn settings that cannot be used into a message and exit status 2."""
+    try:
+        yield
     except (ValueError, FileNotFoundError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _run_options(
+    parser: argparse.ArgumentParser, argv: Sequence[str], defaults: Mapping[str, Any] | None
+) -> argparse.Namespace:
+    file, given = _file(argv)
+    if defaults and "reference" not in given and not _names_reference(argv):
+        parser.set_defaults(**defaults)
+    return _read(parser, argv, given, f"{file}: a run")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    made = _made(RunConfig, options), _made(InherituneConfig, options), _made(DataConfig, options)
+    training = {name: getattr(options, name) for name in _names_of(training_options()) if hasattr(options, name)}
+    return Settings(*made, make_training_arguments(training))
+
+
+def _parser(prog: str, kinds: Sequence[type], description: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser whose options are the fields of dataclasses, and `--config`."""
+    parser: argparse.ArgumentParser = argument_parser()(
+        kinds, prog=prog, description=description, formatter_class=argparse.HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins.")
+    # Values that may be a word or a number: the parser knows one type for each option.
+    for action in parser._actions:
+        action.type = _READERS.get(action.dest, action.type)
+    return parser
+
+
+def _read(
+    parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping[str, Any], source: str
+) -> argparse.Namespace:
+    """Return what the command line says, and where it says nothing, what the file does; unknown names are refused."""
+    reject_unknown_keys(given, _options(parser), source)
+    parser.set_defaults(**given)
+    options, unknown = parser.parse_known_args(list(argv))
+    named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in unknown if word.startswith("--")}
+    reject_unknown_keys(dict.fromkeys(sorted(named)), _options(parser), "a run")
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no option; write --name value.")
+    return options
+
+
+def _file(argv: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """Return the file of settings that the command line names, and what it says."""
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only.add_argument("--config")
+    file: str | None = only.parse_known_args(list(argv))[0].config
+    return file, read_mapping(file) if file else {}
 
 
 def _file_or_reference(source: str | None, config: str | None, argv: Sequence[str]) -> tuple[str | None, str | None]:
@@ -166,63 +224,16 @@ def _file_or_reference(source: str | None, config: str | None, argv: Sequence[st
     return config, source
 
 
-def _names(parser: argparse.ArgumentParser) -> set[str]:
+def _options(parser: argparse.ArgumentParser) -> set[str]:
     return {action.dest for action in parser._actions} - {"help", "config"}
 
 
+def _names_of(kind: Any) -> set[str]:
+    return {item.name for item in dataclasses.fields(kind)}
+
+
 def _made(kind: type[Config], options: argparse.Namespace) -> Config:
-    untyped: Any = kind
-    return kind(**{item.name: getattr(options, item.name) for item in dataclasses.fields(untyped)})
-
-
-def _reject_unknown_options(words: Sequence[str], allowed: set[str]) -> None:
-    """Raise a `ValueError` for options that do not exist, with the nearest ones, and for words that are no option."""
-    options = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
-    reject_unknown_keys(dict.fromkeys(sorted(options)), allowed, "a run")
-    if words:
-        raise ValueError(f"{words[0]!r} is no option; write --name value.")
-
-
-def parse_data_settings(
-    argv: Sequence[str], prog: str, add_options: Callable[[argparse.ArgumentParser], None]
-) -> tuple[argparse.Namespace, DataConfig]:
-    """
-    Read data settings and the options that `add_options` adds, from the command line and its `--config`.
-
-    Raises:
-        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
-    """
-    settings: Any = (DataConfig,)
-    parser = HfArgumentParser(settings, prog=prog, formatter_class=argparse.HelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins.")
-    add_options(parser)
-    _set_readers(parser)
-    try:
-        file = _config_file(argv)
-        given = read_mapping(file) if file else {}
-        reject_unknown_keys(given, {action.dest for action in parser._actions} - {"help", "config"}, str(file))
-        for action in parser._actions:
-            action.required = action.required and action.dest not in given
-        parser.set_defaults(**given)
-        config, options = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    return options, config
-
-
-def _set_readers(parser: argparse.ArgumentParser) -> None:
-    # Values that may be a word or a number: the parser knows one type for each option.
-    for action in parser._actions:
-        if action.dest in _READERS:
-            action.type = _READERS[action.dest]
-
-
-def _config_file(argv: Sequence[str]) -> str | None:
-    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    only.add_argument("--config")
-    found: str | None = only.parse_known_args(list(argv))[0].config
-    return found
+    return kind(**{name: getattr(options, name) for name in _names_of(kind)})
 
 
 def _names_reference(argv: Sequence[str]) -> bool:
@@ -233,13 +244,9 @@ def _number_or_word(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def _source(text: str) -> Any:
-    return json.loads(text)
-
-
-_READERS: dict[str, Any] = {
+_READERS: dict[str, Callable[[str], Any]] = {
     "keep_layers": _number_or_word,
     "target": str,
     "confidence": str,
-    "sources": _source,
+    "sources": json.loads,
 }

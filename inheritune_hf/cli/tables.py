@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ..data import DataFacts
     from ..evaluation import Efficiency
     from ..experiments import ComparisonEstimate, StudentEvaluation
+    from ..publishing import Publication
     from ..students import InheritancePlan, MemoryEstimate, RunEstimate, StepTime, TrainingSetup, Verification
 
 
@@ -23,14 +25,26 @@ def human_bytes(count: float) -> str:
     return f"{count:.4g} TB"
 
 
+def _table(title: str, left: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """Return an empty table: columns of words, then columns of numbers."""
+    table = Table(title=title, title_justify="left")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _total(estimate: RunEstimate | ComparisonEstimate) -> list[str]:
+    return [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
+
+
 def show_plan(console: Console, plan: InheritancePlan) -> None:
     """Show which layers are kept and dropped, what that leaves, and what will be read for it."""
     from ..layers import describe
 
-    table = Table(title=f"{plan.reference} ({plan.model_type}, {plan.depth} layers)", title_justify="left")
-    table.add_column("layers")
-    table.add_column("which")
-    table.add_column("parameters", justify="right")
+    title = f"{plan.reference} ({plan.model_type}, {plan.depth} layers)"
+    table = _table(title, ["layers", "which"], ["parameters"])
     for verb, layers in (("kept", plan.kept_layers), ("dropped", plan.dropped_layers)):
         count = sum(plan.layer_parameters[layer] for layer in layers)
         table.add_row(verb, describe(layers) if layers else "none", f"{count:,}")
@@ -69,9 +83,8 @@ def _short(value: object) -> str:
 def show_estimate(console: Console, estimate: RunEstimate) -> None:
     """Show what every round would take, and the memory of every phase."""
     show_plan(console, estimate.plan)
-    table = Table(title="rounds, if all are needed", title_justify="left")
-    for name in ("round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"):
-        table.add_column(name, justify="right")
+    columns = ["round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"]
+    table = _table("rounds, if all are needed", [], columns)
     for index, item in enumerate(estimate.rounds, start=1):
         table.add_row(
             str(index),
@@ -83,8 +96,7 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
             _hours(item.seconds),
         )
     table.add_section()
-    total = [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
-    table.add_row("all", "", "", *total)
+    table.add_row("all", "", "", *_total(estimate))
     console.print(table)
     if estimate.step_time is not None:
         first, measured = estimate.rounds[0], estimate.step_time
@@ -92,15 +104,13 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
         deeper = any(item.layers not in measured.depths for item in estimate.rounds)
         console.print(f"{text} ({'extrapolated in depth' if deeper else 'at that depth'})", markup=False)
     title = f"memory of one process at its peak: {_setup_words(estimate.setup, estimate.loss)}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("phase")
-    for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
-        table.add_column(name, justify="right")
+    kinds = ("weights", "gradients", "optimizer", "activations", "logits", "peak")
+    table = _table(title, ["phase"], kinds)
     phases = [estimate.measuring, estimate.inheriting, *(item.memory for item in estimate.rounds)]
     names = ["measure reference", "build student", *(f"train {item.layers} layers" for item in estimate.rounds)]
     for name, memory in zip(names, phases, strict=True):
-        kinds = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits, memory.peak)
-        table.add_row(name, *("unknown" if kind is None else human_bytes(kind) for kind in kinds))
+        sizes = (getattr(memory, kind) for kind in kinds)
+        table.add_row(name, *("unknown" if size is None else human_bytes(size) for size in sizes))
     console.print(table)
     _note_optimizer(console, estimate.setup, phases)
 
@@ -108,10 +118,8 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
 def show_comparison_estimate(console: Console, estimate: ComparisonEstimate) -> None:
     """Show what a cell of every arm would take, how many there are, and what the whole grid would."""
     title = f"one cell of each arm ({estimate.reference}, {estimate.model_type}, {estimate.depth} layers)"
-    table = Table(title=title, title_justify="left")
-    table.add_column("arm")
-    for name in ("layers", "parameters", "steps", "tokens", "FLOPs", "hours", "peak memory", "cells"):
-        table.add_column(name, justify="right")
+    columns = ["layers", "parameters", "steps", "tokens", "FLOPs", "hours", "peak memory", "cells"]
+    table = _table(title, ["arm"], columns)
     for arm in estimate.arms:
         table.add_row(
             arm.arm,
@@ -125,8 +133,7 @@ def show_comparison_estimate(console: Console, estimate: ComparisonEstimate) -> 
             str(arm.cells),
         )
     table.add_section()
-    total = [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
-    table.add_row("all cells", "", "", *total, "", str(estimate.cells))
+    table.add_row("all cells", "", "", *_total(estimate), "", str(estimate.cells))
     # As wide as it is: names and figures of so many columns are not to be folded.
     table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     console.print(table)
@@ -238,13 +245,41 @@ def _show_efficiency(console: Console, found: Efficiency) -> None:
 
 
 def _side_by_side(title: str, *columns: str, last: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name)
-    for name in ("student", "reference", last):
-        table.add_column(name, justify="right")
-    return table
+    return _table(title, columns, ["student", "reference", last])
 
 
 def _with_error(value: float, error: float | None) -> str:
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
+def describe_facts(facts: DataFacts) -> str:
+    """Return what was prepared, in aligned lines."""
+    per_token = facts.bytes_per_token
+    near = "not looked for" if facts.near_duplicates is None else f"{facts.near_duplicates:,}"
+    lines = [
+        ("source", facts.source),
+        *((name, _describe_set(getattr(facts, name))) for name in ("train", "selection", "test")),
+        ("bytes/token", "no text" if per_token is None else f"{per_token:.3f}"),
+        ("longest", f"{facts.longest_document:,} tokens"),
+        ("duplicates", f"{facts.shared_documents:,} the same, {near} nearly; {facts.removed_documents:,} removed"),
+        ("skipped", f"{facts.skipped_documents:,} blank, {facts.damaged_rows:,} damaged"),
+        ("dropped", f"{facts.dropped_tokens:,} tokens of the last partial sequence"),
+    ]
+    return "\n".join(f"{name:11} {value}" for name, value in lines)
+
+
+def _describe_set(item: object) -> str:
+    counts = (f"{getattr(item, name):,} {name}" for name in ("documents", "tokens", "sequences"))
+    return ", ".join(counts)
+
+
+def show_publication(console: Console, found: Publication) -> None:
+    """Show what goes up, what stays, and what is worth knowing."""
+    console.print("tried out   it loads, runs and generates in a fresh process without inheritune_hf", markup=False)
+    for name, size in found.files.items():
+        console.print(f"goes up     {name} ({human_bytes(size)})", markup=False)
+    for name, reason in found.left_out.items():
+        console.print(f"stays here  {name} ({reason})", markup=False)
+    for note in found.notes:
+        console.print(f"note        {note}", markup=False)
+    console.print(f"{'went to' if found.url else 'would go to'} {found.url or found.repo_id}", markup=False)

@@ -1,14 +1,20 @@
 """The recipe: what to inherit, how to grow, when a student is good enough, and which data to use."""
 
+from .comparison import ARM_NAMES, CONTROLS, LOOP, CompareConfig, split_arm
 from .data import DataConfig
 from .reading import Within, annotations_of, conform, read_mapping, reject_unknown_keys
 from .recipe import DISTILLATION_LOSSES, INHERIT_PRESETS, PARTS, InherituneConfig
-from .run import RunConfig
+from .run import EMBEDDED_DEFAULTS, RunConfig
 
 __all__ = [
+    "ARM_NAMES",
+    "CONTROLS",
     "DISTILLATION_LOSSES",
+    "EMBEDDED_DEFAULTS",
     "INHERIT_PRESETS",
+    "LOOP",
     "PARTS",
+    "CompareConfig",
     "DataConfig",
     "InherituneConfig",
     "RunConfig",
@@ -17,4 +23,5 @@ __all__ = [
     "conform",
     "read_mapping",
     "reject_unknown_keys",
+    "split_arm",
 ]

@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .reading import positive
+
+#: What the embedded run sets unless the user says otherwise: names of recipe and training arguments.
+EMBEDDED_DEFAULTS: dict[str, Any] = {
+    "keep_layers": "half",
+    "steps_per_round": 120,
+    "output_dir": "inheritune-demo",
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 2e-3,
+    "warmup_steps": 0.1,
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+    "eval_strategy": "steps",
+    "eval_steps": 60,
+    "save_steps": 60,
+    "logging_steps": 10,
+    "save_total_limit": 1,
+}
 
 
 @dataclass

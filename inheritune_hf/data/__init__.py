@@ -1,11 +1,18 @@
 """Read text, tokenize it, pack it into sequences, and split it into disjoint train, selection and test sets."""
 
-from .corpora import Document, split_standard_library, standard_library_documents
-from .facts import DataFacts, SetFacts, SourceFacts
-from .packing import CausalCollator, set_fingerprint
-from .prepared import prepare_data
-from .splits import DataSplits, load_data_splits, splits_from_documents
-from .tokenization import check_tokenizer, end_of_text
+from typing import TYPE_CHECKING
+
+from ..exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .corpora import Document, split_standard_library, standard_library_documents
+    from .facts import DataFacts, SetFacts, SourceFacts
+    from .packing import CausalCollator, set_fingerprint
+    from .prepared import prepare_data
+    from .splits import DataSplits, load_data_splits, splits_from_documents
+    from .tokenization import check_tokenizer, end_of_text
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "CausalCollator",

@@ -1,28 +1,35 @@
 """Measure and compare: losses per document, the match rule, the metric, zero-shot tasks, speed and drafting."""
 
-from .matching import (
-    MIN_DOCUMENTS,
-    CorpusComparison,
-    Figures,
-    SeedDifference,
-    compare_losses,
-    compare_on,
-    compare_over_seeds,
-    difference_bounds,
-)
-from .metric import TokenPerplexity
-from .speed import Draft, Efficiency, Size, Speed, Spread, measure_draft, measure_efficiency
-from .tasks import PAPER_TASKS, TaskComparison, TaskScores, compare_tasks, evaluate_tasks, require_harness
-from .validation import (
-    Corpus,
-    ValidatedTrainer,
-    document_ids,
-    preserve_state,
-    read_corpus,
-    sequence_sums,
-    sum_by_document,
-    validate,
-)
+from typing import TYPE_CHECKING
+
+from ..exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .matching import (
+        MIN_DOCUMENTS,
+        CorpusComparison,
+        Figures,
+        SeedDifference,
+        compare_losses,
+        compare_on,
+        compare_over_seeds,
+        difference_bounds,
+    )
+    from .metric import TokenPerplexity
+    from .speed import Draft, Efficiency, Size, Speed, Spread, measure_draft, measure_efficiency
+    from .tasks import PAPER_TASKS, TaskComparison, TaskScores, compare_tasks, evaluate_tasks, require_harness
+    from .validation import (
+        Corpus,
+        ValidatedTrainer,
+        document_ids,
+        preserve_state,
+        read_corpus,
+        sequence_sums,
+        sum_by_document,
+        validate,
+    )
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "MIN_DOCUMENTS",

@@ -1,28 +1,32 @@
 """Whole runs: the recipe on a user's data, the embedded default, controls, and the student beside its reference."""
 
-from .arms import ARMS
-from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
-from .comparison import (
-    ArmEstimate,
-    CompareConfig,
-    ComparisonEstimate,
-    ComparisonResult,
-    estimate_comparison,
-    run_comparison,
-)
-from .controls import Control, random_model, train_control
-from .embedded import EMBEDDED_DEFAULTS, EmbeddedShape, run_embedded
-from .results import RESULT_FILE, write_results
-from .runs import SETTINGS_FILE, RunResult, finish_run, run_recipe
+from typing import TYPE_CHECKING
+
+from ..exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .arms import ARMS
+    from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
+    from .comparison import (
+        ArmEstimate,
+        ComparisonEstimate,
+        ComparisonResult,
+        estimate_comparison,
+        run_comparison,
+    )
+    from .controls import Control, random_model, train_control
+    from .embedded import EmbeddedShape, run_embedded
+    from .results import RESULT_FILE, write_results
+    from .runs import SETTINGS_FILE, RunResult, finish_run, run_recipe
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "ARMS",
-    "EMBEDDED_DEFAULTS",
     "EVALUATION_FILE",
     "RESULT_FILE",
     "SETTINGS_FILE",
     "ArmEstimate",
-    "CompareConfig",
     "ComparisonEstimate",
     "ComparisonResult",
     "Control",

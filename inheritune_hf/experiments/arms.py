@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .. import __version__
-from ..configuration import InherituneConfig
+from ..configuration import LOOP, InherituneConfig, split_arm
 from ..layers import resolve_layers
 from ..measures import MEASURES
 from ..records import Lineage, Match, RunState, Validation, encode
@@ -34,11 +33,6 @@ from ..students import (
 from ..students.attention_scale import scale_queries
 from ..training import InherituneTrainer
 from ..training.expansion import make_identity
-
-#: The arm that says how deep the others are and how long they train, unless the comparison does.
-LOOP = "inheritune"
-#: Arms that keep a comparison honest: run whether or not they are asked for, unless `controls` is off.
-CONTROLS = ("continued", "random", "random-long")
 
 _PAPER = "arXiv 2404.08634v4"
 _PROBED_TOKENS = 8
@@ -570,14 +564,7 @@ def parse_arm(name: str) -> Variant:
     Raises:
         ValueError: If there is no such arm, or it moves no block.
     """
-    word, *marks = name.split("/")
-    if word not in ARMS or set(marks) - {"moved-scale", "kd"} or len(set(marks)) < len(marks):
-        nearest = difflib.get_close_matches(word, ARMS, n=1)
-        raise ValueError(
-            f"There is no arm {name!r}"
-            + (f" (did you mean {nearest[0]!r}?)" if nearest and nearest[0] != word else "")
-            + f": write one of {', '.join(ARMS)}, and after it /moved-scale or /kd if wanted."
-        )
+    word, marks = split_arm(name)
     arm = ARMS[word]
     if "moved-scale" in marks and not arm.moves:
         raise ValueError(f"{name!r}: {word} moves no block, so no attention scale moves with one.")

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations.integration_utils import SwanLabCallback, WandbCallback
 
 from ..analysis import NEAR_RANK_ONE, layers_by_measure, leading_sequences, measure_collapse, scores_folder
-from ..configuration import DataConfig, InherituneConfig, RunConfig
+from ..configuration import CONTROLS, LOOP, CompareConfig, DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer
 from ..growth import planned_rounds, rule_from_recipe
@@ -55,7 +55,7 @@ from ..students.memory import planned_loss
 from ..training import check_arguments, on_main_process
 from ..training.distillation import compares_states
 from ..training.staging import check_identity, last_checkpoint
-from .arms import ARMS, CONTROLS, LOOP, ArmTrainer, Variant, check_arm, parse_arm
+from .arms import ArmTrainer, Variant, check_arm, parse_arm
 from .controls import with_changes
 from .embedded import EmbeddedShape, prepare_embedded
 from .results import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, Cell, read_cell, write_results
@@ -80,100 +80,10 @@ _OF_THE_LOOP = (
 PAPER_DISTILLATION = "cross_entropy=0.6,forward_kl=0.4"
 
 
-@dataclass
-class CompareConfig:
-    """
-    Say which arms are compared, with which seeds, under which budget.
-
-    Raises:
-        ValueError: If a value cannot be used; the message says what came and what is allowed.
-    """
-
-    arms: list[str] = field(
-        default_factory=lambda: [
-            "inheritune",
-            "inherited",
-            "random",
-            "stacking",
-            "hybrid-stacking",
-            "half-width",
-            "last",
-        ],
-        metadata={
-            "help": f"Arms to compare, out of {', '.join(ARMS)}; with /moved-scale or /kd after the name if wanted."
-        },
-    )
-    controls: bool = field(
-        default=True,
-        metadata={
-            "help": "Compare with the reference trained further, with random weights, and with random weights that get "
-            "the reference's own training too, whether or not arms names them."
-        },
-    )
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; every arm is run with each."})
-    learning_rates: list[float] = field(
-        default_factory=lambda: [0.5, 1.0, 2.0],
-        metadata={
-            "help": "Learning rates to try with the first seed, as multiples of learning_rate; each arm goes on with "
-            "the one of the lowest selection loss, the loop with that of its shallowest match."
-        },
-    )
-    budget: str = field(
-        default="tokens",
-        metadata={
-            "help": "What every arm gets as much of: 'tokens' or 'flops'; under either the controls take the loop's "
-            "steps."
-        },
-    )
-    budget_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Optimizer steps that make the budget; if not given, what the loop took over all its rounds, seed "
-            "by seed."
-        },
-    )
-    layers: int | None = field(
-        default=None,
-        metadata={
-            "help": "Depth of the other arms' models; if not given, that of the loop's last student, seed by seed."
-        },
-    )
-    reference_steps: int | None = field(
-        default=None,
-        metadata={"help": "Steps of this batch size that the reference itself was trained for; random-long needs it."},
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("arms", "seeds", "learning_rates"):
-            values = getattr(self, name)
-            if not isinstance(values, list) or not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be a list of different values, got {values!r}.")
-        for arm in self.arms:
-            parse_arm(arm)
-        self.learning_rates = [float(rate) for rate in self.learning_rates]
-        if not all(rate > 0 for rate in self.learning_rates):
-            raise ValueError(f"learning_rates must be multiples above 0, got {self.learning_rates!r}.")
-        if self.budget not in ("tokens", "flops"):
-            raise ValueError(f"budget must be tokens or flops, got {self.budget!r}.")
-        for name in ("budget_steps", "layers", "reference_steps"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-        if LOOP not in self.arms and not (self.budget_steps and self.layers):
-            raise ValueError(
-                "Without the arm 'inheritune' nothing says how deep the others are and how long they train: give "
-                "layers and budget_steps."
-            )
-
-    @property
-    def cells(self) -> int:
-        """Cells of each arm: one for each learning rate with the first seed, and one for each further seed."""
-        return len(self.learning_rates) + len(self.seeds) - 1
-
-    def variants(self) -> list[Variant]:
-        """Return the arms in the order in which they run: the loop first, because the others' budgets follow it."""
-        names = dict.fromkeys([*self.arms, *(CONTROLS if self.controls else ())])
-        return sorted(map(parse_arm, names), key=lambda variant: variant.arm.name != LOOP)
+def variants_of(compare: CompareConfig) -> list[Variant]:
+    """Return the arms in the order in which they run: the loop first, because the others' budgets follow it."""
+    names = dict.fromkeys([*compare.arms, *(CONTROLS if compare.controls else ())])
+    return sorted(map(parse_arm, names), key=lambda variant: variant.arm.name != LOOP)
 
 
 # What each cell trains, and for how long
@@ -379,7 +289,7 @@ def run_comparison(
     recipe = measured_recipe(recipe, ready, args)
     comparison = Comparison(compare, ready, recipe, args, reference_steps, console)
     chosen: list[Cell] = []
-    for variant in compare.variants():
+    for variant in variants_of(compare):
         cells = comparison.run_arm(variant)
         if cells is None:
             return ComparisonResult(False, comparison.folder)
@@ -431,7 +341,7 @@ class Comparison:
         self.left_out: dict[str, str] = {}
         self._costs: dict[int, LoopCost] = {}
         self._done = 0
-        self._total = len(compare.variants()) * compare.cells
+        self._total = len(variants_of(compare)) * compare.cells
         self._seconds: list[float] = []
 
     def run_arm(self, variant: Variant) -> list[Cell] | None:
@@ -848,7 +758,7 @@ def estimate_comparison(
     cost: LoopCost | None = None
     planned: list[_PlannedArm] = []
     left_out: dict[str, str] = {}
-    for variant in compare.variants():
+    for variant in variants_of(compare):
         reason = budget.reason_against(variant, [cost])
         if reason:
             left_out[variant.name] = reason

@@ -14,10 +14,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..configuration import CONTROLS
 from ..evaluation import SeedDifference, compare_over_seeds
 from ..figures import Panel, arm_panel, difference_panel, save_panels
 from ..records import Validation, decode, read_record, write_text
-from .arms import CONTROLS, parse_arm
+from .arms import parse_arm
 
 #: In a comparison's folder: its records.
 RESULT_FILE = "comparison.json"

@@ -1,23 +1,30 @@
 """Students: ordinary Transformers models that hold some of a reference's layers."""
 
-from .architectures import (
-    Architecture,
-    find_blocks,
-    inspect_architecture,
-    kept_names,
-    prefix_sizes,
-    student_skeleton,
-)
-from .checkpoints import Source, Weights, find_weights, open_tensors
-from .config_fields import SUPPORTED_MODEL_TYPES, logit_shaping, sliced_config
-from .estimation import RoundEstimate, RunEstimate, estimate_run
-from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
-from .inspection import FilePlan, InheritancePlan, plan_inheritance
-from .memory import KNOWN_OPTIMIZERS, MemoryEstimate, TrainingSetup, training_memory
-from .reference import OpenedReference, Reference, load_reference_config, load_tokenizer, open_reference
-from .tensors import Unread
-from .throughput import StepTime, measure_step
-from .verification import Check, Verification, verify_student
+from typing import TYPE_CHECKING
+
+from ..exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .architectures import (
+        Architecture,
+        find_blocks,
+        inspect_architecture,
+        kept_names,
+        prefix_sizes,
+        student_skeleton,
+    )
+    from .checkpoints import Source, Weights, find_weights, open_tensors
+    from .config_fields import SUPPORTED_MODEL_TYPES, logit_shaping, sliced_config
+    from .estimation import RoundEstimate, RunEstimate, estimate_run
+    from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
+    from .inspection import FilePlan, InheritancePlan, plan_inheritance
+    from .memory import KNOWN_OPTIMIZERS, MemoryEstimate, TrainingSetup, training_memory
+    from .reference import OpenedReference, Reference, load_reference_config, load_tokenizer, open_reference
+    from .tensors import Unread
+    from .throughput import StepTime, measure_step
+    from .verification import Check, Verification, verify_student
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "DEFAULT_SEED",

@@ -1,10 +1,17 @@
 """Train and grow: the loop inside Transformers' own Trainer."""
 
-from .arguments import check_arguments
-from .callbacks import ReferenceLossStopCallback, RoundProgress, on_main_process
-from .collapse import CollapseCallback
-from .identity import check_output_dir, numeric_arguments
-from .trainer import InherituneTrainer
+from typing import TYPE_CHECKING
+
+from ..exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .arguments import check_arguments
+    from .callbacks import ReferenceLossStopCallback, RoundProgress, on_main_process
+    from .collapse import CollapseCallback
+    from .identity import check_output_dir, numeric_arguments
+    from .trainer import InherituneTrainer
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "CollapseCallback",

@@ -25,10 +25,10 @@ from transformers.integrations import integration_utils
 
 from inheritune_hf import DataConfig, InherituneConfig
 from inheritune_hf.cli.settings import parse_comparison
-from inheritune_hf.configuration import RunConfig
+from inheritune_hf.configuration import ARM_NAMES, CONTROLS, CompareConfig, RunConfig
 from inheritune_hf.data import CausalCollator
-from inheritune_hf.experiments import ARMS, CompareConfig, estimate_comparison, run_comparison, write_results
-from inheritune_hf.experiments.arms import CONTROLS, ArmTrainer, parse_arm
+from inheritune_hf.experiments import ARMS, estimate_comparison, run_comparison, write_results
+from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
 from inheritune_hf.experiments.comparison import (
     PAPER_DISTILLATION,
     Budget,
@@ -244,7 +244,7 @@ def test_report_tells_the_comparison_again(small, material, tmp_path):
     for row in arm_results(records(small)):
         assert f"{row.loss:.4f}" in page.read_text()
     (tmp_path / "again.json").write_text(json.dumps(records(small)["settings"]))
-    settings, again = parse_comparison([str(tmp_path / "again.json"), "--use_cpu"], CompareConfig)
+    settings, again = parse_comparison([str(tmp_path / "again.json"), "--use_cpu"])
     assert asdict(again) == records(small)["compare"]
     assert (settings.run.reference, settings.recipe.max_layers) == (str(material / "reference"), 2)
     assert (settings.data.block_size, settings.args.learning_rate) == (8, 0.01)
@@ -794,3 +794,8 @@ def test_interrupted_cells_of_several_stages_go_on_to_the_same_bits(material, tm
     assert compare(material, tmp_path / "cut", [arm], [1], recipe=recipe, **fixed).complete
     assert len(taken) == fixed["budget_steps"]
     assert_same_cell(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_every_arm_has_its_name_in_the_settings():
+    """The names that a comparison takes are those of the arms, in their order."""
+    assert tuple(ARMS) == ARM_NAMES

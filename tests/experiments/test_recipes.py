@@ -12,7 +12,7 @@ from transformers import GPT2Config
 
 from inheritune_hf.cli import main
 from inheritune_hf.cli.settings import parse_comparison, parse_settings
-from inheritune_hf.experiments import CompareConfig, run_comparison, run_recipe
+from inheritune_hf.experiments import run_comparison, run_recipe
 from inheritune_hf.experiments.arms import parse_arm
 from inheritune_hf.students import MemoryEstimate, estimation
 
@@ -53,7 +53,7 @@ def test_recipe_is_read(path):
             continue
         assert SOURCE.match(line.partition("# ")[2]), line
     if "arms" in values:
-        _, config = parse_comparison([str(path), "--use_cpu", "--tf32", "false", "--bf16", "false"], CompareConfig)
+        _, config = parse_comparison([str(path), "--use_cpu", "--tf32", "false", "--bf16", "false"])
         assert config.layers == values.get("layers")
     else:
         settings = parse_settings(["--config", str(path), "--use_cpu", "--tf32", "false", "--bf16", "false"])
@@ -127,7 +127,7 @@ def test_recipe_runs_at_toy_width(path, tmp_path):
     changed.write_text(yaml.safe_dump(values))
     console = Console(quiet=True)
     if "arms" in values:
-        settings, config = parse_comparison([str(changed)], CompareConfig)
+        settings, config = parse_comparison([str(changed)])
         assert run_comparison(config, *settings, console=console).complete
         return
     settings = parse_settings(["--config", str(changed), "--max_steps", "6"])

@@ -1,0 +1,218 @@
+"""The verbs that measure models: `analyze` one, or `evaluate` a student beside its reference."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..records import write_json
+from .parsing import VerbParser, quiet_transformers, source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..evaluation import Corpus
+
+
+def analyze(argv: Sequence[str], prog: str) -> int:
+    """Measure a model, print a table and a recommendation, and write JSON, CSV and pictures."""
+    parser = VerbParser(prog, "See which layers of a model are lazy.")
+    add = parser.add_argument
+    add("reference", help="Hub id or path of a reference or a student.")
+    add("--output", help="Folder for JSON, CSV and pictures (default: analysis-NAME).")
+    add("--files", nargs="+", default=[], help="Text, JSONL or Parquet files to measure on.")
+    add("--sequences", type=int, default=100, help="Sequences (default: 100, as in the paper).")
+    add("--tokens", type=int, help="Tokens of each (default: 100, as in the paper).")
+    add("--tau", type=float, default=0.9, help="Share of the squared spectrum (default: 0.9).")
+    add(
+        "--heads",
+        nargs="+",
+        type=_layer_and_head,
+        metavar="LAYER:HEAD",
+        help="Heads to draw (default: four of all ranks).",
+    )
+    add("--revision", help="Branch, tag or commit on the Hub.")
+    add("--dtype", default="auto", help="Precision to load in (default: as saved).")
+    add("--device-map", help="Where to load it, such as auto, cuda or cpu.")
+    add("--no-controls", action="store_true", help="Leave out the randomly initialised twin.")
+    add("--no-blocks", action="store_true", help="Leave out influence and losses of blocks.")
+    add("--no-cache", action="store_true", help="Measure anew, and keep no scores.")
+    options = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from ..analysis import SHARES, default_sequences, measure_collapse, paper_tokens, recommend_layers, scores_folder
+    from ..analysis.plots import draw_report, layer_table
+    from ..students import load_tokenizer
+
+    quiet_transformers(warnings=True)
+    where = source(options)
+    placed = {} if options.device_map is None else {"device_map": options.device_map}
+    tokenizer = load_tokenizer(options.reference, **where)
+    tokens = options.tokens or paper_tokens(options.reference, **where)
+    sequences = default_sequences(tokenizer, options.sequences, tokens, options.files)
+    report = measure_collapse(
+        options.reference,
+        sequences,
+        shares=(*SHARES, options.tau),
+        controls=not options.no_controls,
+        blocks=not options.no_blocks,
+        heads=options.heads,
+        cache_dir=None if options.no_cache else scores_folder(),
+        progress=True,
+        dtype=options.dtype,
+        **where,
+        **placed,
+    )
+    advice = recommend_layers(report, tau=options.tau)
+    folder = Path(options.output or f"analysis-{Path(options.reference).name}")
+    pictures = draw_report(report, folder, options.tau)
+    report.to_json(folder / "collapse.json")
+    report.to_pandas().to_csv(folder / "collapse.csv", index=False)
+    write_json(folder / "recommendation.json", advice.to_dict())
+    console = Console()
+    console.print(layer_table(report, options.tau))
+    for line in (*advice.evidence, *advice.disagreements):
+        console.print(f"· {line}", highlight=False)
+    console.print(f"keep_layers: {len(advice.layers)} of {advice.depth} (experimental; basis: {advice.basis})")
+    console.print(f"saved in {folder}: collapse.json, collapse.csv, " + ", ".join(path.name for path in pictures))
+    return 0
+
+
+def _layer_and_head(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"a head is LAYER:HEAD, both counted from 0, such as 4:2; got {text!r}.")
+    return int(match[1]), int(match[2])
+
+
+def evaluate(argv: Sequence[str], prog: str) -> int:
+    """Measure a student beside its reference, print tables and write `evaluation.json`."""
+    options = _evaluation_parser(prog).parse_args(argv)
+
+    from huggingface_hub.constants import HF_HOME
+    from rich.console import Console
+
+    from ..experiments import EVALUATION_FILE, evaluate_student
+    from ..students import load_tokenizer
+    from .tables import show_evaluation
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("inheritune_hf").setLevel(logging.INFO)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    quiet_transformers(warnings=True)
+    student = Path(options.student)
+    output = Path(options.output) if options.output else (student if student.is_dir() else Path()) / EVALUATION_FILE
+    tasks = [*options.tasks, *options.task_files]
+    tokenizer = load_tokenizer(options.student)
+    found = evaluate_student(
+        options.student,
+        options.reference,
+        _corpora(options, tokenizer),
+        tokenizer,
+        parts=[*options.parts, *(["tasks"] if tasks else [])],
+        output=output,
+        tolerance=options.tolerance,
+        confidence=options.confidence,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        tasks=tasks,
+        task_limit=options.task_limit,
+        task_cache=Path(HF_HOME) / "inheritune_hf" / "tasks",
+        efficiency={
+            "batch_sizes": options.generation_batches,
+            "settings": options.settings,
+            "new_tokens": options.new_tokens,
+            "repeats": options.repeats,
+        },
+        reference_kwargs=source(options),
+        command=shlex.join([*prog.split(), *argv]),
+    )
+    show_evaluation(Console(highlight=False), found)
+    print(f"saved in    {output}")
+    return 0
+
+
+def _evaluation_parser(prog: str) -> VerbParser:
+    parser = VerbParser(prog, "Measure a student beside its reference.")
+    add = parser.add_argument
+    add("student", help="Folder or Hub id of the student.")
+    add("--reference", help="Folder or Hub id of the reference (default: what the student's lineage names).")
+    add("--revision", help="Branch, tag or commit of the reference on the Hub.")
+    add("--files", nargs="+", default=[], help="Text to evaluate on (default: test modules of the embedded text).")
+    add("--config", metavar="FILE", help="Recipe of the run: its own test set is evaluated on.")
+    add(
+        "--second-files",
+        nargs="+",
+        action="append",
+        default=[],
+        help="Another corpus on which the verdict is looked at again; may be given several times.",
+    )
+    add("--text-column", default="text", help="Column that holds a document (default: text).")
+    add("--block-size", type=int, help="Tokens of a sequence (default: the context, at most 1024).")
+    add(
+        "--max-sequences",
+        type=int,
+        help="Sequences kept of each document (default: 8 of the embedded text, all of files).",
+    )
+    add("--tolerance", type=float, default=0.01, help="Nats per token that still match (default: 0.01).")
+    add("--confidence", type=_confidence, default=0.95, help="One-sided; none compares means (default: 0.95).")
+    add("--batch-size", type=int, default=8, help="Sequences at a time (default: 8).")
+    add("--dtype", default="float32", help="Type of both models' weights (default: float32).")
+    parts = ("loss", "efficiency", "draft", "layers", "samples")
+    add("--parts", nargs="+", choices=parts, default=list(parts), help="What to measure (default: everything).")
+    add("--tasks", nargs="+", default=[], help="Zero-shot tasks of lm-evaluation-harness, by name.")
+    add("--task-files", nargs="+", default=[], help="Zero-shot tasks in JSONL files.")
+    add("--task-limit", type=int, help="Rows of each task (default: all).")
+    add("--settings", nargs="+", default=["sdpa"], help="Attention to time: sdpa, eager, sdpa+compile, eager+compile.")
+    add(
+        "--generation-batches",
+        nargs="+",
+        type=int,
+        default=[1, 8],
+        help="Sequences generated at a time when timing (default: 1 8).",
+    )
+    add("--new-tokens", type=int, default=32, help="Tokens to generate when timing (default: 32).")
+    add("--repeats", type=int, default=7, help="Times each figure is timed (default: 7).")
+    add("--output", help="File to write (default: evaluation.json in the student's folder).")
+    return parser
+
+
+def _confidence(text: str) -> float | None:
+    from ..configuration.reading import one_sided
+
+    try:
+        return one_sided(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Corpus]:
+    """Return the test set, then the corpora that the verdict is looked at on again."""
+    from ..data import load_data_splits, set_fingerprint
+    from ..evaluation import Corpus, read_corpus
+    from ..students import load_reference_config
+    from .settings import parse_settings
+
+    text = load_reference_config(options.student).get_text_config(decoder=True)
+    block = options.block_size or min(getattr(text, "max_position_embeddings", None) or 1024, 1024)
+
+    def read(files: Sequence[str], most: int | None) -> Corpus:
+        return read_corpus(files, tokenizer, text.vocab_size, block, most, options.text_column)
+
+    if options.config and options.files:
+        raise ValueError("Give --config or --files, not both.")
+    if options.config:
+        run = parse_settings(["--config", options.config])
+        size = options.block_size or run.data.block_size or block
+        splits = load_data_splits(run.data, tokenizer, block_size=size, seed=run.args.seed, vocab_size=text.vocab_size)
+        first = Corpus(f"test set of {Path(options.config).name}", splits.test, set_fingerprint(splits.test))
+    else:
+        first = read(options.files, options.max_sequences or (None if options.files else 8))
+    return [first, *(read(files, options.max_sequences) for files in options.second_files)]

@@ -1,0 +1,199 @@
+"""The verbs about whole runs: `train`, `compare`, `plan` and `report`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..configuration import EMBEDDED_DEFAULTS
+from ..records import EXIT_STATUS
+from .parsing import VerbParser, print_json, quiet_console, quiet_transformers
+from .settings import PlannedSettings, parse_comparison, parse_plan, parse_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import TrainingArguments
+
+    from ..configuration import DataConfig, InherituneConfig
+    from ..students import TrainingSetup
+
+
+def train(argv: Sequence[str], prog: str, launched: bool = False) -> int:
+    """
+    Run what the command line and its `--config` say, and return how it ended.
+
+    Args:
+        argv (`Sequence[str]`): The command line.
+        prog (`str`): Name of the program in messages.
+        launched (`bool`, *optional*, defaults to `False`): Return 0 for every completed outcome unless
+            `require_match` is set: a launcher calls any other status a crash.
+    """
+    settings = parse_settings(argv, EMBEDDED_DEFAULTS, prog)
+
+    from ..experiments import run_embedded, run_recipe
+
+    begin = run_embedded if settings.run.reference is None else run_recipe
+    result = begin(*settings, console=_progress_console(settings.args))
+    completed = result.outcome != "interrupted"
+    return 0 if launched and completed and not settings.run.require_match else EXIT_STATUS[result.outcome]
+
+
+def compare(argv: Sequence[str], prog: str) -> int:
+    """Run the comparison that the recipe says, and return 0 if it is complete, else 75."""
+    defaults = {**EMBEDDED_DEFAULTS, "output_dir": "inheritune-comparison"}
+    settings, config = parse_comparison(argv, defaults, prog)
+
+    from ..experiments import run_comparison
+
+    result = run_comparison(config, *settings, console=_progress_console(settings.args))
+    return 0 if result.complete else EXIT_STATUS["interrupted"]
+
+
+def report(argv: Sequence[str], prog: str) -> int:
+    """Write the report of a run or a comparison as HTML, Markdown and PNG, and print its verdict."""
+    parser = VerbParser(prog, "Write what a run or a comparison came to as one page.")
+    parser.add_argument("run", help="output_dir of a run or a comparison, or folder of a student.")
+    parser.add_argument("--output", help="Folder to write to (default: the run's).")
+    parser.add_argument("--evaluation", help="File of an evaluation (default: evaluation.json in the run's folder).")
+    options = parser.parse_args(argv)
+
+    from ..reporting import write_report
+
+    found, paths = write_report(options.run, options.output, options.evaluation)
+    print(f"{found.outcome}: {found.verdict}")
+    print(f"saved in    {paths[0].parent}: {', '.join(path.name for path in paths)}")
+    return 0
+
+
+def plan(argv: Sequence[str], prog: str) -> int:
+    """Estimate what a run or a comparison would take, before any weight is downloaded or loaded."""
+    settings, comparison = parse_plan(argv, _add_plan_options, prog)
+    args = settings.args
+    for name, value in (("reference", args.reference), ("steps_per_round", args.steps_per_round)):
+        if value is None:
+            print(f"{prog}: error: there is no {name}: give it on the command line or in a file", file=sys.stderr)
+            return 2
+
+    from ..experiments import estimate_comparison
+    from ..students import estimate_run
+    from .tables import show_comparison_estimate, show_estimate
+
+    quiet_transformers()
+    given: dict[str, Any] = {
+        "recipe": _planned_recipe(settings),
+        "setup": _planned_setup(settings),
+        "tokens_per_second": args.tokens_per_second,
+        "measure": args.measure,
+        **({} if args.revision is None else {"revision": args.revision}),
+    }
+    if comparison is not None:
+        whole = estimate_comparison(args.reference, comparison, **given)
+        if args.json:
+            return print_json(whole)
+        show_comparison_estimate(quiet_console(), whole)
+        return 0
+    # As in TrainingArguments, -1 is no cap.
+    one = estimate_run(args.reference, max_steps=None if args.max_steps == -1 else args.max_steps, **given)
+    if args.json:
+        return print_json(one)
+    show_estimate(quiet_console(), one)
+    return 0
+
+
+def _progress_console(args: TrainingArguments) -> Console:
+    """Return where a run shows its progress, on the main process alone; Transformers' own messages are kept down."""
+    from rich.console import Console
+
+    main_process = args.process_index == 0
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("inheritune_hf").setLevel(logging.INFO if main_process else logging.WARNING)
+    quiet_transformers()
+    return Console(quiet=not main_process)
+
+
+#: The settings of a run that a plan's help shows, because it depends on them. The others are taken as a run takes them.
+_PLANNED = {
+    *("config", "reference", "revision", "keep_layers", "inherit", "attention_scale", "schedule", "grow_by"),
+    *("max_layers", "steps_per_round", "loss", "distillation", "distillation_dtype", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "block_size", "max_steps", "bf16", "fp16", "optim", "activation_checkpointing"),
+    *("gradient_checkpointing", "arms", "controls", "seeds", "learning_rates", "budget", "budget_steps", "layers"),
+    "reference_steps",
+}
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """Add what only a plan has to the options of a run, and show in its help only what a plan depends on."""
+    parser.description = (
+        "Estimate what a run or a comparison would take, before any weight is downloaded or loaded. Every setting of "
+        "inheritune train is taken, and of a comparison if the file is one; those that matter are shown."
+    )
+    for action in parser._actions:
+        if action.dest not in {"help", *_PLANNED}:
+            action.help = argparse.SUPPRESS
+        elif action.dest == "reference":
+            action.help = "Hub id or path of the reference, where a file of settings comes first; it wins."
+        elif action.dest == "optim":
+            action.metavar = "OPTIM"  # a list of forty names else
+    add = parser.add_argument
+    add("source", nargs="?", metavar="REFERENCE or FILE", help="Hub id or path of the reference, or file of settings.")
+    for name, setting in (
+        ("--batch-size", "per_device_train_batch_size"),
+        ("--accumulation", "gradient_accumulation_steps"),
+    ):
+        add(name, dest=setting, type=int, default=argparse.SUPPRESS, help=f"Short name of --{setting}.")
+    add("--processes", type=int, default=1, help="Processes that train together (default: 1).")
+    add("--dtype", default="float32", help="Type of the weights (default: float32).")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--tokens-per-second",
+        type=float,
+        help="Throughput of the first round's student; of a comparison, of a student as deep as most arms are.",
+    )
+    speed.add_argument("--measure", action="store_true", help="Measure a few training steps on this machine.")
+    add("--json", action="store_true", help="Print JSON.")
+
+
+def _planned_setup(settings: PlannedSettings) -> TrainingSetup:
+    """Return how a run trains its students, as far as a plan depends on it."""
+    from ..students import TrainingSetup
+
+    args = settings.args
+    if args.bf16 and args.fp16:
+        raise ValueError("bf16 and fp16 are both set: set the one that is not meant to false.")
+    # The older name counts where the newer is not given, or does not exist.
+    newer = getattr(args, "activation_checkpointing", None)
+    block_size = _block_size(settings.data)
+    return TrainingSetup(
+        batch_size=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        processes=args.processes,
+        dtype=args.dtype,
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+        optim=str(args.optim),
+        gradient_checkpointing=bool(args.gradient_checkpointing if newer is None else newer),
+        **({} if block_size is None else {"block_size": block_size}),
+    )
+
+
+def _planned_recipe(settings: PlannedSettings) -> InherituneConfig:
+    """Return the recipe, with the loss that the run's other settings leave it."""
+    args, recipe = settings.args, settings.recipe
+    whole = args.torch_compile and recipe.compile_scope == "model"
+    if whole or args.label_smoothing_factor or args.fsdp or args.deepspeed:
+        return dataclasses.replace(recipe, loss="full")
+    return recipe
+
+
+def _block_size(data: DataConfig) -> int | None:
+    """Return the tokens of a sequence if the settings say them, or a prepared folder that they name."""
+    from ..data.prepared import is_prepared, read_request
+
+    if data.block_size is None and data.dataset_name and is_prepared(data.dataset_name):
+        prepared: dict[str, Any] = read_request(Path(data.dataset_name))
+        return int(prepared["block_size"])
+    return data.block_size

@@ -1,0 +1,138 @@
+"""The verbs about one student or its reference: `inherit`, `doctor`, `verify` and `publish`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parsing import VerbParser, print_json, quiet_console, quiet_transformers, source
+
+
+def inherit(argv: Sequence[str], prog: str) -> int:
+    """Show what is kept, dropped and read, then build and save a student."""
+    parser = VerbParser(prog, "Cut a student out of a reference and save it.")
+    parser.add_argument("reference", help="Hub id or path of the reference.")
+    parser.add_shared("--keep-layers", "--inherit", "--attention-scale")
+    parser.add_argument("--seed", type=int, default=42, help="Seed of parts that are not inherited (default: 42).")
+    parser.add_argument(
+        "--files",
+        nargs="+",
+        default=[],
+        help="Text to measure on for 'auto' and measures (default: the embedded text).",
+    )
+    parser.add_argument("--output", required=True, help="Folder to save the student in.")
+    parser.add_shared("--revision")
+    parser.add_argument("--dtype", default="float32", help="Type of the weights (default: float32).")
+    options = parser.parse_args(argv)
+
+    from ..layers import describe
+    from ..measures import is_measured
+    from ..publishing import save_inherited
+    from .tables import show_plan
+
+    console = quiet_console()
+    choice = options.keep_layers
+    if is_measured(choice):
+        choice = describe(_measured_layers(options.reference, choice, options.files, options.revision))
+    save_inherited(
+        options.reference,
+        choice,
+        options.output,
+        revision=options.revision,
+        inherit=options.inherit,
+        seed=options.seed,
+        attention_scale=options.attention_scale,
+        show=lambda plan: show_plan(console, plan),
+        dtype=options.dtype,
+    )
+    console.print(f"saved in    {options.output}", markup=False)
+    return 0
+
+
+def _measured_layers(reference: str, choice: str, files: Sequence[str], revision: str | None) -> tuple[int, ...]:
+    from ..analysis import default_sequences, paper_tokens, resolve_measured, scores_folder
+    from ..students import load_tokenizer
+
+    where = {} if revision is None else {"revision": revision}
+    tokenizer = load_tokenizer(reference, **where)
+    sequences = default_sequences(tokenizer, tokens=paper_tokens(reference, **where), files=files)
+    return resolve_measured(reference, choice, sequences, progress=True, cache_dir=scores_folder(), **where)
+
+
+def doctor(argv: Sequence[str], prog: str) -> int:
+    """Say whether and how a reference can be cut, and what would be read, from its config and file headers."""
+    parser = VerbParser(prog, "Say whether and how a reference can be cut, from its config and file headers alone.")
+    parser.add_argument("reference", help="Hub id or path of the reference.")
+    parser.add_shared("--keep-layers", "--inherit", "--attention-scale", "--revision", "--json")
+    options = parser.parse_args(argv)
+
+    from ..students import plan_inheritance
+    from .tables import show_plan
+
+    quiet_transformers()
+    choice = (options.keep_layers, options.inherit, options.attention_scale)
+    plan = plan_inheritance(options.reference, *choice, **source(options))
+    if options.json:
+        return print_json(plan, notes=plan.notes, bytes_to_read=plan.bytes_to_read)
+    console = quiet_console()
+    console.print(f"{plan.reference} can be cut.", markup=False)
+    show_plan(console, plan)
+    head = "shares the token embedding's weights" if plan.tied else "has weights of its own"
+    console.print(f"blocks      {plan.block_list}; the head {head}", markup=False)
+    return 0
+
+
+def verify(argv: Sequence[str], prog: str) -> int:
+    """Check a saved student against its reference, reload it and let it generate; 1 if something failed."""
+    parser = VerbParser(prog, "Check a saved student against its reference.")
+    parser.add_argument("student", help="Folder of the student.")
+    parser.add_argument("--reference", help="Hub id or path of the reference (default: what the lineage names).")
+    parser.add_shared("--revision", "--json")
+    options = parser.parse_args(argv)
+
+    from ..students import verify_student
+    from .tables import show_verification
+
+    quiet_transformers()
+    found = verify_student(options.student, options.reference, **source(options))
+    if options.json:
+        print_json(found, passed=found.passed)
+    else:
+        show_verification(quiet_console(), found)
+    return 0 if found.passed else 1
+
+
+def publish(argv: Sequence[str], prog: str) -> int:
+    """Load a student in a fresh process and show what would go up; with `--push` it goes up."""
+    parser = VerbParser(prog, "Put a saved student on the Hub. Without --push nothing leaves this machine.")
+    add = parser.add_argument
+    add("folder", help="Folder of the student, or output folder of its run.")
+    add("--repo-id", required=True, help="The repository, owner/name.")
+    add("--push", action="store_true", help="Upload; otherwise it is only shown what would go up.")
+    add("--private", action="store_true", default=None, help="Make the repository private.")
+    add("--revision", help="Branch to commit to, made if it is not there (default: main).")
+    add("--rounds", action="store_true", help="Every round's student too, on branches round-1, ...")
+    add("--license", help="Licence, as the Hub calls it (default: the reference's).")
+    add("--language", nargs="+", default=[], help="Languages, such as en (default: the reference's).")
+    add("--dataset", nargs="+", default=[], help="Data sets of the Hub that it was trained on.")
+    add("--message", default="Publish a student", help="Message of the commit.")
+    options = parser.parse_args(argv)
+
+    from ..publishing import publish_student
+    from ..training.revisions import round_students
+    from .tables import show_publication
+
+    quiet_transformers()
+    console = quiet_console()
+    wanted = {"license": options.license, "language": options.language, "datasets": options.dataset}
+    where = {"push": options.push, "private": options.private, **wanted}
+    last = {"revision": options.revision, "commit_message": options.message, **where}
+    show_publication(console, publish_student(options.folder, options.repo_id, **last))
+    for index, folder in round_students(Path(options.folder)) if options.rounds else ():
+        each = {"revision": f"round-{index}", "commit_message": f"Student of round {index}", **where}
+        part = publish_student(folder, options.repo_id, **each)
+        went = part.url or f"would go to branch round-{index}"
+        console.print(f"round {index}     {part.files['model.safetensors']:,} bytes of weights: {went}", markup=False)
+    if not options.push:
+        console.print("Nothing was uploaded. Add --push to do it.", markup=False)
+    return 0
