@@ -1,42 +1,73 @@
-"""The model card: records in, text out."""
+"""The model card: what is known about a student, as a text that the Hub understands."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from markupsafe import Markup
+from transformers import AutoConfig
 
 from ..configuration import InherituneConfig
-from ..records import Round, RunRecord
-from .licences import licence_section
+from ..records import RunRecord
+from ..students import Source, inspect_architecture, load_reference_config
+from ..students.estimation import operations_per_token
+from .templates import render
 
-_OUTCOMES = {
-    "matched": "The student **matched** its target.",
-    "no_more_layers": "The student **missed** its target: there were no more layers to grow by.",
-    "budget_exhausted": "The student **missed** its target: the step budget was used up.",
-    "interrupted": "The run was **interrupted** before it was decided whether the student matches its target.",
-    None: "The student was cut out of its reference and **not trained**: expect it to be much worse.",
-}
+logger = logging.getLogger(__name__)
 
 _TAGS = ["inheritune", "generated_from_trainer", "arxiv:2404.08634"]
 # What the run says; everything else in the metadata is the author's once a card is there.
 _MANAGED = ("base_model", "base_model_relation", "library_name", "pipeline_tag", "model-index")
 _BEGIN, _END = "<!-- inheritune: begin -->", "<!-- inheritune: end -->"
 
-_CITATION = """```bibtex
-@article{sanyal2024inheritune,
-  title   = {When Attention Collapses: How Degenerate Layers in LLMs Enable Smaller, Stronger Models},
-  author  = {Sanyal, Sunny and Shwartz-Ziv, Ravid and Dimakis, Alexandros G. and Sanghavi, Sujay},
-  journal = {arXiv preprint arXiv:2404.08634},
-  year    = {2024}
-}
-```"""
+# Tokens of a sequence for which operations are counted, unless the model takes fewer.
+_BLOCK_SIZE = 1024
+
+_DEFAULTS = InherituneConfig().to_dict()
+_SHOWN_ARGUMENTS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "data_seed",
+    "bf16",
+    "fp16",
+)
+
+# Licences that ask for something in a published derivative: what they are called, and what they ask for.
+_OBLIGATIONS = (
+    (
+        r"llama[-_ ]?(3|4)",
+        "the Llama community licence: pass a copy of it on, display 'Built with Llama', let the model's name begin "
+        "with 'Llama', and follow its acceptable use policy",
+    ),
+    (
+        r"llama[-_ ]?2",
+        "the Llama 2 community licence: pass a copy of it on with its notice, and follow its acceptable use policy",
+    ),
+    (
+        r"gemma",
+        "the Gemma terms of use: pass a copy of them on, state that files were changed, and pass the restrictions of "
+        "use on to whoever gets the model",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +104,67 @@ class CardFacts:
     pictures: tuple[str, ...] = ()
 
 
+def gather_facts(
+    folder: Path,
+    record: RunRecord,
+    run_folder: Path | None = None,
+    token: str | None = None,
+    license: str | None = None,
+    language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    pictures: Sequence[str] = (),
+) -> CardFacts:
+    """
+    Return what is known for a student's card; a reference that cannot be reached leaves its facts out.
+
+    Args:
+        folder (`Path`): The student, saved.
+        record (`RunRecord`): Its record, with the reference as it was given.
+        run_folder (`Path`, *optional*): Output folder of its run, which may hold the results on the test set.
+        token (`str`, *optional*): Token for a private or gated reference.
+        license (`str`, *optional*): Licence, as the Hub calls it; the reference's if not given.
+        language (sequence of `str`): Languages; the reference's if not given.
+        datasets (sequence of `str`): Data sets of the Hub that it was trained on.
+        pictures (sequence of `str`): Names of pictures beside the card.
+    """
+    lineage = record.lineage
+    mine = AutoConfig.from_pretrained(folder)
+    source = Source(lineage.reference, revision=lineage.revision, token=token)
+    card: dict[str, Any] = {}
+    theirs = None
+    try:
+        theirs = load_reference_config(lineage.reference, revision=lineage.revision, token=token)
+        path = source.find("README.md")
+        card = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict() if path is not None else {}
+    except (OSError, ValueError) as error:
+        logger.info("The card says less of the reference: %s", error)
+    spoken = language or card.get("language") or ()
+    test = _test_losses(run_folder)
+    block = min(getattr(mine, "max_position_embeddings", None) or _BLOCK_SIZE, _BLOCK_SIZE)
+    return CardFacts(
+        license=license or card.get("license"),
+        license_name=None if license else card.get("license_name"),
+        license_link=None if license else card.get("license_link"),
+        language=(spoken,) if isinstance(spoken, str) else tuple(spoken),
+        datasets=tuple(datasets),
+        parameters=inspect_architecture(mine).parameter_count,
+        reference_parameters=None if theirs is None else inspect_architecture(theirs).parameter_count,
+        operations=operations_per_token(mine, block),
+        reference_operations=None if theirs is None else operations_per_token(theirs, block),
+        test_loss=test.get("student"),
+        reference_test_loss=test.get("reference"),
+        pictures=tuple(pictures),
+    )
+
+
+def _test_losses(run_folder: Path | None) -> dict[str, float]:
+    """Return the losses on the test set by model, from the results of a run."""
+    path = None if run_folder is None else run_folder / "rounds.json"
+    if path is None or not path.is_file():
+        return {}
+    return {row["model"]: row["loss"] for row in json.loads(path.read_text(encoding="utf-8"))["results"]}
+
+
 def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) -> str:
     """
     Return a model card, with metadata that `huggingface_hub.ModelCard` accepts.
@@ -83,30 +175,24 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         facts (`CardFacts`, *optional*): What is known besides.
     """
     facts = facts or CardFacts()
-    lineage = record.lineage
-    reference = f"`{lineage.reference_name}`"
-    layers = len(lineage.kept_layers)
-    intro = (
-        f"{layers} of the {lineage.reference_layers} layers of {reference}, and everything outside its blocks, by "
-        "[Inheritune](https://arxiv.org/abs/2404.08634): inherit the first layers, train, compare, grow until the "
-        "reference's loss is matched. It is an ordinary Transformers checkpoint: nothing else is needed to load it."
+    return render(
+        "publishing/card.md.jinja",
+        record=record,
+        name=name,
+        facts=facts,
+        metadata=Markup(ModelCardData(**_metadata(record, name, facts))),
+        begin=Markup(_BEGIN),
+        end=Markup(_END),
+        losses=_losses(record, facts),
+        notes=sorted({item.match.note for item in record.rounds if item.match.note}),
+        fingerprints={kind: value for kind, value in record.lineage.data.items() if value},
+        obligation=obligation(facts.license, facts.license_name),
+        link=_safe_link(facts.license_link),
+        recipe=_recipe(record),
+        command=_inherit_command(record),
+        number=lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.3g}",
+        exp=math.exp,
     )
-    sections = {
-        "": [f"# {name}", "", intro, "", _verdict(record)],
-        "How to load it": _loading(name),
-        "Layers": _layers(record, facts),
-        "Rounds": [*_rounds_table(record.rounds), "", _rule(record), *_curve(facts)] if record.rounds else [],
-        "Evaluation": _evaluation(record, facts),
-        "Size and speed": _size(record, facts),
-        "Data and budget": _budget(record, facts),
-        "Limits": _limits(record),
-        "Licence": licence_section(facts.license, facts.license_name, facts.license_link, lineage.reference_name),
-        "How to reproduce": _reproduction(record),
-        "Citation": [_CITATION],
-    }
-    body = ["\n".join(([f"## {title}", ""] if title else []) + lines) for title, lines in sections.items() if lines]
-    metadata = ModelCardData(**_metadata(record, name, facts))
-    return "\n".join(["---", str(metadata), "---", "", _BEGIN, "\n\n".join(body), _END, ""])
 
 
 def update_card(existing: str, new: str) -> str:
@@ -134,6 +220,37 @@ def update_card(existing: str, new: str) -> str:
         else (f"{text}\n\n{generated}")
     )
     return f"---\n{ModelCardData(**metadata)}\n---\n\n{text.strip()}\n"
+
+
+def obligation(license: str | None, license_name: str | None = None) -> str | None:
+    """Return what a licence asks of who publishes a derivative, if it is one of those known to ask for something."""
+    text = f"{license or ''} {license_name or ''}".lower()
+    return next((asked for pattern, asked in _OBLIGATIONS if re.search(pattern, text)), None)
+
+
+def _recipe(record: RunRecord) -> str:
+    """Return what differs from the defaults, as YAML for `inheritune train --config`."""
+    lineage = record.lineage
+    values = {
+        "reference": lineage.reference_name,
+        **({"revision": lineage.revision} if lineage.revision else {}),
+        **{name: value for name, value in record.recipe.items() if value != _DEFAULTS.get(name, _DEFAULTS)},
+        **{name: value for name, value in record.training.items() if name in _SHOWN_ARGUMENTS and value is not None},
+    }
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False).strip()
+
+
+def _inherit_command(record: RunRecord) -> str:
+    lineage, layers = record.lineage, record.recipe.get("keep_layers", "half")
+    layers = layers if isinstance(layers, int | str) else ",".join(map(str, layers))
+    words = ["inheritune", "inherit", lineage.reference_name, "--keep-layers", str(layers)]
+    words += ["--revision", lineage.revision] if lineage.revision else []
+    return shlex.join([*words, "--output", "student"])
+
+
+def _safe_link(link: str | None) -> str | None:
+    """Return a link to a page of the web, with nothing in it that would end the link."""
+    return link if link and re.fullmatch(r"https?://[^\s()<>\"'\\]+", link) else None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -190,190 +307,3 @@ def _results(record: RunRecord, facts: CardFacts) -> list[EvalResult]:
                     )
                 )
     return results
-
-
-def _verdict(record: RunRecord) -> str:
-    if record.outcome is None and record.rounds:
-        return f"The student of round {len(record.rounds)} **missed** its target; the run went on with more layers."
-    return _OUTCOMES[record.outcome]
-
-
-def _loading(name: str) -> list[str]:
-    return [
-        "```python",
-        "from transformers import pipeline",
-        "",
-        f'generate = pipeline("text-generation", model="{name}")',
-        'print(generate("Once upon a time", max_new_tokens=40)[0]["generated_text"])',
-        "```",
-    ]
-
-
-def _layers(record: RunRecord, facts: CardFacts) -> list[str]:
-    lineage = record.lineage
-    if "layers.png" in facts.pictures:
-        drawn = ["![The layers of the reference, and which of them this model holds](layers.png)"]
-    else:
-        marks = ("\u2588" if layer in lineage.kept_layers else "\u2591" for layer in range(lineage.reference_layers))
-        drawn = ["```text", "".join(marks), "```"]
-    kept = ", ".join(map(str, lineage.kept_layers))
-    return [*drawn, "", f"Inherited: layers {kept} of {lineage.reference_layers}, counted from 0."]
-
-
-def _curve(facts: CardFacts) -> list[str]:
-    if "losses.png" not in facts.pictures:
-        return []
-    return ["", "![Selection loss against steps, with the reference's loss as a line](losses.png)"]
-
-
-def _rule(record: RunRecord) -> str:
-    """Return how rounds were judged, and what weakens the judgement."""
-    tolerance, confidence = record.recipe.get("tolerance"), record.recipe.get("confidence")
-    if confidence is None:
-        rule = f"A round matches if its loss is at most {tolerance} nats per token above the target."
-    else:
-        rule = (
-            f'A round matches if the one-sided {confidence:.0%} upper bound of its difference ("up to") is at most '
-            f"{tolerance} nats per token; bounds cluster by document."
-        )
-    notes = sorted({item.match.note for item in record.rounds if item.match.note})
-    return " ".join([rule, *(f"Note: {note}." for note in notes)])
-
-
-def _rounds_table(rounds: tuple[Round, ...]) -> list[str]:
-    rows = [
-        "| round | layers | steps | tokens | loss (nats per token) | target | difference | matched |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for item in rounds:
-        verdict = "yes" if item.match.matched else "no"
-        interval = "" if item.match.upper is None else f" (up to {item.match.upper:+.4f})"
-        rows.append(
-            f"| {item.index} | {item.layers} | {item.end_step - item.start_step:,} | {item.tokens:,} | "
-            f"{item.loss:.4f} | {item.target:.4f} | {item.match.difference:+.4f}{interval} | {verdict} |"
-        )
-    return rows
-
-
-def _evaluation(record: RunRecord, facts: CardFacts) -> list[str]:
-    losses = _losses(record, facts)
-    if not losses:
-        return []
-    rows = ["| set | loss | perplexity | loss of the reference | its perplexity |", "|---|---|---|---|---|"]
-    for split, student, reference in losses:
-        theirs = " | " if reference is None else f"{reference:.4f} | {math.exp(reference):.2f}"
-        rows.append(f"| {split} | {student:.4f} | {math.exp(student):.2f} | {theirs} |")
-    return [
-        *rows,
-        "",
-        "Losses are nats per token: the sum over all tokens divided by their number. Every decision of the run was "
-        "made on the selection set; the test set, where there is one, was opened once, after the run. Sets that "
-        "`load_data_splits` makes share no document with the training set.",
-    ]
-
-
-def _size(record: RunRecord, facts: CardFacts) -> list[str]:
-    lineage = record.lineage
-    rows = [
-        "| | this model | the reference | of the reference |",
-        "|---|---|---|---|",
-        _share("layers", len(lineage.kept_layers), lineage.reference_layers),
-    ]
-    if facts.parameters is not None:
-        rows.append(_share("parameters", facts.parameters, facts.reference_parameters))
-    if facts.operations is not None:
-        rows.append(_share("operations for each token", facts.operations, facts.reference_operations))
-    note = "Operations are counted from the shapes, not timed: what they save in seconds depends on the machine."
-    return [*rows, *(["", note] if facts.operations is not None else [])]
-
-
-def _share(what: str, mine: float, theirs: float | None) -> str:
-    def shown(value: float) -> str:
-        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-    return f"| {what} | {shown(mine)} | " + (" | |" if not theirs else f"{shown(theirs)} | {mine / theirs:.1%} |")
-
-
-def _budget(record: RunRecord, facts: CardFacts) -> list[str]:
-    if not record.rounds:
-        return []
-    steps = record.rounds[-1].end_step
-    tokens, flops = sum(item.tokens for item in record.rounds), sum(item.flops for item in record.rounds)
-    sources = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in facts.datasets)
-    lines = [
-        f"All rounds together, failed ones included: {steps:,} optimizer steps, {tokens:,} tokens, {flops:.3g} "
-        "floating-point operations.",
-        "",
-        f"Trained on {sources}." if sources else "The training data are not named.",
-    ]
-    prints = [f"`{kind}` {value[:16]}" for kind, value in record.lineage.data.items() if value]
-    return [*lines, *(["", f"Fingerprints of the sets: {', '.join(prints)}."] if prints else [])]
-
-
-def _limits(record: RunRecord) -> list[str]:
-    name = record.lineage.reference_name
-    lines = [
-        f"- It has the reference's biases and blind spots, and knows less: what `{name}` should not be used for, this "
-        "model should not be used for either.",
-    ]
-    if record.rounds:
-        lines += [
-            "- *Matched* and *missed* speak of the mean loss on one selection set. They say nothing about other text, "
-            "other languages, or tasks, none of which was measured here.",
-            "- It is compared with the reference as it was, not with a reference trained further on the same data.",
-        ]
-    else:
-        lines.append("- It was not trained after the cut. It is a starting point for training, not a model to use.")
-    return lines
-
-
-def _reproduction(record: RunRecord) -> list[str]:
-    lineage = record.lineage
-    recipe = {name: value for name, value in record.recipe.items() if value != _DEFAULTS.get(name, _DEFAULTS)}
-    source = ", which is not on the Hub" if lineage.base_model is None else f" at commit `{lineage.revision}`"
-    versions = ", ".join(f"{name} {version}" for name, version in lineage.versions.items())
-    lines = [
-        f"The reference was `{lineage.reference_name}`{source}." + (f" Built with {versions}." if versions else "")
-    ]
-    if not record.rounds:
-        layers = record.recipe.get("keep_layers", "half")
-        layers = layers if isinstance(layers, int | str) else ",".join(map(str, layers))
-        revision = f" --revision {lineage.revision}" if lineage.revision else ""
-        command = f"inheritune inherit {lineage.reference_name} --keep-layers {layers}{revision} --output student"
-        return [*lines, "", "```bash", command, "```"]
-    values: Mapping[str, Any] = {
-        "reference": lineage.reference_name,
-        **({"revision": lineage.revision} if lineage.revision else {}),
-        **recipe,
-        **{name: value for name, value in record.training.items() if name in _SHOWN_ARGUMENTS and value is not None},
-    }
-    text = yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False).strip()
-    return [
-        *lines,
-        "",
-        "```yaml",
-        text,
-        "```",
-        "",
-        "Saved as `recipe.yaml`, with the data added, this is the run: `inheritune train --config recipe.yaml`. "
-        "`inheritune_config.json` beside the weights holds the whole record, seeds among it.",
-    ]
-
-
-_DEFAULTS = InherituneConfig().to_dict()
-_SHOWN_ARGUMENTS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "max_grad_norm",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-)

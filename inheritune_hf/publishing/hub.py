@@ -21,9 +21,7 @@ from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited,
 from ..students.connection import CONNECTION_ERRORS
 from ..students.tensors import first_line
 from .bundle import PUBLISHED, find_private, mentions_user, read_record, stage, try_out
-from .card import CardFacts, render_card, update_card
-from .facts import gather_facts
-from .licences import obligation
+from .card import CardFacts, gather_facts, obligation, render_card, update_card
 
 
 @dataclass(frozen=True)

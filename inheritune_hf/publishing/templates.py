@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _SPECIAL = re.compile(r"([\\`*_\[\]{}#|~])")
 
 
-def render(name: str, **values: Any) -> str:
+def render(template: str, /, **values: Any) -> str:
     """
     Return a template of this package, filled in.
 
@@ -19,7 +19,7 @@ def render(name: str, **values: Any) -> str:
     backticks, `fenced` for a block of code.
 
     Args:
-        name (`str`): Path of the template below the package, such as `publishing/card.md.jinja`.
+        template (`str`): Path of the template below the package, such as `publishing/card.md.jinja`.
         values: What it is filled in with.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -33,7 +33,7 @@ def render(name: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(text=markdown_text, code=markdown_code, fenced=markdown_fence)
-    return environment.get_template(name).render(**values)
+    return environment.get_template(template).render(**values)
 
 
 def markdown_text(text: str) -> Markup:

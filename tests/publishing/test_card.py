@@ -7,7 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from inheritune_hf.publishing import CardFacts, render_card, update_card
+from inheritune_hf.publishing.card import CardFacts, render_card, update_card
 from inheritune_hf.records import Lineage, Match, Round, RunRecord
 
 LINEAGE = Lineage("gpt2-medium", "abc", 24, tuple(range(14)), {"torch": "2.13"})

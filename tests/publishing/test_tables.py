@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from inheritune_hf.publishing import ResultRow, markdown_table, terminal_table
+from inheritune_hf.publishing.tables import ResultRow, markdown_table, terminal_table
 from inheritune_hf.records import Match
 
 MISS = Match(False, False, 0.0512, 0.04, 0.06, 48)
