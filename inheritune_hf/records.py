@@ -56,6 +56,8 @@ class Lineage:
         seed (`int`, *optional*): Seed of the parts that began random; None if there are none.
         query_scales (`tuple[float, ...]`): What each block's queries were multiplied by to compute at a new position
             what they computed at the old one; empty where none was.
+        unknown_tensors (`tuple[str, ...]`): Tensors of kept layers in the reference's files that its architecture does
+            not know, `*` in place of the layer: the student has nothing of them.
         data (`dict[str, str]`): Fingerprints of the sets it was trained and selected on (`train`, `selection`).
     """
 
@@ -67,6 +69,7 @@ class Lineage:
     inherited: tuple[str, ...] = PARTS
     seed: int | None = None
     query_scales: tuple[float, ...] = ()
+    unknown_tensors: tuple[str, ...] = ()
     data: Mapping[str, str | None] = field(default_factory=dict)
 
     @property

@@ -30,7 +30,7 @@ from ..students import (
     sliced_config,
     student_skeleton,
 )
-from ..students.attention_scale import scale_queries
+from ..students.inherit import scale_queries
 from ..training import InherituneTrainer
 from ..training.expansion import make_identity
 

@@ -42,16 +42,16 @@ from ..students import (
     prefix_sizes,
     sliced_config,
 )
-from ..students.estimation import (
+from ..students.estimates import (
     fitted,
     operations_per_token,
+    planned_loss,
     refuse_two_throughputs,
     step_tokens,
     student_memory,
     training_loss,
     training_operations,
 )
-from ..students.memory import planned_loss
 from ..training import check_arguments, on_main_process
 from ..training.distillation import compares_states
 from ..training.staging import check_identity, last_checkpoint

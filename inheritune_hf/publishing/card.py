@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from ..configuration import InherituneConfig
 from ..records import RunRecord
 from ..students import Source, inspect_architecture, load_reference_config
-from ..students.estimation import operations_per_token
+from ..students.estimates import operations_per_token
 from .templates import render
 
 logger = logging.getLogger(__name__)

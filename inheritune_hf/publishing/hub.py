@@ -18,8 +18,7 @@ from ..configuration import InherituneConfig
 from ..figures import layer_panel, save_panels
 from ..records import RECORD_FILE, Lineage, RunRecord, decode, write_record, write_text
 from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, plan_inheritance
-from ..students.connection import CONNECTION_ERRORS
-from ..students.tensors import first_line
+from ..students.download import CONNECTION_ERRORS, first_line
 from .bundle import PUBLISHED, find_private, mentions_user, read_record, stage, try_out
 from .card import CardFacts, gather_facts, obligation, render_card, update_card
 

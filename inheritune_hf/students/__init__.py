@@ -6,22 +6,31 @@ from ..exports import lazy_exports
 
 if TYPE_CHECKING:
     from .architectures import (
+        SUPPORTED_MODEL_TYPES,
         Architecture,
         find_blocks,
         inspect_architecture,
         kept_names,
+        logit_shaping,
         prefix_sizes,
+        sliced_config,
         student_skeleton,
     )
-    from .checkpoints import Source, Weights, find_weights, open_tensors
-    from .config_fields import SUPPORTED_MODEL_TYPES, logit_shaping, sliced_config
-    from .estimation import RoundEstimate, RunEstimate, estimate_run
+    from .checkpoints import LazyTensor, Source, Weights, find_weights, open_tensors
+    from .estimates import (
+        KNOWN_OPTIMIZERS,
+        MemoryEstimate,
+        RoundEstimate,
+        RunEstimate,
+        StepTime,
+        TrainingSetup,
+        estimate_run,
+        measure_step,
+        training_memory,
+    )
     from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
     from .inspection import FilePlan, InheritancePlan, plan_inheritance
-    from .memory import KNOWN_OPTIMIZERS, MemoryEstimate, TrainingSetup, training_memory
     from .reference import OpenedReference, Reference, load_reference_config, load_tokenizer, open_reference
-    from .tensors import Unread
-    from .throughput import StepTime, measure_step
     from .verification import Check, Verification, verify_student
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -36,6 +45,7 @@ __all__ = [
     "InheritancePlan",
     "InheritedGPT2",
     "InheritedModelForCausalLM",
+    "LazyTensor",
     "MemoryEstimate",
     "OpenedReference",
     "Reference",
@@ -44,7 +54,6 @@ __all__ = [
     "Source",
     "StepTime",
     "TrainingSetup",
-    "Unread",
     "Verification",
     "Weights",
     "estimate_run",

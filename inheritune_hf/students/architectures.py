@@ -1,4 +1,4 @@
-"""What differs between architectures: where the blocks are, what their tensors are called, and what part they are."""
+"""What differs between architectures: which can be cut, their config fields, where their blocks are, their parts."""
 
 from __future__ import annotations
 
@@ -6,20 +6,240 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from ..configuration import PARTS
-from .config_fields import sliced_config
+from ..layers import describe, is_prefix
+
+#: Model types whose students are proven equal to their references by the tests of this package.
+# fmt: off
+SUPPORTED_MODEL_TYPES = (
+    "apertus", "arcee", "biogpt", "bloom", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3",
+    "ernie4_5", "exaone4", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe",
+    "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe",
+    "granitemoeshared", "helium", "hunyuan_v1_dense", "hyperclovax", "jais2", "lfm2", "lfm2_moe", "llama",
+    "ministral", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmo3", "olmoe",
+    "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
+    "smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm",
+)
+# fmt: on
+
+# Lists with one entry per layer. An allow-list, because a list can have the depth's length by accident (eos ids).
+_PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "layer_rope_theta")
+
+# Lists of layer positions.
+_INDEX_LISTS = ("mlp_only_layers", "full_attn_idxs")
+
+# Numbers of first layers that are of another kind than those after them.
+_THRESHOLDS = ("first_k_dense_replace", "num_dense_layers")
+
+# Every how many layers one is of another kind, with no list beside them: they are right for first layers only.
+_PERIODS = ("moe_layer_interval", "interleave_moe_layer_step")
+
+# Fields that, set to anything but none, zero or false, say that layers cannot be taken one by one.
+_UNCUTTABLE: Mapping[str, str] = {
+    "is_encoder_decoder": "its decoder reads an encoder's states",
+    "add_cross_attention": "its blocks read an encoder's states",
+    "num_kv_shared_layers": "its last layers reuse the keys and values of earlier ones",
+    "num_nextn_predict_layers": "layers beyond its depth predict later tokens (multi-token prediction)",
+    "mtp_num_hidden_layers": "layers beyond its depth predict later tokens (multi-token prediction)",
+    "hidden_size_per_layer_input": "tensors outside its blocks hold a share for each layer",
+    "attn_layer_period": "attention and state-space layers alternate, which is not proven here",
+    "attn_layer_indices": "attention and state-space layers alternate, which is not proven here",
+    "layers_block_type": "its layers are of several kinds, which is not proven here",
+    "hybrid_override_pattern": "its layers are of several kinds, which is not proven here",
+    "full_attention_interval": "attention and recurrent layers alternate, which is not proven here",
+    "per_layer_config": "its layers are not of one kind",
+}
+
+# What configs call the number of layers, and what no model has more of: a config is refused before one is built.
+_DEPTH_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_DEEPEST = 10_000
+
+#: What Transformers raises on a config whose fields are of other types than they should be, or fit no model.
+UNUSABLE_CONFIG = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+
+# What logits are multiplied by, where it is not 1.
+_LOGIT_FACTORS: Mapping[str, Callable[[Any], float]] = {
+    **dict.fromkeys(("cohere", "cohere2"), lambda config: config.logit_scale),
+    **dict.fromkeys(
+        ("granite", "granite_swa", "granitemoe", "granitemoeshared"), lambda config: 1 / config.logits_scaling
+    ),
+    "hyperclovax": lambda config: config.logits_scaling,
+}
+
+# Kinds of layers, as `layer_types` names them, that are proven to stand for themselves.
+_PROVEN_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "conv"}
+
+
+def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
+    """
+    Refuse a model that is not a causal language model, that cannot be cut, or whose architecture is not proven here.
+
+    Args:
+        config (`Mapping`): The reference's config as a dictionary.
+        reference (`str`): How messages name the reference.
+
+    Raises:
+        ValueError: If the model cannot be inherited from; the message names the field and the reason.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str | None):
+        raise ValueError(f"{reference} cannot be used: its config has model_type={_short(model_type)}, not a name.")
+    causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("is_encoder_decoder")
+    # Encoders such as BERT have a causal face too; they are causal language models only when told to be decoders.
+    if not causal or (model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")):
+        why = " and is_encoder_decoder=True" if config.get("is_encoder_decoder") else ""
+        raise ValueError(
+            f"{reference} is not a causal language model: its config has model_type {model_type!r}{why}. "
+            f"Give a model of one of these types: {', '.join(SUPPORTED_MODEL_TYPES)}."
+        )
+    for field in _DEPTH_FIELDS:
+        depth = config.get(field)
+        if depth is not None and (type(depth) is not int or not 1 <= depth <= _DEEPEST):
+            raise ValueError(
+                f"{reference} cannot be used: its config has {field}={_short(depth)}; a number from 1 to {_DEEPEST:,} "
+                "is needed."
+            )
+    for field, value, reason in _obstacles(config):
+        raise ValueError(
+            f"{reference} cannot be cut: its config has {field}={_short(value)}, and {reason}. "
+            "Give a model whose layers stand for themselves."
+        )
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise ValueError(f"{reference} cannot be used: its config has layer_types={_short(kinds)}; a list is needed.")
+    unproven = sorted({str(kind) for kind in kinds} - _PROVEN_KINDS)
+    if unproven:
+        raise ValueError(
+            f"{reference} cannot be cut: its config has layer_types with {unproven[0]!r}, and layers of this kind are "
+            f"not proven here. Give a model whose layers are of these kinds: {', '.join(sorted(_PROVEN_KINDS))}."
+        )
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"{reference} has model_type {model_type!r}, whose layers this version does not know how to cut. "
+            f"Supported are: {', '.join(SUPPORTED_MODEL_TYPES)}."
+        )
+
+
+def logit_shaping(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """Return by what a model of `config` multiplies its head's output, and at what it caps it, if it does."""
+    factor = _LOGIT_FACTORS.get(str(config.model_type), lambda _: 1.0)(config)
+    return float(factor), getattr(config, "final_logit_softcapping", None)
+
+
+def sliced_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    """
+    Return the config of a student that keeps `layers` of a reference of `config`, which is left as it is.
+
+    Args:
+        config (`PreTrainedConfig`): The reference's config.
+        layers (sequence of `int`): The kept layers, 0-based, ascending.
+
+    Returns:
+        `PreTrainedConfig`: A checked copy with fewer layers; fields that speak of single layers follow them.
+
+    Raises:
+        ValueError: If the selection would change what a block computes.
+    """
+    if getattr(config, "is_heterogeneous", False):
+        raise ValueError("keep_layers cannot cut a config with per_layer_config: its layers are not of one kind.")
+    for name in _PERIODS:
+        if (getattr(config, name, None) or 1) > 1 and not is_prefix(layers):
+            raise ValueError(
+                f"keep_layers={describe(layers)!r} moves layers, and {name}={getattr(config, name)} says by position "
+                f"which layers are of another kind: keep first layers only, such as 'first:{len(layers)}'."
+            )
+    kinds = getattr(config, "layer_types", None) or []
+    if "conv" in kinds and not any("attention" in kinds[layer] for layer in layers):
+        raise ValueError(
+            f"keep_layers={describe(layers)!r} keeps convolutions only, and Transformers cannot generate without a "
+            f"layer that attends: keep one of {[layer for layer, kind in enumerate(kinds) if 'attention' in kind]} too."
+        )
+    sliced = copy.deepcopy(config)
+    depth = int(config.num_hidden_layers)
+    sliced.num_hidden_layers = len(layers)
+    for name in _PER_LAYER_LISTS:
+        entries = getattr(config, name, None)
+        if isinstance(entries, list | tuple) and len(entries) >= depth:
+            setattr(sliced, name, [entries[layer] for layer in layers])
+    for name in _INDEX_LISTS:
+        entries = getattr(config, name, None)
+        if isinstance(entries, list | tuple):
+            setattr(sliced, name, [position for position, layer in enumerate(layers) if layer in entries])
+    for name in _THRESHOLDS:
+        first = getattr(config, name, None)
+        if isinstance(first, int):
+            setattr(sliced, name, sum(layer < first for layer in layers))
+    for care in _SPECIAL_CARE.get(config.model_type, ()):
+        care(sliced, config, layers)
+    sliced.validate()
+    return sliced
+
+
+def _slice_window_threshold(sliced: PreTrainedConfig, config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Keep `max_window_layers` between the same two blocks; `layer_types` decides, but the two should agree."""
+    if config.max_window_layers < config.num_hidden_layers:
+        sliced.max_window_layers = sum(layer < config.max_window_layers for layer in layers)
+
+
+def _rewrite_attention_types(sliced: PreTrainedConfig, config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Rewrite the source that `attention_layers` is recomputed from whenever the config is loaded."""
+    sliced.attention_types = [[[config.attention_layers[layer] for layer in layers], 1]]
+
+
+def _list_dense_layers(sliced: PreTrainedConfig, config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Say which layers have no experts by a list where a period said it: it holds for any choice of layers."""
+    step = config.decoder_sparse_step
+    if step > 1 and not is_prefix(layers):
+        dense = [layer in config.mlp_only_layers or (layer + 1) % step != 0 for layer in layers]
+        sliced.decoder_sparse_step = 1
+        sliced.mlp_only_layers = [position for position, is_dense in enumerate(dense) if is_dense]
+
+
+_SPECIAL_CARE: Mapping[str, tuple[Callable[[Any, Any, Sequence[int]], None], ...]] = {
+    "gpt_neo": (_rewrite_attention_types,),
+    "qwen2": (_slice_window_threshold,),
+    "qwen2_moe": (_list_dense_layers, _slice_window_threshold),
+    "qwen3": (_slice_window_threshold,),
+    "qwen3_moe": (_list_dense_layers,),
+}
+
+
+def _obstacles(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Yield the fields that stand in the way, also those of the text model within a model of several media."""
+    for prefix, fields in (("", config), ("text_config.", config.get("text_config"))):
+        for field, reason in _UNCUTTABLE.items():
+            if isinstance(fields, Mapping) and fields.get(field):
+                yield f"{prefix}{field}", fields[field], reason
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 @dataclass(frozen=True)
@@ -38,6 +258,7 @@ class Architecture:
         block_sizes (`tuple[int, ...]`): Numbers in the parameters of each block.
         parts (`Mapping[str, str]`): For every tensor the part of the model that it belongs to, as in `PARTS`.
         conversions (`tuple`): How Transformers renames and joins what files hold, such as one tensor per expert.
+        ignored (`tuple[str, ...]`): Patterns of what files hold and no model needs, such as masks.
     """
 
     model_type: str
@@ -50,6 +271,7 @@ class Architecture:
     block_sizes: tuple[int, ...]
     parts: Mapping[str, str]
     conversions: tuple[Any, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     @property
     def prefix_sizes(self) -> tuple[int, ...]:
@@ -92,7 +314,14 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def _inspect(config: PreTrainedConfig) -> Architecture:
-    model = _empty_model(config)
+    try:
+        model = _empty_model(config)
+    except UNUSABLE_CONFIG as error:
+        raise ValueError(
+            f"No model can be made of this config of type {config.model_type!r}: {type(error).__name__}, "
+            f"{' '.join(str(error).split())}."
+        ) from error
+    untyped: Any = model
     depth = int(config.get_text_config(decoder=True).num_hidden_layers)
     block_list = _find_block_list(model, depth)
     conversions: Any = get_model_conversion_mapping(model)
@@ -105,10 +334,13 @@ def _inspect(config: PreTrainedConfig) -> Architecture:
         parameters={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         parameter_count=sum(parameter.numel() for parameter in model.parameters()),
         block_sizes=tuple(
-            sum(parameter.numel() for parameter in block.parameters()) for block in _blocks(model, block_list)
+            sum(parameter.numel() for parameter in block.parameters())
+            for block in cast(nn.ModuleList, model.get_submodule(block_list))
         ),
         parts=_parts(model, block_list),
         conversions=tuple(conversions),
+        # As Transformers does: inverse frequencies of rotary positions were saved by all models once.
+        ignored=("rotary_emb\\.inv_freq", *sorted(untyped._keys_to_ignore_on_load_unexpected or ())),
     )
 
 
@@ -118,19 +350,7 @@ def prefix_sizes(config: PreTrainedConfig) -> tuple[int, ...]:
 
 
 def student_skeleton(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedModel:
-    """
-    Return the student that keeps `layers` of a reference of `config`, without weights: it lies on the meta device.
-
-    Args:
-        config (`PreTrainedConfig`): The reference's config, which is left as it is.
-        layers (sequence of `int`): The kept layers, 0-based, ascending.
-
-    Returns:
-        `PreTrainedModel`: The empty student.
-
-    Raises:
-        ValueError: If the selection would change what a block computes.
-    """
+    """Return the empty student (on the meta device) that keeps `layers` of a reference of `config`."""
     return _empty_model(sliced_config(config, layers))
 
 
@@ -175,6 +395,33 @@ def kept_names(
     return kept
 
 
+def unknown_names(architecture: Architecture, layers: Sequence[int], names: Iterable[str]) -> tuple[str, ...]:
+    """
+    Return what files hold for kept layers that the architecture does not know, `*` in place of the layer.
+
+    What the model class itself names as of no use, such as the masks of an old GPT-2, is left out.
+    """
+    last = architecture.block_list.rpartition(".")[2]
+    in_block = re.compile(rf"(^|\.){re.escape(last)}\.(\d+)\.")
+    found = set()
+    for name in names:
+        place = in_block.search(name)
+        if place is None or int(place[2]) not in layers or _name_in_model(architecture, name)[0] is not None:
+            continue
+        if not any(re.search(pattern, name) for pattern in architecture.ignored):
+            found.add(in_block.sub(rf"\g<1>{last}.*.", name, count=1))
+    return tuple(sorted(found))
+
+
+def foreign_prefix(architecture: Architecture, names: Sequence[str]) -> str | None:
+    """Return what stands before the names of files where the architecture knows them without it, such as `module.`."""
+    for name in names[:100]:
+        for dot in re.finditer(r"\.", name):
+            if _name_in_model(architecture, name[dot.end() :])[0] is not None:
+                return None if _name_in_model(architecture, name)[0] is not None else name[: dot.end()]
+    return None
+
+
 def sources_of(student: Architecture, names: Iterable[str]) -> dict[str, list[str]]:
     """Return for each of the student's tensors those of `names` that fill it: several where they are joined on load."""
     sources: dict[str, list[str]] = {}
@@ -186,14 +433,7 @@ def sources_of(student: Architecture, names: Iterable[str]) -> dict[str, list[st
 
 
 def join_sources(config: PreTrainedConfig, student: Architecture, sources: Mapping[str, Any]) -> torch.Tensor:
-    """
-    Return the one tensor of a model that `sources` fill, as Transformers joins them on load.
-
-    Args:
-        config (`PreTrainedConfig`): The model's config.
-        student (`Architecture`): Its architecture.
-        sources (`Mapping[str, Any]`): What fills it, by name in files, as `sources_of` says; each is read by `[...]`.
-    """
+    """Return the one tensor of a model that `sources` (by name in files; read by `[...]`) fill, joined as on load."""
     converter: Any = None
     for name in sorted(sources, key=dot_natural_key):
         renamed, pattern = _converted_name(student, name)
@@ -217,7 +457,7 @@ def with_tied_names(student: Architecture, names: Iterable[str]) -> set[str]:
     return filled
 
 
-def without_twins(architecture: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def drop_tied(architecture: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return `tensors`, by name in the model, without those that are tied to another one and are the same object."""
     tied = architecture.tied
     return {name: item for name, item in tensors.items() if name not in tied or tensors.get(tied[name]) is not item}
@@ -226,12 +466,6 @@ def without_twins(architecture: Architecture, tensors: Mapping[str, Any]) -> dic
 def left_out_names(student: Architecture, parts: Sequence[str]) -> list[str]:
     """Return which of the student's tensors do not come along with `parts`; tied ones come with either part."""
     return [name for name in student.parameters if not _comes_along(student, name, parts)]
-
-
-def keeps_some_in_float32(model_class: type[PreTrainedModel]) -> bool:
-    """Return whether some of the model's parameters stay in float32 whatever type it is loaded in."""
-    strict = getattr(model_class, "_keep_in_fp32_modules_strict", None)
-    return bool(getattr(model_class, "_keep_in_fp32_modules", None) or strict)
 
 
 def name_in_reference(architecture: Architecture, layers: Sequence[int], name: str) -> str:
@@ -284,10 +518,6 @@ def _find_block_list(model: PreTrainedModel, depth: int) -> str:
         raise RuntimeError(f"{type(model).__name__} has no list of {depth} blocks, the depth that its config says.")
     shallowest = min(candidates, key=lambda name: name.count("."))
     return f"{decoder_name}.{shallowest}".lstrip(".")
-
-
-def _blocks(model: PreTrainedModel, block_list: str) -> Iterable[nn.Module]:
-    return cast(Iterable[nn.Module], model.get_submodule(block_list))
 
 
 def _name_in_model(architecture: Architecture, name: str) -> tuple[str | None, bool]:

@@ -1,22 +1,39 @@
-"""Read from a reference's files, local or on the Hub, only the tensors that a student keeps."""
+"""A reference's files, in a folder or on the Hub: where its weights are, and each of its tensors, read by itself."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import os
+import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from .connection import CONNECTION_ERRORS, Location, NoRanges, file_size
-from .remote import RemoteFile, at_hand, fetch_tensors, fetched_names
-from .tensors import Unread, first_line, open_bin, open_safetensors
+from .download import (
+    CONNECTION_ERRORS,
+    Header,
+    NoRanges,
+    RemoteFile,
+    cached_header,
+    etag_of,
+    fetch_tensors,
+    fetched_names,
+    file_size,
+    first_line,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +53,24 @@ _WEIGHT_FILES: tuple[tuple[Literal["safetensors", "bin"], str], ...] = (
     ("bin", "pytorch_model.bin.index.json"),
 )
 
-_COMMIT_IN_CACHE = re.compile(r"/snapshots/([0-9a-f]{40})/")
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+# Bytes read at once where the type changes on the way: so few that they are still in the cache when they are converted.
+# Of a file that is mapped, bytes read between two looks at whether it is still whole.
+_PIECE = 2**20
 
 
 @dataclass(frozen=True)
@@ -114,7 +148,7 @@ class Source:
             ) from error
         return Path(str(found))
 
-    def find_at_hand(self, name: str) -> Path | None:
+    def find_cached(self, name: str) -> Path | None:
         """Return the path of the file `name` if it is on this machine; nothing is fetched."""
         if self.is_local:
             return self.find(name)
@@ -135,7 +169,7 @@ class Weights:
         format (`str`): `safetensors` or `bin`.
         files (`Mapping[str, str]`): For every tensor of a sharded checkpoint, the name of the shard that holds it;
             empty for a single file.
-        path (`Path`): The single file, or the index of the shards.
+        path (`Path`): The single file (its name alone if it was not fetched), or the index of the shards.
         weights_only (`bool`): Whether `bin` files are read without running pickled code.
     """
 
@@ -145,16 +179,20 @@ class Weights:
     path: Path
     weights_only: bool = True
 
+    def files_with(self, choose: Choose) -> list[str]:
+        """Return the names of the files that hold a kept tensor: of shards as the index says, else the single file."""
+        return sorted({self.files[name] for name in choose(self.files)}) if self.files else [self.path.name]
+
 
 def commit_of(path: Path) -> str | None:
     """Return the commit that a file in the Hub's cache belongs to, or None for a file elsewhere."""
-    found = _COMMIT_IN_CACHE.search(path.absolute().as_posix())
+    found = re.search(r"/snapshots/([0-9a-f]{40})/", path.absolute().as_posix())
     return found[1] if found else None
 
 
 def find_weights(source: Source, use_safetensors: bool | None = None, weights_only: bool = True) -> Weights:
     """
-    Return where the reference's weights are; of a sharded checkpoint only the index is read.
+    Return where the reference's weights are; of a sharded checkpoint the index is read, and nothing else is fetched.
 
     Args:
         source (`Source`): Where files come from.
@@ -172,31 +210,20 @@ def find_weights(source: Source, use_safetensors: bool | None = None, weights_on
     for kind, plain_name in _WEIGHT_FILES:
         if use_safetensors is not None and use_safetensors != (kind == "safetensors"):
             continue
-        name = _with_variant(plain_name, source.variant)
-        path = _locate(source, kind, name)
+        name, is_index = _with_variant(plain_name, source.variant), plain_name.endswith(".json")
+        path = None if source.force_download else source.find_cached(name)
+        if path is None and is_index:
+            path = source.find(name)
+        elif path is None and size_on_hub(source, name) is not None:
+            path = Path(name)
         if path is not None:
-            files = _read_index(path) if name.endswith(".json") else {}
-            return Weights(source=source, format=kind, files=files, path=path, weights_only=weights_only)
+            return Weights(source, kind, _read_index(path) if is_index else {}, path, weights_only)
         looked_for.append(name)
     offline = " in the cache (nothing is fetched offline)" if source.is_offline and not source.is_local else ""
     raise FileNotFoundError(
         f"There are no weights at {source.reference!r}{offline}: looked for {', '.join(looked_for)}. "
         "Check `subfolder` and `variant`, or save the model again with save_pretrained."
     )
-
-
-def find_weights_unfetched(source: Source) -> Weights | None:
-    """Return where the reference's weights are, or None if there are none; at most an index of shards is fetched."""
-    for kind, plain_name in _WEIGHT_FILES:
-        name = _with_variant(plain_name, source.variant)
-        path = source.find_at_hand(name)
-        if path is None and name.endswith(".json"):
-            path = source.find(name)
-        elif path is None and size_on_hub(source, name) is not None:
-            path = Path(name)
-        if path is not None:
-            return Weights(source, kind, _read_index(path) if name.endswith(".json") else {}, path)
-    return None
 
 
 def size_on_hub(source: Source, name: str) -> int | None:
@@ -208,54 +235,32 @@ def size_on_hub(source: Source, name: str) -> int | None:
     """
     if source.is_local:
         return None
-    known = at_hand(source.remote(name))
+    known = cached_header(source.remote(name))
     if known is not None:
         return known.size
-    remote = source.remote(name)
-    return None if source.is_offline else file_size(remote.repository, remote.name, remote.revision, remote.token)
+    return None if source.is_offline else file_size(source.remote(name))
 
 
-def _locate(source: Source, kind: str, name: str) -> Path | None:
-    """Return where the file `name` of weights is, fetched only if it cannot be fetched in part."""
-    path = None if source.force_download else source.find_at_hand(name)
-    if path is not None or source.is_local or name.endswith(".json"):
-        return path or source.find(name)
-    size = size_on_hub(source, name)
-    if size is None:
-        return None
-    if kind == "safetensors":
-        return Path(name)
-    _tell_bin(source, name, size)
-    return source.find(name)
-
-
-def _tell_bin(source: Source, name: str, size: int) -> None:
-    logger.warning(
-        "%r has its weights as %s, which cannot be fetched in part: all its %s bytes are fetched. A repository with "
-        "safetensors spares that.",
-        source.reference,
-        name,
-        f"{size:,}",
-    )
-
-
-def open_tensors(weights: Weights, choose: Choose) -> dict[str, Unread]:
+def open_tensors(weights: Weights, choose: Choose) -> dict[str, LazyTensor]:
     """
     Return the kept tensors, each under its name for the student, without reading any of them.
 
-    Only the headers of files that hold a kept tensor are read (and, from the Hub, only those files are downloaded).
+    Of a folder, and of the Hub's cache, only the headers of files that hold a kept tensor are read. From the Hub these
+    tensors are fetched by byte ranges, and little else; a file that the server gives as a whole only is downloaded, and
+    it is said.
 
     Args:
         weights (`Weights`): The files, from `find_weights`.
         choose (`Callable`): Given names in files, returns for each kept one its name for the student.
 
     Returns:
-        `dict[str, Unread]`: Every kept tensor that the files have.
+        `dict[str, LazyTensor]`: Every kept tensor that the files have.
 
     Raises:
-        OSError: If a file is missing or incomplete.
+        FileNotFoundError: If a file is missing.
+        OSError: If one is incomplete, or cannot be fetched.
     """
-    tensors: dict[str, Unread] = {}
+    tensors: dict[str, LazyTensor] = {}
     for path in needed_files(weights, choose):
         opened = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, weights.weights_only)
         tensors.update({given: opened[name] for name, given in choose(opened).items()})
@@ -263,44 +268,49 @@ def open_tensors(weights: Weights, choose: Choose) -> dict[str, Unread]:
 
 
 def needed_files(weights: Weights, choose: Choose) -> list[Path]:
-    """
-    Return files on this machine that hold the kept tensors; from the Hub these tensors are fetched, and little else.
-
-    What is in the Hub's cache is used as it is. Otherwise byte ranges are read; where a server does not give them, it
-    is said, and the whole file is downloaded: of a sharded checkpoint only those that hold a kept tensor.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-        OSError: If one cannot be fetched.
-    """
-    names = needed_shards(weights, choose) if weights.files else [weights.path.name]
-    return [path for name in names for path in _needed_parts(weights, name, choose)]
+    """Return files on this machine that hold the kept tensors, as `open_tensors` reads them; the rest is fetched."""
+    return [path for name in weights.files_with(choose) for path in _needed_parts(weights, name, choose)]
 
 
 def _needed_parts(weights: Weights, name: str, choose: Choose) -> list[Path]:
     source = weights.source
-    path = None if source.force_download else source.find_at_hand(name)
+    path = None if source.force_download else source.find_cached(name)
     if path is not None:
         return [path]
-    if weights.format == "safetensors" and not source.is_local:
-        try:
-            found = _fetched(source, name, choose)
-        except NoRanges as refusal:
-            return [_download_whole(source, name, refusal)]
-    else:
+    found: list[Path] = []
+    if source.is_local or weights.format == "bin":
+        if not source.is_local and not source.is_offline:
+            logger.warning(
+                "%r has its weights as %s, which cannot be fetched in part: all its %s bytes are fetched. A repository "
+                "with safetensors spares that.",
+                source.reference,
+                name,
+                f"{size_on_hub(source, name) or 0:,}",
+            )
         path = source.find(name)
         found = [] if path is None else [path]
+    else:
+        try:
+            found = _fetch(source, name, choose)
+        except NoRanges as refusal:
+            logger.warning("The server %s, so all of %s of %r is fetched.", refusal, name, source.reference)
+            found = _download_whole(source, name)
     if not found:
-        what = f"{weights.path.name} says that it holds tensors that the student keeps" if weights.files else "gone"
-        raise FileNotFoundError(f"{name} is missing at {source.reference!r}: {what}. Download it again.")
+        raise missing_file(weights, name)
     return found
 
 
-def _fetched(source: Source, name: str, choose: Choose) -> list[Path]:
+def missing_file(weights: Weights, name: str) -> FileNotFoundError:
+    """Return the error that says that a file of weights is not there."""
+    what = f"{weights.path.name} says that it holds tensors that the student keeps" if weights.files else "gone"
+    return FileNotFoundError(f"{name} is missing at {weights.source.reference!r}: {what}. Download it again.")
+
+
+def _fetch(source: Source, name: str, choose: Choose) -> list[Path]:
     """Return the parts of a file of the Hub that hold the kept tensors; none if there is no such file."""
     remote = source.remote(name)
     if source.is_offline:
-        known = at_hand(remote)
+        known = cached_header(remote)
         if known is None:
             return []
         lacking = set(choose(known.tensors)) - fetched_names(remote)
@@ -315,14 +325,12 @@ def _fetched(source: Source, name: str, choose: Choose) -> list[Path]:
         return []
 
 
-def _download_whole(source: Source, name: str, refusal: NoRanges) -> Path:
+def _download_whole(source: Source, name: str) -> list[Path]:
     """Download a file whole from a server that does not give parts of it, and check what it gave."""
-    logger.warning("The server %s, so all of %s of %r is fetched.", refusal, name, source.reference)
     path = source.find(name)
     if path is None:
-        raise FileNotFoundError(f"{name} is missing at {source.reference!r}. Download it again.")
-    remote = source.remote(name)
-    etag = Location(remote.repository, remote.name, remote.revision, remote.token).etag or ""
+        return []
+    etag = etag_of(source.remote(name)) or ""
     if re.fullmatch(r"[0-9a-f]{64}", etag):
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -332,23 +340,22 @@ def _download_whole(source: Source, name: str, refusal: NoRanges) -> Path:
                 f"{name} of {source.reference!r} came with other content than the Hub names (sha256 {found}, not "
                 f"{etag}): it was removed from the cache. Run it again."
             )
-    return path
-
-
-def needed_shards(weights: Weights, choose: Choose) -> list[str]:
-    """Return the names of the shards that hold a kept tensor, as the index says; none for a single file."""
-    return sorted({weights.files[name] for name in choose(weights.files)})
+    return [path]
 
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        return {
-            str(name): str(shard) for name, shard in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items()
-        }
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): str(shard) for name, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not an index of shards (a JSON file with a 'weight_map'). Download it again."
         ) from error
+    for shard in set(files.values()):
+        # Shards lie beside their index, or in a folder there: a name that leads elsewhere is no name of a shard.
+        if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]+(/[^/\\\x00-\x1f\x7f]+)*", shard) or ".." in shard.split("/"):
+            raise ValueError(f"{path} names {shard!r} as a shard, which is no name of a file beside it.")
+    return files
 
 
 def _with_variant(name: str, variant: str | None) -> str:
@@ -360,3 +367,195 @@ def _with_variant(name: str, variant: str | None) -> str:
 
 def _is_repo_id(text: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text, flags=re.ASCII) is not None
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """
+    A tensor that is not read yet; `lazy[...]` reads it into memory of its own, in `wanted_dtype` if that is set.
+
+    `from_pretrained` takes these in place of tensors, and reads several at once.
+
+    Args:
+        shape (`tuple[int, ...]`): Its shape.
+        dtype (`torch.dtype`): The type it is stored in.
+        read (`Callable[[torch.dtype], Tensor]`): Reads it in a given type.
+        wanted_dtype (`torch.dtype`, *optional*): The type it is read in; the stored one if not given.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[torch.dtype], Tensor]
+    wanted_dtype: torch.dtype | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes as it is stored."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Read the tensor, or the part of it that `index` says."""
+        tensor = self.read(self.wanted_dtype or self.dtype)
+        return tensor if index is Ellipsis else tensor[index]
+
+    def get_shape(self) -> list[int]:
+        """Return the shape, as a safetensors slice does."""
+        return list(self.shape)
+
+    def in_dtype(self, dtype: torch.dtype) -> LazyTensor:
+        """Return the same tensor, to be read in `dtype`; whole numbers stay what they are."""
+        return replace(self, wanted_dtype=dtype) if self.dtype.is_floating_point else self
+
+
+def lazy_copy(tensor: Tensor) -> LazyTensor:
+    """Return a tensor that is in memory already as one to be copied."""
+    return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda dtype: tensor.detach().to(dtype, copy=True))
+
+
+def open_state(tensors: Mapping[Any, Any], make: Callable[[Tensor], LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensors among `tensors` as `make` makes them; those that are one in memory are one object."""
+    made: dict[Any, LazyTensor] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if place not in made:
+                made[place] = make(tensor)
+            found[str(name)] = made[place]
+    return found
+
+
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """
+    Return the tensors of a safetensors file, unread; only its header is read.
+
+    Raises:
+        OSError: If the file is incomplete, or holds a type that is not known. Reading a tensor raises it too, if the
+            file was changed since.
+    """
+    signature = _signature(os.stat(path))  # noqa: PTH116 (the same call as for an open file)
+    try:
+        with safe_open(str(path), framework="pt"):
+            pass  # it checks that header and length belong together
+    except SafetensorError as error:
+        raise OSError(f"{path} is not a complete safetensors file ({error}). Download it again.") from error
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return _lazy_tensors(
+        header, str(path), lambda entry: _in_file(path, signature, 8 + length + entry["data_offsets"][0], entry)
+    )
+
+
+def lazy_header(header: Header, origin: str) -> dict[str, LazyTensor]:
+    """Return the tensors of a file on the Hub of which the header was fetched: their shapes and types alone."""
+
+    def unread(_entry: Mapping[str, Any]) -> Callable[[torch.dtype], Tensor]:
+        def read(_dtype: torch.dtype) -> Tensor:
+            raise OSError(f"{origin} was not fetched.")
+
+        return read
+
+    return _lazy_tensors(header.tensors, origin, unread)
+
+
+def _lazy_tensors(
+    header: Mapping[str, Any], origin: str, reader: Callable[[Mapping[str, Any]], Callable[[torch.dtype], Tensor]]
+) -> dict[str, LazyTensor]:
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise OSError(
+                f"{origin} holds {name} in {entry['dtype']}; a student is made of plain weights in one of "
+                f"{', '.join(_DTYPES)}. Of a quantized model, give the original."
+            )
+        tensors[name] = LazyTensor(tuple(entry["shape"]), _DTYPES[entry["dtype"]], reader(entry))
+    return tensors
+
+
+def open_bin(path: Path, weights_only: bool) -> dict[str, LazyTensor]:
+    """
+    Return the tensors of a PyTorch file, unread where it is a zip archive; older files are read whole, and it is said.
+
+    Raises:
+        OSError: If the file cannot be read, or holds no dictionary. Reading a tensor raises it too, if the file was
+            changed since.
+    """
+    signature = _signature(os.stat(path))  # noqa: PTH116
+    mapped = zipfile.is_zipfile(path)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mapped)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise OSError(f"{path} cannot be read as PyTorch weights ({first_line(error)}). Download it again.") from error
+    if not isinstance(tensors, dict):
+        raise OSError(f"{path} must hold a dictionary of tensors, got a {type(tensors).__name__}.")
+    if not mapped:
+        logger.warning(
+            "%s is in the format from before PyTorch 1.6, which cannot be read in part: all its %d bytes were read. "
+            "Save the reference again with save_pretrained to read only what is kept.",
+            path,
+            path.stat().st_size,
+        )
+    return open_state(tensors, partial(_in_map, path, signature))
+
+
+def _in_file(
+    path: Path, signature: tuple[int, ...], begin: int, entry: Mapping[str, Any]
+) -> Callable[[torch.dtype], Tensor]:
+    shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+
+    def read(wanted: torch.dtype) -> Tensor:
+        tensor = torch.empty(shape, dtype=wanted)
+        flat = tensor.view(-1)
+        # Unbuffered: the bytes go from the file to where they stay, and none are read but these.
+        with path.open("rb", buffering=0) as file:
+            _check_unchanged(path, signature, os.fstat(file.fileno()))
+            file.seek(begin)
+            if wanted == dtype:
+                _fill(file, flat, path)
+            else:
+                buffer = torch.empty(min(len(flat), _PIECE // dtype.itemsize), dtype=dtype)
+                for start in range(0, len(flat), max(1, len(buffer))):
+                    piece = buffer[: len(flat) - start]
+                    _fill(file, piece, path)
+                    flat[start : start + len(piece)].copy_(piece)
+            _check_unchanged(path, signature, os.fstat(file.fileno()))
+        return tensor
+
+    return read
+
+
+def _in_map(path: Path, signature: tuple[int, ...], tensor: Tensor) -> LazyTensor:
+    def read(wanted: torch.dtype) -> Tensor:
+        copied = torch.empty(tensor.shape, dtype=wanted)
+        rows = tensor.detach() if tensor.dim() else tensor.detach()[None]
+        count = max(1, _PIECE * len(rows) // max(1, tensor.nbytes))
+        # Piece by piece: whoever reads a page that a shortened file no longer has is killed by the system.
+        for piece, stored in zip(torch.split(copied.view_as(rows), count), torch.split(rows, count), strict=True):
+            _check_unchanged(path, signature, os.stat(path))  # noqa: PTH116
+            piece.copy_(stored)
+        _check_unchanged(path, signature, os.stat(path))  # noqa: PTH116
+        return copied
+
+    return LazyTensor(tuple(tensor.shape), tensor.dtype, read)
+
+
+def _fill(file: Any, flat: Tensor, path: Path) -> None:
+    raw: Any = flat.view(torch.uint8).numpy()
+    view = memoryview(raw)
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:])
+        if not count:
+            raise OSError(f"{path} ends before one of its tensors does. Download it again.")
+        done += count
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_unchanged(path: Path, signature: tuple[int, ...], status: os.stat_result) -> None:
+    if _signature(status) != signature:
+        raise OSError(f"{path} was changed while it was read; run it again when it is whole.")

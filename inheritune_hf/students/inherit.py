@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,23 +18,23 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel
 
 from .. import __version__
 from ..configuration import PARTS, InherituneConfig
-from ..layers import resolve_layers
+from ..layers import is_prefix, resolve_layers
 from ..records import Lineage, encode
 from .architectures import (
     Architecture,
+    drop_tied,
+    foreign_prefix,
     inspect_architecture,
-    keeps_some_in_float32,
     kept_names,
     left_out_names,
     name_in_reference,
     random_tensors,
+    sliced_config,
     sources_of,
+    unknown_names,
     with_tied_names,
-    without_twins,
 )
-from .attention_scale import query_scales, scale_queries
-from .checkpoints import Choose, find_weights, open_tensors
-from .config_fields import sliced_config
+from .checkpoints import LazyTensor, lazy_copy, open_state, open_tensors
 from .reference import (
     OpenedReference,
     Reference,
@@ -43,12 +44,19 @@ from .reference import (
     refuse_adapter,
     with_one_dtype,
 )
-from .tensors import Unread, unread_once, unread_tensor
+
+logger = logging.getLogger(__name__)
 
 Choice = int | str | Sequence[int]
 
 #: Seed of parts that do not come along, the same as that of `TrainingArguments`.
 DEFAULT_SEED = 42
+
+# What belongs to quantized weights, as the libraries that write them call it.
+_SCALES = re.compile(
+    r"((weight|input|output|activation|proj|kv|[qkv])_(scale|scales|scale_inv|scale_2|global_scale|zero_point|blocks)"
+    r"|\.(qweight|qzeros|scales|g_idx)|\.weight\.(absmax|quant_map|quant_state\..*|nested_absmax|nested_quant_map))$"
+)
 
 # Arguments of `from_pretrained` that would load something else than the kept tensors as they are.
 _REFUSED_ARGUMENTS = {
@@ -166,6 +174,172 @@ class InheritedGPT2(InheritedModelForCausalLM):
     _model_type = "gpt2"
 
 
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """
+    What a student takes from its reference, decided from configs alone: the same for building it and for `doctor`.
+
+    Args:
+        reference (`OpenedReference`): The reference.
+        layers (`tuple[int, ...]`): The kept layers, 0-based, ascending.
+        parts (`tuple[str, ...]`): Parts of the model that are inherited, as in `PARTS`.
+        config (`PreTrainedConfig`): The student's config.
+        scales (`tuple[float, ...]`): By what each kept block's queries are multiplied; empty where none is.
+        before (`Architecture`): Of the reference.
+        after (`Architecture`): Of the student.
+    """
+
+    reference: OpenedReference
+    layers: tuple[int, ...]
+    parts: tuple[str, ...]
+    config: PreTrainedConfig
+    scales: tuple[float, ...]
+    before: Architecture
+    after: Architecture
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the student's tensors that are not inherited and begin random."""
+        return left_out_names(self.after, self.parts)
+
+    def choose(self, names: Iterable[str]) -> dict[str, str]:
+        """Return, for every kept tensor of `names` in files, its name for the student."""
+        return kept_names(self.before, self.layers, names, self.parts)
+
+    def check(self, tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> tuple[str, ...]:
+        """
+        Refuse tensors that do not fill the student, and return what else the files hold for its layers.
+
+        Args:
+            tensors (`Mapping[str, LazyTensor]`): The kept tensors, by name for the student.
+            names (iterable of `str`): Names of all tensors in the files that hold them.
+
+        Returns:
+            `tuple[str, ...]`: Names of tensors of kept layers that the architecture does not know; `*` stands for the
+            layer.
+
+        Raises:
+            ValueError: If the weights are quantized.
+            RuntimeError: If a tensor is missing, or has another shape.
+        """
+        names = list(names)
+        self._refuse_quantized(tensors, names)
+        sources = sources_of(self.after, tensors)
+        filled = with_tied_names(self.after, sources) | set(self.left_out)
+        missing = [name for name in self.after.parameters if name not in filled]
+        mismatched = []
+        for name, given in sources.items():
+            shape = self.after.parameters[name]
+            if given == [name]:
+                fits = tensors[name].shape == shape
+            else:  # joined on load, such as one tensor per expert: together they must be as many numbers
+                fits = sum(math.prod(tensors[item].shape) for item in given) == math.prod(shape)
+            if not fits:
+                mismatched.append(name)
+        self.refuse_gaps(missing, mismatched, names)
+        return unknown_names(self.before, self.layers, names)
+
+    def refuse_gaps(self, missing: Iterable[str], mismatched: Iterable[str], names: Sequence[str] = ()) -> None:
+        """Raise a `RuntimeError` if tensors of the student are missing, or have another shape in the files."""
+        complaints = []
+        for complaint, found in (("no tensor for", list(missing)), ("another shape in", list(mismatched))):
+            if found:
+                shown = ", ".join(name_in_reference(self.before, self.layers, item) for item in sorted(found)[:5])
+                complaints.append(f"{complaint} {shown}" + (f" and {len(found) - 5} more" if len(found) > 5 else ""))
+        if complaints:
+            prefix = foreign_prefix(self.before, names)
+            advice = "Check that the config belongs to these weights."
+            if prefix is not None:
+                advice = (
+                    f"Their names begin with {prefix!r}, as a wrapper around the model leaves them: save the model "
+                    "inside the wrapper (save_pretrained of the unwrapped model), or rename the tensors."
+                )
+            raise RuntimeError(
+                f"The weights of {self.reference.name!r} do not fill the student: {'; '.join(complaints)}. {advice}"
+            )
+
+    def _refuse_quantized(self, tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> None:
+        why = None
+        for name, tensor in tensors.items():
+            stored = str(tensor.dtype).removeprefix("torch.")
+            if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool:
+                why = f"{name} is stored as {stored}"
+                break
+        scale = next((name for name in names if _SCALES.search(name) and not self.choose([name])), None)
+        if why is None and scale is not None:
+            why = f"its files hold {scale}, a scale"
+        source = self.reference.source
+        if why is None and source is not None and source.find_cached("hf_quant_config.json") is not None:
+            why = "hf_quant_config.json lies beside its weights"
+        if why is not None:
+            raise ValueError(
+                f"{self.reference.name!r} is quantized ({why}), and a student is trained on plain weights: give the "
+                "original model, or dequantize it first (load it with Transformers, model.dequantize(), "
+                "save_pretrained)."
+            )
+
+
+def plan_cut(opened: OpenedReference, recipe: InherituneConfig, choice: Choice | None = None) -> Cut:
+    """
+    Decide what a student takes from a reference: layers, parts, config, scales.
+
+    Args:
+        opened (`OpenedReference`): The reference.
+        recipe (`InherituneConfig`): Its `keep_layers`, `inherit` and `attention_scale` count.
+        choice (`int`, `str` or sequence of `int`, *optional*): The layers, if not `keep_layers`.
+
+    Raises:
+        ValueError: If the reference has no such layers, or they cannot be cut out.
+    """
+    before = opened.architecture
+    layers = resolve_layers(recipe.keep_layers if choice is None else choice, before.depth, before.prefix_sizes)
+    config = sliced_config(opened.config, layers)
+    scales = query_scales(opened.config, layers, recipe)
+    return Cut(opened, layers, recipe.inherited_parts, config, scales, before, inspect_architecture(config))
+
+
+def moves_scaled_blocks(config: PreTrainedConfig, layers: Sequence[int]) -> bool:
+    """Return whether `layers` move blocks whose attention is scaled by position."""
+    return bool(getattr(config, "scale_attn_by_inverse_layer_idx", False)) and not is_prefix(layers)
+
+
+def query_scales(config: PreTrainedConfig, layers: Sequence[int], recipe: InherituneConfig) -> tuple[float, ...]:
+    """
+    Return by what each kept block's queries are multiplied so that it computes what it computed at its old position.
+
+    GPT-2 with `scale_attn_by_inverse_layer_idx` divides the attention logits of the block at position `i` by `i + 1`
+    (PAPER: Appendix A). A moved block would be rescaled, so the difference goes into its weights, unless the recipe
+    says `attention_scale="position"`.
+
+    Args:
+        config (`PreTrainedConfig`): The reference's config.
+        layers (sequence of `int`): The kept layers, 0-based, ascending.
+        recipe (`InherituneConfig`): Its `attention_scale` and `inherit` count.
+
+    Returns:
+        `tuple[float, ...]`: One factor for each kept block, or nothing where none is multiplied.
+    """
+    keeps = recipe.attention_scale == "keep" and "attention" in recipe.inherited_parts
+    if not keeps or not moves_scaled_blocks(config, layers):
+        return ()
+    return tuple((position + 1) / (layer + 1) for position, layer in enumerate(layers))
+
+
+def scale_queries(student: PreTrainedModel, scales: Sequence[float]) -> None:
+    """Multiply the queries of every block of a GPT-2 by its factor, in the weights and biases that make them."""
+    with torch.no_grad():
+        for block, scale in zip(cast(Any, student).transformer.h, scales, strict=True):
+            width = block.attn.embed_dim
+            block.attn.c_attn.weight[:, :width] *= scale
+            block.attn.c_attn.bias[:width] *= scale
+
+
+def query_rows(architecture: Architecture, name: str) -> tuple[int, int] | None:
+    """Return which block of a GPT-2 makes its queries by the tensor `name`, and with how many columns, if any does."""
+    found = re.fullmatch(rf"{re.escape(architecture.block_list)}\.(\d+)\.attn\.c_attn\.(weight|bias)", name)
+    return (int(found[1]), architecture.parameters[name][-1] // 3) if found else None
+
+
 def _inherit(
     reference: Reference | OpenedReference,
     recipe: InherituneConfig,
@@ -181,6 +355,7 @@ def _inherit(
     use_safetensors = options.pop("use_safetensors", None)
     weights_only = bool(options.pop("weights_only", True))
     with_info = bool(options.pop("output_loading_info", False))
+    strict = bool(options.pop("strict", False))
     opened = open_reference(reference, **options)
     _require_model_type(opened.name, opened.config.model_type, only_model_type)
     options = {"dtype": torch.float32, **opened.options}
@@ -189,45 +364,42 @@ def _inherit(
     for name in sorted(aliases & {*options, *opened.changes}):
         raise ValueError(f"{name} cannot be combined with keep_layers, which says how deep the student is.")
 
-    architecture = inspect_architecture(opened.config)
-    layers = resolve_layers(recipe.keep_layers, architecture.depth, architecture.prefix_sizes)
-    parts = recipe.inherited_parts
-    student_config = sliced_config(opened.config, layers)
-    scales = query_scales(opened.config, layers, recipe)
-    student_config.inheritune = encode(_lineage(opened, architecture, layers, parts, seed, scales))
-    blank = inspect_architecture(student_config)
-
-    tensors = _kept_tensors(
-        opened, partial(kept_names, architecture, layers, parts=parts), use_safetensors, weights_only
-    )
-    tensors = without_twins(blank, tensors)
-    left_out = left_out_names(blank, parts)
-    missing, mismatched = _gaps(blank, tensors, left_out)
-    _refuse_gaps(opened.name, partial(name_in_reference, architecture, layers), missing, mismatched)
-    dtype = _resolve_dtype(options["dtype"], student_config, tensors)
+    cut = plan_cut(opened, recipe)
+    names: list[str] = []
+    tensors = drop_tied(cut.after, _kept_tensors(cut, names, use_safetensors, weights_only))
+    unknown = cut.check(tensors, names)
+    if unknown:
+        _report_unknown(opened.name, unknown, strict)
+    dtype = _resolve_dtype(options["dtype"], cut.config, tensors)
     options["dtype"] = dtype
-    model_class: Any = blank.model_class
-    if isinstance(dtype, torch.dtype) and not keeps_some_in_float32(model_class):
-        tensors = {name: unread.in_dtype(dtype) for name, unread in tensors.items()}
-    fresh = {name: unread_tensor(tensor) for name, tensor in random_tensors(student_config, left_out, seed).items()}
+    model_class: Any = cut.after.model_class
+    if isinstance(dtype, torch.dtype) and not _keeps_some_in_float32(model_class):
+        tensors = {name: tensor.in_dtype(dtype) for name, tensor in tensors.items()}
+    cut.config.inheritune = encode(_lineage(cut, seed, unknown))
+    fresh = {name: lazy_copy(tensor) for name, tensor in random_tensors(cut.config, cut.left_out, seed).items()}
     student, info = model_class.from_pretrained(
-        None, *model_args, config=student_config, state_dict={**tensors, **fresh}, output_loading_info=True, **options
+        None, *model_args, config=cut.config, state_dict={**tensors, **fresh}, output_loading_info=True, **options
     )
     del fresh
-    _refuse_gaps(
-        opened.name,
-        partial(name_in_reference, architecture, layers),
-        info["missing_keys"],
-        [entry[0] for entry in info["mismatched_keys"]],
-    )
+    cut.refuse_gaps(info["missing_keys"], [entry[0] for entry in info["mismatched_keys"]])
     _own_memory(student)
-    if scales:
-        scale_queries(student, scales)
+    if cut.scales:
+        scale_queries(student, cut.scales)
 
     student.name_or_path = student.config.name_or_path = opened.name
     if options.get("generation_config") is None:
         student.generation_config = _generation_config(opened)
     return (student, info) if with_info else student
+
+
+def _report_unknown(name: str, unknown: Sequence[str], strict: bool) -> None:
+    message = (
+        f"{name!r} holds tensors of the kept layers that its architecture does not know, and the student has nothing "
+        f"of them: {', '.join(unknown)}."
+    )
+    if strict:
+        raise ValueError(f"{message} Give a reference whose architecture Transformers knows, or leave out strict.")
+    logger.warning("%s", message)
 
 
 def _load_whole(
@@ -260,60 +432,42 @@ def _require_model_type(name: str, model_type: str | None, only_model_type: str 
 
 
 def _kept_tensors(
-    opened: OpenedReference, choose: Choose, use_safetensors: bool | None, weights_only: bool
-) -> dict[str, Unread]:
-    """Return the kept tensors under their names for the student, unread."""
-    if opened.source is None:
-        state = cast(PreTrainedModel, opened.model).state_dict()
-        absent = [name for name in choose(state) if state[name].is_meta]
+    cut: Cut, names: list[str], use_safetensors: bool | None, weights_only: bool
+) -> dict[str, LazyTensor]:
+    """Return the kept tensors under their names for the student, not yet read; adds to `names` all that are there."""
+    opened = cut.reference
+
+    def choose(found: Iterable[str]) -> Mapping[str, str]:
+        found = list(found)
+        names.extend(found)
+        return cut.choose(found)
+
+    if opened.model is not None:
+        state = opened.model.state_dict()
+        kept = choose(state)
+        absent = [name for name in kept if state[name].is_meta]
         if absent:
             raise ValueError(
                 f"{opened.name!r} is not wholly in memory ({absent[0]} is not): load it without offloading."
             )
-        opened_once = unread_once(state, unread_tensor)
-        return {given: opened_once[name] for name, given in choose(state).items()}
+        lazy = open_state(state, lazy_copy)
+        return {given: lazy[name] for name, given in kept.items()}
     refuse_adapter(opened)
-    return open_tensors(find_weights(opened.source, use_safetensors, weights_only), choose)
+    return open_tensors(opened.find_weights(use_safetensors, weights_only), choose)
 
 
-def _gaps(student: Architecture, tensors: Mapping[str, Unread], left_out: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return which of the student's tensors are not there, and which have another shape."""
-    sources = sources_of(student, tensors)
-    filled = with_tied_names(student, sources) | set(left_out)
-    missing = [name for name in student.parameters if name not in filled]
-    mismatched = []
-    for name, given in sources.items():
-        shape = student.parameters[name]
-        if given == [name]:
-            fits = tensors[name].shape == shape
-        else:  # joined on load, such as one tensor per expert: together they must be as many numbers
-            fits = sum(math.prod(tensors[item].shape) for item in given) == math.prod(shape)
-        if not fits:
-            mismatched.append(name)
-    return missing, mismatched
-
-
-def _refuse_gaps(
-    name: str, in_reference: Callable[[str], str], missing: Iterable[str], mismatched: Iterable[str]
-) -> None:
-    complaints = []
-    for complaint, names in (("no tensor for", list(missing)), ("another shape in", list(mismatched))):
-        if names:
-            shown = ", ".join(in_reference(item) for item in sorted(names)[:5])
-            complaints.append(f"{complaint} {shown}" + (f" and {len(names) - 5} more" if len(names) > 5 else ""))
-    if complaints:
-        raise RuntimeError(
-            f"The weights of {name!r} do not fill the student: {'; '.join(complaints)}. "
-            "Check that the config belongs to these weights."
-        )
-
-
-def _resolve_dtype(given: Any, config: PreTrainedConfig, tensors: Mapping[str, Unread]) -> Any:
+def _resolve_dtype(given: Any, config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) -> Any:
     """Return the type to load in; `from_pretrained` would look at the tensors for "auto", and cannot before reading."""
     if given == "auto":
         stored = (tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point)
         return config.dtype or next(stored, torch.float32)
     return getattr(torch, given) if isinstance(given, str) and hasattr(torch, given) else given
+
+
+def _keeps_some_in_float32(model_class: Any) -> bool:
+    """Return whether some of the model's parameters stay in float32 whatever type it is loaded in."""
+    names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    return any(getattr(model_class, name, None) for name in names)
 
 
 def _own_memory(student: PreTrainedModel) -> None:
@@ -341,25 +495,19 @@ def _generation_config(opened: OpenedReference) -> GenerationConfig:
     return GenerationConfig.from_model_config(opened.config)
 
 
-def _lineage(
-    opened: OpenedReference,
-    architecture: Architecture,
-    layers: tuple[int, ...],
-    parts: tuple[str, ...],
-    seed: int,
-    scales: tuple[float, ...],
-) -> Lineage:
+def _lineage(cut: Cut, seed: int, unknown: tuple[str, ...]) -> Lineage:
     return Lineage(
-        reference=opened.name,
-        revision=opened.commit,
-        reference_layers=architecture.depth,
-        kept_layers=layers,
+        reference=cut.reference.name,
+        revision=cut.reference.commit,
+        reference_layers=cut.before.depth,
+        kept_layers=cut.layers,
         versions={
             "inheritune_hf": __version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
         },
-        inherited=parts,
-        seed=None if parts == PARTS else seed,
-        query_scales=scales,
+        inherited=cut.parts,
+        seed=None if cut.parts == PARTS else seed,
+        query_scales=cut.scales,
+        unknown_tensors=unknown,
     )

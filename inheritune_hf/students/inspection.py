@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
 
-from ..configuration import PARTS, InherituneConfig
-from ..layers import is_prefix, resolve_layers
-from .architectures import Architecture, inspect_architecture, kept_names, left_out_names, without_twins
-from .attention_scale import moves_scaled_blocks, query_scales
-from .checkpoints import Weights, find_weights_unfetched, needed_shards, size_on_hub
-from .config_fields import sliced_config
-from .connection import NoRanges
+from ..configuration import InherituneConfig
+from ..layers import is_prefix
+from .architectures import drop_tied
+from .checkpoints import (
+    LazyTensor,
+    Weights,
+    lazy_copy,
+    lazy_header,
+    missing_file,
+    open_bin,
+    open_safetensors,
+    open_state,
+    size_on_hub,
+)
+from .download import NoRanges, cached_header, fetched_names, read_header
+from .inherit import Choice, Cut, moves_scaled_blocks, plan_cut
 from .reference import OpenedReference, Reference, open_reference, refuse_adapter
-from .remote import at_hand, fetched_names, read_header
-from .tensors import Unread, is_readable_in_part, open_bin, open_safetensors
-
-Choice = int | str | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class InheritancePlan:
         files (`tuple[FilePlan, ...]`): Files that would be read; none for a loaded model, or without weights.
         block_list (`str`): Dotted name of the list of blocks.
         tied (`bool`): Whether the head shares the embedding's weights.
+        unknown_tensors (`tuple[str, ...]`): What the files hold for kept layers and the architecture does not know, `*`
+            in place of the layer.
     """
 
     reference: str
@@ -85,6 +91,7 @@ class InheritancePlan:
     files: tuple[FilePlan, ...]
     block_list: str
     tied: bool
+    unknown_tensors: tuple[str, ...] = ()
 
     @property
     def bytes_to_read(self) -> int:
@@ -116,6 +123,11 @@ class InheritancePlan:
             found.append("Not first layers only: the student cannot grow by next layers.")
         if any(not file.exact for file in self.files):
             found.append("Bytes to read are estimated from the config: the files are not on this machine.")
+        if self.unknown_tensors:
+            found.append(
+                "The files hold tensors of the kept layers that the architecture does not know, and a student has "
+                f"nothing of them: {', '.join(self.unknown_tensors)}."
+            )
         if not self.files:
             found.append("No files of weights were found.")
         return tuple(found)
@@ -141,87 +153,98 @@ def plan_inheritance(
         attention_scale (`str`, *optional*, defaults to `"keep"`):
             Whether moved blocks keep their attention scale, as in the recipe.
         kwargs:
-            As in `load_reference_config`.
+            As in `open_reference`.
 
     Returns:
         `InheritancePlan`: Layers, parameters, config fields and files.
 
     Raises:
         ValueError: If the reference is not a causal language model of a supported type, or has no such layers.
-        OSError: If there is no model at `reference`, or a file is incomplete.
+        OSError: If there is no model at `reference`, or a file is missing or incomplete.
+        RuntimeError: If the headers say that the weights do not fill the student.
     """
     opened = open_reference(reference, **kwargs)
     recipe = InherituneConfig(inherit=inherit, attention_scale=cast(Any, attention_scale))
-    parts = recipe.inherited_parts
-    before = inspect_architecture(opened.config)
-    kept = resolve_layers(choice, before.depth, before.prefix_sizes)
-    sliced = sliced_config(opened.config, kept)
-    after = inspect_architecture(sliced)
-    old, new = opened.config.to_dict(), sliced.to_dict()
-    scales = query_scales(opened.config, kept, recipe)
+    cut = plan_cut(opened, recipe, choice)
+    before, after = cut.before, cut.after
+    files, unknown = _plan_files(cut)
+    old, new = opened.config.to_dict(), cut.config.to_dict()
     return InheritancePlan(
         reference=opened.name,
         model_type=str(opened.config.model_type),
         depth=before.depth,
-        kept_layers=kept,
-        dropped_layers=tuple(layer for layer in range(before.depth) if layer not in kept),
+        kept_layers=cut.layers,
+        dropped_layers=tuple(layer for layer in range(before.depth) if layer not in cut.layers),
         parameters_before=before.parameter_count,
         parameters_after=after.parameter_count,
         layer_parameters=before.block_sizes,
         random_parameters=sum(
-            torch.Size(after.parameters[name]).numel()
-            for name in left_out_names(after, parts)
-            if name not in after.tied
+            torch.Size(after.parameters[name]).numel() for name in cut.left_out if name not in after.tied
         ),
         changed_fields={name: (old.get(name), value) for name, value in new.items() if old.get(name) != value},
-        query_scales=scales,
-        rescaled="attention" in parts and not scales and moves_scaled_blocks(opened.config, kept),
-        files=_plan_files(opened, before, kept, parts),
+        query_scales=cut.scales,
+        rescaled="attention" in cut.parts and not cut.scales and moves_scaled_blocks(opened.config, cut.layers),
+        files=files,
         block_list=before.block_list,
         tied=bool(before.tied),
+        unknown_tensors=unknown,
     )
 
 
-def _plan_files(
-    opened: OpenedReference, architecture: Architecture, layers: tuple[int, ...], parts: tuple[str, ...] = PARTS
-) -> tuple[FilePlan, ...]:
-    if opened.source is None:
-        return ()
-    refuse_adapter(opened)
-    weights = find_weights_unfetched(opened.source)
-    if weights is None:
-        return ()
-    choose = partial(kept_names, architecture, layers, parts=parts)
-    names = needed_shards(weights, choose) if weights.files else [weights.path.name]
-    return tuple(_plan_file(opened, architecture, weights, name, choose) for name in names)
+def _plan_files(cut: Cut) -> tuple[tuple[FilePlan, ...], tuple[str, ...]]:
+    """Return what is needed of each file, and the tensors that the architecture does not know, as far as is seen."""
+    if cut.reference.model is not None:
+        state = open_state(cut.reference.model.state_dict(), lazy_copy)
+        return (), cut.check({given: state[name] for name, given in cut.choose(state).items()}, state)
+    refuse_adapter(cut.reference)
+    try:
+        weights = cut.reference.find_weights()
+    except FileNotFoundError:
+        return (), ()
+    files: list[FilePlan] = []
+    names: list[str] = list(weights.files)
+    kept: dict[str, LazyTensor] = {}
+    all_seen = True
+    for name in weights.files_with(cut.choose):
+        file, tensors = _plan_file(cut, weights, name)
+        files.append(file)
+        if tensors is None:
+            all_seen = False
+            continue
+        names.extend(tensors)
+        kept.update({given: tensors[item] for item, given in cut.choose(tensors).items()})
+    return tuple(files), cut.check(drop_tied(cut.after, kept), names) if all_seen else ()
 
 
-def _plan_file(
-    opened: OpenedReference, architecture: Architecture, weights: Weights, name: str, choose: Any
-) -> FilePlan:
+def _plan_file(cut: Cut, weights: Weights, name: str) -> tuple[FilePlan, dict[str, LazyTensor] | None]:
+    """Return what is needed of a file, and its tensors, not read; None where it would have to be read or fetched."""
     source = weights.source
-    path = source.find_at_hand(name)
-    if path is not None and (weights.format == "safetensors" or is_readable_in_part(path)):
-        tensors: dict[str, Unread] = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, True)
-        named = without_twins(architecture, {given: tensors[item] for item, given in choose(tensors).items()})
-        return FilePlan(name, path.stat().st_size, sum(item.nbytes for item in named.values()), True, True)
-    if path is not None:  # a file that is read whole or not at all
-        return FilePlan(name, path.stat().st_size, path.stat().st_size, True, True)
+    path = source.find_cached(name)
+    if path is None and source.is_local:
+        raise missing_file(weights, name)
+    if path is not None:
+        size = path.stat().st_size
+        if weights.format == "bin" and not zipfile.is_zipfile(path):  # it is read whole or not at all
+            return FilePlan(name, size, size, True, True), None
+        tensors = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, True)
+        kept = drop_tied(cut.after, {given: tensors[item] for item, given in cut.choose(tensors).items()})
+        return FilePlan(name, size, sum(item.nbytes for item in kept.values()), True, True), tensors
     header = None
     if weights.format == "safetensors":
         with suppress(NoRanges, FileNotFoundError):
-            header = at_hand(source.remote(name)) if source.is_offline else read_header(source.remote(name))
+            header = cached_header(source.remote(name)) if source.is_offline else read_header(source.remote(name))
     if header is not None:
-        kept = choose(header.tensors)
-        missing = set(kept) - fetched_names(source.remote(name))
-        whole = header.bytes_of(kept)
-        return FilePlan(name, header.size, whole, not missing, True, header.bytes_of(missing))
-    size = size_on_hub(source, name)
-    stored = opened.config.dtype if isinstance(opened.config.dtype, torch.dtype) else torch.float32
-    listed = weights.files or dict.fromkeys(architecture.parameters, name)
+        chosen = cut.choose(header.tensors)
+        missing = set(chosen) - fetched_names(source.remote(name))
+        file = FilePlan(name, header.size, header.bytes_of(chosen), not missing, True, header.bytes_of(missing))
+        return file, lazy_header(header, f"{name} of {source.reference!r}")
+    size_there = size_on_hub(source, name)
+    config, shapes = cut.reference.config, cut.before.parameters
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    listed = weights.files or dict.fromkeys(shapes, name)
     estimate = sum(
-        torch.Size(architecture.parameters.get(item, ())).numel() * stored.itemsize
-        for item in choose([item for item, file in listed.items() if file == name])
-        if item in architecture.parameters and item not in architecture.tied
+        torch.Size(shapes[item]).numel() * stored.itemsize
+        for item in cut.choose([item for item, file in listed.items() if file == name])
+        if item in shapes and item not in cut.before.tied
     )
-    return FilePlan(name, size, estimate, False, False, size or estimate)
+    return FilePlan(name, size_there, estimate, False, False, size_there or estimate), None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .config_fields import logit_shaping
+from .architectures import logit_shaping
 
 IGNORED = -100  # label of a token that does not count, as everywhere in Transformers
 

@@ -25,9 +25,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .architectures import Architecture, inspect_architecture
+from .architectures import UNUSABLE_CONFIG, Architecture, inspect_architecture, require_causal_lm
 from .checkpoints import SOURCE_ARGUMENTS, Source, Weights, commit_of, find_weights
-from .config_fields import require_causal_lm
 
 # Arguments that a config would swallow although they are meant for the model.
 _MODEL_ARGUMENTS = (
@@ -242,7 +241,7 @@ def read_config(source: Source) -> dict[str, Any]:
     path = find_config(source)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}.")
@@ -301,12 +300,14 @@ def _open_files(reference: Any, given: Any, options: dict[str, Any]) -> OpenedRe
     config_source = source if given is None else replace(source, reference=os.fspath(given), revision=None)
     # Read before Transformers does: an unknown model type is refused here, and its remote code never runs.
     require_causal_lm(read_config(config_source), repr(source.reference))
+    path = find_config(config_source)
     for_config = {name: value for name, value in options.items() if name not in _MODEL_ARGUMENTS}
-    config, unused = AutoConfig.from_pretrained(
-        str(find_config(config_source).parent),
-        return_unused_kwargs=True,
-        **{**for_config, "trust_remote_code": False},
-    )
+    try:
+        config, unused = AutoConfig.from_pretrained(
+            str(path.parent), return_unused_kwargs=True, **{**for_config, "trust_remote_code": False}
+        )
+    except UNUSABLE_CONFIG as error:
+        raise ValueError(f"{path} cannot be used: {' '.join(str(error).split()) or type(error).__name__}.") from error
     changes = {name: options.pop(name) for name in for_config if name not in unused and name != "trust_remote_code"}
     return OpenedReference(source.reference, config, None, source, commit, options, changes)
 

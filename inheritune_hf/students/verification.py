@@ -15,12 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ..layers import describe
 from ..records import RECORD_FILE, Lineage, decode
-from .architectures import Architecture, inspect_architecture, join_sources, kept_names, sources_of
-from .attention_scale import query_rows
-from .checkpoints import Source, find_weights, open_tensors
-from .config_fields import sliced_config
+from .architectures import Architecture, inspect_architecture, join_sources, kept_names, sliced_config, sources_of
+from .checkpoints import LazyTensor, Source, find_weights, open_tensors
+from .inherit import query_rows
 from .reference import OpenedReference, Reference, open_reference
-from .tensors import Unread
 
 _NEW_TOKENS = 8
 
@@ -111,7 +109,7 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _against_reference(
-    stored: Mapping[str, Unread],
+    stored: Mapping[str, LazyTensor],
     config: PreTrainedConfig,
     lineage: Lineage,
     trained: bool,
@@ -154,7 +152,11 @@ def _shapes(student: Architecture, expected: Architecture) -> Check:
 
 
 def _identity(
-    opened: OpenedReference, before: Architecture, blank: Architecture, lineage: Lineage, stored: Mapping[str, Unread]
+    opened: OpenedReference,
+    before: Architecture,
+    blank: Architecture,
+    lineage: Lineage,
+    stored: Mapping[str, LazyTensor],
 ) -> Check:
     choose = partial(kept_names, before, lineage.kept_layers, parts=lineage.inherited)
     if opened.source is None:

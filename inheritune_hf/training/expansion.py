@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from ..configuration import InherituneConfig
 from ..students import Reference, from_pretrained_inherited, inspect_architecture
-from ..students.attention_scale import scale_queries
+from ..students.inherit import scale_queries
 
 NewBlocks = Literal["reference", "copy_last", "identity", "random"]
 

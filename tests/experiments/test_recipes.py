@@ -14,7 +14,7 @@ from inheritune_hf.cli import main
 from inheritune_hf.cli.settings import parse_comparison, parse_settings
 from inheritune_hf.experiments import run_comparison, run_recipe
 from inheritune_hf.experiments.arms import parse_arm
-from inheritune_hf.students import MemoryEstimate, estimation
+from inheritune_hf.students import MemoryEstimate, estimates
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 DEPTHS = {"gpt2": 12, "gpt2-medium": 24, "gpt2-large": 36, "gpt2-xl": 48, "openlm-research/open_llama_3b": 26}
@@ -76,7 +76,7 @@ def test_recipe_is_planned(path, references, capsys, monkeypatch):
     """From its file and the reference's config alone a recipe is planned: its rounds or arms, steps and tokens."""
     # Memory has tests of its own, and tracing hundreds of layers takes minutes.
     nothing = MemoryEstimate("training", 0, 0, 0, 0, 0, 0)
-    monkeypatch.setattr(estimation, "training_memory", lambda *_: nothing)
+    monkeypatch.setattr(estimates, "training_memory", lambda *_: nothing)
     values = yaml.safe_load(path.read_text())
     depth = DEPTHS[values["reference"]]
     words = [str(path), "--reference", str(references / values["reference"]), "--block-size", "16", "--json"]

@@ -1,10 +1,11 @@
-"""Where blocks are, how configs are cut, and that students of every architecture equal their references."""
+"""Every supported architecture: its students are its reference's layers, and its config says what they are."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,17 +14,21 @@ from families import CASES, GROUPED, HEADS, PROMISED, PUBLISHED, SLIDING, WIDE, 
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig
 
+import inheritune_hf
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.students import (
     SUPPORTED_MODEL_TYPES,
     InheritedModelForCausalLM,
+    architectures,
+    checkpoints,
     inspect_architecture,
     kept_names,
+    logit_shaping,
     plan_inheritance,
     sliced_config,
     student_skeleton,
-    tensors,
 )
+from inheritune_hf.students.losses import choose_loss, computes_from_hidden, loss_of_hidden, summed_loss
 
 PAIRS = [
     pytest.param(kind, values, id=f"{kind}-{n}", marks=[] if kind in PROMISED else pytest.mark.slow)
@@ -144,8 +149,10 @@ def test_student_of_every_supported_type(
     reference.save_pretrained(tmp_path)
     before = reference.config.to_dict()
     twice = republish(tmp_path, kind)
-    asked, fill = [], tensors._fill
-    monkeypatch.setattr(tensors, "_fill", lambda file, flat, path: (asked.append(flat.nbytes), fill(file, flat, path)))
+    asked, fill = [], checkpoints._fill
+    monkeypatch.setattr(
+        checkpoints, "_fill", lambda file, flat, path: (asked.append(flat.nbytes), fill(file, flat, path))
+    )
     for layers in [(0, 1, 2), (0, 4, 5), (0, 1, 2, 3, 4, 5)]:
         student, info = InheritedModelForCausalLM.from_pretrained(
             tmp_path, keep_layers=layers, output_loading_info=True
@@ -202,6 +209,7 @@ def test_inspection_finds_the_blocks(reference):
 def test_inspection_needs_the_blocks_that_the_config_promises(reference, monkeypatch):
     """A model class without a list of as many blocks as its config says is refused."""
     monkeypatch.setattr(type(reference), "get_decoder", lambda model: model.lm_head)
+    monkeypatch.setattr(architectures, "_INSPECTED", {})
     with pytest.raises(
         RuntimeError, match=r"GPT2LMHeadModel has no list of 12 blocks, the depth that its config says\."
     ):
@@ -471,3 +479,82 @@ def test_every_tensor_has_a_part(kind):
     assert set(architecture.parts) == set(architecture.parameters)
     assert {"embeddings", "attention", "mlp", "lm_head"} <= set(architecture.parts.values())
     assert architecture.prefix_sizes[-1] == architecture.parameter_count
+
+
+PAGE = Path(inheritune_hf.__file__).parents[1] / "docs" / "reference" / "architectures.md"
+
+
+def rows(heading):
+    """First cells of the table under a heading."""
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [line.split("|")[1].strip().strip("`") for line in lines]
+
+
+def test_every_supported_type_is_on_the_page():
+    """The page lists exactly the supported model types, in order."""
+    assert rows("Supported") == list(SUPPORTED_MODEL_TYPES)
+
+
+def test_every_field_that_depends_on_depth_is_on_the_page():
+    """The page lists every config field that follows the layers, and every one that stands in the way."""
+    fields = {
+        *architectures._PER_LAYER_LISTS,
+        *architectures._INDEX_LISTS,
+        *architectures._THRESHOLDS,
+        *architectures._PERIODS,
+        "attention_types",
+        "max_window_layers",
+        "decoder_sparse_step",
+        "scale_attn_by_inverse_layer_idx",
+    }
+    assert set(rows("Config fields that follow the layers")) == fields
+    assert set(rows("What is refused")) == set(architectures._UNCUTTABLE)
+
+
+PAIRS = [
+    pytest.param(kind, values, id=f"{kind}-{n}", marks=[] if kind in PROMISED else pytest.mark.slow)
+    for kind, cases in CASES.items()
+    for n, values in enumerate(cases)
+]
+
+
+# Releases of Transformers before 5.23 script a function of GPTBigCode (modeling_gpt_bigcode.py, upcast_softmax).
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("kind", "values"), PAIRS)
+@pytest.mark.parametrize("method", ["chunked", "linear"])
+def test_loss_and_gradients_from_hidden_states(method, kind, values, build, tokens):
+    """From last hidden states the loss and every gradient are the model's own, with large logits, a mean and a sum."""
+    model = build(CONFIG_MAPPING[kind](**values))
+    with torch.no_grad():
+        head = model.get_output_embeddings()
+        head.weight.mul_(30 / head.weight.norm(dim=1).mean())
+    assert computes_from_hidden(model)
+    why_not = choose_loss(method, head.out_features, "cpu", model.dtype, logit_shaping(model.config)[1])[1]
+    if why_not != "as set":
+        pytest.skip(why_not)  # capped logits, or a torch without the operator
+    labels = tokens.clone()
+    labels[0, :5] = -100
+
+    def compute(head, hidden, targets, items):
+        total = summed_loss(head, hidden.flatten(0, 1), targets.flatten(), method)
+        return total / ((targets != -100).sum() if items is None else items)
+
+    def run(**kwargs):
+        model.zero_grad()
+        loss = model(input_ids=tokens, labels=labels, use_cache=False, **kwargs).loss
+        loss.backward()
+        return loss, {name: item.grad for name, item in model.named_parameters() if item.grad is not None}
+
+    for kwargs in ({}, {"num_items_in_batch": torch.tensor(7)}):
+        plain, expected = run(**kwargs)
+        with loss_of_hidden(model, compute):
+            loss, found = run(**kwargs)
+        torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
+        assert found.keys() == expected.keys()
+        largest = max(float(gradient.abs().max()) for gradient in expected.values())
+        for name, gradient in expected.items():
+            # As a whole: rounding of large numbers is all of a small one. Some are zero but for rounding, such as that
+            # of a bias of keys.
+            distance, length = float((found[name] - gradient).norm()), float(gradient.norm())
+            assert distance <= 1e-4 * length + 1e-6 * largest, name

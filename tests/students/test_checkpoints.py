@@ -10,8 +10,8 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 
-from inheritune_hf.students import InheritedGPT2, Source, checkpoints, find_weights, inherit, open_tensors, tensors
-from inheritune_hf.students.tensors import open_bin, open_safetensors
+from inheritune_hf.students import InheritedGPT2, Source, checkpoints, find_weights, inherit, open_tensors
+from inheritune_hf.students.checkpoints import open_bin, open_safetensors
 
 LAYOUTS = ["safetensors", "safetensors-sharded", "bin", "bin-sharded", "legacy-bin"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -52,8 +52,10 @@ def test_shards_of_dropped_layers_are_not_needed(layout, publish, reference):
 def test_only_kept_tensors_are_read(layout, dtype, publish, monkeypatch):
     """The bytes asked of safetensors files are those of the student's parameters, whatever type it is loaded in."""
     asked = []
-    fill = tensors._fill
-    monkeypatch.setattr(tensors, "_fill", lambda file, flat, path: (asked.append(flat.nbytes), fill(file, flat, path)))
+    fill = checkpoints._fill
+    monkeypatch.setattr(
+        checkpoints, "_fill", lambda file, flat, path: (asked.append(flat.nbytes), fill(file, flat, path))
+    )
     student = InheritedGPT2.from_pretrained(publish(layout), keep_layers=[0, 5], dtype=dtype)
     assert student.dtype is dtype
     assert sum(asked) == 4 * student.num_parameters()
@@ -62,9 +64,9 @@ def test_only_kept_tensors_are_read(layout, dtype, publish, monkeypatch):
 @pytest.mark.parametrize("layout", ["bin", "bin-sharded"])
 def test_only_kept_tensors_of_mapped_files_are_read(layout, publish, monkeypatch):
     """Of zip .bin files, too, only the bytes of the student's parameters are copied."""
-    asked, read = [], tensors.Unread.__getitem__
+    asked, read = [], checkpoints.LazyTensor.__getitem__
     monkeypatch.setattr(
-        tensors.Unread, "__getitem__", lambda self, index: (asked.append(self.nbytes), read(self, index))[1]
+        checkpoints.LazyTensor, "__getitem__", lambda self, index: (asked.append(self.nbytes), read(self, index))[1]
     )
     student = InheritedGPT2.from_pretrained(publish(layout), keep_layers=[0, 5])
     assert sum(asked) == 4 * student.num_parameters()
@@ -90,7 +92,7 @@ def test_opening_a_zip_file_does_not_read_it(tmp_path):
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
 def test_types_change_piece_by_piece(layout, dtype, piece, publish, reference, monkeypatch):
     """A tensor that is converted while it is read is the converted tensor, however small the pieces."""
-    monkeypatch.setattr(tensors, "_PIECE", piece)
+    monkeypatch.setattr(checkpoints, "_PIECE", piece)
     folder = publish(layout)
     if layout == "bin":
         opened = open_bin(folder / "pytorch_model.bin", weights_only=True)
@@ -200,6 +202,18 @@ def test_a_broken_index_is_named(content, publish):
     folder = publish("safetensors-sharded")
     (folder / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ValueError, match=r"index\.json is not an index of shards \(a JSON file with a 'weight_map'\)"):
+        InheritedGPT2.from_pretrained(folder, keep_layers=4)
+
+
+@pytest.mark.parametrize("name", ["/etc/model", "../model", "a/../../b", "a\\b", "a\nb", "", "a//b", ".."])
+def test_names_of_shards_stay_in_their_folder(name, publish):
+    """A shard whose name leads out of the folder is refused before anything is looked for there."""
+    folder = publish("safetensors-sharded")
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"]["h.3.ln_1.bias"] = name
+    index.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"names .* as a shard, which is no name of a file beside it\."):
         InheritedGPT2.from_pretrained(folder, keep_layers=4)
 
 
@@ -331,7 +345,7 @@ def test_a_mapped_file_that_is_emptied_while_it_is_copied_is_named(tmp_path, mon
     path = tmp_path / "pytorch_model.bin"
     torch.save({"a": torch.ones(8, 1024)}, path)
     unread = open_bin(path, weights_only=True)["a"]
-    check, looks = tensors._check_unchanged, []
+    check, looks = checkpoints._check_unchanged, []
 
     def empty_then_check(*args):
         looks.append(args)
@@ -339,8 +353,8 @@ def test_a_mapped_file_that_is_emptied_while_it_is_copied_is_named(tmp_path, mon
             os.truncate(path, 0)
         check(path, args[1], os.stat(path))  # noqa: PTH116
 
-    monkeypatch.setattr(tensors, "_PIECE", 4096)
-    monkeypatch.setattr(tensors, "_check_unchanged", empty_then_check)
+    monkeypatch.setattr(checkpoints, "_PIECE", 4096)
+    monkeypatch.setattr(checkpoints, "_check_unchanged", empty_then_check)
     with pytest.raises(OSError, match=r"was changed while it was read; run it again when it is whole\."):
         unread[...]
     assert len(looks) == 3
@@ -348,14 +362,14 @@ def test_a_mapped_file_that_is_emptied_while_it_is_copied_is_named(tmp_path, mon
 
 def test_a_file_that_ends_early_is_named(published, monkeypatch):
     """If a file gives fewer bytes than its header says, that is an error and not zeros."""
-    monkeypatch.setattr(tensors, "_check_unchanged", lambda *_: None)
+    monkeypatch.setattr(checkpoints, "_check_unchanged", lambda *_: None)
     (unread, *_) = open_safetensors(published / "model.safetensors").values()
     read = unread.read.__closure__
     assert read
     with (published / "model.safetensors").open("rb") as file:
         file.seek(0, 2)
         with pytest.raises(OSError, match=r"x ends before one of its tensors does\. Download it again\."):
-            tensors._fill(file, torch.zeros(4), "x")
+            checkpoints._fill(file, torch.zeros(4), "x")
 
 
 def test_old_files_are_read_whole_and_it_is_said(publish, logged):

@@ -15,7 +15,7 @@ import inheritune_hf
 from inheritune_hf import InheritedGPT2, InheritedModelForCausalLM, InherituneConfig, from_pretrained_inherited
 from inheritune_hf.records import Lineage, decode
 from inheritune_hf.students import inherit, load_reference_config, plan_inheritance
-from inheritune_hf.students.tensors import Unread
+from inheritune_hf.students.checkpoints import LazyTensor
 
 
 def logits_of(model, tokens):
@@ -375,7 +375,7 @@ def test_weights_that_do_not_fill_the_student_are_refused(edit, message, publish
 
 def test_what_transformers_reports_is_checked_too(published, monkeypatch):
     """Keys that Transformers reports as missing after loading are refused even if none was missing before."""
-    monkeypatch.setattr(inherit, "_gaps", lambda *_: ([], []))
+    monkeypatch.setattr(inherit.Cut, "check", lambda *_: ())
     tensors = inherit.kept_names
 
     def forget(*args, **options):
@@ -393,8 +393,10 @@ def test_a_tied_head_that_is_the_same_is_read_once(layout, publish, reference, m
     def beside(tensors):
         tensors["lm_head.weight"] = tensors["wte.weight"]
 
-    asked, read = [], Unread.__getitem__
-    monkeypatch.setattr(Unread, "__getitem__", lambda self, index: (asked.append(self.nbytes), read(self, index))[1])
+    asked, read = [], LazyTensor.__getitem__
+    monkeypatch.setattr(
+        LazyTensor, "__getitem__", lambda self, index: (asked.append(self.nbytes), read(self, index))[1]
+    )
     given = reference if layout == "loaded" else publish(layout, beside)
     student = InheritedGPT2.from_pretrained(given, keep_layers=2)
     assert student.lm_head.weight is student.transformer.wte.weight

@@ -1,13 +1,15 @@
 """What can be known before anything is read: plans, files, what would be fetched."""
 
 import json
+import re
 
 import pytest
 import torch
 from families import CASES
 from transformers import AutoConfig, GPT2Config
 
-from inheritune_hf.students import plan_inheritance, tensors
+from inheritune_hf import InheritedGPT2
+from inheritune_hf.students import checkpoints, plan_inheritance
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -19,7 +21,7 @@ def reads_nothing(monkeypatch):
     def refuse(*_):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(tensors, "_fill", refuse)
+    monkeypatch.setattr(checkpoints, "_fill", refuse)
     monkeypatch.setattr(torch.Tensor, "copy_", refuse)
 
 
@@ -92,3 +94,98 @@ def test_a_broken_index_is_named_in_a_plan(publish):
     (folder / "model.safetensors.index.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match=r"is not an index of shards"):
         plan_inheritance(folder, 2)
+
+
+def both(folder, keep=2):
+    """What planning and building say of a reference: two errors, or a plan and a student."""
+    said = []
+    for call in (plan_inheritance, lambda where, layers: InheritedGPT2.from_pretrained(where, keep_layers=layers)):
+        try:
+            said.append(call(folder, keep))
+        except (OSError, RuntimeError, ValueError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def drop_a_norm(tensors):
+    del tensors["ln_f.bias"]
+
+
+def widen(tensors):
+    tensors["h.1.mlp.c_fc.bias"] = torch.zeros(3)
+
+
+def wrap(tensors):
+    for name in list(tensors):
+        tensors[f"_orig_mod.{name}"] = tensors.pop(name)
+
+
+def to_float8(tensors):
+    for name in list(tensors):
+        if name.endswith("c_fc.weight"):
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+
+def add_scales(tensors):
+    tensors["h.7.mlp.c_fc.weight_scale"] = torch.ones(())
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "safetensors-sharded", "bin"])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (drop_a_norm, r"RuntimeError: .* do not fill the student: no tensor for transformer\.ln_f\.bias\. Check"),
+        (widen, r"RuntimeError: .*: another shape in transformer\.h\.1\.mlp\.c_fc\.bias\. Check"),
+        (wrap, r"RuntimeError: .* Their names begin with '_orig_mod\.', as a wrapper .* save the model inside"),
+        (to_float8, r"ValueError: .* is quantized \(transformer\.h\.0\.mlp\.c_fc\.weight is stored as float8_e4m3fn\)"),
+        (
+            add_scales,
+            r"ValueError: .* is quantized \(its files hold h\.7\.mlp\.c_fc\.weight_scale, a scale\)",
+        ),
+    ],
+)
+def test_a_plan_refuses_what_building_refuses(edit, message, layout, publish):
+    """Planning sees from headers what building would refuse, and says the same."""
+    if edit is add_scales and layout == "safetensors-sharded":
+        message = message.replace(r"h\.7", r"h\.\d")
+    planned, built = both(publish(layout, edit))
+    assert planned == built
+    assert re.match(message, built, re.DOTALL), built
+
+
+def test_quantization_that_only_a_file_tells_of_is_refused(publish):
+    """ModelOpt writes how it quantized into a file of its own."""
+    folder = publish()
+    (folder / "hf_quant_config.json").write_text("{}")
+    planned, built = both(folder)
+    assert planned == built
+    assert re.match(r"ValueError: .* is quantized \(hf_quant_config\.json lies beside its weights\)", built)
+
+
+def test_a_missing_shard_is_missed_by_a_plan(publish):
+    """A shard that holds a kept layer and is not there is an error of both; one of dropped layers is of neither."""
+    folder = publish("safetensors-sharded")
+    (folder / "model-7.safetensors").unlink()
+    assert not isinstance(both(folder)[1], str)
+    (folder / "model-1.safetensors").unlink()
+    planned, built = both(folder)
+    assert planned == built
+    assert built.startswith("FileNotFoundError: model-1.safetensors is missing")
+
+
+def test_unknown_tensors_of_kept_layers_are_named(publish, caplog):
+    """What files hold for kept layers and the architecture does not know is named; `strict` refuses it."""
+
+    def add_sinks(tensors):
+        tensors["h.1.attn.sinks"] = torch.ones(2)
+        tensors["h.9.attn.gates"] = torch.ones(2)
+
+    folder = publish(edit=add_sinks)
+    planned, student = both(folder)
+    assert planned.unknown_tensors == ("h.*.attn.sinks",)
+    assert "has nothing of them: h.*.attn.sinks." in " ".join(planned.notes)
+    assert student.config.inheritune["unknown_tensors"] == ["h.*.attn.sinks"]
+    assert "h.*.attn.sinks" in caplog.text
+    with pytest.raises(ValueError, match=r"does not know, and the student has nothing of them: h\.\*\.attn\.sinks\. G"):
+        InheritedGPT2.from_pretrained(folder, keep_layers=2, strict=True)
+    assert both(publish())[1].config.inheritune["unknown_tensors"] == []

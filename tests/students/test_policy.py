@@ -104,10 +104,12 @@ def test_a_gap_is_no_random_part(publish):
 
 def test_parts_left_out_are_not_read(published, monkeypatch):
     """The tensors of parts that do not come along are not asked of the file."""
-    from inheritune_hf.students import tensors
+    from inheritune_hf.students import checkpoints
 
-    asked, fill = [], tensors._fill
-    monkeypatch.setattr(tensors, "_fill", lambda file, flat, path: (asked.append(flat.nbytes), fill(file, flat, path)))
+    asked, fill = [], checkpoints._fill
+    monkeypatch.setattr(
+        checkpoints, "_fill", lambda file, flat, path: (asked.append(flat.nbytes), fill(file, flat, path))
+    )
     student = from_pretrained_inherited(published, InherituneConfig(keep_layers=2, inherit="mlp"))
     kept = sum(p.numel() for block in student.transformer.h for p in block.mlp.parameters())
     assert sum(asked) == 4 * kept

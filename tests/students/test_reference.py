@@ -1,6 +1,7 @@
 """One reference, opened once and carried along."""
 
 import copy
+import json
 import os
 import shutil
 
@@ -105,3 +106,29 @@ def test_an_architecture_is_inspected_once_for_each_content_of_a_config(gpt2):
 def test_blocks_are_found_in_the_model(gpt2):
     """`find_blocks` gives the model's own list."""
     assert find_blocks(gpt2) is gpt2.transformer.h
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_layer": "12"}, r"its config has n_layer='12'; a number from 1 to 10,000 is needed"),
+        ({"n_layer": 0}, r"n_layer=0; a number"),
+        ({"n_layer": 10**9}, r"n_layer=1000000000; a number"),
+        ({"n_layer": None}, r"config\.json cannot be used: Validation error for field 'n_layer'"),
+        ({"n_head": 0}, r"No model can be made of this config of type 'gpt2': ZeroDivisionError"),
+        ({"activation_function": "x"}, r"No model can be made of this config of type 'gpt2': KeyError"),
+        ({"id2label": 3}, r"config\.json cannot be used"),
+        ({"model_type": ["gpt2"]}, r"model_type=\['gpt2'\], not a name"),
+        ({"dtype": "load"}, r"config\.json cannot be used"),
+        ({"n_embd": 10**12}, r"No model can be made of this config"),
+        ({"layer_types": 5}, r"layer_types=5; a list is needed"),
+        ({"text_config": {"a": 1}}, r"No model can be made of this config"),
+    ],
+)
+def test_a_config_of_wrong_types_is_one_line(changes, message, gpt2_folder):
+    """A field of another type, or a value that no model can have, is a `ValueError` that names file or field."""
+    path = gpt2_folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=message) as error:
+        _ = open_reference(gpt2_folder).architecture
+    assert "\n" not in str(error.value)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import os
 import re
 import shutil
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,14 +18,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import urlsplit
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import WeakFileLock, tqdm
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status, tqdm
 
 from ..records import write_json
-from .connection import Location, NoRanges, read_range
+
+logger = logging.getLogger(__name__)
 
 Choose = Callable[[Iterable[str]], Mapping[str, str]]
 
@@ -30,11 +36,31 @@ Choose = Callable[[Iterable[str]], Mapping[str, str]]
 PIECE = 2**25
 #: Connections at once.
 CONNECTIONS = 8
+#: Failures in a row, without a byte between them, after which a request is given up.
+RETRIES = 6
 
 # Unwanted bytes between wanted ones are read, to save a request, as long as they are together this share of all.
 _WASTE = 0.01
 # What a first request asks for: the headers of nearly all published files are shorter.
 _HEADER = 100_000
+# What no header is longer than: the limit of safetensors itself.
+_LONGEST_HEADER = 100_000_000
+# Seconds before the first new attempt, doubled with each up to the last, unless the server names its own.
+_FIRST_WAIT, _LAST_WAIT, _LONGEST_WAIT = 1.0, 16.0, 300.0
+# Bytes that are handed on at once.
+_READ = 2**20
+
+#: Errors of the connection are those of the HTTP library, and which one that is depends on huggingface_hub's version.
+CONNECTION_ERRORS: Any = tuple(base for base in HfHubHTTPError.__bases__ if base is not OSError)
+# Worth another attempt; what a signed location answers when it has run out; and others are final.
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+_EXPIRED = {400, 401, 403, 404, 410}
+
+_SOURCE = "source.json"
+
+
+class NoRanges(Exception):
+    """The server does not give the parts of the file that it is asked for; the message says what it does."""
 
 
 @dataclass(frozen=True)
@@ -99,29 +125,41 @@ class Span(NamedTuple):
     target: int
 
 
-def at_hand(file: RemoteFile) -> Header | None:
+def cached_header(file: RemoteFile) -> Header | None:
     """Return what is known of the file from the cache, or None if nothing of it was fetched."""
     try:
-        values = json.loads((file.folder() / _SOURCE).read_text(encoding="utf-8"))
-        return Header(**values)
+        return Header(**json.loads((file.folder() / _SOURCE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def read_header(file: RemoteFile, sleep: Callable[[float], None] | None = None) -> Header:
+def read_header(file: RemoteFile) -> Header:
     """
     Return what the file holds; its header is fetched unless it is in the cache.
-
-    Args:
-        file (`RemoteFile`): The file.
-        sleep (`Callable`, *optional*): Waits so many seconds before a request is made again.
 
     Raises:
         NoRanges: If the server does not give parts of files.
         OSError: If the Hub does not give the file, or it is no safetensors file.
     """
-    known = at_hand(file)
-    return known or _fetch_header(file, Location(file.repository, file.name, file.revision, file.token, sleep))
+    return cached_header(file) or _fetch_header(file, _Location(file))
+
+
+def file_size(file: RemoteFile) -> int | None:
+    """
+    Return the size of the file in bytes, or None if there is no such file.
+
+    Raises:
+        OSError: If the Hub does not answer, or refuses.
+    """
+    try:
+        return _Location(file).size
+    except FileNotFoundError:
+        return None
+
+
+def etag_of(file: RemoteFile) -> str | None:
+    """Return what the Hub calls the file's content: its sha256, if it is a large one."""
+    return _Location(file).etag
 
 
 def fetched_names(file: RemoteFile) -> frozenset[str]:
@@ -129,29 +167,26 @@ def fetched_names(file: RemoteFile) -> frozenset[str]:
     return frozenset(name for names in _parts(file.folder()).values() for name in names)
 
 
-def fetch_tensors(
-    file: RemoteFile, choose: Choose, refresh: bool = False, sleep: Callable[[float], None] | None = None
-) -> list[Path]:
+def fetch_tensors(file: RemoteFile, choose: Choose, refresh: bool = False) -> list[Path]:
     """
     Return safetensors files in the cache that together hold the file's kept tensors; what is missing is fetched.
 
     Nothing else is fetched than the kept tensors, headers, and small gaps that save a request. An interrupted fetch
-    goes on where it was, in this process and in the next.
+    resumes where it was, in this process and in the next.
 
     Args:
         file (`RemoteFile`): The file.
         choose (`Callable`): Given names in files, returns for each kept one its name for the student.
         refresh (`bool`, *optional*, defaults to `False`): Fetch again what is in the cache.
-        sleep (`Callable`, *optional*): Waits so many seconds before a request is made again.
 
     Raises:
         NoRanges: If the server does not give parts of files, so that the whole file must be fetched.
-        OSError: If the Hub does not give the file, or connections break again and again; running it again goes on.
+        OSError: If the Hub does not give the file, or connections break again and again; running it again resumes.
     """
-    known = None if refresh else at_hand(file)
+    known = None if refresh else cached_header(file)
     if known is not None and not _missing(file.folder(), choose(known.tensors)):
         return _files_with(file.folder(), choose(known.tensors))
-    location = Location(file.repository, file.name, file.revision, file.token, sleep)
+    location = _Location(file)
     folder = file.folder(location.commit)
     folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder / ".lock"):
@@ -166,9 +201,14 @@ def fetch_tensors(
     return _files_with(folder, wanted)
 
 
-# What the cache holds
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message as a sentence, or its kind if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if text.endswith((".", "!")) else f"{text}."
 
-_SOURCE = "source.json"
+
+# What the cache holds
 
 
 def _parts(folder: Path) -> dict[Path, list[str]]:
@@ -196,20 +236,21 @@ def _files_with(folder: Path, wanted: Iterable[str]) -> list[Path]:
 # What is fetched
 
 
-def _fetch_header(file: RemoteFile, location: Location) -> Header:
+def _fetch_header(file: RemoteFile, location: _Location) -> Header:
     if location.size == 0:
         raise NoRanges("does not say how long the file is")
     first = _read(location, 0, min(_HEADER, location.size))
     length = int.from_bytes(first[:8], "little")
-    if not 2 <= length <= location.size - 8:
-        raise OSError(f"{file} is not a safetensors file: its header cannot be {length} bytes long.")
+    if not 2 <= length <= min(location.size - 8, _LONGEST_HEADER):
+        raise OSError(f"{file} is not a safetensors file: its header cannot be {length:,} bytes long.")
     text = first[8 : 8 + length] + _read(location, len(first), 8 + length)
     try:
         tensors = json.loads(text)
         tensors.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        ends = [_checked_end(name, entry) for name, entry in tensors.items()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(f"{file} is not a safetensors file: its header cannot be read ({error}).") from error
+    end = max(ends, default=0)
     if 8 + length + end != location.size:
         raise OSError(f"{file} is not whole: its tensors end at byte {8 + length + end}, not at {location.size}.")
     header = Header(location.commit, location.etag, location.size, 8 + length, tensors)
@@ -217,14 +258,26 @@ def _fetch_header(file: RemoteFile, location: Location) -> Header:
     return header
 
 
-def _read(location: Location, begin: int, end: int) -> bytes:
+def _checked_end(name: str, entry: Any) -> int:
+    """Return where a tensor's bytes end; raises a `ValueError` if its entry in a header is not of the right types."""
+    begin, end = entry["data_offsets"]
+    shape = entry["shape"]
+    numbers = [begin, end, *shape]
+    if any(type(number) is not int or number < 0 for number in numbers) or begin > end:
+        raise ValueError(f"{name} has data_offsets {entry['data_offsets']} and shape {shape}")
+    if not isinstance(entry["dtype"], str) or (begin == end) != (math.prod(shape) == 0):
+        raise ValueError(f"{name} has {end - begin} bytes for dtype {entry['dtype']!r} and shape {shape}")
+    return int(end)
+
+
+def _read(location: _Location, begin: int, end: int) -> bytes:
     found = bytearray()
     if begin < end:
-        read_range(location, begin, end, lambda _, piece: found.extend(piece))
+        _read_range(location, begin, end, lambda _, piece: found.extend(piece))
     return bytes(found)
 
 
-def _fetch(file: RemoteFile, location: Location, header: Header, names: Sequence[str], folder: Path) -> None:
+def _fetch(file: RemoteFile, location: _Location, header: Header, names: Sequence[str], folder: Path) -> None:
     """Fetch the named tensors into one new safetensors file."""
     if (header.etag, header.size) != (location.etag, location.size):
         raise OSError(f"{file} is another one than before; load it again with force_download=True.")
@@ -306,7 +359,7 @@ def split(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _fetch_pieces(
-    location: Location,
+    location: _Location,
     pieces: Sequence[tuple[int, int]],
     spans: Sequence[Span],
     path: Path,
@@ -328,7 +381,7 @@ def _fetch_pieces(
                 with writing:
                     bar.update(len(content))
 
-            read_range(location, *piece, write)
+            _read_range(location, *piece, write)
             os.fsync(target.fileno())
         with writing:
             journal.write(f"{piece[0]}-{piece[1]}\n")
@@ -373,3 +426,152 @@ def _check_room(file: RemoteFile, folder: Path, size: int) -> None:
             f"{folder} has room for {free:,} bytes, and the kept tensors of {file} take {size:,}: make room, or give "
             "another cache_dir."
         )
+
+
+# How it is fetched: one signed address for many requests, retried, resumed and checked
+
+
+class _Address(NamedTuple):
+    """Where bytes are asked for, and what is sent along: the token only to the Hub itself."""
+
+    url: str
+    headers: dict[str, str]
+
+
+class _Location:
+    """A file at one commit: asked of the Hub once, and again when its signed address has run out."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self.address, found = self._ask(file.revision)
+        if not re.fullmatch(r"\w[\w.-]*", found.commit_hash or ""):  # it is going to name a folder
+            raise OSError(f"The Hub did not say which commit {file} belongs to; check HF_ENDPOINT, proxy and firewall.")
+        if re.fullmatch(r"[0-9a-f]{40}", file.revision or "") and found.commit_hash != file.revision:
+            raise OSError(f"{file} was asked for at commit {file.revision}, and came from {found.commit_hash}.")
+        self.commit: str = found.commit_hash
+        self.etag: str | None = found.etag
+        self.size: int = found.size or 0  # a file of unknown length has no part that could be checked
+        self.served_as: str | None = None
+
+    def renew(self, used: _Address) -> None:
+        """Ask for a new address, unless another thread has done so since `used` was the one."""
+        with self._lock:
+            if self.address is used:
+                address, found = self._ask(self.commit)
+                if (found.commit_hash, found.etag, found.size) != (self.commit, self.etag, self.size):
+                    raise OSError(f"{self.file} changed while it was fetched; run it again.")
+                self.address = address
+
+    def check_same(self, etag: str | None) -> None:
+        """Raise `NoRanges` if the content is called otherwise than in the first answer."""
+        with self._lock:
+            self.served_as = self.served_as or etag
+            if etag != self.served_as:
+                raise NoRanges("changed while it was fetched")
+
+    def _ask(self, revision: str | None) -> tuple[_Address, Any]:
+        file = self.file
+        url = hf_hub_url(file.repository, file.name, revision=revision)
+        attempts = _Attempts(str(file))
+        while True:
+            try:
+                found = get_hf_file_metadata(url, token=file.token)
+                break
+            except EntryNotFoundError as error:
+                raise FileNotFoundError(f"{file.repository!r} has no {file.name}.") from error
+            except HfHubHTTPError as error:
+                if error.response.status_code not in _TRANSIENT:
+                    _refuse(file, error)
+                attempts.wait(error, error.response)
+            except CONNECTION_ERRORS as error:
+                attempts.wait(error)
+        headers = build_hf_headers(token=file.token)
+        headers["Accept-Encoding"] = "identity"
+        if _origin(found.location) != _origin(url):
+            # A signed address needs no token, and the host that it leads to must not see it.
+            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+        return _Address(found.location, headers), found
+
+
+class _Attempts:
+    """Waits longer with each failure in a row, and gives up after `RETRIES`."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.failures = what, 0
+
+    def wait(self, error: BaseException, response: Any = None) -> None:
+        """Wait before another attempt; as long as the server asks for, if it does."""
+        self.failures += 1
+        if self.failures > RETRIES:
+            raise OSError(
+                f"{self.what} could not be fetched: {RETRIES + 1} attempts in a row failed, the last one with: "
+                f"{first_line(error)} Run it again: it goes on with what is missing."
+            ) from error
+        seconds = min(_FIRST_WAIT * 2 ** (self.failures - 1), _LAST_WAIT)
+        asked = "" if response is None else response.headers.get("Retry-After", "")
+        if asked.isdigit():
+            seconds = min(float(asked), _LONGEST_WAIT)
+        logger.info("%s: %s Trying again in %g s.", self.what, first_line(error), seconds)
+        time.sleep(seconds)
+
+
+def _read_range(location: _Location, begin: int, end: int, write: Callable[[int, bytes], None]) -> None:
+    """
+    Read the bytes from `begin` up to `end`, over as many connections as it takes.
+
+    `write` is called with a position in the file and the bytes from there on, in order, without gaps; if `NoRanges` is
+    raised, nothing that was written counts.
+    """
+    attempts = _Attempts(str(location.file))
+    position = begin
+    while position < end:
+        address = location.address
+        try:
+            asked = {**address.headers, "Range": f"bytes={position}-{end - 1}"}
+            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            with get_session().stream("GET", address.url, headers=asked, timeout=timeout) as response:
+                hf_raise_for_status(response)
+                _check_answer(location, response, position, end)
+                for piece in response.iter_raw(_READ):
+                    if position + len(piece) > end:
+                        raise NoRanges("sends more bytes than it is asked for")
+                    write(position, piece)
+                    position += len(piece)
+                    attempts.failures = 0
+            if position < end:
+                attempts.wait(ConnectionError(f"The answer ended {end - position:,} bytes early."))
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status == 416:
+                raise NoRanges(f"has no bytes {position} to {end - 1}") from error
+            if status not in _TRANSIENT | _EXPIRED:
+                _refuse(location.file, error)
+            attempts.wait(error, error.response)
+            if status in _EXPIRED:
+                location.renew(address)
+        except CONNECTION_ERRORS as error:
+            attempts.wait(error)
+
+
+def _check_answer(location: _Location, response: Any, begin: int, end: int) -> None:
+    """Raise `NoRanges` unless the answer is the range that was asked for, of a file of the right length."""
+    if response.status_code != 206:
+        raise NoRanges("answers with whole files")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise NoRanges("compresses parts of files")
+    given = response.headers.get("Content-Range", "")
+    if given.replace(" ", "") != f"bytes{begin}-{end - 1}/{location.size}":
+        raise NoRanges(f"was asked for bytes {begin}-{end - 1}/{location.size} and gave {given or 'others'}")
+    location.check_same(response.headers.get("ETag"))
+
+
+def _refuse(file: RemoteFile, error: HfHubHTTPError) -> NoReturn:
+    raise OSError(
+        f"The Hub did not give {file}: {first_line(error)} A private or gated model needs `token` (or hf auth login)."
+    ) from error
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from transformers import GPT2LMHeadModel
 
 from inheritune_hf import InheritedGPT2
-from inheritune_hf.students import checkpoints, plan_inheritance, remote
-from inheritune_hf.students.remote import RemoteFile, Span, fetch_tensors, merge, split
+from inheritune_hf.students import checkpoints, download, plan_inheritance
+from inheritune_hf.students.download import RemoteFile, Span, fetch_tensors, merge, split
 
 KEEP = 4
 DEPTH = 12
@@ -25,7 +25,7 @@ def load(repository, cache, keep=KEEP, piece=None, seconds=None, offline=False, 
     logged, waits = [], []
     utils.disable_progress_bars()
     with (
-        mock.patch.object(remote, "PIECE", piece or remote.PIECE),
+        mock.patch.object(download, "PIECE", piece or download.PIECE),
         mock.patch.object(constants, "HF_HUB_DOWNLOAD_TIMEOUT", seconds or constants.HF_HUB_DOWNLOAD_TIMEOUT),
         mock.patch.object(constants, "HF_HUB_OFFLINE", offline),
         mock.patch.object(checkpoints.logger, "warning", lambda text, *args: logged.append(text % args)),
@@ -88,7 +88,7 @@ def small_headers(on_hub):
 
 
 def set_header(size):
-    remote._HEADER = size
+    download._HEADER = size
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "safetensors-sharded"])
@@ -354,7 +354,7 @@ def test_small_gaps_are_read_over():
 
 def test_pieces_are_of_one_request(monkeypatch):
     """Long ranges are cut into pieces that cover them exactly."""
-    monkeypatch.setattr(remote, "PIECE", 10)
+    monkeypatch.setattr(download, "PIECE", 10)
     assert split([(0, 25), (40, 45)]) == [(0, 10), (10, 20), (20, 25), (40, 45)]
 
 

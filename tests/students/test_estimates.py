@@ -1,16 +1,129 @@
-"""How much memory training takes, estimated without any."""
+"""What a run would take, estimated before anything is read: rounds, memory, time."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from families import CASES
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from inheritune_hf import InherituneConfig
-from inheritune_hf.students import KNOWN_OPTIMIZERS, TrainingSetup, estimate_run, training_memory
-from inheritune_hf.students.memory import measuring_memory
+from inheritune_hf.students import (
+    KNOWN_OPTIMIZERS,
+    StepTime,
+    TrainingSetup,
+    estimate_run,
+    estimates,
+    measure_step,
+    training_memory,
+)
+from inheritune_hf.students.estimates import measuring_memory, operations_per_token
+
+
+@pytest.fixture
+def large_vocabulary(tmp_path):
+    """Folder of a config alone."""
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=20_000, n_positions=64)
+    config.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def recipe(**changes):
+    return InherituneConfig(**{"keep_layers": 4, "grow_by": 3, "steps_per_round": 10, **changes})
+
+
+def test_an_estimate_has_every_round(published):
+    """Rounds grow as the recipe says; tokens, steps, operations and seconds add up."""
+    run = estimate_run(
+        published,
+        recipe(max_layers=8),
+        TrainingSetup(batch_size=2, block_size=16, accumulation=3),
+        tokens_per_second=100.0,
+    )
+    assert [item.layers for item in run.rounds] == [4, 7, 8]
+    assert all(item.tokens == 10 * 2 * 16 * 3 for item in run.rounds)
+    assert run.tokens == 3 * 960
+    assert run.steps == 30
+    assert run.rounds[0].seconds == pytest.approx(9.6)
+    assert run.rounds[2].seconds / 9.6 == pytest.approx(run.rounds[2].flops / run.rounds[0].flops)
+    assert run.seconds == pytest.approx(sum(item.seconds for item in run.rounds))
+    assert run.flops == sum(item.flops for item in run.rounds)
+    assert run.measuring.weights == 4 * run.plan.parameters_before
+    assert run.inheriting.peak == 4 * run.plan.parameters_after
+
+
+def test_an_estimate_of_one_round(published):
+    """With max_layers at its depth any choice is one round; without a throughput there are no hours."""
+    assert [item.layers for item in estimate_run(published, recipe(keep_layers="last:2", max_layers=2)).rounds] == [2]
+    run = estimate_run(published, recipe(max_layers=4), TrainingSetup(block_size=4096))
+    assert run.seconds is None
+    assert run.tokens == 10 * 8 * 32  # sequences are no longer than the reference reads
+
+
+def test_a_schedule_says_the_rounds(published):
+    """Rounds that a recipe lists are those that are estimated, up to max_layers."""
+    scheduled = recipe(keep_layers="half", schedule=["0:2,11", "0:4,11", "0:8,11"])
+    assert [item.layers for item in estimate_run(published, scheduled).rounds] == [3, 5, 9]
+    scheduled = recipe(keep_layers="half", schedule=["0:2,11", "0:4,11", "0:8,11"], max_layers=5)
+    assert [item.layers for item in estimate_run(published, scheduled).rounds] == [3, 5]
+
+
+def test_a_plan_needs_steps_and_one_throughput(published):
+    """A recipe without steps is refused, and so are two throughputs."""
+    with pytest.raises(ValueError, match="A plan needs steps_per_round, the optimizer steps of one round"):
+        estimate_run(published, InherituneConfig())
+    with pytest.raises(ValueError, match=r"tokens_per_second must be above 0, got 0\.0\."):
+        estimate_run(published, recipe(), tokens_per_second=0.0)
+    with pytest.raises(ValueError, match=r"Give tokens_per_second or measure, not both: one throughput is enough\."):
+        estimate_run(published, recipe(), tokens_per_second=1.0, measure=True)
+
+
+def test_measured_steps_tell_the_hours(published, monkeypatch):
+    """What is measured at two depths gives every round's time, and the plan says what was measured."""
+    monkeypatch.setattr(estimates, "_step_seconds", lambda config, *_: 1.0 + 0.5 * config.num_hidden_layers)
+    run = estimate_run(published, recipe(max_layers=8), measure=True)
+    assert [item.seconds for item in run.rounds] == [10 * 3.0, 10 * 4.5, 10 * 5.0]
+    assert run.seconds == 125.0
+    assert run.step_time.depths == (1, 3)
+    assert (run.step_time.outside, run.step_time.per_layer) == (1.0, 0.5)
+
+
+def test_a_cap_on_steps_ends_the_rounds(published):
+    """Rounds that a cap leaves no step for are left out, and the last one is cut short."""
+    run = estimate_run(published, recipe(), max_steps=25)
+    assert [(item.layers, item.steps) for item in run.rounds] == [(4, 10), (7, 10), (10, 5)]
+    assert run.rounds[2].tokens == run.rounds[0].tokens / 2
+    with pytest.raises(ValueError, match=r"max_steps must be above 0 to cap all rounds together, got 0\."):
+        estimate_run(published, recipe(), max_steps=0)
+
+
+def test_a_teacher_counts(published):
+    """With distillation the reference's weights are in memory, and a third of its operations are added."""
+    plain, taught = (estimate_run(published, recipe(max_layers=4, distillation=item)) for item in (None, "jsd=1"))
+    whole = estimate_run(published, recipe(keep_layers=12)).rounds[0]
+    assert taught.flops == pytest.approx(plain.flops + whole.flops / 3)
+    added = taught.rounds[0].memory.weights - plain.rounds[0].memory.weights
+    assert added == 4 * plain.plan.parameters_before
+
+
+def test_evaluating_holds_the_logits_of_few_tokens(large_vocabulary):
+    """Measuring a reference of a large vocabulary takes the logits of a few tokens, whatever the batch."""
+    run = estimate_run(large_vocabulary, recipe(keep_layers=1, max_layers=1), TrainingSetup(64, 64))
+    assert run.measuring.logits == 2 * 4 * 1024 * 20_000
+    assert run.loss in ("linear", "chunked", "liger")
+    assert estimate_run(large_vocabulary, recipe(keep_layers=1, max_layers=1, loss="full")).loss == "full"
+
+
+def test_experts_count_as_far_as_they_are_used():
+    """Of experts, those that a token is sent to count as operations, not all."""
+    values = CASES["qwen3_moe"][0]
+    few = operations_per_token(AutoConfig.for_model("qwen3_moe", **{**values, "num_experts_per_tok": 1}), 16)
+    all_of_them = operations_per_token(AutoConfig.for_model("qwen3_moe", **{**values, "num_experts_per_tok": 4}), 16)
+    sparse_layers, experts, numbers = 4, 4, 3 * 16 * 8
+    assert all_of_them - few == pytest.approx(6 * sparse_layers * (experts - 1) * numbers)
+
 
 SMALL = GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=500, n_positions=64, bos_token_id=0, eos_token_id=0)
 
@@ -134,7 +247,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.students import TrainingSetup
 from inheritune_hf.students.losses import loss_of_hidden, sums_of_hidden
-from inheritune_hf.students.memory import around_loss, checkpoint_blocks, make_optimizer, planned_loss
+from inheritune_hf.students.estimates import around_loss, checkpoint_blocks, make_optimizer, planned_loss
 batch, tokens = 4, 256
 config = AutoConfig.for_model(sys.argv[1], **eval(sys.argv[2]))
 settings = eval(sys.argv[3])
@@ -260,3 +373,46 @@ def measured_bytes(kind, shape, settings, *phase):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **honest})
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
+
+
+SETUP = TrainingSetup(batch_size=2, block_size=16)
+
+
+def test_steps_are_measured_for_real(reference):
+    """A few steps are trained, with every setting; the caller's random state stays as it was."""
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    for settings in ({}, {"dtype": "bfloat16", "optim": "adafactor"}, {"mixed_precision": "bf16"}):
+        setup = TrainingSetup(batch_size=2, block_size=16, gradient_checkpointing=bool(settings), **settings)
+        found = measure_step(reference.config, range(12), setup, steps=1)
+        assert found.depths == (1, 3)
+        assert found.steps == 1
+        assert found.seconds(12) >= found.seconds(1) > 0
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_accumulation_repeats_the_passes(reference, monkeypatch):
+    """A step has as many passes as it accumulates, and one update: two seconds by this clock, and one."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(estimates, "_now", lambda device: next(ticks) + 0.0)
+    setup = TrainingSetup(batch_size=2, block_size=16, accumulation=5)
+    assert estimates._step_seconds(reference.config, setup, 2, "cpu", "full") == 5 * 1.0 + 1.0
+
+
+@pytest.mark.parametrize(("times", "expected"), [((4.0, 8.0), (2.0, 2.0)), ((5.0, 4.0), (4.0, 0.0)), ((1, 9), (0, 3))])
+def test_depth_is_extrapolated(times, expected, reference, monkeypatch):
+    """Two depths give a line; neither a layer nor what is outside of the layers takes less than no time."""
+    left = iter(times)
+    monkeypatch.setattr(estimates, "_step_seconds", lambda *_: next(left))
+    found = measure_step(reference.config, range(12), SETUP)
+    assert (found.outside, found.per_layer) == expected
+    assert found.seconds(10) == expected[0] + 10 * expected[1]
+
+
+def test_shapes_that_cannot_be_that_shallow_are_measured_deeper(monkeypatch):
+    """Where first layers are convolutions, the first depth is the one with a layer that attends; one depth is one."""
+    monkeypatch.setattr(estimates, "_step_seconds", lambda *_: 1.0)
+    config = AutoConfig.for_model("lfm2", **CASES["lfm2"][0])
+    assert measure_step(config, range(6), SETUP).depths == (2, 4)
+    assert measure_step(config, (0, 1), SETUP) == StepTime(1.0, 0.0, (2,), 3, "cpu")

@@ -1,0 +1,670 @@
+"""What a run would take, estimated from configs alone: parameters, memory, tokens, operations, time."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.training_args import OptimizerNames
+
+from ..configuration import InherituneConfig
+from ..growth import planned_rounds, rule_from_recipe
+from .architectures import has_experts, inspect_architecture, logit_shaping, sliced_config
+from .inspection import InheritancePlan, plan_inheritance
+from .losses import Head, Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss, sums_of_hidden
+from .reference import OpenedReference, Reference, open_reference
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MIXED_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: Optimizers whose memory is known: those that step on tensors without content. Others need packages of their own.
+KNOWN_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd")
+
+# Layers between the two depths of which a step is measured.
+_STRIDE = 2
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """
+    How students are trained, as far as memory and time depend on it.
+
+    Args:
+        batch_size (`int`): Sequences of one forward pass on one process.
+        block_size (`int`): Tokens of one sequence.
+        accumulation (`int`): Forward passes of one optimizer step.
+        processes (`int`): Processes that train together, each with the whole student.
+        dtype (`str`): Type of the parameters, their gradients and, with them, the optimizer's states: `float32`,
+            `bfloat16` or `float16`.
+        mixed_precision (`str`, *optional*): Type of the forward pass under autocast: `bf16` or `fp16`.
+        optim (`str`): Optimizer, as in `TrainingArguments`.
+        gradient_checkpointing (`bool`): Whether blocks keep their inputs only and compute the rest again.
+
+    Raises:
+        ValueError: If a value is not one of those; the message says what came and what is allowed.
+    """
+
+    batch_size: int = 8
+    block_size: int = 1024
+    accumulation: int = 1
+    processes: int = 1
+    dtype: str = "float32"
+    mixed_precision: str | None = None
+    optim: str = "adamw_torch_fused"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "block_size", "accumulation", "processes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+        choices = {
+            "dtype": tuple(DTYPES),
+            "mixed_precision": (None, *MIXED_PRECISIONS),
+            "optim": tuple(item.value for item in OptimizerNames),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(repr(item) for item in allowed)
+                raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """
+    Bytes that one phase of a run holds at its peak, on each process.
+
+    Args:
+        phase (`str`): What happens then.
+        weights (`int`): Bytes of the model's parameters.
+        gradients (`int`): Bytes of their gradients.
+        optimizer (`int`, *optional*): Bytes of the optimizer's states; None if they are not known here, and then `peak`
+            leaves them out.
+        activations (`int`): Bytes kept for the backward pass, the logits left out.
+        logits (`int`): Bytes of logits and of what the loss makes of them: of all, or of a few tokens at a time.
+        peak (`int`): Bytes at the worst moment. Gradients come while activations go, so it is not always their sum.
+    """
+
+    phase: str
+    weights: int
+    gradients: int
+    optimizer: int | None
+    activations: int
+    logits: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """
+    How long one optimizer step takes on one process.
+
+    Args:
+        outside (`float`): Seconds for what does not grow with depth: embeddings, head, loss, their update.
+        per_layer (`float`): Seconds that each layer adds.
+        depths (`tuple[int, ...]`): Depths that were measured, in layers.
+        steps (`int`): Steps measured at each depth; the median counts.
+        device (`str`): Where they ran, such as `cpu` or `cuda`.
+    """
+
+    outside: float
+    per_layer: float
+    depths: tuple[int, ...]
+    steps: int
+    device: str
+
+    def seconds(self, layers: int) -> float:
+        """Return the seconds of one step of a student of `layers` layers: measured or extrapolated."""
+        return self.outside + self.per_layer * layers
+
+
+@dataclass(frozen=True)
+class RoundEstimate:
+    """
+    What one round would take.
+
+    Args:
+        layers (`int`): Depth of its student, in layers.
+        parameters (`int`): Parameters of its student.
+        steps (`int`): Optimizer steps.
+        tokens (`int`): Tokens trained on.
+        flops (`float`): Floating-point operations, forward and backward.
+        seconds (`float`, *optional*): Time, if a throughput is known.
+        memory (`MemoryEstimate`): Memory while training.
+    """
+
+    layers: int
+    parameters: int
+    steps: int
+    tokens: int
+    flops: float
+    seconds: float | None
+    memory: MemoryEstimate
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """
+    What a run would take if it needed every round.
+
+    Args:
+        plan (`InheritancePlan`): What the first student is cut from, and what is read for it.
+        setup (`TrainingSetup`): How students are trained.
+        rounds (`tuple[RoundEstimate, ...]`): The rounds up to the recipe's deepest student.
+        measuring (`MemoryEstimate`): Memory while the reference's loss is measured.
+        inheriting (`MemoryEstimate`): Memory while a student is built.
+        loss (`str`): How the loss would be computed on this machine: `full`, `chunked`, `linear` or `liger`.
+        step_time (`StepTime`, *optional*): What was measured to tell the time, if anything was.
+    """
+
+    plan: InheritancePlan
+    setup: TrainingSetup
+    rounds: tuple[RoundEstimate, ...]
+    measuring: MemoryEstimate
+    inheriting: MemoryEstimate
+    loss: str
+    step_time: StepTime | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rounds."""
+        return sum(item.tokens for item in self.rounds)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all rounds."""
+        return sum(item.steps for item in self.rounds)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all rounds."""
+        return sum(item.flops for item in self.rounds)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of all rounds, if a throughput is known."""
+        known = [item.seconds for item in self.rounds if item.seconds is not None]
+        return sum(known) if known else None
+
+
+def estimate_run(
+    reference: Reference | OpenedReference,
+    recipe: InherituneConfig,
+    setup: TrainingSetup | None = None,
+    tokens_per_second: float | None = None,
+    measure: bool = False,
+    max_steps: int | None = None,
+    **kwargs: Any,
+) -> RunEstimate:
+    """
+    Estimate what a run of `recipe` would take, before any weight is downloaded or loaded.
+
+    Memory is that of PyTorch's tensors: the model and the optimizer are run on tensors without content. What the
+    libraries themselves take (about 0.5 GB) and what an allocator keeps that is not in use comes on top. The loss is
+    computed as the run would on this machine; with `distillation` the reference counts as well.
+
+    Args:
+        reference (`str`, `os.PathLike` or `PreTrainedModel`):
+            Hub id, folder with config.json, or a loaded causal language model.
+        recipe (`InherituneConfig`):
+            The recipe; `steps_per_round` is needed.
+        setup (`TrainingSetup`, *optional*):
+            How students are trained; the defaults of `TrainingSetup` if not given. Sequences are no longer than the
+            reference reads.
+        tokens_per_second (`float`, *optional*):
+            Throughput of the first round's student, over all processes; deeper students are slower by their operations.
+        measure (`bool`, *optional*, defaults to `False`):
+            Train shallow students of the planned shape for a few steps on this machine to tell the time, as in
+            `measure_step`. Processes are taken not to slow each other down.
+        max_steps (`int`, *optional*):
+            Optimizer steps that all rounds together may take.
+        kwargs:
+            As in `open_reference`.
+
+    Returns:
+        `RunEstimate`: Per round, and in all.
+
+    Raises:
+        ValueError: If `steps_per_round` is not set, `max_steps` or the throughput is not above 0, both a throughput and
+            a measurement are asked for, or the reference cannot be cut so.
+        OSError: If there is no model at `reference`.
+    """
+    if recipe.steps_per_round is None:
+        raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
+    refuse_two_throughputs(tokens_per_second, measure)
+    opened = open_reference(reference, **kwargs)
+    config = opened.config
+    rule = rule_from_recipe(recipe, opened.depth, opened.architecture.prefix_sizes)
+    plan = plan_inheritance(opened, rule.first, recipe.inherit, recipe.attention_scale)
+    setup = fitted(setup or TrainingSetup(), config)
+    loss = training_loss(recipe)
+    teacher = config if recipe.distillation_weights else None
+    chosen = planned_rounds(rule, max_steps)
+    step_time = measure_step(config, chosen[-1][0], setup, loss=loss) if measure else None
+    rounds = []
+    pace = 0.0
+    for layers, steps in chosen:
+        sliced = sliced_config(config, layers)
+        tokens = steps * step_tokens(setup)
+        operations = training_operations(sliced, setup.block_size, teacher)
+        seconds = None
+        if step_time is not None:
+            taught = operations / operations_per_token(sliced, setup.block_size)
+            seconds = steps * step_time.seconds(len(layers)) * taught
+        elif tokens_per_second is not None:
+            pace = pace or operations * tokens_per_second
+            seconds = tokens * operations / pace
+        rounds.append(
+            RoundEstimate(
+                layers=len(layers),
+                parameters=inspect_architecture(sliced).parameter_count,
+                steps=steps,
+                tokens=tokens,
+                flops=operations * tokens,
+                seconds=seconds,
+                memory=student_memory(sliced, setup, recipe, config),
+            )
+        )
+    part = DTYPES[setup.dtype].itemsize * plan.parameters_after
+    return RunEstimate(
+        plan=plan,
+        setup=setup,
+        rounds=tuple(rounds),
+        measuring=measuring_memory(config, setup),
+        inheriting=MemoryEstimate("building a student", part, 0, 0, 0, 0, part),
+        loss=planned_loss(config, setup, loss),
+        step_time=step_time,
+    )
+
+
+def refuse_two_throughputs(tokens_per_second: float | None, measure: bool) -> None:
+    """Raise a `ValueError` if a throughput is both given and to be measured, or is none."""
+    if measure and tokens_per_second is not None:
+        raise ValueError("Give tokens_per_second or measure, not both: one throughput is enough.")
+    if tokens_per_second is not None and not tokens_per_second > 0:
+        raise ValueError(f"tokens_per_second must be above 0, got {tokens_per_second!r}.")
+
+
+def fitted(setup: TrainingSetup, config: PreTrainedConfig) -> TrainingSetup:
+    """Return the setup with sequences no longer than a model of `config` reads."""
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return replace(setup, block_size=min(setup.block_size, limit or setup.block_size))
+
+
+def step_tokens(setup: TrainingSetup) -> int:
+    """Return the tokens of one optimizer step, over all processes."""
+    return setup.batch_size * setup.accumulation * setup.processes * setup.block_size
+
+
+def training_loss(recipe: InherituneConfig) -> str:
+    """Return how students are trained as far as memory goes: with a teacher, always on the logits of a few tokens."""
+    return "chunked" if recipe.distillation_weights and recipe.loss != "full" else recipe.loss
+
+
+def student_memory(
+    config: PreTrainedConfig, setup: TrainingSetup, recipe: InherituneConfig, reference: PreTrainedConfig
+) -> MemoryEstimate:
+    """Estimate the memory that training a model of `config` takes; with distillation, the reference's weights too."""
+    memory = training_memory(config, setup, training_loss(recipe))
+    if not recipe.distillation_weights:
+        return memory
+    teacher = DTYPES[recipe.distillation_dtype].itemsize * inspect_architecture(reference).parameter_count
+    return replace(memory, weights=memory.weights + teacher, peak=memory.peak + teacher)
+
+
+def training_operations(config: PreTrainedConfig, block_size: int, teacher: PreTrainedConfig | None = None) -> float:
+    """Return the floating-point operations of training a model of `config` on one token, with a teacher's if given."""
+    own = operations_per_token(config, block_size)
+    # A teacher runs forward only: a third of what training it would take.
+    return own + (operations_per_token(teacher, block_size) / 3 if teacher is not None else 0.0)
+
+
+def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
+    """
+    Return the floating-point operations of training on one token, forward and backward.
+
+    Six for every weight that a token is multiplied with (the head too, tied or not; of experts those that it is sent
+    to), and twelve for every pair of positions and channel of attention.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        block_size (`int`): Tokens of one sequence.
+
+    Returns:
+        `float`: Operations per token.
+    """
+    architecture = inspect_architecture(config)
+    share = 1.0
+    if has_experts(architecture):
+        experts = next(
+            shape[0] for name, shape in architecture.parameters.items() if "experts" in name and len(shape) == 3
+        )
+        share = getattr(config, "num_experts_per_tok", 1) / experts
+    weights = 0.0
+    for name, shape in architecture.parameters.items():
+        if len(shape) >= 2 and architecture.parts[name] in ("attention", "mlp", "lm_head"):
+            weights += math.prod(shape) * (share if "experts" in name and len(shape) == 3 else 1.0)
+    return 6 * weights + 12 * architecture.depth * int(config.hidden_size) * block_size
+
+
+# Memory: models of which no tensor has content are run, and the bytes counted that would be alive
+
+
+def training_memory(config: PreTrainedConfig, setup: TrainingSetup, loss: str = "auto") -> MemoryEstimate:
+    """
+    Estimate the memory that each process takes to train a model of `config`.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        setup (`TrainingSetup`): How it is trained.
+        loss (`str`, *optional*, defaults to `"auto"`): How its loss is computed, as in the recipe.
+
+    Returns:
+        `MemoryEstimate`: Bytes by kind.
+    """
+    architecture = inspect_architecture(config)
+    weights = DTYPES[setup.dtype].itemsize * architecture.parameter_count
+    kept, logits, peak = _run_empty(config, setup, has_experts(architecture), planned_loss(config, setup, loss))
+    states, update = _step_empty(config, setup) if setup.optim in KNOWN_OPTIMIZERS else (None, 0)
+    activations = 0
+    all_logits = setup.batch_size * setup.block_size * vocabulary(config)
+    for count, size in kept:
+        if count in (all_logits, all_logits - setup.batch_size * vocabulary(config)):  # or without the last token
+            logits += size
+        else:
+            activations += size
+    worst = max(peak + (states or 0), update)
+    return MemoryEstimate("training", weights, weights, states, activations, logits, worst)
+
+
+def measuring_memory(config: PreTrainedConfig, setup: TrainingSetup) -> MemoryEstimate:
+    """
+    Estimate the memory that each process takes to measure the loss of a model of `config`, as every evaluation does.
+
+    Args:
+        config (`PreTrainedConfig`): The model's config.
+        setup (`TrainingSetup`): How students are trained; the same batches are measured.
+
+    Returns:
+        `MemoryEstimate`: Bytes by kind; activations are what the blocks hold for a while.
+    """
+    architecture = inspect_architecture(config)
+    weights = DTYPES[setup.dtype].itemsize * architecture.parameter_count
+    dtype, scale, amp = _content(setup, has_experts(architecture))
+    blocks = 0
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = _fresh_model(config, dtype).train(False)
+        live = _LiveBytes()
+        for parameter in model.parameters():
+            live.add(parameter.untyped_storage())
+        before = live.now
+
+        def compute(head: Head, hidden: torch.Tensor, targets: torch.Tensor, _items: Any) -> torch.Tensor:
+            nonlocal blocks
+            blocks = live.peak - before
+            return sums_of_hidden(head, hidden, targets)
+
+        ids = torch.zeros(setup.batch_size, setup.block_size, dtype=torch.long)
+        with live, amp(), loss_of_hidden(model, compute):
+            model(input_ids=ids, labels=ids, use_cache=False)
+    # Whatever the recipe's loss: the logits of a few tokens at once, and their log-probabilities.
+    rows = min(setup.batch_size * setup.block_size, chunk_tokens(vocabulary(config)))
+    logits = 2 * 4 * rows * vocabulary(config)
+    return MemoryEstimate("measuring the reference", weights, 0, 0, scale * blocks, logits, scale * live.peak)
+
+
+def planned_loss(config: PreTrainedConfig, setup: TrainingSetup, loss: str = "auto") -> str:
+    """Return how a run would compute its loss on this machine: `full`, `chunked`, `linear` or `liger`."""
+    dtype = MIXED_PRECISIONS.get(setup.mixed_precision or "", DTYPES[setup.dtype])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return choose_loss(loss, vocabulary(config), device, dtype, logit_shaping(config)[1])[0]
+
+
+def vocabulary(config: PreTrainedConfig) -> int:
+    """Return the logits of one token."""
+    return int(config.get_text_config(decoder=True).vocab_size)
+
+
+def _run_empty(
+    config: PreTrainedConfig, setup: TrainingSetup, experts: bool, method: str
+) -> tuple[list[tuple[int, int]], int, int]:
+    """
+    Run a model forward and backward on tensors that have no content.
+
+    Returns (numbers, bytes) of every storage that a forward pass keeps, the bytes that a loss without all logits needs
+    for a while, and the bytes alive at the worst moment of forward and backward passes: weights, gradients and all that
+    comes between.
+    """
+    kept: dict[int, tuple[int, int, Any]] = {}
+    dtype, scale, amp = _content(setup, experts)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = _fresh_model(config, dtype)
+        if setup.gradient_checkpointing:
+            checkpoint_blocks(model)
+        live = _LiveBytes()
+        for parameter in model.parameters():
+            live.add(parameter.untyped_storage())
+        own_loss = _LossWithoutContent(live, method)
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                count = storage.nbytes() // tensor.element_size()
+                kept[storage._cdata] = (count, storage.nbytes() * (scale if tensor.is_floating_point() else 1), storage)
+            return tensor
+
+        ids = torch.zeros(setup.batch_size, setup.block_size, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), amp(), own_loss.around(model):
+            model(input_ids=ids, labels=ids, use_cache=False)
+        found = [(count, size) for count, size, _ in kept.values()]
+        kept.clear()
+        with live:
+            for _ in range(min(setup.accumulation, 2)):  # the second begins with gradients there, as do all after it
+                with amp(), own_loss.around(model):
+                    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+                del loss
+    return found, scale * own_loss.held, scale * live.peak
+
+
+def _content(setup: TrainingSetup, experts: bool) -> tuple[torch.dtype, int, Callable[[], Any]]:
+    """Return the type of tensors that have no content, what each of their bytes counts, and the forward pass's type."""
+    # Half precision is bfloat16 here: float16 is as large, and not everything can be done in it without content.
+    dtype, scale = (torch.float32, 1) if setup.dtype == "float32" else (torch.bfloat16, 1)
+    if experts and setup.dtype == "float32" and setup.mixed_precision is None:
+        # Matrix products over experts exist for bfloat16 only where nothing is computed: each number counts double.
+        dtype, scale = torch.bfloat16, 2
+    return dtype, scale, partial(torch.autocast, "cpu", torch.bfloat16) if setup.mixed_precision else nullcontext
+
+
+def _step_empty(config: PreTrainedConfig, setup: TrainingSetup) -> tuple[int, int]:
+    """Return the bytes of the optimizer's states, and those alive at the worst moment of its step."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = _fresh_model(config, torch.float32 if setup.dtype == "float32" else torch.bfloat16)
+        live = _LiveBytes()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            live.add(parameter.untyped_storage())
+            live.add(parameter.grad.untyped_storage())
+        before = live.now
+        optimizer = make_optimizer(model, setup.optim)
+        with live:
+            optimizer.step()
+        return live.now - before, live.peak
+
+
+def _fresh_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    factory: Any = AutoModelForCausalLM
+    model: PreTrainedModel = factory.from_config(copy.deepcopy(config), dtype=dtype).train()
+    return model
+
+
+class _LossWithoutContent:
+    """A loss on tensors without content, and the bytes that it holds for a while besides gradients."""
+
+    def __init__(self, live: _LiveBytes, method: str) -> None:
+        self.live, self.method, self.held = live, method, 0
+
+    def around(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Let `model` compute its loss so within this context."""
+        return nullcontext() if self.method == "full" else loss_of_hidden(model, self._compute)
+
+    def _compute(self, head: Head, hidden: torch.Tensor, targets: torch.Tensor, items: Any) -> torch.Tensor:
+        live, before = self.live, self.live.peak
+        live.peak = live.now
+        # PyTorch's operator holds the logits of some tokens where nothing sees them. Liger's kernel runs on a GPU only:
+        # chunks take its place.
+        tokens = min(chunk_tokens(len(head.weight)), targets.numel()) if self.method == "linear" else 0
+        unseen = hidden.new_empty(tokens, len(head.weight))
+        loss = mean_loss(head, hidden, targets, items, "linear" if self.method == "linear" else "chunked")
+        del unseen
+        self.held = max(self.held, live.peak - live.now)
+        live.peak = max(before, live.peak)
+        return loss
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, torch.Tensor):
+                self.add(value.untyped_storage())
+        if func is torch.ops.aten.logsumexp.default:  # it makes a copy of its input that nothing sees
+            self.peak = max(self.peak, self.now + args[0].nbytes)
+        return result
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is gone; one that is counted already stays counted once."""
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def forget(_: Any) -> None:
+            self.now -= size
+            self._alive.pop(key, None)
+
+        self._alive[key] = weakref.ref(storage, forget)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+# Time: shallow students are trained for a few steps
+
+
+def measure_step(
+    config: PreTrainedConfig, layers: Sequence[int], setup: TrainingSetup, steps: int = 3, loss: str = "auto"
+) -> StepTime:
+    """
+    Train students of the planned shape for a few steps on this machine, on random tokens and from random weights.
+
+    Only shallow students are trained, of the first of the planned layers and of two more, so that it is quick and takes
+    little memory; a deeper student is taken to add as much time for each layer. Nothing is read or downloaded.
+
+    Args:
+        config (`PreTrainedConfig`): The reference's config.
+        layers (sequence of `int`): Layers of the deepest planned student, 0-based, ascending.
+        setup (`TrainingSetup`): How students are trained; one process is measured.
+        steps (`int`, *optional*, defaults to `3`): Steps to measure at each depth, after one that is not counted.
+        loss (`str`, *optional*, defaults to `"auto"`): How the loss is computed, as in the recipe.
+
+    Returns:
+        `StepTime`: Seconds of one optimizer step.
+
+    Raises:
+        ImportError: If the optimizer's package is not installed.
+    """
+    shallow = next(count for count in range(1, len(layers) + 1) if _is_cuttable(config, layers[:count]))
+    depths = sorted({shallow, min(shallow + _STRIDE, len(layers))})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    method = planned_loss(config, setup, loss)
+    seconds = [_step_seconds(sliced_config(config, layers[:depth]), setup, steps, device, method) for depth in depths]
+    # Neither a layer nor what is around it saves time, though on a busy machine it may seem so.
+    per_layer = (seconds[-1] - seconds[0]) / max(1, depths[-1] - depths[0])
+    per_layer = min(max(0.0, per_layer), seconds[-1] / depths[-1])
+    return StepTime(seconds[-1] - per_layer * depths[-1], per_layer, tuple(depths), steps, device)
+
+
+def _is_cuttable(config: PreTrainedConfig, layers: Sequence[int]) -> bool:
+    try:
+        sliced_config(config, layers)
+    except ValueError:  # such as convolutions without a layer that attends
+        return False
+    return True
+
+
+def _step_seconds(config: PreTrainedConfig, setup: TrainingSetup, steps: int, device: str, method: str) -> float:
+    """Return the median seconds of an optimizer step with all its forward and backward passes."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        model: Any = _fresh_model(config, DTYPES[setup.dtype])
+        model.to(device)
+        if setup.gradient_checkpointing:
+            checkpoint_blocks(model)
+        optimizer = make_optimizer(model, setup.optim)
+        dtype = MIXED_PRECISIONS.get(setup.mixed_precision or "")
+        amp = nullcontext if dtype is None else partial(torch.autocast, device, dtype)
+        ids = torch.randint(vocabulary(config), (setup.batch_size, setup.block_size), device=device)
+        passes, updates = [], []
+        for _ in range(1 + steps):
+            began = _now(device)
+            with amp(), around_loss(model, method):
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            done = _now(device)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            model.zero_grad()
+            passes.append(done - began)
+            updates.append(_now(device) - done)
+    return setup.accumulation * statistics.median(passes[1:]) + statistics.median(updates[1:])
+
+
+def around_loss(model: PreTrainedModel, method: str) -> AbstractContextManager[None]:
+    """Let `model`, called with labels within this context, compute its loss by `method`."""
+    if method == "full":
+        return nullcontext()
+    return loss_of_hidden(model, partial(mean_loss, method=cast(Method, method)))
+
+
+def make_optimizer(model: PreTrainedModel, optim: str) -> torch.optim.Optimizer:
+    """Return the optimizer that `Trainer` makes for `optim`."""
+    from transformers import Trainer, TrainingArguments  # 2 s of imports that only a measurement of memory needs
+
+    arguments = TrainingArguments(output_dir="unused", optim=optim, report_to="none")
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    made: torch.optim.Optimizer = kind(model.parameters(), **options)
+    return made
+
+
+def checkpoint_blocks(model: PreTrainedModel) -> None:
+    """Let every block keep its inputs only, and compute the rest again in the backward pass."""
+    untyped: Any = model
+    # Releases of Transformers before 5.2x have the older name only.
+    enable = getattr(untyped, "activation_checkpointing_enable", None) or untyped.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "preserve_rng_state": False})
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
