@@ -13,7 +13,7 @@ from typing import Any
 import accelerate
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..analysis import (
     NEAR_RANK_ONE,
@@ -42,7 +42,7 @@ from ..evaluation import (
 )
 from ..evaluation.speed import fixed_generation
 from ..records import RECORD_FILE, Lineage, Validation, decode, write_json
-from ..training.identity import content_fingerprint
+from ..students import OpenedReference, open_reference
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class StudentEvaluation:
     Args:
         student (`str`): Folder or id of the student.
         reference (`str`): Folder or id of the reference.
-        fingerprints (`dict[str, str]`): Of the weights of both, see `content_fingerprint`.
+        fingerprints (`dict[str, str]`): Of the weights of both, see `OpenedReference.fingerprint`.
         layers (`dict[str, int]`): Depth of both.
         tolerance (`float`): Nats per token above the reference that still match.
         confidence (`float`, *optional*): One-sided confidence of the bounds; None compares means.
@@ -245,19 +245,19 @@ def evaluate_student(
     if tasks:
         require_harness()
     reference, where = named_reference(student, reference, reference_kwargs or {})
-    sources: dict[str, tuple[str, dict[str, Any]]] = {"student": (student, {}), "reference": (reference, where)}
-    found = _open(student, reference, sources, tolerance, confidence, output, parts)
+    opened = {"student": open_reference(student), "reference": open_reference(reference, **where)}
+    found = _earlier(opened, tolerance, confidence, output, parts)
     if command is not None:
         found = replace(found, commands=(*(item for item in found.commands if item != command), command))
     measured = {}
-    for name, (source, options) in sources.items():
-        logger.info("%s: %s", name, source)
-        measured[name] = _measure(_load(source, dtype, options), corpora, tokenizer, parts, batch_size)
+    for name, model in opened.items():
+        logger.info("%s: %s", name, model.name)
+        measured[name] = _measure(_load(model, dtype), corpora, tokenizer, parts, batch_size)
         gc.collect()
-    found = _keep(output, found, _paired(measured, corpora, tokenizer, parts, found, student))
+    found = _keep(output, found, _paired(measured, corpora, tokenizer, parts, found))
     if "draft" in parts:
         logger.info("drafting")
-        models = [_load(source, dtype, options) for source, options in sources.values()]
+        models = [_load(model, dtype) for model in opened.values()]
         prompts = [torch.tensor([row], device=models[1].device) for row in _prompts(corpora[0])]
         drafts = measure_draft(models[0], models[1], prompts, new_tokens=_room(models[1], prompts))
         found = _keep(output, found, {"drafts": drafts})
@@ -269,12 +269,10 @@ def evaluate_student(
         found = _keep(output, found, {"efficiency": measure_efficiency(student, reference, **settings)})
     if "tasks" in parts and tasks:
         scores = []
-        for name, (source, options) in sources.items():
+        for name, model in opened.items():
             logger.info("tasks of the %s", name)
             kept: dict[str, Any] = {"cache_dir": task_cache, "weights": found.fingerprints[name]}
-            model = _load(source, dtype, options)
-            scores.append(evaluate_tasks(model, tokenizer, tasks, limit=task_limit, **kept))
-            del model
+            scores.append(evaluate_tasks(_load(model, dtype), tokenizer, tasks, limit=task_limit, **kept))
             gc.collect()
         found = _keep(output, found, {"tasks": compare_tasks(*scores)})
     return found
@@ -297,7 +295,7 @@ def named_reference(student: str, reference: str | None, options: Mapping[str, A
     """
     if reference is not None:
         return reference, dict(options)
-    lineage = getattr(AutoConfig.from_pretrained(student), "inheritune", None)
+    lineage = getattr(open_reference(student).config, "inheritune", None)
     if not isinstance(lineage, dict):
         raise ValueError(
             f"{student} does not name its reference (no field `inheritune` in its config.json); give --reference."
@@ -307,29 +305,24 @@ def named_reference(student: str, reference: str | None, options: Mapping[str, A
     return known.reference, {**pinned, **options}
 
 
-def _open(
-    student: str,
-    reference: str,
-    sources: Mapping[str, tuple[str, Mapping[str, Any]]],
+def _earlier(
+    opened: Mapping[str, OpenedReference],
     tolerance: float,
     confidence: float | None,
     output: Path | None,
     parts: Sequence[str],
 ) -> StudentEvaluation:
     """Return what an earlier evaluation of these weights left, or an empty one."""
-    fingerprints, layers = {}, {}
-    for name, (source, options) in sources.items():
-        fingerprints[name] = content_fingerprint(source, **options)
-        config: Any = AutoConfig.from_pretrained(source, **options)
-        layers[name] = int(config.get_text_config(decoder=True).num_hidden_layers)
-    empty = StudentEvaluation(student, reference, fingerprints, layers, tolerance, confidence)
+    fingerprints = {name: model.fingerprint() for name, model in opened.items()}
+    layers = {name: model.depth for name, model in opened.items()}
+    names = [model.name for model in opened.values()]
     if output is not None and output.is_file():
         before = StudentEvaluation.from_dict(json.loads(output.read_text(encoding="utf-8")))
         if dict(before.fingerprints) == fingerprints:
             # A verdict that is kept was judged by what the record says, not by what is asked for now.
             kept = before.corpora and "loss" not in parts
             return before if kept else replace(before, tolerance=tolerance, confidence=confidence)
-    return empty
+    return StudentEvaluation(names[0], names[1], fingerprints, layers, tolerance, confidence)
 
 
 def _measure(
@@ -357,7 +350,6 @@ def _paired(
     tokenizer: PreTrainedTokenizerBase,
     parts: Sequence[str],
     found: StudentEvaluation,
-    student: str,
 ) -> dict[str, Any]:
     mine, theirs = measured["student"], measured["reference"]
     changes: dict[str, Any] = {
@@ -369,7 +361,7 @@ def _paired(
             compare_on(corpus, one, other, found.tolerance, found.confidence)
             for corpus, one, other in zip(corpora, mine.validations, theirs.validations, strict=True)
         )
-        changes["own_test_set"] = corpora[0].fingerprint == _test_fingerprint(student)
+        changes["own_test_set"] = corpora[0].fingerprint == _test_fingerprint(found.student)
     if "samples" in parts:
         prompts = [str(tokenizer.decode(row)) for row in _prompts(corpora[0])]
         texts = zip(prompts, mine.continuations, theirs.continuations, strict=True)
@@ -381,10 +373,9 @@ def _paired(
     return changes
 
 
-def _load(source: str, dtype: str, options: Mapping[str, Any]) -> PreTrainedModel:
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded: PreTrainedModel = model.to(device).eval()
+def _load(opened: OpenedReference, dtype: str) -> PreTrainedModel:
+    model: Any = opened.load(dtype=dtype)
+    loaded: PreTrainedModel = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return loaded
 
 

@@ -101,7 +101,7 @@ class ArmResult:
         loss (`float`): Test loss in nats per token, mean over seeds.
         deviation (`float`, *optional*): Standard deviation of the loss between seeds.
         to_reference (`SeedDifference`, *optional*): Paired difference to the starting reference.
-        to_continued (`SeedDifference`, *optional*): Paired difference to the reference trained on.
+        to_continued (`SeedDifference`, *optional*): Paired difference to the reference, trained further.
         tokens_to_match (`int`, *optional*): Tokens until the mean selection loss was not above the reference's at an
             evaluation, on average; None unless every seed got there.
         flops_to_match (`float`, *optional*): Operations until then.
@@ -158,21 +158,24 @@ def _arm_result(name: str, cells: Sequence[Cell], start: Validation, continued: 
     tests = [_test(cell) for cell in cells]
     losses = [test.loss for test in tests]
     depths = sorted({cell.layers for cell in cells})
-    reached = [_reached(cell) for cell in cells]
-    matched = [point for point in reached if point is not None]
+    matched = [point for cell in cells if (point := _reached(cell)) is not None]
     paired = name != CONTINUED and all(cell.seed in continued for cell in cells)
     lazy = [cell.lazy_layers for cell in cells if cell.lazy_layers is not None]
+
+    def mean(field: str) -> float:
+        return _mean([getattr(cell, field) for cell in cells])
+
     return ArmResult(
         arm=name,
         summary=parse_arm(name).arm.summary,
         layers=str(depths[0]) if len(depths) == 1 else f"{depths[0]} to {depths[-1]}",
-        parameters=round(_mean([cell.parameters for cell in cells])),
+        parameters=round(mean("parameters")),
         learning_rate=cells[0].learning_rate,
-        steps=round(_mean([cell.steps for cell in cells])),
-        tokens=round(_mean([cell.tokens for cell in cells])),
-        flops=_mean([cell.flops for cell in cells]),
-        epochs=_mean([cell.epochs for cell in cells]),
-        seconds=_mean([cell.seconds for cell in cells]),
+        steps=round(mean("steps")),
+        tokens=round(mean("tokens")),
+        flops=mean("flops"),
+        epochs=mean("epochs"),
+        seconds=mean("seconds"),
         loss=_mean(losses),
         deviation=statistics.stdev(losses) if len(losses) > 1 else None,
         to_reference=compare_over_seeds(tests, [start] * len(tests)),
@@ -202,26 +205,8 @@ def write_results(folder: Path) -> Table:
     return terminal(rows)
 
 
-#: Columns of the table.
-HEADERS = (
-    "arm",
-    "layers",
-    "parameters",
-    "rate",
-    "tokens",
-    "FLOPs",
-    "epochs",
-    "test loss",
-    "to the reference",
-    "to the reference trained on",
-    "tokens to match",
-    "FLOPs to match",
-    "minutes",
-    "lazy layers",
-)
-
 #: What came out, and what it took: the columns of two tables that fit a page.
-OUTCOME = ("layers", "parameters", "test loss", "to the reference", "to the reference trained on")
+OUTCOME = ("layers", "parameters", "test loss", "to the reference", "to the reference trained further")
 COST = ("rate", "tokens", "FLOPs", "epochs", "tokens to match", "FLOPs to match", "minutes", "lazy layers")
 
 _BUDGETS = {
@@ -232,24 +217,24 @@ _BUDGETS = {
 }
 
 
-def table_cells(row: ArmResult) -> tuple[str, ...]:
-    """Return an arm's cells of the table, in the order of `HEADERS`."""
-    return (
-        row.arm,
-        row.layers,
-        f"{row.parameters:,}",
-        "" if row.learning_rate is None else f"{row.learning_rate:g}",
-        f"{row.tokens:,}" if row.tokens else "not known",
-        f"{row.flops:.2e}" if row.flops else "not known",
-        f"{row.epochs:.2f}" if row.epochs else "",
-        f"{row.loss:.4f}" + ("" if row.deviation is None else f" ± {row.deviation:.4f}"),
-        difference(row.to_reference),
-        difference(row.to_continued),
-        "" if row.tokens_to_match is None else f"{row.tokens_to_match:,}",
-        "" if row.flops_to_match is None else f"{row.flops_to_match:.2e}",
-        f"{row.seconds / 60:.1f}" if row.seconds else "",
-        "" if row.lazy_layers is None else f"{row.lazy_layers:.1f}",
-    )
+def table_cells(row: ArmResult) -> dict[str, str]:
+    """Return an arm's cells of the table by column: `arm`, and those of `OUTCOME` and `COST`."""
+    return {
+        "arm": row.arm,
+        "layers": row.layers,
+        "parameters": f"{row.parameters:,}",
+        "rate": "" if row.learning_rate is None else f"{row.learning_rate:g}",
+        "tokens": f"{row.tokens:,}" if row.tokens else "not known",
+        "FLOPs": f"{row.flops:.2e}" if row.flops else "not known",
+        "epochs": f"{row.epochs:.2f}" if row.epochs else "",
+        "test loss": f"{row.loss:.4f}" + ("" if row.deviation is None else f" ± {row.deviation:.4f}"),
+        "to the reference": difference(row.to_reference),
+        "to the reference trained further": difference(row.to_continued),
+        "tokens to match": "" if row.tokens_to_match is None else f"{row.tokens_to_match:,}",
+        "FLOPs to match": "" if row.flops_to_match is None else f"{row.flops_to_match:.2e}",
+        "minutes": f"{row.seconds / 60:.1f}" if row.seconds else "",
+        "lazy layers": "" if row.lazy_layers is None else f"{row.lazy_layers:.1f}",
+    }
 
 
 def table_notes(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> list[str]:
@@ -275,8 +260,8 @@ def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
     for columns in (OUTCOME, COST):
         lines = [f"| arm | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
         for row in rows:
-            shown = dict(zip(HEADERS, table_cells(row), strict=True))
-            lines.append(f"| `{row.arm}` | {' | '.join(shown[name] for name in columns)} |")
+            cells = table_cells(row)
+            lines.append(f"| `{row.arm}` | {' | '.join(cells[name] for name in columns)} |")
         parts.append("\n".join(lines))
     parts.append("\n".join(f"- `{row.arm}`: {row.summary}" for row in rows))
     return "\n\n".join([*parts, *table_notes(rows, facts)]) + "\n"
@@ -305,7 +290,7 @@ def terminal(rows: Sequence[ArmResult]) -> Table:
     """Return the table for a terminal of 80 columns."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     table.add_column("arm", overflow="fold")  # names that are cut are no longer told apart
-    for header in ("layers", "params", "tokens", "test loss", "to the reference", "to it, trained on"):
+    for header in ("layers", "params", "tokens", "test loss", "to the reference", "to it, trained further"):
         table.add_column(header, justify="right")
     for row in rows:
         table.add_row(

@@ -658,7 +658,7 @@ def _comparison_facts(
 def _arms(facts: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the table of arms with intervals, what each of them took, and what they are."""
     rows = arm_results(facts)
-    shown = [dict(zip(results.HEADERS, results.table_cells(row), strict=True)) for row in rows]
+    shown = [results.table_cells(row) for row in rows]
     for caption, names in (
         ("Test loss in nats per token, and its differences", results.OUTCOME),
         ("What each took", results.COST),

@@ -13,7 +13,7 @@ from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEv
 from ..experiments.results import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
 from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord, RunState, decode
-from ..training.identity import content_fingerprint
+from ..students import open_reference
 from ..training.staging import read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).
@@ -170,7 +170,7 @@ def _reason_against(folder: Path, found: StudentEvaluation, earlier: bool) -> st
         return "is of an earlier student: this run has not ended; evaluate again when it has."
     if not any(folder.glob("*.safetensors")):
         return ""  # without weights nothing can be compared
-    if content_fingerprint(folder) == found.fingerprints["student"]:
+    if open_reference(folder).fingerprint() == found.fingerprints["student"]:
         return ""
     return f"is of another student than the one in this folder; measure this one by: inheritune evaluate {folder.name}"
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from recorded_runs import CELLS, LINEAGE, RECIPE, ROUNDS, cell, comparison_facts, write_comparison
 
-from inheritune_hf.experiments.results import HEADERS, arm_results, table_cells
+from inheritune_hf.experiments.results import arm_results, table_cells
 from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run, write_report
 from inheritune_hf.reporting.content import Chart, Preformatted, Table, build_comparison, build_report
@@ -88,7 +88,7 @@ def test_every_figure_is_a_records():
     report = build_comparison("compared", facts)
     outcome, cost, arms = tables_of(report, "arms")
     for row, first, second in zip(arm_results(facts), outcome.rows, cost.rows, strict=True):
-        cells = dict(zip(HEADERS, table_cells(row), strict=True))
+        cells = table_cells(row)
         shown = {**dict(zip(outcome.headers, first, strict=True)), **dict(zip(cost.headers, second, strict=True))}
         assert shown == cells
     assert [(row[0], row[1]) for row in arms.rows] == [(row.arm, row.summary) for row in arm_results(facts)[1:]]
