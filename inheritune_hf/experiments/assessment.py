@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from ..evaluation import (
     validate,
 )
 from ..evaluation.speed import fixed_generation
-from ..records import RECORD_FILE, Lineage, Validation, decode, write_json
+from ..records import RECORD_FILE, Lineage, Validation, decode, read_json, read_record, write_record
 from ..students import OpenedReference, open_reference
 
 logger = logging.getLogger(__name__)
@@ -146,34 +145,6 @@ class StudentEvaluation:
                 kept = "It matches" if other.match.matched else "Neither does it match"
             sentence += f" {kept} on {other.corpus}: {other.match.difference:+.4f}{_up_to(other)}."
         return sentence
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the evaluation as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StudentEvaluation:
-        """Rebuild an evaluation from what `to_dict` returned."""
-        laziness = values["laziness"]
-        return cls(
-            **{
-                **values,
-                "corpora": tuple(CorpusComparison.from_dict(item) for item in values["corpora"]),
-                "efficiency": None if values["efficiency"] is None else Efficiency.from_dict(values["efficiency"]),
-                "drafts": tuple(Draft.from_dict(item) for item in values["drafts"]),
-                "tasks": tuple(TaskComparison(**item) for item in values["tasks"]),
-                "laziness": None
-                if laziness is None
-                else Laziness(
-                    laziness["tau"],
-                    tuple(laziness["reference"]),
-                    tuple(laziness["student"]),
-                    LazinessComparison(**laziness["comparison"]),
-                ),
-                "samples": tuple(Sample(**item) for item in values["samples"]),
-                "commands": tuple(values["commands"]),
-            }
-        )
 
 
 @dataclass
@@ -282,7 +253,7 @@ def _keep(output: Path | None, found: StudentEvaluation, changes: Mapping[str, A
     """Return the evaluation with what was measured, written down before anything else can fail."""
     result = replace(found, **changes)
     if output is not None:
-        write_json(output, result.to_dict())
+        write_record(output, result)
     return result
 
 
@@ -317,7 +288,7 @@ def _earlier(
     layers = {name: model.depth for name, model in opened.items()}
     names = [model.name for model in opened.values()]
     if output is not None and output.is_file():
-        before = StudentEvaluation.from_dict(json.loads(output.read_text(encoding="utf-8")))
+        before = read_record(StudentEvaluation, output)
         if dict(before.fingerprints) == fingerprints:
             # A verdict that is kept was judged by what the record says, not by what is asked for now.
             kept = before.corpora and "loss" not in parts
@@ -409,7 +380,7 @@ def _test_fingerprint(student: str) -> str | None:
     path = Path(student) / "rounds.json"
     if not path.is_file() or not (Path(student) / RECORD_FILE).is_file():
         return None
-    data = json.loads(path.read_text(encoding="utf-8")).get("data") or {}
+    data = read_json(path).get("data") or {}
     found = (data.get("test") or {}).get("fingerprint")
     return str(found) if found else None
 

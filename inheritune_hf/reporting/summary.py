@@ -12,7 +12,7 @@ from ..data import DataFacts
 from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEvaluation
 from ..experiments.results import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
-from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord, RunState, decode
+from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord, RunState, decode, read_record
 from ..students import open_reference
 from ..training.staging import read_state
 
@@ -112,7 +112,7 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
     measured = folder / EVALUATION_FILE if evaluation is None else Path(evaluation)
     if evaluation is not None and not measured.is_file():
         raise FileNotFoundError(f"There is no evaluation at {measured}; make one by: inheritune evaluate {folder}")
-    found = StudentEvaluation.from_dict(_read(measured)) if measured.is_file() else None
+    found = read_record(StudentEvaluation, measured) if measured.is_file() else None
     state = read_state(folder)
     unfinished = state is not None and state.outcome in {None, "interrupted"}
     left_out = ""

@@ -14,6 +14,7 @@ from inheritune_hf.evaluation import read_corpus
 from inheritune_hf.experiments import EVALUATION_FILE, StudentEvaluation, evaluate_student
 from inheritune_hf.experiments.assessment import named_reference
 from inheritune_hf.publishing import save_inherited
+from inheritune_hf.records import read_record
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_everything_is_measured_and_kept(pair, tmp_path, monkeypatch):
     assert (len(found.laziness.student), len(found.laziness.reference)) == (2, 4)
     assert len(found.samples) == 4
     assert found.samples[0].prompt.startswith("Text number 0.")
-    assert StudentEvaluation.from_dict(json.loads(output.read_text())) == found
+    assert read_record(StudentEvaluation, output) == found
     again = evaluate_student(
         str(pair / "student"), None, [corpus], tokenizer, parts=["loss"], output=output, tolerance=5.0
     )

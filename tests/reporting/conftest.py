@@ -12,7 +12,7 @@ from inheritune_hf.records import encode, write_json
 def run(tmp_path):
     """A matched run with an evaluation."""
     folder = write_run(tmp_path / "run")
-    write_json(folder / "evaluation.json", full_evaluation().to_dict())
+    write_json(folder / "evaluation.json", encode(full_evaluation()))
     return folder
 
 

@@ -161,7 +161,7 @@ def test_lazy_layers_are_shown_before_and_after(run):
     charts = [block for block in blocks_of(report, "layers") if isinstance(block, Chart)]
     assert "Reference, from layer 0: 9.1, 12.3" in charts[1].description
     assert "Student, from layer 0: 9.3, 13.1, 8.0, 6.1, 4.4, none." in charts[1].description
-    write_json(run / "evaluation.json", full_evaluation(laziness=None).to_dict())
+    write_json(run / "evaluation.json", encode(full_evaluation(laziness=None)))
     assert not any("lazy" in str(block) for block in blocks_of(build_report(read_run(run)), "layers"))
     write_run(run, lazy_layers={"sentence": "The student has fewer lazy layers."})
     assert Paragraph("The student has fewer lazy layers.") in blocks_of(build_report(read_run(run)), "layers")

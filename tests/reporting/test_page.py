@@ -64,7 +64,7 @@ def evil_run(folder):
     record["lineage"]["reference"] = EVIL
     record["recipe"] = {**record["recipe"], "notes": EVIL}
     write_run(folder, **record, curves={"student": [[60, 5.3]], EVIL: [[60, 5.4]]})
-    values = full_evaluation(samples=(sample,), tasks=(task,), student=EVIL, reference=EVIL).to_dict()
+    values = encode(full_evaluation(samples=(sample,), tasks=(task,), student=EVIL, reference=EVIL))
     values["corpora"][0]["corpus"] = EVIL
     values["versions"] = {EVIL: EVIL}
     write_json(folder / "evaluation.json", values)

@@ -30,7 +30,7 @@ def test_interrupted_run_is_read_from_its_state(interrupted):
 
 def test_only_the_evaluation_of_this_student_is_taken(interrupted, run):
     """An earlier student's evaluation is no part of a run that goes on, nor another's when it is asked for."""
-    write_json(interrupted / "evaluation.json", full_evaluation().to_dict())
+    write_json(interrupted / "evaluation.json", encode(full_evaluation()))
     found = read_run(interrupted)
     assert found.evaluation is None
     assert found.left_out.startswith("evaluation.json is of an earlier student")
@@ -38,7 +38,7 @@ def test_only_the_evaluation_of_this_student_is_taken(interrupted, run):
     (run / "config.json").write_text("{}")
     (run / "model.safetensors").write_text("weights")
     same = full_evaluation(fingerprints={"student": content_fingerprint(run), "reference": "b"})
-    write_json(run / "evaluation.json", same.to_dict())
+    write_json(run / "evaluation.json", encode(same))
     assert (read_run(run).evaluation, read_run(run).left_out) == (same, "")
     (run / "model.safetensors").write_text("trained")
     with pytest.raises(ValueError, match="is of another student than the one in this folder; measure this one by"):
@@ -66,6 +66,6 @@ def test_what_is_not_there_or_damaged_is_said(tmp_path, run):
 
 def test_evaluation_may_lie_elsewhere(tmp_path):
     """An evaluation in another file is taken when it is named."""
-    write_json(tmp_path / "measured.json", full_evaluation(tasks=()).to_dict())
+    write_json(tmp_path / "measured.json", encode(full_evaluation(tasks=())))
     found = read_run(write_run(tmp_path / "run"), tmp_path / "measured.json")
     assert found.evaluation.tasks == ()
