@@ -143,7 +143,7 @@ def test_a_cut_can_be_done_again(tmp_path):
 
 def test_an_evaluation_of_another_student_is_left_out(run):
     """Figures of a student that is no longer there are not shown below the new one's verdict, and that is said."""
-    (run / "config.json").write_text("{}")
+    (run / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
     (run / "model.safetensors").write_text("other")
     report = build_report(read_run(run))
     assert blocks_of(report, "evaluation") == (

@@ -5,7 +5,7 @@ from recorded_runs import LINEAGE, RECIPE, RESULTS, ROUNDS, full_evaluation, wri
 
 from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run
-from inheritune_hf.training.identity import content_fingerprint
+from inheritune_hf.students import open_reference
 
 
 def test_finished_run_is_read_whole(run):
@@ -35,9 +35,9 @@ def test_only_the_evaluation_of_this_student_is_taken(interrupted, run):
     assert found.evaluation is None
     assert found.left_out.startswith("evaluation.json is of an earlier student")
     assert read_run(interrupted, interrupted / "evaluation.json").evaluation == full_evaluation()
-    (run / "config.json").write_text("{}")
+    (run / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
     (run / "model.safetensors").write_text("weights")
-    same = full_evaluation(fingerprints={"student": content_fingerprint(run), "reference": "b"})
+    same = full_evaluation(fingerprints={"student": open_reference(run).fingerprint(), "reference": "b"})
     write_json(run / "evaluation.json", encode(same))
     assert (read_run(run).evaluation, read_run(run).left_out) == (same, "")
     (run / "model.safetensors").write_text("trained")
