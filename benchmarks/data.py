@@ -133,10 +133,10 @@ def run_loader(options: Any) -> tuple[int, list[float]]:
     from torch.utils.data import DataLoader
 
     from inheritune_hf.data import CausalCollator
-    from inheritune_hf.training.feeding import quick_rows
+    from inheritune_hf.training.data_loading import with_tensor_format
 
     torch.set_num_threads(1)
-    train = quick_rows(load_from_disk(Path(options.prepared) / "sets")["train"])
+    train = with_tensor_format(load_from_disk(Path(options.prepared) / "sets")["train"])
     loader = DataLoader(train, batch_size=8, shuffle=True, collate_fn=CausalCollator(0))
     began = now()
     tokens = sum(batch["input_ids"].numel() for batch in loader)

@@ -30,8 +30,7 @@ def train(options: Any) -> list[float]:
     from datasets import Dataset
     from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
-    from inheritune_hf.data import CausalCollator
-    from inheritune_hf.training.losses import LossTrainer
+    from benchmarks.training import whole_model_trainer
 
     moments: list[tuple[float, float]] = []
 
@@ -50,9 +49,9 @@ def train(options: Any) -> list[float]:
         use_cache=False,
     )
     rows = torch.randint(0, options.vocabulary, (options.batch * 8, options.tokens)).tolist()
-    LossTrainer(
-        model=GPT2LMHeadModel(config),
-        args=TrainingArguments(
+    whole_model_trainer(
+        GPT2LMHeadModel(config),
+        TrainingArguments(
             tempfile.mkdtemp(),
             per_device_train_batch_size=options.batch,
             max_steps=options.steps + 2,
@@ -63,9 +62,8 @@ def train(options: Any) -> list[float]:
             disable_tqdm=True,
             report_to="none",
         ),
-        train_dataset=Dataset.from_dict({"input_ids": rows}),
-        data_collator=CausalCollator(0),
-        callbacks=[Watch()],
+        Dataset.from_dict({"input_ids": rows}),
+        [Watch()],
     ).train()
     steps = [[b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(moments[1:])]
     return [statistics.median(column) for column in zip(*steps, strict=True)]

@@ -86,16 +86,22 @@ def run_bare(options: Any) -> None:
         optimizer.zero_grad()
 
 
+def whole_model_trainer(model: Any, args: Any, rows: Any, callbacks: list[Any]) -> Any:
+    """Return this package's trainer for one round of a whole model, which is its own reference."""
+    from inheritune_hf import InherituneConfig, InherituneTrainer
+
+    depth = model.config.num_hidden_layers
+    recipe = InherituneConfig(keep_layers=depth, max_layers=depth, steps_per_round=args.max_steps, target=1e-9)
+    return InherituneTrainer(
+        model, recipe, args, train_dataset=rows, eval_dataset=rows.select(range(1)), callbacks=callbacks
+    )
+
+
 def run_trainer(options: Any, ours: bool) -> None:
     """Train with `Trainer`, or with this package's."""
     import torch
     from datasets import Dataset
     from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    from inheritune_hf.data import CausalCollator
-    from inheritune_hf.training.compilation import compile_blocks
-    from inheritune_hf.training.feeding import quick_rows
-    from inheritune_hf.training.losses import LossTrainer
 
     class Wait(TrainerCallback):
         turns = Turns()
@@ -104,8 +110,6 @@ def run_trainer(options: Any, ours: bool) -> None:
             self.turns.step()
 
     model = make_model(options)
-    if ours and options.compile:
-        compile_blocks(model, {"backend": "inductor", "dynamic": False})
     args = TrainingArguments(
         tempfile.mkdtemp(),
         per_device_train_batch_size=options.batch,
@@ -116,7 +120,7 @@ def run_trainer(options: Any, ours: bool) -> None:
         dataloader_pin_memory=False,
         disable_tqdm=True,
         report_to="none",
-        torch_compile=options.compile and not ours,
+        torch_compile=options.compile,
     )
     tokens = make_rows(options, options.batch * 8).tolist()
     rows = Dataset.from_dict({"input_ids": tokens, **({} if ours else {"labels": tokens})})
@@ -129,9 +133,10 @@ def run_trainer(options: Any, ours: bool) -> None:
         sys.stdout = sys.stderr
 
     Wait.turns.step = lambda: step_printing(Wait.turns)  # type: ignore[method-assign]
-    kind: Any = LossTrainer if ours else Trainer
-    more = {"data_collator": CausalCollator(0)} if ours else {}
-    kind(model=model, args=args, train_dataset=quick_rows(rows) if ours else rows, callbacks=[Wait()], **more).train()
+    if ours:
+        whole_model_trainer(model, args, rows, [Wait()]).train()
+    else:
+        Trainer(model=model, args=args, train_dataset=rows, callbacks=[Wait()]).train()
 
 
 def measure(options: Any) -> dict[str, list[list[float]]]:

@@ -50,7 +50,7 @@ def arguments_table() -> str:
 
 def refused_sharding_table() -> str:
     """Return what of FSDP and DeepSpeed is refused, with the reasons, as a Markdown table."""
-    from inheritune_hf.training.distribution import REFUSED_SHARDING
+    from inheritune_hf.training.distributed import REFUSED_SHARDING
 
     return _table(("what", "why, and what to do"), [(f"`{name}`", why) for name, (_, why) in REFUSED_SHARDING.items()])
 

@@ -18,7 +18,6 @@ from inheritune_hf.configuration import read_mapping
         ({"data_order": "shuffle"}, "data_order must be one of 'restart', 'continue', got 'shuffle'"),
         ({"growth": "stack"}, "growth must be one of 'reinherit', 'continue', got 'stack'"),
         ({"new_blocks": "identity"}, "new_blocks='identity' needs growth 'continue'"),
-        ({"freeze_steps": -1, "growth": "continue"}, "freeze_steps must be a whole number of 0 or more, got -1"),
         ({"target": "best"}, "target must be 'reference' or a number above 0 in nats per token, got 'best'"),
         ({"target": -1.0}, "target must be 'reference' or a number above 0 in nats per token, got -1.0"),
         ({"target": None}, "target must be 'reference' or a number above 0 in nats per token, got None"),

@@ -244,7 +244,7 @@ def test_tables_of_arguments_outcomes_and_architectures_are_complete(site):
     from inheritune_hf.records import EXIT_STATUS
     from inheritune_hf.students import SUPPORTED_MODEL_TYPES
     from inheritune_hf.training.arguments import HONOURED, REFUSED
-    from inheritune_hf.training.distribution import REFUSED_SHARDING
+    from inheritune_hf.training.distributed import REFUSED_SHARDING
 
     arguments = text_of(site / "reference" / "arguments" / "index.html")
     assert [name for name, (_, why) in REFUSED.items() if name not in arguments or why not in arguments] == []

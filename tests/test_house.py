@@ -13,6 +13,7 @@ PACKAGE = Path(inheritune_hf.__file__).parent
 FLOORS = [
     "exports",
     "measures",
+    "distillation_losses",
     "configuration",
     "config",
     "layers",

@@ -183,8 +183,7 @@ def _planned_setup(settings: PlannedSettings) -> TrainingSetup:
 def _planned_recipe(settings: PlannedSettings) -> InherituneConfig:
     """Return the recipe, with the loss that the run's other settings leave it."""
     args, recipe = settings.args, settings.recipe
-    whole = args.torch_compile and recipe.compile_scope == "model"
-    if whole or args.label_smoothing_factor or args.fsdp or args.deepspeed:
+    if args.label_smoothing_factor or args.fsdp or args.deepspeed:
         return dataclasses.replace(recipe, loss="full")
     return recipe
 

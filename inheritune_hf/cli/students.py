@@ -119,7 +119,7 @@ def publish(argv: Sequence[str], prog: str) -> int:
     options = parser.parse_args(argv)
 
     from ..publishing import publish_student
-    from ..training.revisions import round_students
+    from ..training.checkpoints import round_students
     from .tables import show_publication
 
     quiet_transformers()

@@ -3,13 +3,12 @@
 from .comparison import ARM_NAMES, CONTROLS, LOOP, CompareConfig, split_arm
 from .data import DataConfig
 from .reading import Within, annotations_of, conform, read_mapping, reject_unknown_keys
-from .recipe import DISTILLATION_LOSSES, INHERIT_PRESETS, PARTS, InherituneConfig
+from .recipe import INHERIT_PRESETS, PARTS, InherituneConfig
 from .run import EMBEDDED_DEFAULTS, RunConfig
 
 __all__ = [
     "ARM_NAMES",
     "CONTROLS",
-    "DISTILLATION_LOSSES",
     "EMBEDDED_DEFAULTS",
     "INHERIT_PRESETS",
     "LOOP",

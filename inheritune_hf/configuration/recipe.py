@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..distillation_losses import DISTILLATION_LOSSES, losses_of_kind
 from ..measures import examples
 from .reading import from_mapping, number, one_sided, positive, read_mapping
 
 #: Parts of a model, by the role of its modules: what `inherit` names.
 PARTS = ("embeddings", "positions", "attention", "mlp", "norms", "final_norm", "lm_head")
-
-#: Losses of a student that is taught by its reference: on distributions, and on the states after each block.
-DISTILLATION_LOSSES = ("cross_entropy", "forward_kl", "reverse_kl", "jsd", "hidden_mse", "hidden_cosine")
 
 #: Named choices of parts: everything; what the paper's text names; what its released code copies (PAPER: Algorithm 1).
 INHERIT_PRESETS = {
@@ -34,7 +32,6 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "data_order": ("restart", "continue", None),
     "match_at": ("round_end", "evaluation"),
     "loss": ("auto", "full", "chunked", "linear", "liger"),
-    "compile_scope": ("blocks", "model"),
 }
 
 
@@ -116,10 +113,6 @@ class InherituneConfig:
             "with growth 'reinherit', else continue, if not given."
         },
     )
-    freeze_steps: int = field(
-        default=0,
-        metadata={"help": "With growth 'continue', steps at a round's start in which only added blocks are trained."},
-    )
     match_at: Literal["round_end", "evaluation"] = field(
         default="round_end",
         metadata={
@@ -155,24 +148,17 @@ class InherituneConfig:
             "CUDA ('liger'). 'auto' chooses by device and vocabulary and says so in the log. The value is the same."
         },
     )
-    compile_scope: Literal["blocks", "model"] = field(
-        default="blocks",
-        metadata={
-            "help": "What torch_compile compiles: each block ('blocks', so that neither depth nor growth adds graphs) "
-            "or the whole 'model', anew for each round."
-        },
-    )
-
     distillation: str | None = field(
         default=None,
         metadata={
             "help": "Losses that compare the student with the reference while it is trained, with their weights: "
-            "'cross_entropy=0.6,forward_kl=0.4' (the paper's baseline); also reverse_kl, jsd, hidden_mse and "
-            "hidden_cosine. The reference stays in memory then. A student is judged by its plain cross-entropy always."
+            "'cross_entropy=0.6,forward_kl=0.4' (the paper's baseline), out of "
+            f"{', '.join(DISTILLATION_LOSSES)}. The reference stays in memory then. A student is judged by its plain "
+            "cross-entropy always."
         },
     )
     distillation_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of forward_kl, reverse_kl and jsd."}
+        default=1.0, metadata={"help": f"Temperature of {', '.join(losses_of_kind('logits'))}."}
     )
     distillation_top_k: int | None = field(
         default=None,
@@ -220,14 +206,12 @@ class InherituneConfig:
                 names = ", ".join(repr(item) for item in allowed if item is not None)
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}.")
         if self.growth == "reinherit":
-            for name, paper in (("new_blocks", "reference"), ("optimizer_state", "reset"), ("freeze_steps", 0)):
+            for name, paper in (("new_blocks", "reference"), ("optimizer_state", "reset")):
                 if getattr(self, name) != paper:
                     raise ValueError(
                         f"{name}={getattr(self, name)!r} needs growth 'continue': a student that is inherited afresh "
                         "has nothing that was trained before."
                     )
-        if isinstance(self.freeze_steps, bool) or not isinstance(self.freeze_steps, int) or self.freeze_steps < 0:
-            raise ValueError(f"freeze_steps must be a whole number of 0 or more, got {self.freeze_steps!r}.")
 
     @property
     def inherited_parts(self) -> tuple[str, ...]:

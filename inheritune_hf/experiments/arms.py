@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .. import __version__
 from ..configuration import LOOP, InherituneConfig, split_arm
+from ..growth import rule_from_recipe
 from ..layers import resolve_layers
 from ..measures import MEASURES
-from ..records import Lineage, Match, RunState, Validation, encode
+from ..records import Lineage, encode
 from ..students import (
     OpenedReference,
     Reference,
@@ -28,10 +29,9 @@ from ..students import (
     inspect_architecture,
     open_reference,
     sliced_config,
-    student_skeleton,
 )
 from ..students.inherit import scale_queries
-from ..training import InherituneTrainer
+from ..training import Baseline
 from ..training.expansion import make_identity
 
 _PAPER = "arXiv 2404.08634v4"
@@ -593,49 +593,26 @@ def check_arm(arm: Arm, reference: PreTrainedConfig, layers: int) -> None:
         narrowed_config(reference)
 
 
-class ArmTrainer(InherituneTrainer):
+def arm_baseline(variant: Variant, inputs: ArmInputs, recipe: InherituneConfig) -> Baseline:
     """
-    Train an arm's model as the loop trains students: the same steps, evaluations, checkpoints and counts.
+    Return what a trainer trains for an arm: its models, and one round for each of its stages.
 
-    Its recipe has one round for each of the arm's stages; all of them are run, whether or not a loss is matched.
+    All stages are trained whatever their loss; that of the last one may match.
 
     Args:
         variant (`Variant`): The arm.
-        chosen (`tuple[int, ...]`): Layers that a measure chose, for arms that go by one.
-        settings: As for `InherituneTrainer`.
+        inputs (`ArmInputs`): What its models are built from; each stage has its own depth and what was trained before.
+        recipe (`InherituneConfig`): The rounds of the arm.
     """
+    identity = {"arm": variant.name, "arm.chosen": list(inputs.chosen)}
+    if variant.arm.is_loop:
+        return Baseline(identity)
+    auto: Any = AutoModelForCausalLM
 
-    def __init__(self, variant: Variant, chosen: tuple[int, ...], *settings: Any, **named: Any) -> None:
-        self.variant, self.chosen = variant, chosen
-        super().__init__(*settings, **named)
+    def build(layers: tuple[int, ...], before: Path | None) -> PreTrainedModel:
+        trained = auto.from_pretrained(before) if before is not None else None
+        return variant.arm.build(dataclasses.replace(inputs, layers=len(layers), before=trained))
 
-    def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
-        """Return the arm's model of so many layers without weights."""
-        return student_skeleton(self.variant.shape(self.reference_config), layers)
-
-    def next_student(self, state: RunState, before: Path | None) -> PreTrainedModel:
-        """Return the arm's model at the beginning of a stage."""
-        arm = self.variant.arm
-        if arm.is_loop:
-            return super().next_student(state, before)
-        auto: Any = AutoModelForCausalLM
-        return arm.build(
-            ArmInputs(
-                reference=open_reference(self.reference, **self.reference_kwargs),
-                layers=len(state.layers),
-                seed=self.args.seed,
-                chosen=self.chosen,
-                keep_scale=not self.variant.moved_scale,
-                before=auto.from_pretrained(before) if before is not None else None,
-            )
-        )
-
-    def _compare(self, validation: Validation) -> Match:
-        match = super()._compare(validation)
-        # A stage that is not the last goes on whatever its loss is.
-        last = len(self._state.layers) == (self.inheritune_config.max_layers or self.reference_depth)
-        return match if last or self.variant.arm.is_loop else dataclasses.replace(match, matched=False)
-
-    def identity(self) -> dict[str, Any]:
-        """Return what makes a run of an arm this very run."""
-        return {**super().identity(), "arm": self.variant.name, "arm.chosen": list(self.chosen)}
+    return Baseline(
+        identity, build, dataclasses.replace(rule_from_recipe(recipe, inputs.reference.depth), match="last")
+    )

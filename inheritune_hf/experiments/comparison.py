@@ -52,10 +52,10 @@ from ..students.estimates import (
     training_loss,
     training_operations,
 )
-from ..training import check_arguments, on_main_process
+from ..training import InherituneTrainer, check_arguments, on_main_process
+from ..training.checkpoints import check_identity, last_checkpoint
 from ..training.distillation import compares_states
-from ..training.staging import check_identity, last_checkpoint
-from .arms import ArmTrainer, Variant, check_arm, parse_arm
+from .arms import ArmInputs, Variant, arm_baseline, check_arm, parse_arm
 from .controls import with_changes
 from .embedded import EmbeddedShape, prepare_embedded
 from .results import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, Cell, read_cell, write_results
@@ -72,7 +72,6 @@ _OF_THE_LOOP = (
     "new_blocks",
     "optimizer_state",
     "lr_schedule",
-    "freeze_steps",
     "match_at",
 )
 
@@ -210,9 +209,7 @@ class Budget:
         if variant.moved_scale and not getattr(self.config, "scale_attn_by_inverse_layer_idx", False):
             return "the reference does not scale attention by depth (scale_attn_by_inverse_layer_idx)"
         if arm.narrow and variant.distilled and self.states:
-            return (
-                "its hidden states are narrower than its teacher's, so hidden_mse and hidden_cosine cannot compare them"
-            )
+            return "its hidden states are narrower than its teacher's, so losses on states cannot compare them"
         if arm.is_loop:
             return ""
         try:
@@ -483,7 +480,7 @@ class Comparison:
             write_record(folder / CELL_FILE, cell)
         return cell
 
-    def _trainer(self, plan: CellPlan) -> ArmTrainer:
+    def _trainer(self, plan: CellPlan) -> InherituneTrainer:
         """Return the trainer of a cell: the run's own settings, and the arm's rounds."""
         args = with_changes(
             self.args,
@@ -496,20 +493,26 @@ class Comparison:
             push_to_hub=False,
             run_name=f"{self.args.run_name or self.folder.name}/{plan.folder}",
         )
-        return ArmTrainer(
-            plan.variant,
-            plan.chosen,
-            self.ready.reference.name,
-            plan.recipe(self.recipe),
+        recipe = plan.recipe(self.recipe)
+        inputs = ArmInputs(
+            reference=self.ready.reference,
+            layers=plan.layers,
+            seed=plan.seed,
+            chosen=plan.chosen,
+            keep_scale=not plan.variant.moved_scale,
+        )
+        return InherituneTrainer(
+            self.ready.reference,
+            recipe,
             args,
             train_dataset=self.ready.splits.train,
             eval_dataset=self.ready.splits.selection,
             processing_class=self.ready.tokenizer,
             data_collator=self.ready.collator,
-            reference_kwargs=dict(self.ready.kwargs),
+            baseline=arm_baseline(plan.variant, inputs, recipe),
         )
 
-    def _finished(self, plan: CellPlan, trainer: ArmTrainer) -> Cell:
+    def _finished(self, plan: CellPlan, trainer: InherituneTrainer) -> Cell:
         tokens, flops = 0, 0.0
         points: list[tuple[int, float, float]] = []
         losses = {int(row["step"]): row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
@@ -569,7 +572,7 @@ def best_cell(swept: list[Cell]) -> Cell:
     return min(swept, key=lambda cell: (cell.layers if cell.outcome == "matched" else sys.maxsize, cell.selection.loss))
 
 
-def cell_identity(trainer: ArmTrainer) -> dict[str, Any]:
+def cell_identity(trainer: InherituneTrainer) -> dict[str, Any]:
     """Return what makes a cell this very cell: unlike a run, it is not resumed when its budget is raised."""
     return {
         **trainer.identity(),
@@ -587,7 +590,7 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def own_tracker_run(trainer: ArmTrainer) -> Iterator[None]:
+def own_tracker_run(trainer: InherituneTrainer) -> Iterator[None]:
     """
     End what a cell has opened in Weights & Biases or SwanLab: their callbacks open a run only where none is open.
 
@@ -611,7 +614,7 @@ def _open_run(name: str) -> Any:
     return tracker.run if name == "wandb" else tracker.get_run()
 
 
-def _last_validation(trainer: ArmTrainer) -> Validation:
+def _last_validation(trainer: InherituneTrainer) -> Validation:
     """Return the final model's selection loss from its checkpoint: it may have been trained by an earlier process."""
     found = None
     if trainer.args.should_save:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArgument
 
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, DataSplits
-from ..records import Match, Round, Validation
-from ..students import load_reference_config
-from ..training import InherituneTrainer, RoundProgress
+from ..growth import GrowthRule, follow
+from ..records import Validation
+from ..students import open_reference
+from ..training import Baseline, InherituneTrainer
 
 #: A control has no loss to reach: it takes all its steps.
 _UNREACHED = 1e-9
@@ -38,31 +38,6 @@ class Control:
     tokens: int
 
 
-class ControlTrainer(InherituneTrainer):
-    """
-    Train a whole model for so many steps as the loop trains a student in one round: checkpoints, resume and counts.
-
-    Args:
-        description (`str`): Name on the progress bar.
-        settings: As for `InherituneTrainer`.
-    """
-
-    def __init__(self, description: str, *settings: Any, **named: Any) -> None:
-        self.description = description
-        super().__init__(*settings, **named)
-
-    def _compare(self, validation: Validation) -> Match:
-        return dataclasses.replace(super()._compare(validation), matched=False)
-
-    def tell_round(self, finished: Round) -> None:
-        """Tell nothing: there is no loss to reach."""
-
-    def _describe_round(self) -> None:
-        for item in self.callback_handler.callbacks:
-            if isinstance(item, RoundProgress):
-                item.description = self.description
-
-
 def train_control(
     model: str | PreTrainedModel,
     args: TrainingArguments,
@@ -75,7 +50,7 @@ def train_control(
     """
     Train a model for `steps` steps by one schedule and measure it on the test set.
 
-    If `output_dir` holds this very training it goes on from its last checkpoint; a finished one is only measured.
+    If `output_dir` holds this very training it resumes from its last checkpoint; a finished one is only measured.
 
     Args:
         model (`str` or `PreTrainedModel`): What to begin with; it is not changed.
@@ -90,7 +65,8 @@ def train_control(
         KeyboardInterrupt: If it was interrupted; what was trained is on disk.
         ValueError: If `output_dir` holds another training.
     """
-    depth = load_reference_config(model).get_text_config(decoder=True).num_hidden_layers
+    reference = open_reference(model)
+    layers = tuple(range(reference.depth))
     own = with_changes(
         args,
         output_dir=str(output_dir),
@@ -100,14 +76,14 @@ def train_control(
         report_to=[],  # trackers show the run, not what it is compared with; neither does the Hub get it
         push_to_hub=False,
     )
-    trainer = ControlTrainer(
-        description,
-        model,
-        InherituneConfig(keep_layers=depth, steps_per_round=steps, target=_UNREACHED),
+    trainer = InherituneTrainer(
+        reference,
+        InherituneConfig(keep_layers=reference.depth, steps_per_round=steps, target=_UNREACHED),
         own,
         train_dataset=splits.train,
         eval_dataset=splits.selection,
         data_collator=CausalCollator(pad_token_id),
+        baseline=Baseline(growth_rule=GrowthRule(layers, follow([]), steps, match="never"), description=description),
     )
     trainer.train()
     if trainer.outcome == "interrupted":

@@ -247,7 +247,7 @@ def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | 
     report = None
     if trainer.args.process_index == 0:
         report = measure_collapse(
-            trainer.reference,
+            trainer.reference.model or trainer.reference.name,
             sequences,
             controls=False,
             blocks=False,

@@ -14,7 +14,7 @@ from ..experiments.results import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
 from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord, RunState, decode, read_record
 from ..students import open_reference
-from ..training.staging import read_state
+from ..training.checkpoints import read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).
 Curve = tuple[tuple[int, float], ...]

@@ -6,14 +6,15 @@ from ..exports import lazy_exports
 
 if TYPE_CHECKING:
     from .arguments import check_arguments
-    from .callbacks import ReferenceLossStopCallback, RoundProgress, on_main_process
-    from .collapse import CollapseCallback
+    from .callbacks import CollapseCallback, ReferenceLossStopCallback, RoundProgress, on_main_process
+    from .expansion import Baseline
     from .identity import check_output_dir, numeric_arguments
     from .trainer import InherituneTrainer
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "Baseline",
     "CollapseCallback",
     "InherituneTrainer",
     "ReferenceLossStopCallback",

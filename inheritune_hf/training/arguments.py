@@ -1,4 +1,4 @@
-"""What a run of several rounds is given: arguments honoured or refused with the reason, data checked, identity told."""
+"""Honour training arguments over rounds, or refuse them with the reason; tell which of them change numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from ..configuration import InherituneConfig
-from .distribution import check_launch
+from .distributed import check_launch
 
 #: Name of an argument that may be refused: (is it refused as it stands?, why, and what to do).
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
@@ -160,7 +160,7 @@ HONOURED: dict[str, str] = {
     "adam_epsilon": "The same in every round.",
     "gradient_accumulation_steps": "The same in every round. Steps are optimizer steps.",
     "average_tokens_across_devices": "The same in every round.",
-    "max_grad_norm": "The same in every round; over all parameters, those of frozen blocks included.",
+    "max_grad_norm": "The same in every round; over all parameters.",
     "label_smoothing_factor": "In training only: comparisons are of the plain loss. Refused with `distillation`.",
     "bf16": "In training and in every evaluation, the reference's included. Weights stay in float32.",
     "fp16": "As `bf16`. The loss scale begins afresh with each round, and goes on with `optimizer_state: keep`.",
@@ -169,8 +169,8 @@ HONOURED: dict[str, str] = {
     "activation_checkpointing_kwargs": "As `activation_checkpointing`.",
     "gradient_checkpointing": "The old name of `activation_checkpointing`.",
     "gradient_checkpointing_kwargs": "The old name of `activation_checkpointing_kwargs`.",
-    "torch_compile": "For training, blocks are compiled one by one and rounds share their graphs; with the recipe's "
-    "compile_scope 'model' each round's student is compiled anew. What is saved is not compiled.",
+    "torch_compile": "For training, blocks are compiled one by one and rounds share their graphs. What is saved is not "
+    "compiled.",
     "torch_compile_backend": "As `torch_compile`.",
     "torch_compile_mode": "As `torch_compile`.",
     "liger_kernel_config": "Not read, since `use_liger_kernel` is refused.",
@@ -282,7 +282,7 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
         ready.ddp_find_unused_parameters = False
     if ready.device.type == "cpu":
         ready.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns
-    if ready.torch_compile and config.compile_scope == "blocks":
+    if ready.torch_compile:
         ready.torch_compile_backend = "no"  # or Accelerate would compile the whole model
     return ready
 

@@ -1,25 +1,39 @@
-"""Callbacks that end rounds, stop on a signal, and show one continuous run to everything that listens."""
+"""End rounds, stop on a signal, and show callbacks and trackers one continuous run; two callbacks for any trainer."""
 
 from __future__ import annotations
 
+import copy
+import json
+import os
+import re
+import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
     EarlyStoppingCallback,
+    PreTrainedModel,
     ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.trainer_callback import CallbackHandler, ExportableState
+
+from ..analysis import NEAR_RANK_ONE, CollapseReport, LazinessComparison, compare_laziness, measure_collapse
+from ..analysis.measurement import as_tokens
+from ..records import write_json
+from .checkpoints import RUN_FOLDER
 
 
 class RoundCallback(TrainerCallback):
@@ -28,9 +42,6 @@ class RoundCallback(TrainerCallback):
     def __init__(self) -> None:
         self.interrupted = False
         self._asked = False
-        #: Parameters that are left alone before `frozen_until`, a step counted over all rounds.
-        self.frozen: frozenset[str] = frozenset()
-        self.frozen_until = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -72,16 +83,6 @@ class RoundCallback(TrainerCallback):
             self.interrupted = True
             control.should_save = control.should_training_stop = True
         return control
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Take the gradients of frozen parameters away: the optimizer then passes over them, decay included."""
-        if state.global_step < self.frozen_until:
-            # FSDP hands on a compiled model as it is, and that one's names are others.
-            for name, parameter in getattr(model, "_orig_mod", model).named_parameters():
-                if name in self.frozen:
-                    parameter.grad = None
 
     def _any_process_asked(self, args: TrainingArguments) -> bool:
         if args.world_size == 1:
@@ -194,6 +195,8 @@ class RoundProgress(ProgressCallback):
 
 #: Events after which Trainer looks whether to save, or to stop.
 _STOPPING = ("on_step_end", "on_log", "on_evaluate", "on_epoch_end")
+#: Events after which it logs, evaluates and saves.
+_REPORTING = ("on_step_end", "on_epoch_end")
 
 
 class RoundsCallbackHandler(CallbackHandler):
@@ -202,10 +205,15 @@ class RoundsCallbackHandler(CallbackHandler):
 
     Trackers open a run when training begins and close it when it ends; each round is a training of its own to
     `Trainer`. Progress bars alone hear of every round.
+
+    Args:
+        before_report (`Callable`): Called by all processes before a step is logged, evaluated or saved.
+        args: As for `CallbackHandler`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+    def __init__(self, before_report: Callable[[], None], *args: Any) -> None:
+        super().__init__(*args)  # type: ignore[no-untyped-call]
+        self._before_report = before_report
         self._running = False
         self._saved_at: int | None = None
 
@@ -232,6 +240,9 @@ class RoundsCallbackHandler(CallbackHandler):
             self._saved_at = state.global_step
         elif event in _STOPPING and changed.should_training_stop and self._saved_at != state.global_step:
             changed.should_save = True
+        # The flags are the same in all processes, which log, evaluate and save together.
+        if event in _REPORTING and (changed.should_log or changed.should_evaluate or changed.should_save):
+            self._before_report()
         return changed
 
     def on_train_begin(
@@ -281,3 +292,209 @@ class RoundsCallbackHandler(CallbackHandler):
 def on_main_process(decision: Any) -> Any:
     """Return the main process's `decision` on every process, so that none of them takes another path."""
     return broadcast_object_list([decision])[0]
+
+
+class CollapseCallback(TrainerCallback):
+    """
+    Measure how far attention has collapsed, every few evaluations and at the end, on the main process.
+
+    Training is not changed: no random number is drawn, and the model is left as it was. A model whose parameters are
+    sharded over processes (FSDP, ZeRO-3) cannot be measured in this way.
+
+    Args:
+        sequences (`torch.Tensor` of shape `(sequences, tokens)`, or rows with `input_ids`):
+            Sequences of one length, not of the training set.
+        every (`int`, *optional*, defaults to `1`):
+            Measure at every so many evaluations.
+        log (`Callable`, *optional*):
+            Gets the figures: `trainer.log` hands them to the trackers.
+        tolerance (`float`, *optional*, defaults to `0.5`):
+            MaxRank above 1 that still counts as near rank-1.
+        reference (`CollapseReport`, *optional*):
+            The reference's report on the same sequences, by `measure_collapse`: with it `verdict` answers the paper's
+            question.
+
+    Attributes:
+        history (`list[tuple[int, CollapseReport]]`): Optimizer steps and the student's reports.
+
+    Raises:
+        ValueError: If `every` is below 1, or the sequences cannot be measured on.
+    """
+
+    def __init__(
+        self,
+        sequences: Any,
+        every: int = 1,
+        log: Callable[[dict[str, float]], None] | None = None,
+        tolerance: float = NEAR_RANK_ONE,
+        reference: CollapseReport | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be 1 evaluation or more, got {every}.")
+        self.sequences: Tensor = as_tokens(sequences)
+        self.every = every
+        self.log = log
+        self.tolerance = tolerance
+        self.reference = reference
+        self.history: list[tuple[int, CollapseReport]] = []
+        self._evaluations = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the trackers of the reference, if it was measured."""
+        if self.reference is not None and state.is_world_process_zero:
+            self._log("reference_collapse", self.reference)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure the student every so many evaluations of the selection set."""
+        if model is None or not state.is_world_process_zero or "eval_loss" not in (metrics or {}):
+            return
+        self._evaluations += 1
+        if self._evaluations % self.every == 0:
+            self._measure_student(model, state.global_step)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure the student that training ends with, unless its last evaluation has just done so."""
+        measured = bool(self.history) and self.history[-1][0] == state.global_step
+        if model is not None and state.is_world_process_zero and not measured:
+            self._measure_student(model, state.global_step)
+
+    def verdict(self) -> LazinessComparison | None:
+        """Say whether the student has fewer lazy layers than its reference; None while one is not measured."""
+        if self.reference is None or not self.history:
+            return None
+        return compare_laziness(self.history[-1][1], self.reference, self.tolerance)
+
+    def _measure_student(self, model: PreTrainedModel, step: int) -> None:
+        report = measure_collapse(model, self.sequences, controls=False, blocks=False)
+        self.history.append((step, report))
+        self._log("collapse", report)
+
+    def _log(self, prefix: str, report: CollapseReport) -> None:
+        if self.log is not None:
+            self.log({f"{prefix}/{name}": value for name, value in figures(report, self.tolerance).items()})
+
+
+def figures(report: CollapseReport, tolerance: float = NEAR_RANK_ONE) -> dict[str, float]:
+    """
+    Return what a tracker is told of a report.
+
+    Args:
+        report (`CollapseReport`): What was measured.
+        tolerance (`float`, *optional*, defaults to `0.5`): MaxRank above 1 that still counts as near rank-1.
+
+    Returns:
+        `dict[str, float]`: `layers`, `lazy` (MaxRank 1), `near_rank_one` and `avg_rank`.
+    """
+    return {
+        "layers": float(report.depth),
+        "lazy": float(len(report.lazy_layers())),
+        "near_rank_one": float(len(report.lazy_layers(tolerance))),
+        "avg_rank": report.avg_rank(),
+    }
+
+
+#: Folder of TensorBoard's events, in a run's folder.
+EVENTS_FOLDER = "runs"
+
+
+def merge_tracker_runs(callbacks: Sequence[TrainerCallback], output_dir: Path) -> list[TrainerCallback]:
+    """
+    Return callbacks of which each tracker shows a run as one, in `output_dir` or under one name.
+
+    A tracker that its user has set up otherwise stays so.
+
+    Args:
+        callbacks (sequence of `TrainerCallback`): As `Trainer` made them.
+        output_dir (`Path`): Folder of the run.
+    """
+    ready: list[TrainerCallback] = []
+    for item in callbacks:
+        if isinstance(item, TensorBoardCallback) and item.logging_dir is None:
+            # Figures may come before training begins, when it would choose the working directory.
+            item.logging_dir = str(output_dir / EVENTS_FOLDER)
+        ready.append(_OWN[type(item)]() if type(item) in _OWN else item)
+    return ready
+
+
+def run_key(output_dir: Path) -> str:
+    """Return what trackers know a run by: its folder's name with a few random digits, kept in the folder."""
+    path = output_dir / RUN_FOLDER / "tracked.json"
+    if path.is_file():
+        return str(json.loads(path.read_text(encoding="utf-8"))["name"])
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', output_dir.resolve().name)[:64]}-{secrets.token_hex(4)}"
+    write_json(path, {"name": name})
+    return name
+
+
+class ContinuedWandb(WandbCallback):
+    """Open the same run of Weights & Biases again whenever there is something to tell, unless another one is open."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._opened = self._ended = False
+
+    def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        """Open the run by its id, then let Transformers go on."""
+        if state.is_world_process_zero and self._wandb.run is None:
+            key = run_key(Path(args.output_dir or "trainer_output"))
+            self._wandb.init(
+                project=os.getenv("WANDB_PROJECT", "huggingface"),
+                name=args.run_name or key,
+                id=os.getenv("WANDB_RUN_ID") or key,
+                resume="allow",
+            )
+            self._opened = True
+        super().setup(args, state, model, **kwargs)  # type: ignore[no-untyped-call]
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
+        """Open the run, for as long as it trains."""
+        self._ended = False
+        super().on_train_begin(args, state, control, *words, **named)  # type: ignore[no-untyped-call]
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
+        """Tell figures, also those that come when training has ended; the run is closed again then."""
+        super().on_log(args, state, control, *words, **named)  # type: ignore[no-untyped-call]
+        if self._ended:
+            self._close()
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
+        """Close what was opened here: another run of the same process is another run."""
+        super().on_train_end(args, state, control, *words, **named)
+        self._ended = True
+        self._close()
+
+    def _close(self) -> None:
+        if self._opened:
+            self._wandb.finish()
+            self._opened = self._initialized = False
+
+
+class ContinuedTrackio(TrackioCallback):
+    """Go on with the Trackio run of the same name, which is the folder's unless `run_name` says another."""
+
+    def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        """Name the run, then let Transformers go on."""
+        named = copy.copy(args)
+        if args.run_name is None and state.is_world_process_zero:
+            named.run_name = run_key(Path(args.output_dir or "trainer_output"))
+        super().setup(named, state, model, **kwargs)  # type: ignore[no-untyped-call]
+
+
+_OWN: dict[type, type[TrainerCallback]] = {WandbCallback: ContinuedWandb, TrackioCallback: ContinuedTrackio}

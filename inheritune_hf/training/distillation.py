@@ -1,38 +1,29 @@
-"""Losses that compare a student with its reference while it is trained; the reference is the teacher then."""
+"""Compare a student with its reference, the teacher, while it is trained."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
-from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .. import __version__
-from ..analysis.attention import find_blocks
-from ..configuration import DISTILLATION_LOSSES, InherituneConfig
-from ..students import open_reference
+from ..configuration import InherituneConfig
+from ..distillation_losses import DISTILLATION_LOSSES, losses_of_kind
+from ..records import cache_folder, digest_of, read_json, write_json
+from ..students import OpenedReference, find_blocks
 from ..students.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
-from .feeding import row_length
-from .top_k import TopKStore
-
-if TYPE_CHECKING:
-    from .trainer import InherituneTrainer
 
 #: Sums the loss of tokens: the student's logits `(tokens, vocab)`, the targets `(tokens,)`, what the teacher says.
 Compare = Callable[..., Tensor]
-
-#: Losses on the distribution over the next token, and losses on the states after each block.
-OF_LOGITS, OF_STATES = DISTILLATION_LOSSES[:4], DISTILLATION_LOSSES[4:]
 
 
 def weighted_sum(
@@ -41,15 +32,14 @@ def weighted_sum(
     """
     Sum the weighted losses of tokens, in nats.
 
-    `forward_kl` is KL(teacher || student), `reverse_kl` KL(student || teacher), `jsd` the Jensen-Shannon divergence;
-    with a temperature T each is of the softened distributions and times T², so that gradients keep their size (Hinton
-    et al., arXiv 1503.02531). `cross_entropy` is of the student alone, at temperature 1.
+    With a temperature T each loss on distributions is of the softened ones and times T², so that gradients keep their
+    size (Hinton et al., arXiv 1503.02531). `cross_entropy` is of the student alone, at temperature 1.
 
     Args:
         student (`torch.Tensor` of shape `(tokens, vocab)`): Logits of the student.
         teacher (`torch.Tensor` of shape `(tokens, vocab)`): Logits of the teacher.
         targets (`torch.Tensor` of shape `(tokens,)`): The token that follows each; -100 where it does not count.
-        weights (`Mapping[str, float]`): Weight of each loss; names of `OF_LOGITS`, others are ignored.
+        weights (`Mapping[str, float]`): Weight of each loss; those on states are ignored.
         temperature (`float`, *optional*, defaults to `1.0`): T.
 
     Returns:
@@ -74,34 +64,22 @@ def _weighted(
     if weights.get("cross_entropy"):
         entropy = nn.functional.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
         total = total + weights["cross_entropy"] * entropy
-    wanted = {name: weights[name] for name in OF_LOGITS[1:] if weights.get(name)}
+    wanted = weighted_losses("logits", weights)
     if not wanted:
         return total
     log_p, log_q = both(nn.functional.log_softmax(scores / temperature, -1))
-    for name, weight in wanted.items():
-        per_token = divergence(name, log_p, log_q)
-        total = total + weight * temperature**2 * per_token.masked_fill(targets == IGNORED, 0.0).sum()
+    for weight, loss in wanted:
+        total = total + weight * temperature**2 * loss(log_p, log_q).masked_fill(targets == IGNORED, 0.0).sum()
     return total
 
 
-def divergence(name: str, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """
-    Return a divergence of each token's distributions, in nats.
-
-    Args:
-        name (`str`): `forward_kl`, `reverse_kl` or `jsd`.
-        log_p (`torch.Tensor` of shape `(tokens, classes)`): Log-probabilities of the student.
-        log_q (`torch.Tensor` of shape `(tokens, classes)`): Log-probabilities of the teacher.
-
-    Returns:
-        `torch.Tensor` of shape `(tokens,)`.
-    """
-    if name == "forward_kl":
-        return (log_q.exp() * (log_q - log_p)).sum(-1)
-    if name == "reverse_kl":
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
-    middle = torch.logaddexp(log_p, log_q) - math.log(2)
-    return 0.5 * ((log_p.exp() * (log_p - middle)).sum(-1) + (log_q.exp() * (log_q - middle)).sum(-1))
+def weighted_losses(kind: str, weights: Mapping[str, float]) -> list[tuple[float, Callable[[Tensor, Tensor], Tensor]]]:
+    """Return the weight and the function of each loss of a kind that has a weight, in the registry's order."""
+    return [
+        (weights[name], loss.function)
+        for name, loss in DISTILLATION_LOSSES.items()
+        if loss.kind == kind and loss.function is not None and weights.get(name)
+    ]
 
 
 def chunked_sum(head: Head, hidden: Tensor, targets: Tensor, given: Sequence[Tensor], compare: Compare) -> Tensor:
@@ -175,7 +153,7 @@ def states_sum(student: list[Tensor], teacher: list[Tensor], targets: Tensor, we
         student (`list` of `torch.Tensor` of shape `(tokens, width)`): States after each of the student's blocks.
         teacher (`list` of `torch.Tensor` of shape `(tokens, width)`): States after the blocks that they stand for.
         targets (`torch.Tensor` of shape `(tokens,)`): -100 where a token does not count.
-        weights (`Mapping[str, float]`): Weight of `hidden_mse` and `hidden_cosine`; others are ignored.
+        weights (`Mapping[str, float]`): Weight of each loss; those not on states are ignored.
 
     Returns:
         `torch.Tensor` of shape `()`.
@@ -183,12 +161,8 @@ def states_sum(student: list[Tensor], teacher: list[Tensor], targets: Tensor, we
     total = torch.zeros((), device=targets.device)
     counts = targets != IGNORED
     for own, given in zip(student, teacher, strict=True):
-        left, right = own.float(), given.float()
-        if weights.get("hidden_mse"):
-            total = total + weights["hidden_mse"] * ((left - right).square().mean(-1) * counts).sum()
-        if weights.get("hidden_cosine"):
-            angle = 1 - nn.functional.cosine_similarity(left, right, dim=-1)
-            total = total + weights["hidden_cosine"] * (angle * counts).sum()
+        for weight, loss in weighted_losses("states", weights):
+            total = total + weight * (loss(own.float(), given.float()) * counts).sum()
     return total / max(1, len(student))
 
 
@@ -205,7 +179,7 @@ def block_map(kept: tuple[int, ...], blocks: int, depth: int) -> tuple[int, ...]
 
 def compares_states(recipe: InherituneConfig) -> bool:
     """Return whether the recipe's distillation compares hidden states."""
-    return any((recipe.distillation_weights or {}).get(name) for name in OF_STATES)
+    return bool(weighted_losses("states", recipe.distillation_weights))
 
 
 class Teacher:
@@ -214,7 +188,7 @@ class Teacher:
 
     Args:
         model (`PreTrainedModel`): The reference, on the device where the student is trained; it is set to evaluate.
-        weights (`Mapping[str, float]`): Weight of each loss: names of `OF_LOGITS` and `OF_STATES`.
+        weights (`Mapping[str, float]`): Weight of each loss, by its name in `DISTILLATION_LOSSES`.
         temperature (`float`, *optional*, defaults to `1.0`): Of the losses on distributions.
         kept (`tuple[int, ...]`, *optional*): Layers that the student's blocks were inherited from.
         store (`TopKStore`, *optional*): Where its likeliest tokens are kept; only those are compared then.
@@ -235,11 +209,11 @@ class Teacher:
         model.requires_grad_(False)
         self.model, self.weights, self.temperature, self.kept, self.store = model, weights, temperature, kept, store
         self.from_hidden = computes_from_hidden(model)
-        self.compares_states = any(weights.get(name) for name in OF_STATES)
+        self.compares_states = bool(weighted_losses("states", weights))
         if store is not None and self.compares_states:
             raise ValueError(
-                "distillation_top_k keeps the teacher's likeliest tokens, not its states: leave hidden_mse and "
-                "hidden_cosine out, or distillation_top_k."
+                f"distillation_top_k keeps the teacher's likeliest tokens, not its states: leave {_states_named()} "
+                "out, or distillation_top_k."
             )
 
     @contextlib.contextmanager
@@ -350,59 +324,59 @@ class Teacher:
         return top_k_sum(scores, said[0], said[1], targets, self.weights, self.temperature)
 
 
-@contextlib.contextmanager
-def with_teacher(trainer: InherituneTrainer) -> Iterator[None]:
-    """Let the trainer's reference teach its student within this context, if the recipe says so; then let go of it."""
-    recipe, reference = trainer.inheritune_config, trainer.reference
+def open_teacher(
+    reference: OpenedReference,
+    student: PreTrainedModel,
+    recipe: InherituneConfig,
+    device: torch.device,
+    precision: str,
+    block_size: int,
+    process: int,
+) -> Teacher | None:
+    """
+    Load the reference beside a student that it is to teach; None if the recipe has no distillation.
+
+    Args:
+        reference (`OpenedReference`): The teacher.
+        student (`PreTrainedModel`): The model in training.
+        recipe (`InherituneConfig`): The losses, their weights, and what is kept of the teacher.
+        device (`torch.device`): Where the student is trained.
+        precision (`str`): Of mixed precision: `bf16`, `fp16` or `no`.
+        block_size (`int`): Tokens of a sequence.
+        process (`int`): Number of this process.
+
+    Raises:
+        ValueError: If states of different width are to be compared, or states with a store, which keeps none.
+    """
     weights = recipe.distillation_weights
     if not weights:
-        yield
-        return
+        return None
     dtype: torch.dtype = getattr(torch, recipe.distillation_dtype)
-    model: Any
-    if isinstance(reference, PreTrainedModel):
-        copied: Any = copy.deepcopy(reference)
-        model = copied.to(dtype=dtype)
-    else:
-        auto: Any = AutoModelForCausalLM
-        model = auto.from_pretrained(reference, **{**trainer.reference_kwargs, "dtype": dtype})
+    model: Any = reference.load(dtype=dtype)
     if compares_states(recipe):
-        _check_width(trainer.student, model)
-    kept = tuple(trainer.student.config.inheritune["kept_layers"])
-    model.to(trainer.args.device)
-    trainer.teacher = Teacher(model, weights, recipe.distillation_temperature, kept, _store(trainer, model))
-    try:
-        yield
-    finally:
-        trainer.teacher = None
+        _check_width(student, model)
+    kept = tuple(student.config.inheritune["kept_layers"])
+    model.to(device)
+    store = None
+    if recipe.distillation_top_k is not None:
+        k, temperature = recipe.distillation_top_k, recipe.distillation_temperature
+        facts = [reference.fingerprint(), recipe.distillation_dtype, temperature, k, block_size, precision, __version__]
+        store = TopKStore(cache_folder("likeliest-tokens") / digest_of(facts), block_size, k, process)
+    return Teacher(model, weights, recipe.distillation_temperature, kept, store)
 
 
 def _check_width(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     own, taught = (item.config.get_text_config(decoder=True).hidden_size for item in (student, teacher))
     if own != taught:
         raise ValueError(
-            f"hidden_mse and hidden_cosine compare states of one width, and the student's have {own} channels, the "
-            f"teacher's {taught}: leave them out of distillation."
+            f"{_states_named()} compare states of one width, and the student's have {own} channels, the teacher's "
+            f"{taught}: leave them out of distillation."
         )
 
 
-def _store(trainer: InherituneTrainer, model: PreTrainedModel) -> TopKStore | None:
-    """Return where the teacher's likeliest tokens are kept, below `HF_HOME`, if the recipe says how many."""
-    recipe = trainer.inheritune_config
-    if recipe.distillation_top_k is None:
-        return None
-    tokens = row_length(trainer.train_dataset)
-    facts = [
-        open_reference(model).fingerprint(),
-        recipe.distillation_temperature,
-        recipe.distillation_top_k,
-        tokens,
-        str(trainer.accelerator.mixed_precision),
-        __version__,
-    ]
-    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    folder = Path(HF_HOME) / "inheritune_hf" / "likeliest-tokens" / name
-    return TopKStore(folder, tokens, recipe.distillation_top_k, trainer.args.process_index)
+def _states_named() -> str:
+    *others, last = losses_of_kind("states")
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 @contextlib.contextmanager
@@ -420,3 +394,125 @@ def _keeping_states(model: PreTrainedModel, layers: Sequence[int], states: list[
     finally:
         for handle in handles:
             handle.remove()
+
+
+# The teacher's likeliest tokens on disk, so that it runs once over each sequence however often it is trained on
+
+_DIGEST = 16
+
+
+class TopKStore:
+    """
+    Log-probabilities of the likeliest tokens after each token of a sequence, found again by the sequence's tokens.
+
+    A folder holds two files for each process: sequences' digests, and records of one size, in the same order. A record
+    is written before its digest, so that what a killed process left half written is never read.
+
+    Args:
+        folder (`str` or `os.PathLike`): Of one teacher, one temperature, and one k.
+        tokens (`int`): Tokens of a sequence; shorter ones are padded in the record.
+        k (`int`): Tokens kept after each token.
+        process (`int`, *optional*, defaults to `0`): Number of this process, which writes files of its own.
+
+    Raises:
+        ValueError: If the folder holds records of another size.
+    """
+
+    def __init__(self, folder: Path, tokens: int, k: int, process: int = 0) -> None:
+        self.folder, self.tokens, self.k = folder, tokens, k
+        self._type = np.dtype([("token", "<i4", (tokens, k)), ("log_probability", "<f4", (tokens, k))])
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_shape()
+        self._places: dict[bytes, tuple[Path, int]] = {}
+        for index in sorted(folder.glob("*.digests")):
+            self._read(index)
+        self._own = folder / f"{process:05d}"
+        self._cut_own()
+
+    def __len__(self) -> int:
+        """Return the number of sequences that can be found."""
+        return len(self._places)
+
+    def find(self, rows: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | None]:
+        """
+        Return, for each row of token ids, what is kept of it, or None.
+
+        Each is a pair of tensors of shape `(tokens, k)`: tokens, and their log-probabilities in float32.
+        """
+        found: list[tuple[Tensor, Tensor] | None] = []
+        for row in rows:
+            place = self._places.get(digest(row))
+            if place is None:
+                found.append(None)
+                continue
+            path, number = place
+            with path.open("rb") as file:
+                file.seek(number * self._type.itemsize)
+                record = np.frombuffer(file.read(self._type.itemsize), self._type)[0]
+            length = len(row)
+            found.append(
+                (
+                    torch.from_numpy(record["token"][:length].astype(np.int64)),
+                    torch.from_numpy(record["log_probability"][:length].copy()),
+                )
+            )
+        return found
+
+    def keep(self, row: Tensor, tokens: Tensor, log_probabilities: Tensor) -> None:
+        """
+        Keep what a teacher says after each token of a row.
+
+        Args:
+            row (`torch.Tensor` of shape `(length,)`): Token ids, no more than a record holds.
+            tokens (`torch.Tensor` of shape `(length, k)`): The likeliest tokens.
+            log_probabilities (`torch.Tensor` of shape `(length, k)`): Their log-probabilities.
+
+        Raises:
+            ValueError: If the row is longer than a record.
+        """
+        name = digest(row)
+        if name in self._places:
+            return
+        if len(row) > self.tokens:
+            raise ValueError(
+                f"The store holds sequences of up to {self.tokens} tokens, got one of {len(row)}; give sequences "
+                "of one length, or leave distillation_top_k out."
+            )
+        record = np.zeros((), self._type)
+        record["token"][: len(row)] = tokens.cpu().numpy()
+        record["log_probability"][: len(row)] = log_probabilities.float().cpu().numpy()
+        with self._own.with_suffix(".records").open("ab") as file:
+            file.write(record.tobytes())
+        with self._own.with_suffix(".digests").open("ab") as file:
+            file.write(name)
+        self._places[name] = (self._own.with_suffix(".records"), self._count)
+        self._count += 1
+
+    def _check_shape(self) -> None:
+        path, shape = self.folder / "shape.json", {"tokens": self.tokens, "k": self.k}
+        if not path.is_file():
+            write_json(path, shape)
+        elif read_json(path) != shape:
+            raise ValueError(f"{self.folder} holds records of another size than {shape}; remove the folder.")
+
+    def _read(self, index: Path) -> None:
+        names, records = index.read_bytes(), index.with_suffix(".records")
+        whole = min(len(names) // _DIGEST, records.stat().st_size // self._type.itemsize if records.is_file() else 0)
+        for number in range(whole):
+            self._places[names[number * _DIGEST : (number + 1) * _DIGEST]] = (records, number)
+
+    def _cut_own(self) -> None:
+        """Forget what a process killed while writing left at the end of this process's files."""
+        digests, records = self._own.with_suffix(".digests"), self._own.with_suffix(".records")
+        for path in (digests, records):
+            path.touch()
+        self._count = min(digests.stat().st_size // _DIGEST, records.stat().st_size // self._type.itemsize)
+        with digests.open("r+b") as file:
+            file.truncate(self._count * _DIGEST)
+        with records.open("r+b") as file:
+            file.truncate(self._count * self._type.itemsize)
+
+
+def digest(row: Tensor) -> bytes:
+    """Return what a row of token ids is found by."""
+    return hashlib.sha256(row.to(torch.int64).cpu().numpy().tobytes()).digest()[:_DIGEST]

@@ -1,30 +1,93 @@
-"""Put more blocks into a trained student: what it has learned stays, new blocks come from where the recipe says."""
+"""Build a round's student: inherit it afresh, or add blocks to what was trained, with what its optimizer knows."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME
 
 from ..configuration import InherituneConfig
-from ..students import Reference, from_pretrained_inherited, inspect_architecture
+from ..growth import GrowthRule
+from ..students import OpenedReference, Reference, find_blocks, from_pretrained_inherited, inspect_architecture
 from ..students.inherit import scale_queries
 
-NewBlocks = Literal["reference", "copy_last", "identity", "random"]
+#: Returns the student of so many layers that a round begins with, given the checkpoint that ended the round before.
+Build = Callable[[tuple[int, ...], Path | None], PreTrainedModel]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """
+    What a trainer trains in place of the recipe's students: the loop's steps, evaluations, checkpoints and counts stay.
+
+    Args:
+        identity (`Mapping[str, Any]`): What tells its runs from others, beside recipe, arguments and data.
+        build (`Callable`, *optional*): Returns the model of a round's layers, given the last round's checkpoint if
+            there is one; the recipe's students if not given.
+        growth_rule (`GrowthRule`, *optional*): Its stages, and which of them may match; the recipe's if not given.
+        description (`str`): What its progress bar says; the round and its depth if empty.
+    """
+
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    build: Build | None = None
+    growth_rule: GrowthRule | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """
+    A student that was trained, whose round is over.
+
+    Args:
+        checkpoint (`Path`): The checkpoint that ended its round.
+        layers (`tuple[int, ...]`): Layers of the reference that its blocks stand for.
+        model_class (`type`): Its class.
+    """
+
+    checkpoint: Path
+    layers: tuple[int, ...]
+    model_class: type[PreTrainedModel]
+
+    def load(self) -> PreTrainedModel:
+        """Return the student, in float32."""
+        model: PreTrainedModel = self.model_class.from_pretrained(self.checkpoint, dtype=torch.float32)
+        return model
+
+
+def build_student(
+    reference: OpenedReference, layers: Sequence[int], recipe: InherituneConfig, seed: int, before: Trained | None
+) -> PreTrainedModel:
+    """
+    Return the student with which a round begins: inherited afresh, or the trained one with blocks added.
+
+    Args:
+        reference (`OpenedReference`): Where it is inherited from.
+        layers (sequence of `int`): Its layers.
+        recipe (`InherituneConfig`): Says which of both, and what comes along.
+        seed (`int`): Seed of what begins random.
+        before (`Trained`, *optional*): The last round's student.
+    """
+    if before is None or recipe.growth == "reinherit":
+        return from_pretrained_inherited(reference, dataclasses.replace(recipe, keep_layers=list(layers)), seed=seed)
+    return expand_student(before.load(), before.layers, reference, layers, recipe, seed)
 
 
 def expand_student(
     student: PreTrainedModel,
     layers: Sequence[int],
-    reference: Reference,
+    reference: Reference | OpenedReference,
     wanted: Sequence[int],
     recipe: InherituneConfig,
     seed: int,
-    reference_kwargs: Mapping[str, Any],
 ) -> PreTrainedModel:
     """
     Return a deeper student: everything that `student` has learned, and new blocks where `wanted` has new layers.
@@ -32,20 +95,19 @@ def expand_student(
     Args:
         student (`PreTrainedModel`): The trained student; left as it is.
         layers (sequence of `int`): Layers of the reference that its blocks stand for.
-        reference (`str`, `os.PathLike` or `PreTrainedModel`): Where new blocks of `new_blocks="reference"` come from.
+        reference (`str`, `os.PathLike`, `PreTrainedModel` or `OpenedReference`): Where new blocks come from.
         wanted (sequence of `int`): Layers that the deeper student's blocks stand for; holds all of `layers`.
         recipe (`InherituneConfig`): Its `new_blocks` says how new blocks begin.
         seed (`int`): Seed of random blocks.
-        reference_kwargs (`Mapping[str, Any]`): How the reference is loaded.
 
     Raises:
         ValueError: If `wanted` drops one of `layers`, or identity blocks cannot be made of this architecture.
     """
     lost = sorted(set(layers) - set(wanted))
     if lost:
-        raise ValueError(f"A student that goes on keeps its layers, but {lost} are not in {list(wanted)}.")
+        raise ValueError(f"A student that is continued keeps its layers, but {lost} are not in {list(wanted)}.")
     chosen = dataclasses.replace(recipe, keep_layers=list(wanted))
-    deeper = from_pretrained_inherited(reference, chosen, seed=seed, **reference_kwargs)
+    deeper = from_pretrained_inherited(reference, chosen, seed=seed)
     origin = {wanted.index(layer): place for place, layer in enumerate(layers)}
     new = [place for place in range(len(wanted)) if place not in origin]
     moved = [place for place, old in origin.items() if place != old]
@@ -57,7 +119,7 @@ def expand_student(
             "'reinherit', or let it take the scale of its new position by attention_scale 'position'."
         )
     _copy_learned(student, deeper, origin)
-    old_blocks, new_blocks = _blocks(student), _blocks(deeper)
+    old_blocks, new_blocks = find_blocks(student), find_blocks(deeper)
     if recipe.new_blocks == "random":
         # A whole model of this shape: many architectures initialise a block by how deep the model is.
         set_seed(seed)
@@ -74,7 +136,7 @@ def expand_student(
         elif recipe.new_blocks == "identity":
             make_identity(deeper, place)
         elif recipe.new_blocks == "random":
-            block.load_state_dict(_blocks(fresh)[place].state_dict())
+            block.load_state_dict(find_blocks(fresh)[place].state_dict())
     return deeper
 
 
@@ -108,7 +170,7 @@ def make_identity(model: PreTrainedModel, place: int) -> None:
     Raises:
         ValueError: If the block then still changes what it gets, as blocks that normalise after the residual do.
     """
-    block = _blocks(model)[place]
+    block = find_blocks(model)[place]
     outputs: dict[str, nn.Module] = {}
     handles = []
     for name, module in block.named_modules():
@@ -149,6 +211,164 @@ def make_identity(model: PreTrainedModel, place: int) -> None:
         )
 
 
+# The optimizer's state, carried over growth by parameter name: positions mean nothing once a model has more blocks
+
+
+def carry_states(
+    before: Trained,
+    student: PreTrainedModel,
+    layers: Sequence[int],
+    prepare: Callable[[PreTrainedModel], tuple[torch.optim.Optimizer, Any]],
+    keep_state: bool,
+    keep_rates: bool,
+    by_names: bool,
+) -> dict[str, Any]:
+    """
+    Return the optimizer and scheduler states with which a round begins, by file name.
+
+    Args:
+        before (`Trained`): The last round's student; its checkpoint holds its states.
+        student (`PreTrainedModel`): The round's student.
+        layers (sequence of `int`): Layers that its blocks stand for.
+        prepare (`Callable`): Returns a new optimizer and scheduler for a model.
+        keep_state (`bool`): Whether moments of trained parameters are kept.
+        keep_rates (`bool`): Whether the schedule continues.
+        by_names (`bool`): Whether states are saved by parameter name, as FSDP does.
+    """
+    trained = before.load()
+    optimizer, _ = prepare(trained)
+    names = group_names(optimizer, trained)
+    fresh, scheduler = prepare(student)
+    fresh_names = group_names(fresh, student)
+    origins = parameter_origins(trained, before.layers, student, layers)
+    file = OPTIMIZER_NAME_BIN if by_names else OPTIMIZER_NAME
+    saved = torch.load(before.checkpoint / file, map_location="cpu", weights_only=True)
+    if by_names:
+        names, saved = [list(group["params"]) for group in saved["param_groups"]], by_place(saved)
+    carried = carry_optimizer(saved, names, fresh.state_dict(), fresh_names, origins, keep_state, keep_rates)
+    if by_names:
+        carried = by_name(carried, fresh_names, fresh)
+    schedule = scheduler.state_dict()
+    if keep_rates:
+        schedule = torch.load(before.checkpoint / SCHEDULER_NAME, weights_only=True)
+    return {file: carried, SCHEDULER_NAME: schedule}
+
+
+def loss_scale(scaler: Any, before: Path | None) -> dict[str, Any]:
+    """
+    Return the state of the loss scaler with which a round begins, by file name; none without fp16.
+
+    The scaler outlives a round, so what it begins with is always written: that of the checkpoint `before`, or afresh.
+    """
+    if scaler is None:
+        return {}
+    if before is not None:
+        return {SCALER_NAME: torch.load(before / SCALER_NAME, weights_only=True)}
+    return {SCALER_NAME: {**scaler.state_dict(), "scale": scaler._init_scale, "_growth_tracker": 0}}
+
+
+def group_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
+    """Return the parameter names of each of an optimizer's groups, in the order of its state."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def carry_optimizer(
+    saved: Mapping[str, Any],
+    saved_names: Sequence[Sequence[str]],
+    fresh: Mapping[str, Any],
+    fresh_names: Sequence[Sequence[str]],
+    origins: Mapping[str, str],
+    keep_state: bool,
+    keep_rates: bool,
+) -> dict[str, Any]:
+    """
+    Return the state dictionary with which a deeper student's optimizer begins.
+
+    Args:
+        saved (`Mapping`): State dictionary of the shallower student's optimizer.
+        saved_names (sequence of sequences of `str`): Its parameter names, by group.
+        fresh (`Mapping`): State dictionary of a new optimizer for the deeper student.
+        fresh_names (sequence of sequences of `str`): Its parameter names, by group.
+        origins (`Mapping[str, str]`): Name in the shallower student, by name in the deeper one, of what was trained.
+        keep_state (`bool`): Whether moments of trained parameters are kept; added ones begin without.
+        keep_rates (`bool`): Whether learning rates and other settings of the groups are kept.
+
+    Raises:
+        ValueError: If a trained parameter has no state, or the groups do not correspond.
+    """
+    result = copy.deepcopy(dict(fresh))
+    result["state"] = {}
+    if len(saved["param_groups"]) != len(result["param_groups"]):
+        raise ValueError(
+            f"The optimizer had {len(saved['param_groups'])} parameter groups and now has "
+            f"{len(result['param_groups'])}; its state cannot be carried over: use optimizer_state 'reset'."
+        )
+    if keep_state:
+        places = {name: place for place, name in enumerate(_flat(saved_names))}
+        for place, name in enumerate(_flat(fresh_names)):
+            if name not in origins:
+                continue
+            before = places.get(origins[name])
+            if before is None or before not in saved["state"]:
+                raise ValueError(
+                    f"The optimizer has no state for {origins[name]}, which was trained; it cannot be kept: use "
+                    "optimizer_state 'reset'."
+                )
+            result["state"][place] = saved["state"][before]
+    if keep_rates:
+        for group, before in zip(result["param_groups"], saved["param_groups"], strict=True):
+            group.update({name: value for name, value in before.items() if name != "params"})
+    return result
+
+
+def by_place(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state dictionary that tells parameters by name, as FSDP saves it, with places instead."""
+    places = {name: place for place, name in enumerate(_flat([group["params"] for group in saved["param_groups"]]))}
+    return {
+        "state": {places[name]: state for name, state in saved["state"].items()},
+        "param_groups": [
+            {**group, "params": [places[name] for name in group["params"]]} for group in saved["param_groups"]
+        ],
+    }
+
+
+def by_name(
+    carried: Mapping[str, Any], names: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """
+    Return an optimizer's state dictionary with names instead of places, and complete, as FSDP loads it.
+
+    Args:
+        carried (`Mapping`): State dictionary with places.
+        names (sequence of sequences of `str`): Parameter names, by group.
+        optimizer (`torch.optim.Optimizer`): A new one for these parameters. A parameter without state in `carried`
+            begins with zeros of what this one would hold.
+    """
+    unborn = _state_before_first_step(optimizer)
+    groups = [{**group, "params": list(own)} for group, own in zip(carried["param_groups"], names, strict=True)]
+    state = {name: carried["state"].get(place, unborn[place]) for place, name in enumerate(_flat(names))}
+    return {"state": state, "param_groups": groups}
+
+
+def _state_before_first_step(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    # What an optimizer holds it makes at its first step: one without gradients at a rate of nothing changes no weight.
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {
+        place: {name: torch.zeros_like(torch.as_tensor(value)) for name, value in state.items()}
+        for place, state in optimizer.state_dict()["state"].items()
+    }
+
+
+def _flat(names: Sequence[Sequence[str]]) -> list[str]:
+    return [name for group in names for name in group]
+
+
 def _copy_learned(student: PreTrainedModel, deeper: PreTrainedModel, origin: Mapping[int, int]) -> None:
     """Copy every tensor of the student to where it belongs in the deeper one."""
     prefix = f"{inspect_architecture(deeper.config).block_list}."
@@ -162,10 +382,3 @@ def _copy_learned(student: PreTrainedModel, deeper: PreTrainedModel, origin: Map
                     continue
                 old = f"{prefix}{origin[int(place)]}.{rest}"
             tensor.copy_(learned[old])
-
-
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
-    blocks = model.get_submodule(inspect_architecture(model.config).block_list)
-    if not isinstance(blocks, nn.ModuleList):
-        raise TypeError(f"The blocks of {type(model).__name__} are a {type(blocks).__name__}, not a list.")
-    return blocks

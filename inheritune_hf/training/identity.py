@@ -1,29 +1,20 @@
-"""What makes a run this very run: recipe, arguments that change numbers, reference and data, each by its content."""
+"""Tell one run from another: recipe, arguments that change numbers, reference and data, each by its content."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 
 from ..configuration import InherituneConfig
 from ..data import set_fingerprint
 from ..data.stream import PackedStream
 from ..measures import is_measured
-from ..students import Reference, open_reference
-from ..students.checkpoints import SOURCE_ARGUMENTS, TRANSPORT_ARGUMENTS, commit_of, find_weights
-from ..students.reference import find_config, locate
-from .callbacks import on_main_process
-from .staging import SETTLED, check_identity, read_state
-
-if TYPE_CHECKING:
-    from .trainer import InherituneTrainer
+from .checkpoints import check_identity, read_state
 
 #: Arguments that change the numbers of a run.
 NUMERIC_ARGUMENTS = (
@@ -58,7 +49,7 @@ def run_identity(args: TrainingArguments, config: InherituneConfig, facts: dict[
     """
     Return what makes a run this very run: an output folder that holds another one is refused.
 
-    What may change when a run goes on (`max_layers`, `max_steps`, how often it logs, evaluates and saves, where it
+    What may change when a run is resumed (`max_layers`, `max_steps`, how often it logs, evaluates and saves, where it
     runs) is not part of it.
     """
     recipe = {f"recipe.{name}": value for name, value in config.to_dict().items() if name != "max_layers"}
@@ -104,61 +95,6 @@ def dataset_fingerprint(dataset: Any) -> str | None:
         row = dataset[index]
         digest.update(json.dumps([int(item) for item in row["input_ids"]]).encode())
     return digest.hexdigest()
-
-
-def content_fingerprint(reference: Reference, **kwargs: Any) -> str:
-    """
-    Return a sha256 that changes whenever the reference's weights or config do.
-
-    Args:
-        reference (`str`, `os.PathLike` or `PreTrainedModel`):
-            Of a loaded model the tensors are read, of a repository of the Hub its commit, of a folder the files
-            (about a second for each gigabyte).
-        kwargs: How it is loaded.
-    """
-    if isinstance(reference, PreTrainedModel):
-        return open_reference(reference).fingerprint()
-    source = locate(reference, dict(kwargs))
-    config = find_config(source)
-    options = {name: str(value) for name, value in sorted(kwargs.items()) if name not in TRANSPORT_ARGUMENTS}
-    digest = hashlib.sha256(config.read_bytes() + json.dumps(options).encode())
-    commit = commit_of(config)
-    if commit is not None:
-        digest.update(f"{reference} {commit}".encode())  # which never changes
-        return digest.hexdigest()
-    weights = find_weights(source)
-    for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
-        now = path.stat()
-        # A clock of files may stand still for some milliseconds: what was written just now may yet change unseen.
-        read = _sha256 if time.time_ns() - now.st_mtime_ns > SETTLED else _sha256.__wrapped__
-        digest.update(path.name.encode() + read(path, now.st_size, now.st_mtime_ns, now.st_ino))
-    return digest.hexdigest()
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256(file: Path, size: int, changed: int, node: int) -> bytes:
-    """Read a file once: as long as size, time of change and place on the disk stay, its content does."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
-
-
-def run_facts(trainer: InherituneTrainer) -> dict[str, Any]:
-    """Return what a run's identity says of its reference, its data and its devices."""
-    reference, kwargs = trainer.reference, trainer.reference_kwargs
-    # Weights, not names: a folder's may be replaced, a branch may move, and a loaded model has no name.
-    options = {name: value for name, value in kwargs.items() if name in ("dtype", *SOURCE_ARGUMENTS)}
-    weights = content_fingerprint(reference, **options) if trainer.args.process_index == 0 else None
-    return {
-        **trainer.stream_facts(),
-        "sharding": trainer.sharding,
-        "reference": reference.name_or_path if isinstance(reference, PreTrainedModel) else str(reference),
-        "reference.revision": kwargs.get("revision"),
-        "reference.layers": trainer.reference_depth,
-        "reference.weights": on_main_process(weights),
-        "train_dataset": dataset_fingerprint(trainer.train_dataset),
-        "eval_dataset": dataset_fingerprint(trainer.eval_dataset),
-        "document_boundaries": getattr(trainer.data_collator, "end_token_id", None) is not None,
-    }
 
 
 def _plain(value: Any) -> Any:

@@ -1,23 +1,28 @@
-"""The loop inside Transformers' own Trainer: one `super().train()` for each round, each begun from disk."""
+"""Inherit, train, compare and grow: the loop of Inheritune inside Transformers' own Trainer."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import copy
+import functools
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     enable_full_determinism,
     set_seed,
@@ -27,39 +32,44 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 from ..configuration import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..data.stream import PackedStream
-from ..evaluation import compare_losses
-from ..growth import GrowthRule, conclude, judge, reopen, round_end, rule_from_recipe
+from ..evaluation import ValidatedTrainer, compare_losses
+from ..growth import conclude, judge, reopen, round_end, rule_from_recipe
 from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord, RunState, Validation, decode
-from ..students import Reference, load_reference_config, prefix_sizes, student_skeleton
+from ..students import OpenedReference, Reference, open_reference, student_skeleton
+from ..students.losses import Method, loss_of_hidden, mean_loss
 from .arguments import check_arguments
-from .boundary import finished_round, learned_names, load_student, next_student, stage_next, tell_round
-from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, on_main_process
-from .collection import quick_collection
-from .compilation import as_written, block_compiler, compile_blocks
-from .distillation import with_teacher
-from .distribution import DistributedTrainer, build_whole_models
-from .feeding import check_data, pad_token, quick_rows
-from .identity import run_facts, run_identity
-from .reference_loss import measure_reference
-from .staging import (
+from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, merge_tracker_runs, on_main_process
+from .checkpoints import (
     Seal,
     check_identity,
-    keep_losses,
     last_checkpoint,
     read_state,
     read_trainer_state,
     round_folder,
+    round_trainer_state,
     seal_checkpoint,
+    stage_round,
     unseal_checkpoint,
+    write_losses,
     write_state,
 )
-from .trackers import one_run
+from .data_loading import ResumableStream, check_boundaries, check_data, pad_token, row_length, with_tensor_format
+from .distillation import Teacher, open_teacher
+from .distributed import build_whole_models, check_sharding, sharding_of, weights_are_finite
+from .expansion import Baseline, Trained, build_student, carry_states, loss_scale
+from .identity import dataset_fingerprint, run_identity
+from .losses import choose_method, describe_method
+from .reference_loss import loss_cache, loss_key
+from .speed import block_compiler, compile_blocks, eager_mode, frozen_gc, slow_settings
 
 logger = logging.getLogger(__name__)
 
+# What a student takes over from the way its reference is loaded, and a checkpoint does not keep.
+_MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
 
-class InherituneTrainer(DistributedTrainer):
+
+class InherituneTrainer(ValidatedTrainer):
     """
     Train a student of the reference's first layers, and grow it until its loss matches the reference's.
 
@@ -88,113 +98,16 @@ class InherituneTrainer(DistributedTrainer):
             How the reference is loaded (`revision`, `token`, `attn_implementation`, ...), as for `from_pretrained`.
         reference_cache (`bool`, *optional*, defaults to `True`):
             Whether a loss of the reference that was measured before, in any run, is taken from the user's cache.
-        growth_rule (`GrowthRule`, *optional*):
-            How students grow and which of them may match; the recipe's rule if not given.
+        baseline (`Baseline`, *optional*):
+            Another initialisation or growth rule than the recipe's, for baselines and controls.
 
     Raises:
         ValueError: If arguments, recipe, data and reference do not fit together; nothing has been trained then.
     """
 
-    def __init__(
-        self,
-        reference: str | os.PathLike[str] | PreTrainedModel,
-        inheritune_config: InherituneConfig,
-        args: TrainingArguments,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        reference_kwargs: Mapping[str, Any] | None = None,
-        reference_cache: bool = True,
-        growth_rule: GrowthRule | None = None,
-    ) -> None:
-        self.reference: Reference = reference
-        self.reference_kwargs = dict(reference_kwargs or {})
-        self.reference_cache = reference_cache
-        self.inheritune_config = inheritune_config
-        ready = check_arguments(args, inheritune_config)
-        self._compiler = block_compiler(args, inheritune_config)
-        self.budget = args.max_steps
-        self.reference_config = load_reference_config(reference, **self.reference_kwargs)
-        self.reference_depth: int = self.reference_config.get_text_config(decoder=True).num_hidden_layers
-        self.growth_rule = growth_rule or rule_from_recipe(
-            inheritune_config, self.reference_depth, prefix_sizes(self.reference_config)
-        )
-        check_data(train_dataset, eval_dataset, self.reference_config)
-        if processing_class is not None:
-            text = self.reference_config.get_text_config(decoder=True)
-            check_tokenizer(processing_class, text.vocab_size, getattr(text, "eos_token_id", None))
-        self._round_callback = RoundCallback()
-        build_whole_models()
-        skeleton = self.skeleton(self.growth_rule.first)
-        #: The class of every student: sharding changes that of the model in training.
-        self.student_class = type(skeleton)
-        if isinstance(train_dataset, PackedStream) and self.budget <= 0:
-            ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
-        super().__init__(
-            inheritune_config,
-            ready,
-            model=skeleton,
-            train_dataset=quick_rows(train_dataset, data_collator),
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            data_collator=data_collator or CausalCollator(pad_token(processing_class)),
-            callbacks=[*(callbacks or []), self._round_callback],
-            loss=inheritune_config.loss,
-        )
-        self._show_one_run()
-        self._state = RunState(identity={}, layers=self.growth_rule.first)
-        self._round_tokens = 0
-        self._round_began = 0.0
-        self._validated_at: int | None = None
-        self._confirmed = self._matched_before = False
-
-    # What a run has and leaves
-
-    @property
-    def output_dir(self) -> Path:
-        """Folder of the run."""
-        return Path(self.args.output_dir or "trainer_output")
-
-    @property
-    def student(self) -> PreTrainedModel:
-        """The model in training, or the result after it."""
-        model: PreTrainedModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The reference's tokenizer."""
-        return self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How the run ended."""
-        return self._state.outcome
-
-    @property
-    def rounds(self) -> tuple[Round, ...]:
-        """The finished rounds, failed ones included."""
-        return self._state.rounds
-
-    @property
-    def reference_validation(self) -> Validation | None:
-        """The reference's loss on the selection set; None before it is measured or if the target is a number."""
-        return self._state.reference
-
-    @property
-    def run_record(self) -> RunRecord:
-        """Recipe, lineage, rounds and outcome: what is saved beside a student's weights."""
-        self._require_student()
-        return RunRecord(
-            recipe=self.inheritune_config.to_dict(),
-            lineage=decode(Lineage, self.student.config.inheritune, "the student's config.inheritune"),
-            rounds=self.rounds,
-            outcome=self.outcome,
-            target=self.target_loss(),
-            training=self._state.training,
-        )
+    run: RunState
+    teacher: Teacher | None
+    _staged_folder: str | None
 
     # The loop
 
@@ -207,7 +120,7 @@ class InherituneTrainer(DistributedTrainer):
         """
         Run rounds until the target is matched, the layers or the budget run out, or the run is interrupted.
 
-        If `output_dir` holds this very run it goes on from its last complete checkpoint; a finished run goes on if
+        If `output_dir` holds this very run it resumes from its last complete checkpoint; a finished run continues if
         `max_steps` or `max_layers` was raised.
 
         Returns:
@@ -224,18 +137,24 @@ class InherituneTrainer(DistributedTrainer):
                 "train() takes neither resume_from_checkpoint (a run goes on by itself from the last checkpoint in "
                 "output_dir) nor trial; call train() without them."
             )
-        self._state = self._open_run()
+        self.run = self.open_run()  # the run in output_dir, or a new one with the reference's loss measured
         training_loss = float("nan")
-        if self.outcome is None:
-            self.hold(self.skeleton(self._state.layers))  # lets go of what an earlier call left
-        with quick_collection(), self._round_callback.listening():
-            while self.outcome is None:
-                training_loss = self._run_round()
-        self._restore_student()
+        with frozen_gc(), self._round_callback.listening():
+            while self.run.outcome is None:
+                self.stage_round()  # a student inherited afresh, or grown from what was trained: on disk from here on
+                training_loss, seal = self.train_round()  # one super().train(), resumable
+                if seal is None:
+                    self.write_run(replace(self.run, outcome="interrupted"))
+                    logger.info("interrupted at step %d; the same command resumes there", self.state.global_step)
+                else:
+                    finished = self.finished_round(seal, self.compare(seal.validation))
+                    self.write_run(conclude(self.run, finished, self.growth_rule, self.budget))
+                    self.log_round(finished)
+        self.restore_student()
         self._rounds_handler.on_run_end(self.args, self.state, self.control)
         metrics: dict[str, Any] = {
             "matched": int(self.outcome == "matched"),
-            "layers": len(self._state.layers),
+            "layers": len(self.run.layers),
             "rounds": len(self.rounds),
             "reference_loss": self.target_loss(),
             "train_loss": training_loss,
@@ -244,24 +163,276 @@ class InherituneTrainer(DistributedTrainer):
             metrics["loss"] = self.rounds[-1].loss
         return TrainOutput(self.state.global_step, training_loss, metrics)
 
-    def _open_run(self) -> RunState:
+    def open_run(self) -> RunState:
         """Read the run in `output_dir`, or begin one by measuring the reference."""
         identity = self.identity()
         found: RunState | None = on_main_process(read_state(self.output_dir) if self.args.should_save else None)
-        state = found
-        if state is None:
-            state = RunState(identity=identity, layers=self.growth_rule.first)
-        check_identity(self.output_dir, state.identity, identity)
-        if state.outcome is not None:
-            state = reopen(state, self.growth_rule, self.budget)
-        if state.reference is None and self.inheritune_config.target == "reference":
-            state = dataclasses.replace(state, reference=self.measure_reference())
-            self._write(state)
-        return state
+        run = found or RunState(identity=identity, layers=self.growth_rule.first)
+        check_identity(self.output_dir, run.identity, identity)
+        if run.outcome is not None:
+            run = reopen(run, self.growth_rule, self.budget)
+        if run.reference is None and self.inheritune_config.target == "reference":
+            run = replace(run, reference=self.measure_reference())
+            self.write_run(run)
+        if run.outcome is None:
+            self.set_model(self.skeleton(run.layers))  # releases what an earlier call left
+        return run
+
+    def stage_round(self) -> None:
+        """Put the round's starting point on disk, once: its student, and what continues of the last round's states."""
+        run, recipe = self.run, self.inheritune_config
+        if run.staged:
+            return
+        if self.student.device.type != "meta":
+            self.set_model(self.skeleton(run.layers))  # what was trained is on disk: its memory is the next one's
+        if self.args.should_save:
+            found = last_checkpoint(self.output_dir, run.round_index - 1)
+            before = found[0] if found else None
+            trained = Trained(before, run.rounds[-1].kept_layers, self.student_class) if before else None
+            student = self.build_student(trained)
+            student.config.inheritune["data"] = {
+                "train": run.identity["train_dataset"],
+                "selection": run.identity["eval_dataset"],
+            }
+            states: dict[str, Any] = {}
+            keep_state, keep_rates = recipe.optimizer_state == "keep", recipe.lr_schedule == "continue"
+            if trained is not None and (keep_state or keep_rates):
+                states = carry_states(
+                    trained, student, run.layers, self.new_optimizer, keep_state, keep_rates, self.is_fsdp_enabled
+                )
+                self.set_model(self.skeleton(run.layers))
+            states |= loss_scale(self.accelerator.scaler, before if keep_state else None)
+            log = round_trainer_state(read_trainer_state(before) if before else self.first_log(), self.args)
+            random_states = sorted(before.glob("rng_state*.pth")) if before and recipe.continues_data else []
+            stage_round(self.output_dir, run.round_index, student, log, states, random_states)
+        self.write_run(replace(run, staged=True))
+
+    def build_student(self, before: Trained | None) -> PreTrainedModel:
+        """Return the student with which the round begins; `before` is the last round's, if any."""
+        run = self.run
+        if self.baseline.build is not None:
+            return self.baseline.build(run.layers, before.checkpoint if before else None)
+        # Random blocks of different rounds differ.
+        continues = before is not None and self.inheritune_config.growth == "continue"
+        seed = self.args.seed + (run.round_index if continues else 0)
+        return build_student(self.reference, run.layers, self.inheritune_config, seed, before)
+
+    def train_round(self) -> tuple[float, Seal | None]:
+        """
+        Train the staged student to the end of its round and evaluate it there.
+
+        Returns:
+            `tuple[float, Seal | None]`: The training loss (not a number if nothing was left to train), and what the
+            checkpoint that ends the round says of itself; None if the run was interrupted before.
+        """
+        run = self.run
+        end = round_end(run, self.growth_rule, self.budget)
+        folder, seal = self.round_checkpoint() or (round_folder(self.output_dir, run.round_index), None)
+        self.set_model(self.load_student(folder))
+        self.describe_round()
+        if seal is not None and (seal.step >= end or seal.confirmed):
+            if seal.validated_at != seal.step:  # the budget was lowered to where the run had come
+                self.state = read_trainer_state(folder)
+                self.evaluate()
+                seal = replace(seal, validation=self.validations["eval"], validated_at=seal.step)
+            return float("nan"), seal
+        self.begin_round(seal, folder)
+        self.args.max_steps = end
+        self.teacher = open_teacher(
+            self.reference,
+            self.student,
+            self.inheritune_config,
+            self.args.device,
+            str(self.accelerator.mixed_precision),
+            row_length(self.train_dataset),
+            self.args.process_index,
+        )
+        # A DeepSpeed engine has nothing of its own in a staged folder to resume from.
+        self._staged_folder = str(folder) if self.is_deepspeed_enabled and seal is None else None
+        try:
+            output = super().train(None if self._staged_folder else str(folder))
+        finally:
+            self.teacher = None
+        if self.state.global_step < end and not self.progress.confirmed:
+            return output.training_loss, None
+        last = self.round_checkpoint()
+        if last is None:
+            raise OSError(
+                f"The checkpoint that ends round {run.round_index} in {self.output_dir} is damaged although it was just"
+                " written; look at the disk, then run the same command again."
+            )
+        return output.training_loss, last[1]
+
+    def compare(self, validation: Validation | None) -> Match:
+        """Compare a student's loss with the target; the main process decides for all."""
+        if validation is None:
+            raise ValueError("The checkpoint that ends a round holds no evaluation.")
+        recipe, reference = self.inheritune_config, self.run.reference
+        target = reference if reference is not None else float(recipe.target)
+        match = compare_losses(validation, target, recipe.tolerance, recipe.confidence)
+        decided: Match = on_main_process(judge(self.growth_rule, self.run.layers, match))
+        return decided
+
+    # What a run is made of and leaves
+
+    def __init__(
+        self,
+        reference: Reference | OpenedReference,
+        inheritune_config: InherituneConfig,
+        args: TrainingArguments,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        reference_kwargs: Mapping[str, Any] | None = None,
+        reference_cache: bool = True,
+        baseline: Baseline | None = None,
+    ) -> None:
+        ready = check_arguments(args, inheritune_config)
+        self.inheritune_config = inheritune_config
+        self.baseline = baseline or Baseline()
+        self.reference_kwargs = dict(reference_kwargs or {})
+        self.reference = open_reference(reference, **self.reference_kwargs)
+        self.reference_cache = reference_cache
+        self.budget = args.max_steps
+        self.growth_rule = self.baseline.growth_rule or rule_from_recipe(
+            inheritune_config, self.reference_depth, self.reference.architecture.prefix_sizes
+        )
+        check_data(train_dataset, eval_dataset, self.reference_config)
+        if processing_class is not None:
+            text = self.reference.text_config
+            check_tokenizer(processing_class, text.vocab_size, getattr(text, "eos_token_id", None))
+        self.run = RunState(identity={}, layers=self.growth_rule.first)
+        self.progress = RoundCounts()
+        self.teacher = None
+        self._round_callback = RoundCallback()
+        self._compiler = block_compiler(args)
+        self._discard_after = False
+        self._staged_folder = None
+        self._loss_method: str | None = None
+        self._loss_line = ""
+        build_whole_models()
+        skeleton = self.skeleton(self.growth_rule.first)
+        #: The class of every student: sharding changes that of the model in training.
+        self.student_class = type(skeleton)
+        if isinstance(train_dataset, PackedStream) and self.budget <= 0:
+            ready.max_steps = inheritune_config.steps_per_round or -1  # Trainer asks; each round says its own
+        super().__init__(
+            model=skeleton,
+            args=ready,
+            train_dataset=with_tensor_format(train_dataset, data_collator),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=data_collator or CausalCollator(pad_token(processing_class)),
+            callbacks=[*(callbacks or []), self._round_callback],
+        )
+        build_whole_models()
+        check_sharding(self.accelerator.state, inheritune_config)
+        self.stream: ResumableStream | None = None
+        if isinstance(train_dataset, PackedStream):
+            self.stream = ResumableStream(
+                train_dataset,
+                self.args.process_index,
+                self.args.world_size,
+                self.accelerator.gather,
+                self.args.device,
+            )
+        bars = [RoundProgress() if type(item) is ProgressCallback else item for item in self.callback_handler.callbacks]
+        self.callback_handler = self._rounds_handler = RoundsCallbackHandler(
+            self.sync_stream,
+            merge_tracker_runs(bars, self.output_dir),
+            self.model,
+            self.processing_class,
+            self.optimizer,
+            self.lr_scheduler,
+        )
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.args.output_dir or "trainer_output")
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model in training, or the result after it."""
+        return self.bare_model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The reference's tokenizer."""
+        return self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
+
+    @property
+    def reference_config(self) -> PreTrainedConfig:
+        """The reference's config."""
+        return self.reference.config
+
+    @property
+    def reference_depth(self) -> int:
+        """Depth of the reference, in layers."""
+        return self.reference.depth
+
+    @property
+    def sharding(self) -> str:
+        """How a model is spread over devices while it trains: `none`, `fsdp` or `zero1` to `zero3`."""
+        return sharding_of(self.accelerator.state)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the run ended."""
+        return self.run.outcome
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The finished rounds, failed ones included."""
+        return self.run.rounds
+
+    @property
+    def reference_validation(self) -> Validation | None:
+        """The reference's loss on the selection set; None before it is measured or if the target is a number."""
+        return self.run.reference
+
+    @property
+    def run_record(self) -> RunRecord:
+        """Recipe, lineage, rounds and outcome: what is saved beside a student's weights."""
+        self._require_student()
+        return RunRecord(
+            recipe=self.inheritune_config.to_dict(),
+            lineage=decode(Lineage, self.student.config.inheritune, "the student's config.inheritune"),
+            rounds=self.rounds,
+            outcome=self.outcome,
+            target=self.target_loss(),
+            training=self.run.training,
+        )
+
+    def target_loss(self) -> float | None:
+        """Return the loss to reach, in nats per token; None before the reference is measured."""
+        if self.run.reference is not None:
+            return self.run.reference.loss
+        return None if self.inheritune_config.target == "reference" else float(self.inheritune_config.target)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes a run this very run: its recipe, its numeric arguments, its reference and its data."""
+        args, reference = self.args, self.reference
+        facts = {
+            "sharding": self.sharding,
+            "reference": reference.name if reference.model is None else reference.model.name_or_path,
+            "reference.revision": None if reference.source is None else reference.source.revision,
+            "reference.layers": self.reference_depth,
+            # Weights, not names: a folder's may be replaced, a branch may move, and a loaded model has no name.
+            "reference.weights": on_main_process(reference.fingerprint() if args.process_index == 0 else None),
+            "train_dataset": dataset_fingerprint(self.train_dataset),
+            "eval_dataset": dataset_fingerprint(self.eval_dataset),
+            "document_boundaries": getattr(self.data_collator, "end_token_id", None) is not None,
+        }
+        if self.stream is not None:  # whose places are those of its readers
+            facts["args.dataloader_num_workers"] = args.dataloader_num_workers
+        return {**run_identity(args, self.inheritune_config, facts), **self.baseline.identity}
 
     def measure_reference(self, dataset: Any = None, metric_key_prefix: str = "reference") -> Validation:
         """
-        Measure the reference's loss by the loop that judges students, then let go of it; once for the same data.
+        Measure the reference's loss by the loop that judges students, then release it; once for the same data.
 
         Args:
             dataset (`datasets.Dataset`, *optional*): Sequences to measure on; the selection set if not given.
@@ -270,201 +441,225 @@ class InherituneTrainer(DistributedTrainer):
         Returns:
             `Validation`: Sums per document.
         """
-        self.hold(self.skeleton(self._state.layers))
         given = self.eval_dataset if dataset is None else dataset
-        validation = measure_reference(self, given, metric_key_prefix, self.reference_cache)
-        self.hold(self.skeleton(self._state.layers))
+        cache, key = loss_cache(), None
+        if self.reference_cache and self.args.process_index == 0:
+            facts = {
+                "mixed_precision": self.accelerator.mixed_precision,
+                "sharding": self.sharding,
+                "measured_by": f"{type(self).__module__}.{type(self).__qualname__}",
+            }
+            key = loss_key(self.reference, given, self.data_collator, self.args, facts)
+        found: Validation | None = on_main_process(cache.read(key) if key is not None else None)
+        source = f" · measured before ({cache.folder}; reference_cache=False measures it anew)" if found else ""
+        self.set_model(self.skeleton(self.run.layers))
+        if found is None:
+            loaded = self.reference.model is not None
+            dtype = torch.float32 if loaded else self.reference.options.get("dtype", torch.float32)
+            self.set_model(self.reference.load(dtype=dtype), discard_after=True)
+            self.evaluate(given, metric_key_prefix=metric_key_prefix)
+            found = self.validations[metric_key_prefix]
+            if key is not None:
+                cache.write(key, found)
+            self.set_model(self.skeleton(self.run.layers))
+        else:
+            self.validations[metric_key_prefix] = found
+            self.log(_figures(found, metric_key_prefix))
+        logger.info("reference · %d layers · %.4f nats/token%s", self.reference_depth, found.loss, source)
         if self.rounds and self.outcome is not None:
-            self._restore_student()
-        return validation
+            self.restore_student()
+        return found
 
-    def identity(self) -> dict[str, Any]:
-        """Return what makes a run this very run: its recipe, its numeric arguments, its reference and its data."""
-        return run_identity(self.args, self.inheritune_config, run_facts(self))
+    # Steps of a round
 
     def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
         """Return the student of `layers` without weights."""
         return student_skeleton(self.reference_config, layers)
 
-    def next_student(self, state: RunState, before: Path | None) -> PreTrainedModel:
-        """Return the student with which a round begins; `before` is the last round's last checkpoint, if any."""
-        return next_student(self, state, before)
+    def write_run(self, run: RunState) -> None:
+        """Write down where the run stands, before anything else happens."""
+        self.run = run
+        if self.args.should_save:
+            write_state(self.output_dir, run)
+        self.accelerator.wait_for_everyone()
 
-    def tell_round(self, finished: Round) -> None:
-        """Tell the log and the trackers how a round ended."""
-        tell_round(self, finished)
-
-    def _run_round(self) -> float:
-        """Train the current student to the end of its round, judge it, and write down what comes next."""
-        self._stage()
-        state = self._state
-        end = round_end(state, self.growth_rule, self.budget)
-        folder, seal = self._last_checkpoint() or (round_folder(self.output_dir, state.round_index), None)
-        self.hold(load_student(self, self._state, folder))
-        self._describe_round()
-        training_loss = float("nan")
-        if seal is None or (seal.step < end and not seal.confirmed):
-            self._begin_round(seal, folder)
-            self.args.max_steps = end
-            with with_teacher(self):
-                training_loss = super().train(self.resume_from(folder, seal is not None)).training_loss
-            if self.state.global_step < end and not self._confirmed:
-                self._state = dataclasses.replace(state, outcome="interrupted")
-                self._write(self._state)
-                logger.info("interrupted at step %d; the same command goes on from there", self.state.global_step)
-                return training_loss
-            folder, seal = self._last_checkpoint()
-        elif seal.validated_at != seal.step:  # the budget was lowered to where the run had come
-            self.state = read_trainer_state(folder)
-            self.evaluate()
-            seal = dataclasses.replace(seal, validation=self.validations["eval"], validated_at=seal.step)
-        self._conclude(seal)
-        return training_loss
-
-    def _last_checkpoint(self) -> Any:
+    def round_checkpoint(self) -> tuple[Path, Seal] | None:
         """Return the round's last whole checkpoint and its seal, as the main process finds them, or None."""
-        index = self._state.round_index
-        return on_main_process(last_checkpoint(self.output_dir, index) if self.args.should_save else None)
+        index = self.run.round_index
+        found: tuple[Path, Seal] | None = on_main_process(
+            last_checkpoint(self.output_dir, index) if self.args.should_save else None
+        )
+        return found
 
-    def _stage(self) -> None:
-        """Put the round's starting point on disk: a student of its layers, freshly inherited from the reference."""
-        if self._state.staged:
-            return
-        if self.student.device.type != "meta":
-            self.hold(self.skeleton(self._state.layers))  # what was trained is on disk: its memory is the next one's
-        if self.args.should_save:
-            stage_next(self, self._state)
-        self._state = dataclasses.replace(self._state, staged=True)
-        self._write(self._state)
+    def load_student(self, folder: Path) -> PreTrainedModel:
+        """
+        Return the student in a staged round or a checkpoint, ready to be trained.
 
-    def _begin_round(self, seal: Seal | None, folder: Path) -> None:
+        Raises:
+            ValueError: If the folder holds a student of another depth, or one that lets documents see each other
+                although their boundaries are to be kept.
+        """
+        options = self.reference.options
+        settings = {name: options[name] for name in _MODEL_SETTINGS if name in options}
+        student: PreTrainedModel = self.student_class.from_pretrained(folder, dtype=torch.float32, **settings)
+        if len(self.run.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
+            raise ValueError(f"{folder} does not hold a student of {len(self.run.layers)} layers; it was changed.")
+        student.config.use_cache = self.args.use_cache
+        collator = self.data_collator
+        if isinstance(collator, CausalCollator) and collator.end_token_id is not None:
+            check_boundaries(student)
+        return student
+
+    def new_optimizer(self, model: PreTrainedModel) -> tuple[torch.optim.Optimizer, Any]:
+        """Return a new optimizer and scheduler for `model`, as its training would begin with."""
+        self.set_model(model)
+        return self.create_optimizer(), self.create_scheduler(self.budget)
+
+    def begin_round(self, seal: Seal | None, folder: Path) -> None:
         """Set everything that a round starts with, so that it does not depend on what the process did before."""
-        before = folder if seal else None
-        if seal is None and self.inheritune_config.continues_data and self.args.should_save:
-            found = last_checkpoint(self.output_dir, self._state.round_index - 1)
-            before = found[0] if found else None
-        self.begin_stream(on_main_process(before))
+        if self.stream is not None:
+            before = folder if seal else None
+            if seal is None and self.inheritune_config.continues_data and self.args.should_save:
+                found = last_checkpoint(self.output_dir, self.run.round_index - 1)
+                before = found[0] if found else None
+            self.stream.begin(on_main_process(before))
         enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
-        self._round_tokens = 0
-        self._tokens_before = seal.tokens if seal else 0
-        self._seconds_before = seal.seconds if seal else 0.0
-        self._round_began = time.monotonic()
-        self._validated_at = seal.validated_at if seal else None
-        self._confirmed = self._matched_before = False
-        if seal is not None and seal.validation is not None:
-            self.validations["eval"] = seal.validation
-            self._matched_before = self._compare(seal.validation).matched
-        callback, recipe = self._round_callback, self.inheritune_config
-        callback.frozen = learned_names(self, self._state) if recipe.freeze_steps else frozenset()
-        callback.frozen_until = self._state.start_step + recipe.freeze_steps
+        self.progress = RoundCounts(began=time.monotonic())
+        if seal is not None:
+            self.progress.tokens_before, self.progress.seconds_before = seal.tokens, seal.seconds
+            self.progress.validated_at = seal.validated_at
+            if seal.validation is not None:
+                self.validations["eval"] = seal.validation
+                self.progress.matched_before = self.compare(seal.validation).matched
 
-    def _compare(self, validation: Validation) -> Match:
-        recipe, reference = self.inheritune_config, self._state.reference
-        target = reference if reference is not None else float(recipe.target)
-        match = compare_losses(validation, target, recipe.tolerance, recipe.confidence)
-        return judge(self.growth_rule, self._state.layers, match)
+    def finished_round(self, seal: Seal, match: Match) -> Round:
+        """
+        Return the record of the round that ended with the checkpoint of `seal`, and keep its losses per document.
 
-    def _conclude(self, seal: Seal) -> None:
-        """Compare the student with its target, record the round, and decide: stop or grow."""
-        state = self._state
-        if seal.validation is None or seal.validated_at != seal.step:
+        Raises:
+            ValueError: If that checkpoint was not evaluated.
+        """
+        run, validation = self.run, seal.validation
+        if validation is None or seal.validated_at != seal.step:
             raise ValueError(f"The checkpoint of step {seal.step} ends a round but was not evaluated.")
-        match = on_main_process(self._compare(seal.validation))
-        finished = finished_round(self, state, seal, match)
         if self.args.should_save:
-            keep_losses(self.output_dir, state.round_index, seal.validation)
-        self._state = conclude(state, finished, self.growth_rule, self.budget)
-        self._write(self._state)
-        self.tell_round(finished)
+            write_losses(self.output_dir, run.round_index, validation)
+        log = read_trainer_state(self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{seal.step}")
+        return Round(
+            index=run.round_index,
+            kept_layers=run.layers,
+            start_step=run.start_step,
+            end_step=seal.step,
+            tokens=seal.tokens,
+            epochs=round(seal.epochs, 4),
+            flops=float(log.total_flos - sum(item.flops for item in run.rounds)),
+            seconds=round(seal.seconds, 3),
+            loss=validation.loss,
+            target=self.target_loss() or float("nan"),
+            match=match,
+        )
 
-    # Pieces of the loop
+    def log_round(self, item: Round) -> None:
+        """Tell the log and the trackers how a round ended; a control has no target to tell of."""
+        if self.growth_rule.match == "never":
+            return
+        logger.info(
+            "round %d · %d layers · %.4f nats/token · target %.4f · %s%s",
+            item.index,
+            item.layers,
+            item.loss,
+            item.target,
+            "matched" if item.match.matched else f"missed by {item.match.difference:+.4f}",
+            f" ({item.match.note})" if item.match.note else "",
+        )
+        # A round that was judged when the run resumed after a kill has no step in this process to be logged at.
+        if self.state.global_step == item.end_step:
+            figures = {"layers": item.layers, "loss": item.loss, "target": item.target}
+            figures |= {"difference": item.match.difference, "matched": int(item.match.matched)}
+            figures |= {"tokens": item.tokens, "flops": item.flops}
+            self.log({f"round/{name}": float(value) for name, value in figures.items()})
 
-    def hold(self, model: Any, spare: bool = False) -> None:
-        """Make `model` the one that is trained or evaluated, and compile its blocks if that was asked for."""
-        super().hold(model, spare)
-        compile_blocks(model, self._compiler)
+    def first_log(self) -> TrainerState:
+        """Return the log a run begins with: the reference's figures, whether they were measured just now or before."""
+        log: TrainerState = TrainerState()
+        untyped: Any = log
+        untyped.stateful_callbacks = self.state.stateful_callbacks
+        if self.run.reference is not None:
+            log.log_history = [{**_figures(self.run.reference, "reference"), "step": 0}]
+        return log
 
-    def _restore_student(self) -> None:
+    def describe_round(self) -> None:
+        """Tell progress bars which round begins."""
+        text = f"round {self.run.round_index} · {len(self.run.layers)} layers"
+        for item in self.callback_handler.callbacks:
+            if isinstance(item, RoundProgress):
+                item.description = self.baseline.description or text
+                item.start_step = self.run.start_step
+
+    def restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
-        index = self._state.round_index if self.outcome == "interrupted" else len(self.rounds)
+        index = self.run.round_index if self.outcome == "interrupted" else len(self.rounds)
         found = last_checkpoint(self.output_dir, index)
         if found is not None:
-            if self.sharded or self.student.device.type == "meta":
-                self.hold(load_student(self, self._state, found[0]))
+            if self.sharding != "none" or self.student.device.type == "meta":
+                self.set_model(self.load_student(found[0]))
             if self.state.global_step != found[1].step:
                 self.state = read_trainer_state(found[0])
         self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.student.config.use_cache = getattr(self.reference_config, "use_cache", True)
 
-    def _write(self, state: RunState) -> None:
-        if self.args.should_save:
-            write_state(self.output_dir, state)
-        self.accelerator.wait_for_everyone()
+    def set_model(self, model: Any, discard_after: bool = False) -> None:
+        """
+        Make `model` the one that is trained or evaluated, and forget every trace of the one before.
 
-    def target_loss(self) -> float | None:
-        """Return the loss to reach, in nats per token; None before the reference is measured."""
-        if self._state.reference is not None:
-            return self._state.reference.loss
-        return None if self.inheritune_config.target == "reference" else float(self.inheritune_config.target)
+        With `discard_after` it is not needed after it was evaluated, so that sharding makes no copy of it.
+        """
+        self._discard_after, self._loss_method = discard_after, None
+        before: Any = self.model
+        was_empty = before.device.type == "meta"
+        del before
+        self.model = self.model_wrapped = model
+        self.optimizer = self.lr_scheduler = self.deepspeed = None
+        self.callback_handler.model = model
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        if not was_empty:  # an empty skeleton was never prepared: there is nothing to collect
+            self.accelerator.free_memory()
+        if self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+        compile_blocks(model, self._compiler)
 
-    def _show_one_run(self) -> None:
-        """Let callbacks see one run, and give progress bars one round each."""
-        before = self.callback_handler
-        callbacks = [RoundProgress() if type(item) is ProgressCallback else item for item in before.callbacks]
-        self.callback_handler = self._rounds_handler = RoundsCallbackHandler(
-            one_run(callbacks, self.output_dir), self.model, self.processing_class, self.optimizer, self.lr_scheduler
-        )
-
-    def _describe_round(self) -> None:
-        for item in self.callback_handler.callbacks:
-            if isinstance(item, RoundProgress):
-                item.description = f"round {self._state.round_index} · {len(self._state.layers)} layers"
-                item.start_step = self._state.start_step
+    def sync_stream(self) -> None:
+        """Before a step is logged, evaluated or saved: let all processes say how far they are in the stream."""
+        if self.stream is not None:
+            self.state.epoch = self.stream.sync_counts()
 
     def _require_student(self) -> None:
         if self.student.device.type == "meta":
             raise RuntimeError("There is no student yet, only its empty skeleton: call train() first.")
 
-    # Overrides of Trainer
+    # Overrides of Trainer: public methods
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Measure the student; before `train()` there is none. Within a round, two matches in a row may end it."""
-        self._require_student()
-        with as_written(self._compiler):
-            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if self.is_in_train and metric_key_prefix == "eval":
-            now = self._compare(self.validations["eval"]).matched
-            if self.inheritune_config.match_at == "evaluation":
-                self._confirmed = on_main_process(now and self._matched_before)
-                if self._confirmed:
-                    self.control.should_save = self.control.should_training_stop = True
-            self._matched_before, self._validated_at = now, self.state.global_step
-        return metrics
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the training set; that of a stream begins where it should."""
+        if self.stream is None:
+            return super().get_train_dataloader()
+        return self.stream.loader(self.args, self._train_batch_size, self.data_collator)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Create the schedule of one round, or of all rounds together if the recipe lets it continue."""
-        recipe = self.inheritune_config
-        steps = self.budget if recipe.lr_schedule == "continue" else recipe.steps_per_round
+        continues = self.inheritune_config.lr_schedule == "continue"
+        steps = self.budget if continues else self.inheritune_config.steps_per_round
         return super().create_scheduler(steps or num_training_steps, optimizer)
-
-    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *others: Any) -> tuple[int, int]:
-        """Find the place in the data: it counts from the round's first step, or from the run's if data continue."""
-        super()._init_training_state(max_steps, num_update_steps_per_epoch, *others)
-        if self.stream is not None:
-            return 0, 0  # the loader itself begins where it should
-        done = self.state.global_step - (0 if self.inheritune_config.continues_data else self._state.start_step)
-        epochs, steps = divmod(done, num_update_steps_per_epoch)
-        return epochs, steps * self.args.gradient_accumulation_steps
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Train on one batch and count its tokens; a loss that is not finite ends the run."""
-        self._round_tokens += inputs["input_ids"].numel()
+        if self.stream is not None:
+            self.stream.note(inputs)
+        self.progress.tokens += inputs["input_ids"].numel()
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -474,47 +669,92 @@ class InherituneTrainer(DistributedTrainer):
             )
         return loss
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as Trainer does, then seal: only a sealed checkpoint is ever used."""
-        if not self.weights_are_finite():
-            raise FloatingPointError(
-                f"The student's weights are not finite at step {self.state.global_step}; the last good checkpoint in "
-                f"{self.output_dir} is kept. Lower the learning rate or clip gradients (max_grad_norm)."
-            )
-        step = self.state.global_step
-        checkpoint = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Compute the loss as Trainer does, but with a teacher or from the last hidden states where that was chosen."""
+        method = self.loss_method()
+        context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.teacher is not None:
+            context = self.teacher.teaching(self.bare_model, inputs, method == "full")
+        elif method != "full":
+            context = loss_of_hidden(self.bare_model, functools.partial(mean_loss, method=cast(Method, method)))
+        with context:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def loss_method(self) -> str:
+        """Return how the loss of the present model is computed; chosen once for a model, and logged if it changes."""
+        if self._loss_method is not None:
+            return self._loss_method
+        model, precision = self.bare_model, str(self.accelerator.mixed_precision)
+        obstacle = self.why_full_logits()
+        if type(self).compute_loss is not InherituneTrainer.compute_loss or self.compute_loss_func is not None:
+            obstacle = "another loss is computed"
+        elif self.label_smoother is not None:
+            obstacle = "labels are smoothed"
+        method, why = choose_method(
+            self.inheritune_config.loss, model, self.args.device, precision, obstacle, self.teacher is not None
+        )
+        line = describe_method(method, why, model)
+        slow = [] if self._loss_line else slow_settings(model, self.args.device, precision)
+        if slow:
+            logger.warning("slow here: %s", "; ".join(slow))
+        if line != self._loss_line:
+            logger.log(logging.WARNING if why.startswith("not ") else logging.INFO, line)
+        self._loss_method, self._loss_line = method, line
+        return method
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the student; before `train()` there is none. Within a round, two matches in a row may end it."""
+        self._require_student()
+        settings = (eval_dataset, ignore_keys, metric_key_prefix)
+        with eager_mode(self._compiler):
+            if self.is_in_train or self.sharding == "none":
+                metrics: dict[str, float] = super().evaluate(*settings)
+            else:
+                metrics = self.evaluate_sharded(*settings)
+        if self.is_in_train and metric_key_prefix == "eval":
+            now, progress = self.compare(self.validations["eval"]).matched, self.progress
+            if self.inheritune_config.match_at == "evaluation":
+                progress.confirmed = now and progress.matched_before
+                if progress.confirmed:
+                    self.control.should_save = self.control.should_training_stop = True
+            progress.matched_before, progress.validated_at = now, self.state.global_step
+        return metrics
+
+    def evaluate_sharded(self, *settings: Any) -> dict[str, float]:
+        """Evaluate outside training as within: a copy of the model is sharded, so that the model itself stays whole."""
+        whole: Any = self.model
+        if not self._discard_after:
+            self.set_model(copy.deepcopy(whole))
+        model: Any = self.model
+        # An engine of DeepSpeed exists in training alone, and each process has the whole model, in its precision.
+        engine, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
         try:
-            if self.args.should_save:
-                unseal_checkpoint(checkpoint)
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise OSError(
-                f"{checkpoint} could not be saved ({error}); older checkpoints in {self.output_dir} are whole. Make "
-                "room on the disk and run the same command again."
-            ) from error
+            if self.is_fsdp_enabled:
+                # FSDP2 shards a model together with an optimizer only.
+                model, _ = self.accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+                self.model = self.model_wrapped = model
+            elif engine:
+                model.to(device=self.args.device, dtype=self.accelerator.state.deepspeed_plugin.hf_ds_config.dtype())
+            metrics: dict[str, float] = super().evaluate(*settings)
         finally:
-            self.args.save_total_limit = limit
-        self.save_stream(checkpoint)
-        tokens = torch.tensor(self._round_tokens, device=self.args.device)
-        trained = int(self.accelerator.reduce(tokens, reduction="sum"))  # also: every process has saved its part
-        if self.args.should_save:
-            seal_checkpoint(
-                checkpoint,
-                Seal(
-                    round_index=self._state.round_index,
-                    step=step,
-                    tokens=self._tokens_before + trained,
-                    epochs=self.state.epoch or 0.0,
-                    seconds=self._seconds_before + time.monotonic() - self._round_began,
-                    validation=self.validations["eval"] if self._validated_at is not None else None,
-                    validated_at=self._validated_at,
-                    confirmed=self._confirmed,
-                ),
-            )
-            # Only now: the older checkpoint must not go before the newer one can be used.
-            rotate_checkpoints(str(self.output_dir), limit)
-        self.accelerator.wait_for_everyone()
+            self.is_deepspeed_enabled = engine
+            self.set_model(whole)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the passes over a stream for an epoch, and what was found in it that should not have been there."""
+        if self.stream is not None and self.stream.counts:
+            self.state.epoch = self.stream.passes
+            logs = {**logs, **self.stream.figures()}
+        super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as a standard checkpoint, with its record and card beside it."""
@@ -559,3 +799,106 @@ class InherituneTrainer(DistributedTrainer):
             revision=revision or self.args.hub_revision,
             commit_message=commit_message or "End of training",
         )
+
+    # Overrides of Trainer: private methods, each because no public one is called at that place
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as Trainer does, then seal: `on_save` comes after older checkpoints are gone, which may be too late."""
+        if not weights_are_finite(cast(nn.Module, self.model), self.args.device, self.accelerator.reduce):
+            raise FloatingPointError(
+                f"The student's weights are not finite at step {self.state.global_step}; the last good checkpoint in "
+                f"{self.output_dir} is kept. Lower the learning rate or clip gradients (max_grad_norm)."
+            )
+        step, progress = self.state.global_step, self.progress
+        checkpoint = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if self.args.should_save:
+                unseal_checkpoint(checkpoint)
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(
+                f"{checkpoint} could not be saved ({error}); older checkpoints in {self.output_dir} are whole. Make "
+                "room on the disk and run the same command again."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.stream is not None:
+            self.stream.save(checkpoint)
+        tokens = torch.tensor(progress.tokens, device=self.args.device)
+        trained = int(self.accelerator.reduce(tokens, reduction="sum"))  # also: every process has saved its part
+        if self.args.should_save:
+            seal = Seal(
+                round_index=self.run.round_index,
+                step=step,
+                tokens=progress.tokens_before + trained,
+                epochs=self.state.epoch or 0.0,
+                seconds=progress.seconds_before + time.monotonic() - progress.began,
+                validation=self.validations["eval"] if progress.validated_at is not None else None,
+                validated_at=progress.validated_at,
+                confirmed=progress.confirmed,
+            )
+            seal_checkpoint(checkpoint, seal)
+            # Only now: the older checkpoint must not go before the newer one can be used.
+            rotate_checkpoints(str(self.output_dir), limit)
+        self.accelerator.wait_for_everyone()
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """
+        Find the place in the data, which Trainer derives from the step count of the whole run.
+
+        It counts from the round's first step, or from the run's if the data continue; a stream's loader begins there
+        by itself. With DeepSpeed, step count and log of a staged folder are read too.
+        """
+        super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, epochs, checkpoint or self._staged_folder, trial
+        )
+        if self.stream is not None:
+            return 0, 0
+        done = self.state.global_step - (0 if self.inheritune_config.continues_data else self.run.start_step)
+        epochs, steps = divmod(done, num_update_steps_per_epoch)
+        return epochs, steps * self.args.gradient_accumulation_steps
+
+    def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        """With DeepSpeed, take the random state of a staged folder, from which its engine cannot resume."""
+        settings["resume_from_checkpoint"] = settings["resume_from_checkpoint"] or self._staged_folder
+        super()._run_epoch(*args, **settings)  # type: ignore[no-untyped-call]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Do nothing: the model was built from this very folder, and would be read a second time."""
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Leave the skeleton where it is: Trainer's constructor would move it, and it has no weights to move."""
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            super()._move_model_to_device(model, device)
+
+
+@dataclass
+class RoundCounts:
+    """
+    What is counted while a round is trained, and sealed with its checkpoints.
+
+    Args:
+        began (`float`): When this process began to train it, by the monotonic clock.
+        tokens (`int`): Tokens that this process has trained on since.
+        tokens_before (`int`): Tokens of all processes before that.
+        seconds_before (`float`): Seconds before that.
+        validated_at (`int`, *optional*): Step of the last evaluation.
+        matched_before (`bool`): Whether it matched.
+        confirmed (`bool`): Whether two evaluations in a row matched, which ends the round.
+    """
+
+    began: float = 0.0
+    tokens: int = 0
+    tokens_before: int = 0
+    seconds_before: float = 0.0
+    validated_at: int | None = None
+    matched_before: bool = False
+    confirmed: bool = False
+
+
+def _figures(validation: Validation, prefix: str) -> dict[str, float]:
+    values = {"loss": validation.loss, "perplexity": validation.perplexity, "accuracy": validation.accuracy}
+    return {f"{prefix}_{name}": value for name, value in values.items()}

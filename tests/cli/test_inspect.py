@@ -173,7 +173,6 @@ def test_plan_knows_when_all_logits_are_there(tmp_path, capsys, no_hardware):
         ({"bf16": False, "fp16": True}, {"full"}),
         ({"loss": "full"}, {"full"}),
         ({"label_smoothing_factor": 0.1}, {"full"}),
-        ({"torch_compile": True, "compile_scope": "model"}, {"full"}),
         ({"torch_compile": True}, {"chunked", "liger"}),
     ):
         recipe = write_recipe(tmp_path, str(tmp_path / "large"), keep_layers=1, max_layers=1, **changes)

@@ -1,14 +1,12 @@
 """Which layers each arm takes, what its weights begin as, and what reaches its build."""
 
-import types
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.experiments import ARMS, arms
-from inheritune_hf.experiments.arms import ArmInputs, ArmTrainer, check_arm, lazy_in_place, parse_arm
+from inheritune_hf.experiments.arms import ArmInputs, arm_baseline, check_arm, lazy_in_place, parse_arm
 from inheritune_hf.students import open_reference
 
 DEPTH = 8
@@ -321,15 +319,10 @@ def test_moved_scale_reaches_the_build(scaled):
     whole = loaded(scaled)
     given = torch.randn(1, 6, 12, generator=torch.Generator().manual_seed(3))
     for name, kept in (("last", True), ("last/moved-scale", False)):
-        trainer = types.SimpleNamespace(
-            variant=parse_arm(name),
-            reference=scaled,
-            reference_kwargs={},
-            reference_depth=DEPTH,
-            chosen=(),
-            args=types.SimpleNamespace(seed=1),
-        )
-        model = ArmTrainer.next_student(trainer, types.SimpleNamespace(layers=(0, 1)), None)
+        variant = parse_arm(name)
+        recipe = InherituneConfig(keep_layers=2, max_layers=2, steps_per_round=1)
+        build = arm_baseline(variant, inputs(scaled, 2, keep_scale=not variant.moved_scale), recipe).build
+        model = build((0, 1), None)
         block, source = model.transformer.h[0], whole.transformer.h[DEPTH - 2]
         assert torch.equal(block.attn.c_attn.weight, source.attn.c_attn.weight) is not kept
         assert torch.allclose(block(given), source(given), atol=1e-6) is kept

@@ -28,7 +28,7 @@ from inheritune_hf.cli.settings import parse_comparison
 from inheritune_hf.configuration import ARM_NAMES, CONTROLS, CompareConfig, RunConfig
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.experiments import ARMS, estimate_comparison, run_comparison, write_results
-from inheritune_hf.experiments.arms import ArmTrainer, parse_arm
+from inheritune_hf.experiments.arms import parse_arm
 from inheritune_hf.experiments.comparison import (
     PAPER_DISTILLATION,
     Budget,
@@ -42,6 +42,7 @@ from inheritune_hf.experiments.results import Cell, arm_results, read_cell
 from inheritune_hf.records import decode
 from inheritune_hf.reporting import write_report
 from inheritune_hf.students import TrainingSetup
+from inheritune_hf.training import InherituneTrainer
 
 DEPTH = 4
 WORDS = "abcdefghij"
@@ -256,7 +257,7 @@ def test_report_tells_the_comparison_again(small, material, tmp_path):
 def test_finished_comparison_is_not_trained_again(small, material, monkeypatch):
     """The same call reads what is on disk."""
     before = {path: path.stat().st_mtime_ns for path in small.glob("*/cell.json")}
-    monkeypatch.setattr(ArmTrainer, "training_step", None)
+    monkeypatch.setattr(InherituneTrainer, "training_step", None)
     growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2}
     compare(material, small, ["stacking", "inheritune"], [1], [0.5, 1.0], recipe=growing, reference_steps=5)
     assert before == {path: path.stat().st_mtime_ns for path in small.glob("*/cell.json")}
@@ -281,7 +282,7 @@ def test_interrupted_cell_goes_on_to_the_same_bits(material, tmp_path, monkeypat
     """A comparison stopped within a cell goes on there; its cells equal those of one that was not stopped."""
     fixed = {"layers": 2, "budget_steps": 6, "controls": False}
     compare(material, tmp_path / "whole", ["hybrid-stacking", "random"], [1], **fixed)
-    taken, step = [], ArmTrainer.training_step
+    taken, step = [], InherituneTrainer.training_step
 
     def stopped(trainer, *batch):
         taken.append(1)
@@ -289,7 +290,7 @@ def test_interrupted_cell_goes_on_to_the_same_bits(material, tmp_path, monkeypat
             os.kill(os.getpid(), signal.SIGTERM)
         return step(trainer, *batch)
 
-    monkeypatch.setattr(ArmTrainer, "training_step", stopped)
+    monkeypatch.setattr(InherituneTrainer, "training_step", stopped)
     first = compare(material, tmp_path / "cut", ["hybrid-stacking", "random"], [1], **fixed)
     assert not first.complete
     assert len(list((tmp_path / "cut").glob("*/cell.json"))) == 1
@@ -302,7 +303,7 @@ def test_interrupted_cell_goes_on_to_the_same_bits(material, tmp_path, monkeypat
 def test_comparison_stopped_at_the_end_of_a_cell_begins_no_other(material, tmp_path, monkeypatch):
     """A signal during a cell's last evaluation stops the comparison there; the cell is not trained again."""
     fixed = {"layers": 2, "budget_steps": 6, "controls": False}
-    taken, step, evaluate = [], ArmTrainer.training_step, ArmTrainer.evaluate
+    taken, step, evaluate = [], InherituneTrainer.training_step, InherituneTrainer.evaluate
 
     def counted(trainer, *batch):
         taken.append(1)
@@ -314,12 +315,12 @@ def test_comparison_stopped_at_the_end_of_a_cell_begins_no_other(material, tmp_p
         return evaluate(trainer, *args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ArmTrainer, "training_step", counted)
-        patched.setattr(ArmTrainer, "evaluate", stopped)
+        patched.setattr(InherituneTrainer, "training_step", counted)
+        patched.setattr(InherituneTrainer, "evaluate", stopped)
         with pytest.raises(KeyboardInterrupt):
             compare(material, tmp_path, ["inherited", "random"], [1], **fixed)
     assert len(taken) == 6
-    monkeypatch.setattr(ArmTrainer, "training_step", counted)
+    monkeypatch.setattr(InherituneTrainer, "training_step", counted)
     assert compare(material, tmp_path, ["inherited", "random"], [1], **fixed).complete
     assert len(taken) == 6 + 6
 
@@ -393,27 +394,20 @@ def test_arms_are_trained_and_judged_as_the_loop_is():
     """How a model is trained and judged is the recipe's for every arm; what the loop does between rounds is not."""
     recipe = InherituneConfig(
         loss="chunked",
-        compile_scope="model",
         tolerance=0.5,
         confidence=None,
         target=2.0,
         growth="continue",
         new_blocks="identity",
         optimizer_state="keep",
-        freeze_steps=3,
         distillation="jsd=1",
         distillation_temperature=2.0,
     )
     plan = CellPlan(parse_arm("stacking"), 1, 0.1, 4, 10)
     found = plan.recipe(recipe)
-    assert (found.loss, found.compile_scope) == ("chunked", "model")
+    assert found.loss == "chunked"
     assert (found.tolerance, found.confidence, found.target) == (0.5, None, 2.0)
-    assert (found.growth, found.new_blocks, found.optimizer_state, found.freeze_steps) == (
-        "reinherit",
-        "reference",
-        "reset",
-        0,
-    )
+    assert (found.growth, found.new_blocks, found.optimizer_state) == ("reinherit", "reference", "reset")
     assert (found.keep_layers, found.grow_by, found.max_layers, found.steps_per_round) == (2, 2, 4, 5)
     assert found.distillation is None
     taught = CellPlan(parse_arm("random/kd"), 1, 0.1, 4, 10).recipe(recipe)
@@ -509,13 +503,13 @@ def test_a_budget_of_operations_is_said_with_the_table(material, tmp_path):
 
 def test_arms_see_one_order_and_the_loop_begins_it_again(material, tmp_path, monkeypatch):
     """Each arm goes through one order; the loop's rounds each begin it anew, unless its data continue."""
-    seen, step = {}, ArmTrainer.training_step
+    seen, step = {}, InherituneTrainer.training_step
 
     def heard(trainer, model, inputs, *rest):
         seen.setdefault(trainer.output_dir.parts[-2:], []).append(inputs["input_ids"].tolist())
         return step(trainer, model, inputs, *rest)
 
-    monkeypatch.setattr(ArmTrainer, "training_step", heard)
+    monkeypatch.setattr(InherituneTrainer, "training_step", heard)
     growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2, "steps_per_round": 2}
     for order in ("restart", "continue"):
         arms = ["inheritune", "random", "stacking"]
@@ -613,7 +607,7 @@ def assert_same_cell(folder, whole):
 
 def test_a_trained_cell_whose_model_could_not_be_saved_is_finished_later(material, whole, tmp_path, monkeypatch):
     """If the disk is full after training, the same call saves the trained model: nothing is trained again."""
-    save = ArmTrainer.save_model
+    save = InherituneTrainer.save_model
 
     def full(trainer, output_dir=None, _internal_call=False):
         if not _internal_call:
@@ -621,10 +615,10 @@ def test_a_trained_cell_whose_model_could_not_be_saved_is_finished_later(materia
         save(trainer, output_dir, _internal_call)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ArmTrainer, "save_model", full)
+        patched.setattr(InherituneTrainer, "save_model", full)
         with pytest.raises(OSError, match="No space left"):
             compare(material, tmp_path, ["random"], [1], **FIXED)
-    monkeypatch.setattr(ArmTrainer, "training_step", None)
+    monkeypatch.setattr(InherituneTrainer, "training_step", None)
     assert compare(material, tmp_path, ["random"], [1], **FIXED).complete
     assert_same_cell(tmp_path, whole)
 
@@ -632,14 +626,14 @@ def test_a_trained_cell_whose_model_could_not_be_saved_is_finished_later(materia
 def test_a_cell_killed_after_its_last_checkpoint_is_finished_later(material, whole, tmp_path, monkeypatch):
     """Killed between the last checkpoint and its judgement, a cell is judged by what the checkpoint says."""
 
-    def killed(trainer, seal):
+    def killed(trainer, seal, match):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ArmTrainer, "_conclude", killed)
+        patched.setattr(InherituneTrainer, "finished_round", killed)
         with pytest.raises(KeyboardInterrupt):
             compare(material, tmp_path, ["random"], [1], **FIXED)
-    monkeypatch.setattr(ArmTrainer, "training_step", None)
+    monkeypatch.setattr(InherituneTrainer, "training_step", None)
     assert compare(material, tmp_path, ["random"], [1], **FIXED).complete
     assert_same_cell(tmp_path, whole)
 
@@ -781,7 +775,7 @@ def test_interrupted_cells_of_several_stages_go_on_to_the_same_bits(material, tm
     """Stacking, the loop and distillation, stopped within a stage, end with the weights of an undisturbed cell."""
     fixed = {"layers": 2, "budget_steps": 6 if arm != "inheritune" else 4, "controls": False}
     compare(material, tmp_path / "whole", [arm], [1], recipe=recipe, **fixed)
-    taken, step = [], ArmTrainer.training_step
+    taken, step = [], InherituneTrainer.training_step
 
     def stopped(trainer, *batch):
         taken.append(1)
@@ -789,7 +783,7 @@ def test_interrupted_cells_of_several_stages_go_on_to_the_same_bits(material, tm
             os.kill(os.getpid(), signal.SIGTERM)
         return step(trainer, *batch)
 
-    monkeypatch.setattr(ArmTrainer, "training_step", stopped)
+    monkeypatch.setattr(InherituneTrainer, "training_step", stopped)
     assert not compare(material, tmp_path / "cut", [arm], [1], recipe=recipe, **fixed).complete
     assert compare(material, tmp_path / "cut", [arm], [1], recipe=recipe, **fixed).complete
     assert len(taken) == fixed["budget_steps"]

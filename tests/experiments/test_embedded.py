@@ -17,10 +17,10 @@ from inheritune_hf import DataConfig
 from inheritune_hf.cli.settings import parse_settings
 from inheritune_hf.configuration import EMBEDDED_DEFAULTS
 from inheritune_hf.experiments import EmbeddedShape, embedded, run_embedded
-from inheritune_hf.experiments.controls import ControlTrainer
 from inheritune_hf.records import RunState
+from inheritune_hf.training import InherituneTrainer
+from inheritune_hf.training.checkpoints import write_state
 from inheritune_hf.training.identity import run_identity
-from inheritune_hf.training.staging import write_state
 
 TOY = EmbeddedShape(vocabulary=512, width=16, heads=2, layers=3, block_size=32, steps=6, sequences_per_document=1)
 
@@ -154,7 +154,7 @@ def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
     whole = toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "whole-run"))
     whole = run_embedded(*whole, Console(quiet=True), TOY)
     monkeypatch.setattr(embedded, "HF_HOME", str(home))
-    steps, train = [], ControlTrainer.training_step
+    steps, train = [], InherituneTrainer.training_step
 
     def interrupted(trainer, *words, **named):
         if trainer.description == phase:
@@ -163,7 +163,7 @@ def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
                 signal.raise_signal(signal.SIGTERM)
         return train(trainer, *words, **named)
 
-    monkeypatch.setattr(ControlTrainer, "training_step", interrupted)
+    monkeypatch.setattr(InherituneTrainer, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match=f"{phase} was interrupted"):
         run_embedded(*settings, Console(quiet=True), TOY)
     again = run_embedded(*settings, Console(quiet=True), TOY)

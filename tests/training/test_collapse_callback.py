@@ -8,8 +8,8 @@ from transformers import TrainerControl, TrainerState
 
 from inheritune_hf.analysis import measure_collapse
 from inheritune_hf.training import CollapseCallback
-from inheritune_hf.training.collapse import figures
-from inheritune_hf.training.compilation import compile_blocks
+from inheritune_hf.training.callbacks import figures
+from inheritune_hf.training.speed import compile_blocks
 
 SEQUENCES = torch.randint(1, VOCABULARY, (30, 12), generator=torch.Generator().manual_seed(0))
 

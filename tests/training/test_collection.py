@@ -7,7 +7,7 @@ import pytest
 import tiny
 from transformers import TrainerCallback
 
-from inheritune_hf.training.collection import quick_collection
+from inheritune_hf.training.speed import frozen_gc
 
 
 class Ring:
@@ -21,7 +21,7 @@ def test_what_is_made_within_is_collected():
     """A cycle made and dropped within is gone after a collection; one from before is gone when it is over."""
     before = Ring()
     old = weakref.ref(before)
-    with quick_collection():
+    with frozen_gc():
         young = weakref.ref(Ring())
         del before
         gc.collect()
@@ -34,7 +34,7 @@ def test_what_is_made_within_is_collected():
 def test_released_after_an_error():
     """Nothing stays frozen when training fails."""
 
-    @quick_collection()
+    @frozen_gc()
     def fail():
         raise RuntimeError(gc.get_freeze_count())
 
@@ -49,7 +49,7 @@ def test_what_others_froze_stays():
     gc.freeze()
     try:
         count = gc.get_freeze_count()
-        with quick_collection():
+        with frozen_gc():
             assert gc.get_freeze_count() == count
         assert gc.get_freeze_count() == count
     finally:

@@ -7,7 +7,7 @@ from test_trainer import run_program
 from torch._dynamo.utils import counters
 from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
 
-from inheritune_hf.training.compilation import compile_blocks
+from inheritune_hf.training.speed import compile_blocks
 
 # Dynamo looks at .grad of what it traces (torch/_dynamo/variables/builder.py) and warns of itself.
 # Inductor imports torch/utils/mkldnn.py, which still scripts its modules.
@@ -123,24 +123,20 @@ def curve(folder, reference, **changes):
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-@pytest.mark.parametrize("scope", ["blocks", "model"])
-def test_losses_over_50_steps_are_the_plain_ones(scope, reference, tmp_path):
-    """Compiled by blocks or whole, 50 steps of training have the losses of a plain run."""
+def test_losses_over_50_compiled_steps_are_the_plain_ones(reference, tmp_path):
+    """Compiled by blocks, 50 steps of training have the losses of a plain run."""
     plain = curve(tmp_path / "plain", reference)
-    compiled = curve(
-        tmp_path / "compiled", reference, recipe={"compile_scope": scope}, torch_compile_backend="aot_eager"
-    )
+    compiled = curve(tmp_path / "compiled", reference, torch_compile_backend="aot_eager")
     assert len(plain) == 50
     assert compiled == pytest.approx(plain, abs=2e-4)
     assert graphs() > 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["blocks", "model"])
-def test_generated_code_gives_the_plain_losses(scope, reference, tmp_path):
+def test_generated_code_gives_the_plain_losses(reference, tmp_path):
     """With the default backend too, and with all that trains fast together: chunks and recomputed activations."""
     plain = curve(tmp_path / "plain", reference, activation_checkpointing=True)
-    recipe = {"compile_scope": scope, "loss": "chunked"}
+    recipe = {"loss": "chunked"}
     compiled = curve(tmp_path / "compiled", reference, recipe=recipe, torch_compile=True, activation_checkpointing=True)
     assert compiled == pytest.approx(plain, abs=2e-4)
 

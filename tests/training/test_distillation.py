@@ -1,18 +1,28 @@
 """A student that is taught by its reference: losses, chunks, maps of layers, and whole runs."""
 
 import math
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from inheritune_hf import InherituneConfig
+from inheritune_hf.distillation_losses import DISTILLATION_LOSSES, DistillationLoss
 from inheritune_hf.students.losses import Head
 from inheritune_hf.training import distillation
-from inheritune_hf.training.distillation import Teacher, block_map, chunked_sum, states_sum, top_k_sum, weighted_sum
-from inheritune_hf.training.top_k import TopKStore
+from inheritune_hf.training.distillation import (
+    Teacher,
+    TopKStore,
+    block_map,
+    chunked_sum,
+    states_sum,
+    top_k_sum,
+    weighted_sum,
+)
 
 WEIGHTS = {"cross_entropy": 0.6, "forward_kl": 0.4, "reverse_kl": 0.3, "jsd": 0.2}
 
@@ -195,7 +205,7 @@ def test_likeliest_tokens_are_kept_and_found(tmp_path):
 
 def test_teacher_runs_once_over_each_sequence(tmp_path, monkeypatch):
     """With k tokens kept, a second run finds them all on disk; with nearly all tokens it is the whole loss."""
-    monkeypatch.setattr(distillation, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     reference = tiny.write_reference(tmp_path / "reference", steps=20)
     calls, run = [], Teacher._run
     monkeypatch.setattr(Teacher, "_run", lambda *given: calls.append(1) or run(*given))
@@ -244,3 +254,27 @@ def test_states_of_other_widths_are_refused():
     assert distillation.compares_states(InherituneConfig(distillation="cross_entropy=1,hidden_cosine=1"))
     assert not distillation.compares_states(InherituneConfig(distillation="cross_entropy=1"))
     assert not distillation.compares_states(InherituneConfig())
+
+
+@pytest.mark.parametrize("kind", ["logits", "states"])
+def test_a_loss_is_added_in_one_place(kind, tmp_path, monkeypatch):
+    """One entry of the registry is a loss that a recipe may name, and that trains."""
+    seen = []
+
+    def absolute(student, teacher):
+        seen.append(student.shape)
+        return (student.exp() - teacher.exp()).abs().sum(-1) if kind == "logits" else (student - teacher).abs().mean(-1)
+
+    monkeypatch.setitem(DISTILLATION_LOSSES, "absolute", DistillationLoss(kind, "absolute difference", absolute))
+    recipe = {"keep_layers": 2, "max_layers": 2, "steps_per_round": 2, "distillation": "cross_entropy=0.5,absolute=0.5"}
+    trainer = tiny.make_trainer(tmp_path / "run", tiny.reference_model(), recipe)
+    trainer.train()
+    assert len(seen) == (2 if kind == "logits" else 4)  # a state for each of the two blocks
+    with pytest.raises(ValueError, match=r"losses out of .*, absolute, each once"):
+        InherituneConfig(distillation="relative=1")
+
+
+def test_every_loss_is_in_the_guide():
+    """The guide's table has a row for each loss."""
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "distill.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in guide for name in DISTILLATION_LOSSES)

@@ -11,8 +11,8 @@ from test_growth_modes import CONTINUE, EVERYTHING
 from test_trainer import run_program
 
 from inheritune_hf import InherituneConfig
-from inheritune_hf.training.carry import by_name, by_place, group_names
-from inheritune_hf.training.distribution import REFUSED_SHARDING, check_launch, check_sharding
+from inheritune_hf.training.distributed import REFUSED_SHARDING, check_launch, check_sharding
+from inheritune_hf.training.expansion import by_name, by_place, group_names
 
 KEEP = {**CONTINUE, "optimizer_state": "keep"}
 FSDP = {"fsdp": True, "per_device_train_batch_size": 2, "save_steps": 2}
@@ -83,7 +83,6 @@ REFUSALS = {
     "fsdp_cpu_ram_efficient_loading": (fsdp(cpu_ram_efficient_loading=True), {}, None),
     "deepspeed with optimizer_state 'keep'": (deepspeed(), KEEP, None),
     "deepspeed with lr_schedule 'continue'": (deepspeed(), {"lr_schedule": "continue"}, None),
-    "deepspeed with freeze_steps": (deepspeed(), {**CONTINUE, "freeze_steps": 3}, None),
     "scheduler in the DeepSpeed configuration": (deepspeed(scheduler={"type": "WarmupLR"}), {}, None),
     "stage3_gather_16bit_weights_on_model_save": (deepspeed(stage=3), {}, None),
     "distributed_type": (MEGATRON, {}, None),
@@ -152,7 +151,7 @@ RUNS = {
     "fsdp-continue-keep": (KEEP, FSDP, [10, 14]),
     "fsdp-continue-rates": ({**CONTINUE, "lr_schedule": "continue"}, FSDP, [14]),
     "fsdp-everything": (EVERYTHING, FSDP, [14]),
-    "fsdp-freeze": ({**KEEP, "freeze_steps": 4, "new_blocks": "identity"}, FSDP, [14]),
+    "fsdp-identity": ({**KEEP, "new_blocks": "identity"}, FSDP, [14]),
     "zero1-reinherit": ({}, zero(1), [14]),
     "zero2-reinherit": ({}, zero(2), [14]),
     "zero3-reinherit": ({}, zero(3), [10, 14]),

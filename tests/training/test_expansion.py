@@ -20,8 +20,13 @@ from transformers import (
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.students import SUPPORTED_MODEL_TYPES
-from inheritune_hf.training.carry import carry_optimizer, group_names
-from inheritune_hf.training.expansion import expand_student, make_identity, parameter_origins
+from inheritune_hf.training.expansion import (
+    carry_optimizer,
+    expand_student,
+    group_names,
+    make_identity,
+    parameter_origins,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def trained(reference):
 
 def expand(trained, reference, new_blocks, wanted=(0, 1, 2, 4, 5), seed=1):
     recipe = InherituneConfig(growth="continue", new_blocks=new_blocks)
-    return expand_student(trained, (0, 1, 4), reference, wanted, recipe, seed, {})
+    return expand_student(trained, (0, 1, 4), reference, wanted, recipe, seed)
 
 
 def block(model, place):
@@ -121,7 +126,7 @@ def test_identity_in_other_architectures(name):
     model = OTHERS[name]().eval()
     student = from_pretrained_inherited(model, InherituneConfig(keep_layers=2))
     recipe = InherituneConfig(growth="continue", new_blocks="identity")
-    deeper = expand_student(student, (0, 1), model, (0, 1, 2), recipe, 0, {})
+    deeper = expand_student(student, (0, 1), model, (0, 1, 2), recipe, 0)
     tokens = torch.arange(12)[None]
     with torch.no_grad():
         assert torch.equal(deeper(tokens).logits, student(tokens).logits)
@@ -221,10 +226,10 @@ def test_trained_blocks_move_only_if_they_may_change_their_scale(scaled):
         r"would move to layer 2 of a GPT-2 with scale_attn_by_inverse_layer_idx=True.* attention_scale 'position'\."
     )
     with pytest.raises(ValueError, match=message):
-        expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1, {})
+        expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1)
     recipe = InherituneConfig(growth="continue", attention_scale="position", keep_layers=[0, 4])
     student = from_pretrained_inherited(scaled, recipe)
-    deeper = expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1, {})
+    deeper = expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1)
     for place, layer in enumerate((0, 1, 4)):
         assert same(block(deeper, place), block(scaled, layer))
 
@@ -233,7 +238,7 @@ def test_a_copied_block_keeps_the_scale_of_its_origin(scaled):
     """The copy of a block on top of it attends as the block does: its queries make up for the other position."""
     recipe = InherituneConfig(growth="continue", new_blocks="copy_last", keep_layers=4)
     student = from_pretrained_inherited(scaled, recipe)
-    deeper = expand_student(student, range(4), scaled, range(5), recipe, 1, {})
+    deeper = expand_student(student, range(4), scaled, range(5), recipe, 1)
     old, new = block(deeper, 3)["attn.c_attn.weight"], block(deeper, 4)["attn.c_attn.weight"]
     assert torch.equal(new[:, :16], old[:, :16] * (5 / 4))
     assert torch.equal(new[:, 16:], old[:, 16:])

@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers.utils.import_utils import enable_tf32
 
-from inheritune_hf.training.hardware import slow_settings
+from inheritune_hf.training.speed import slow_settings
 
 
 @pytest.fixture

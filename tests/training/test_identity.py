@@ -5,8 +5,7 @@ import torch
 from datasets import Dataset
 
 from inheritune_hf import InherituneConfig
-from inheritune_hf.training import identity as module
-from inheritune_hf.training.identity import content_fingerprint, dataset_fingerprint, run_identity
+from inheritune_hf.training.identity import dataset_fingerprint, run_identity
 
 RECIPE = InherituneConfig(steps_per_round=40)
 
@@ -38,41 +37,9 @@ def test_fingerprints_tell_data_sets_apart():
     assert dataset_fingerprint(Stream()) is None
 
 
-def test_files_of_a_commit_are_known_by_it(tmp_path, monkeypatch):
-    """What lies in the Hub's cache is not read again: a commit does not change."""
-    commits = ["a" * 40, "b" * 40]
-    folders = [tmp_path / "models--x" / "snapshots" / commit for commit in commits]
-    for folder in folders:
-        tiny.write_reference(folder)
-    monkeypatch.setattr(module, "find_weights", None)
-    assert content_fingerprint(str(folders[0])) != content_fingerprint(str(folders[1]))
-
-
 def test_selection_sets_of_other_kinds_are_told_apart():
     """The fingerprint that the cache rests on is of all rows, not of some."""
     rows = [[1, 2, 3]] * 500
     one = dataset_fingerprint(Dataset.from_dict({"input_ids": rows}))
     rows[301] = [1, 2, 4]
     assert dataset_fingerprint(Dataset.from_dict({"input_ids": rows})) != one
-
-
-def test_a_cache_of_ones_own_is_found(tmp_path):
-    """A repository of the Hub is known by its commit in the cache that it was fetched to, without network."""
-    commit = "a" * 40
-    folder = tmp_path / "models--owner--name"
-    tiny.write_reference(folder / "snapshots" / commit)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(commit)
-    found = content_fingerprint("owner/name", cache_dir=str(tmp_path))
-    assert found == content_fingerprint("owner/name", cache_dir=str(tmp_path), local_files_only=True)
-    assert found != content_fingerprint("owner/name", cache_dir=str(tmp_path), dtype=torch.bfloat16)
-
-
-def test_files_are_read_again_when_they_change(tmp_path):
-    """Other weights of the same size have another fingerprint; the same ones are read once."""
-    folder = tmp_path / "reference"
-    found = []
-    for seed in (0, 0, 1):
-        tiny.write_reference(folder, seed=seed)
-        found.append(content_fingerprint(folder))
-    assert found[0] == found[1] != found[2]

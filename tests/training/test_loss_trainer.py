@@ -8,10 +8,11 @@ from torch import nn
 
 import inheritune_hf.students.losses
 import inheritune_hf.training.distillation
+from inheritune_hf import InherituneConfig, InherituneTrainer
 from inheritune_hf.students.losses import Head
-from inheritune_hf.training import losses
 from inheritune_hf.training.distillation import Teacher
 
+LOGGER = "inheritune_hf.training.trainer"
 HAS_LINEAR = hasattr(nn.functional, "linear_cross_entropy")
 
 
@@ -73,13 +74,13 @@ def test_no_step_has_all_logits(teach, reference, tmp_path, monkeypatch):
 
 
 def said(caplog):
-    """What this module logged; others may be heard too if an earlier test let them."""
-    return [record.getMessage() for record in caplog.records if record.name == "inheritune_hf.training.losses"]
+    """What was logged of the loss."""
+    return [item for record in caplog.records if (item := record.getMessage()).startswith(("loss", "slow"))]
 
 
 def test_choice_is_logged_once(reference, tmp_path, caplog):
     """The log says which loss is computed and why, once for all rounds."""
-    with caplog.at_level(logging.INFO, "inheritune_hf.training.losses"):
+    with caplog.at_level(logging.INFO, LOGGER):
         tiny.make_trainer(tmp_path / "auto", reference, {"steps_per_round": 3}).train()
         assert said(caplog) == ["loss: full (a vocabulary of 64 tokens is small)"]
         caplog.clear()
@@ -98,7 +99,7 @@ def test_choice_is_logged_once(reference, tmp_path, caplog):
 def test_with_a_teacher_the_choice_is_said_and_followed(loss, line, reference, tmp_path, caplog):
     """A run with a teacher says how its loss is computed, and holds all logits where that was asked for."""
     recipe = {"keep_layers": 1, "max_layers": 1, "steps_per_round": 2, "distillation": "forward_kl=1.0", "loss": loss}
-    with caplog.at_level(logging.INFO, "inheritune_hf.training.losses"):
+    with caplog.at_level(logging.INFO, LOGGER):
         trainer = tiny.make_trainer(
             tmp_path / "run", reference, recipe, reference_kwargs={"attn_implementation": "eager"}
         )
@@ -114,7 +115,7 @@ def test_with_a_teacher_the_choice_is_said_and_followed(loss, line, reference, t
 
 def test_the_plain_loss_is_used_and_said(reference, tmp_path, caplog):
     """Where the loss needs all logits the plain one is computed, and a warning says what is not followed."""
-    with caplog.at_level(logging.WARNING, "inheritune_hf.training.losses"):
+    with caplog.at_level(logging.WARNING, LOGGER):
         trainer = run(tmp_path / "set", reference, "chunked", steps=2, label_smoothing_factor=0.1)
     assert trainer.loss_method() == "full"
     assert said(caplog) == ["loss: full (not chunked: labels are smoothed)"]
@@ -124,22 +125,15 @@ def test_a_loss_of_ones_own_is_left_alone(reference, tmp_path):
     """A subclass that computes its loss from logits gets them, and the reason is said."""
     seen = []
 
-    class Own(losses.LossTrainer):
+    class Own(InherituneTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             seen.append(outputs.logits.shape)
             return (loss, outputs) if return_outputs else loss
 
-    model = tiny.reference_model(1)
-    trainer = Own(
-        model=model,
-        args=tiny.arguments(tmp_path, max_steps=1),
-        train_dataset=tiny.train_set(8),
-        eval_dataset=tiny.selection_set(),
-        data_collator=tiny.make_trainer(tmp_path / "other", reference).data_collator,
-        loss="chunked",
-    )
-    trainer.train()
+    recipe = InherituneConfig(keep_layers=1, max_layers=1, steps_per_round=1, target=0.01, loss="chunked")
+    data = {"train_dataset": tiny.train_set(8), "eval_dataset": tiny.selection_set()}
+    Own(reference, recipe, tiny.arguments(tmp_path), **data).train()
     assert seen == [(4, tiny.TOKENS, tiny.VOCABULARY)]
 
 

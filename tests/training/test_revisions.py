@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from inheritune_hf.cli import main
 from inheritune_hf.publishing import hub as publishing
 from inheritune_hf.publishing import publish_student
-from inheritune_hf.training.revisions import round_students
+from inheritune_hf.training.checkpoints import round_students
 
 
 @pytest.fixture(scope="module")

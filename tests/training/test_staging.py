@@ -6,8 +6,8 @@ import os
 import pytest
 
 from inheritune_hf.records import Match, Round, RunState, Validation, write_json
-from inheritune_hf.training import staging
-from inheritune_hf.training.staging import (
+from inheritune_hf.training import checkpoints
+from inheritune_hf.training.checkpoints import (
     Seal,
     check_identity,
     last_checkpoint,
@@ -111,8 +111,8 @@ def test_damaged_seal_is_no_seal(tmp_path):
 def test_a_checkpoint_is_read_once_to_be_checked(tmp_path, monkeypatch):
     """What this process sealed is not read again until a file changes; then it is, and the damage is seen."""
     reads = []
-    whole = staging.zlib.crc32
-    monkeypatch.setattr(staging.zlib, "crc32", lambda *values: reads.append(1) or whole(*values))
+    whole = checkpoints.zlib.crc32
+    monkeypatch.setattr(checkpoints.zlib, "crc32", lambda *values: reads.append(1) or whole(*values))
     checkpoint = make_checkpoint(tmp_path, 10)
     for file in checkpoint.iterdir():
         os.utime(file, (1e9, 1e9))  # long ago; of what was written just now nothing is taken for granted

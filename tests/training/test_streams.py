@@ -16,7 +16,7 @@ from inheritune_hf.data import CausalCollator, set_fingerprint
 from inheritune_hf.data.sources import Layout
 from inheritune_hf.data.stream import Exclusion
 from inheritune_hf.data.tokenization import Encoder
-from inheritune_hf.training.feeding import check_boundaries
+from inheritune_hf.training.data_loading import check_boundaries
 
 SHARDS = [(0, 9), (9, 4), (13, 20), (33, 7)]
 TWO_ROUNDS = {"steps_per_round": 10, "max_layers": 2}
@@ -155,8 +155,8 @@ def test_what_a_stream_leaves_out_is_logged(reference, tmp_path):
     stream.exclusion = Exclusion(seed=0, share=0.5)
     trainer = tiny.make_trainer(tmp_path / "run", reference, {"steps_per_round": 4, "max_layers": 1}, train=stream)
     trainer.train()
-    assert trainer.stream_state.total("left_out") > 0
-    assert trainer.state.log_history[-1]["stream_left_out"] == trainer.stream_state.total("left_out")
+    assert trainer.stream.state.total("left_out") > 0
+    assert trainer.state.log_history[-1]["stream_left_out"] == trainer.stream.state.total("left_out")
     assert not any("stream_damaged" in row or "stream_near" in row for row in trainer.state.log_history)
 
 

@@ -162,18 +162,18 @@ def test_reference_is_measured_by_the_same_loop_and_released(reference, tmp_path
 def test_a_trained_student_is_gone_before_the_next_is_built(recipe, reference, tmp_path, monkeypatch):
     """What a round has trained is released when it is on disk: a boundary holds no two students and no optimizer."""
     held, gone = [], []
-    build = InherituneTrainer.next_student
+    build = InherituneTrainer.build_student
 
-    def watched(trainer, state, before):
+    def watched(trainer, before):
         gone.extend(item() is None for item in held)
         assert trainer.optimizer is None
-        return build(trainer, state, before)
+        return build(trainer, before)
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
             held[:] = [weakref.ref(model), weakref.ref(optimizer.optimizer)]
 
-    monkeypatch.setattr(InherituneTrainer, "next_student", watched)
+    monkeypatch.setattr(InherituneTrainer, "build_student", watched)
     tiny.make_trainer(tmp_path, reference, {**recipe, "max_layers": 4}, callbacks=[Watch()]).train()
     assert gone
     assert all(gone)

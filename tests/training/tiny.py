@@ -23,6 +23,7 @@ from inheritune_hf.data import CausalCollator
 from inheritune_hf.data.sources import Layout
 from inheritune_hf.data.stream import Exclusion, PackedStream, StreamSource
 from inheritune_hf.data.tokenization import Encoder
+from inheritune_hf.training import trainer as loop
 
 VOCABULARY = 64
 TOKENS = 16
@@ -119,7 +120,7 @@ def make_trainer(
     train=None,
     reference_kwargs=None,
     reference_cache=False,
-    growth_rule=None,
+    baseline=None,
     **changes,
 ):
     settings = {"keep_layers": 1, "grow_by": 1, "steps_per_round": 10, "target": 0.01, "max_layers": 3}
@@ -132,7 +133,7 @@ def make_trainer(
         callbacks=callbacks,
         reference_kwargs=reference_kwargs,
         reference_cache=reference_cache,
-        growth_rule=growth_rule,
+        baseline=baseline,
     )
 
 
@@ -278,8 +279,8 @@ def main():
         **settings.get("args", {}),
     )
     if settings.get("disagree") and trainer.args.process_index:
-        compare = trainer._compare
-        trainer._compare = lambda validation: replace(compare(validation), matched=not compare(validation).matched)
+        compare = loop.compare_losses
+        loop.compare_losses = lambda *given: replace(compare(*given), matched=not compare(*given).matched)
     if "moment" in settings:
         killing.install(settings["moment"], settings["output_dir"], settings["moments"])
     seen.watch(trainer, settings.get("seen"))

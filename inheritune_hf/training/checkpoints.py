@@ -1,15 +1,18 @@
-"""What survives a kill: a run's state, staged rounds and sealed checkpoints, each on disk whole or not at all."""
+"""Keep a run so that it survives a kill: its state, staged rounds and sealed checkpoints, each whole or not at all."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import logging
+import re
 import shutil
+import tempfile
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,15 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..publishing import RECORD_FILE
+from ..publishing.bundle import PUBLISHED
+from ..publishing.bundle import read_record as read_run_record
 from ..records import (
     Count,
+    Lineage,
     RecordError,
+    Round,
+    RunRecord,
     RunState,
     Validation,
     decode,
@@ -114,7 +123,7 @@ def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping
         )
 
 
-def keep_losses(output_dir: Path, round_index: int, losses: Validation) -> None:
+def write_losses(output_dir: Path, round_index: int, losses: Validation) -> None:
     """Keep the losses per document with which a round was judged: its checkpoint may go."""
     write_json(output_dir / RUN_FOLDER / f"losses-{round_index:02d}.json", encode(losses))
 
@@ -253,3 +262,56 @@ def _crc32(file: Path, size: int, changed: int, node: int) -> int:
         while part := stream.read(1 << 24):
             total = zlib.crc32(part, total)
     return total
+
+
+# Taken from the run's own folder, where the last student is: they are the same for every round.
+_SHARED = [
+    name for name in PUBLISHED if re.match(r"tokenizer|vocab|merges|special_tokens|added_tokens|chat_template", name)
+]
+
+
+def round_students(output_dir: Path) -> Iterator[tuple[int, Path]]:
+    """
+    Yield every round's number and a folder with its student, which is there until the next one is asked for.
+
+    The student of a round is the checkpoint that ended it; its record tells the rounds up to it.
+
+    Args:
+        output_dir (`Path`): Output folder of a finished run, with its checkpoints.
+
+    Raises:
+        FileNotFoundError: If the folder holds no student, or a round's last checkpoint is not there any more.
+    """
+    record = read_run_record(output_dir)
+    for item in record.rounds:
+        found = last_checkpoint(output_dir, item.index)
+        if found is None or found[1].step != item.end_step:
+            raise FileNotFoundError(
+                f"The checkpoint that ended round {item.index} is not in {output_dir}: run without save_total_limit to "
+                "keep it, or publish without the rounds."
+            )
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            _write_round(output_dir, found[0], record, item, folder)
+            yield item.index, folder
+
+
+def _write_round(output_dir: Path, checkpoint: Path, record: RunRecord, item: Round, folder: Path) -> None:
+    for name in (*(path.name for path in checkpoint.glob("model*.safetensors*")), "generation_config.json"):
+        if (checkpoint / name).is_file():
+            (folder / name).symlink_to((checkpoint / name).resolve())
+    for name in _SHARED:
+        if (output_dir / name).is_file():
+            shutil.copyfile(output_dir / name, folder / name)
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    last = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
+    config["use_cache"] = last.get("use_cache", True)  # off while it was trained
+    write_json(folder / "config.json", config)
+    last_one = item.index == len(record.rounds)
+    told = dataclasses.replace(
+        record,
+        lineage=decode(Lineage, config["inheritune"], f"{checkpoint / 'config.json'}: inheritune"),
+        rounds=record.rounds[: item.index],
+        outcome=record.outcome if last_one else None,
+    )
+    write_record(folder / RECORD_FILE, told)

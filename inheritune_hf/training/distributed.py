@@ -1,0 +1,153 @@
+"""Check how processes are started and models are sharded, and refuse what cannot work with rounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.integrations import deepspeed
+
+from ..configuration import InherituneConfig
+
+#: Environment variables by which launchers tell a process how many there are.
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+#: What of FSDP and DeepSpeed is refused: (is it, given accelerate's state and the recipe?, why, and what to do).
+REFUSED_SHARDING: dict[str, tuple[Callable[[Any, InherituneConfig], bool], str]] = {
+    "fsdp without a device": (
+        lambda state, recipe: _asked("ACCELERATE_USE_FSDP") and not _is_fsdp(state),
+        "Accelerate does not shard on processors and would train by DDP, without a word; leave FSDP out",
+    ),
+    "deepspeed without an engine": (
+        lambda state, recipe: _asked("ACCELERATE_USE_DEEPSPEED") and not _is_deepspeed(state),
+        "Accelerate was told to use the CPU and would train without DeepSpeed; leave one of them out",
+    ),
+    "fsdp_version": (
+        lambda state, recipe: _is_fsdp(state) and state.fsdp_plugin.fsdp_version == 1,
+        "FSDP1 flattens parameters, and what has no name cannot be carried to the next round; use 2",
+    ),
+    "fsdp_state_dict_type": (
+        lambda state, recipe: _is_fsdp(state) and "FULL" not in str(state.fsdp_plugin.state_dict_type),
+        "a sharded checkpoint holds no whole student for the next round to begin with; use FULL_STATE_DICT",
+    ),
+    "fsdp_cpu_ram_efficient_loading": (
+        lambda state, recipe: _is_fsdp(state) and bool(state.fsdp_plugin.cpu_ram_efficient_loading),
+        "only the main process would load weights, but every process measures the reference; use false",
+    ),
+    "deepspeed with optimizer_state 'keep'": (
+        lambda state, recipe: _is_deepspeed(state) and recipe.optimizer_state == "keep",
+        "ZeRO partitions the optimizer's state by position, not by parameter; use 'reset', or DDP or FSDP2",
+    ),
+    "deepspeed with lr_schedule 'continue'": (
+        lambda state, recipe: _is_deepspeed(state) and recipe.lr_schedule == "continue",
+        "each round begins with an engine of its own, and its schedule; use 'restart', or DDP or FSDP2",
+    ),
+    "scheduler in the DeepSpeed configuration": (
+        lambda state, recipe: _is_deepspeed(state) and "scheduler" in state.deepspeed_plugin.deepspeed_config,
+        "it knows nothing of rounds; leave it out and set lr_scheduler_type and warmup_steps",
+    ),
+    "stage3_gather_16bit_weights_on_model_save": (
+        lambda state, recipe: _is_deepspeed(state) and _zero(state).get("stage") == 3 and not _gathers(state),
+        "without it ZeRO-3 saves no whole student for the next round to begin with; use true",
+    ),
+    "distributed_type": (
+        lambda state, recipe: state.distributed_type == DistributedType.MEGATRON_LM,
+        "Megatron-LM builds its own models; use DDP, FSDP2 or DeepSpeed ZeRO",
+    ),
+}
+
+
+def check_launch(environment: Mapping[str, str], processes: int) -> None:
+    """
+    See whether a launcher that was asked for several processes has started one.
+
+    `accelerate launch --num_processes 2 --cpu` does so and says nothing. It leaves the address at which the processes
+    would have met, and no number of them.
+
+    Args:
+        environment (`Mapping[str, str]`): Environment variables of this process.
+        processes (`int`): How many processes there are.
+
+    Raises:
+        ValueError: If it has.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
+    if processes == 1 and launched and not any(name in environment for name in _SIZES):
+        raise ValueError(
+            "accelerate launch was asked for several processes but started one: with --cpu, or use_cpu in its "
+            "configuration, it always does. Use `torchrun --nproc_per_node N SCRIPT --use_cpu`, or give --multi_gpu to "
+            "the launcher in place of --cpu and --use_cpu to the script; for one process run the script by python."
+        )
+
+
+def check_sharding(state: Any, recipe: InherituneConfig) -> None:
+    """
+    Raise a `ValueError` that names everything of FSDP and DeepSpeed that cannot work with rounds, and why.
+
+    Args:
+        state (`accelerate.state.AcceleratorState`): How processes share the work.
+        recipe (`InherituneConfig`): The recipe.
+    """
+    complaints = [f"{name}: {why}." for name, (refused, why) in REFUSED_SHARDING.items() if refused(state, recipe)]
+    if complaints:
+        raise ValueError("This cannot work with growth on several devices:\n- " + "\n- ".join(complaints))
+
+
+def build_whole_models() -> None:
+    """Let models be built and loaded whole from now on: under ZeRO-3 all processes would have to take part in each."""
+    deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
+def sharding_of(state: Any) -> str:
+    """Return how a model is spread over devices while it trains: `none`, `fsdp` or `zero1` to `zero3`."""
+    if _is_deepspeed(state):
+        return f"zero{_zero(state).get('stage', 0)}"
+    return "fsdp" if _is_fsdp(state) else "none"
+
+
+def weights_are_finite(model: nn.Module, device: torch.device, reduce: Callable[..., torch.Tensor]) -> bool:
+    """
+    Return whether every weight on every process is a number.
+
+    Args:
+        model (`torch.nn.Module`): The model, or this process's part of it.
+        device (`torch.device`): Where this process computes.
+        reduce (`Callable`): Adds up a tensor over all processes: `Accelerator.reduce`.
+    """
+    finite = all(bool(torch.isfinite(_own_part(parameter)).all()) for parameter in model.parameters())
+    missing = torch.tensor(0 if finite else 1, device=device)
+    return int(reduce(missing, reduction="sum")) == 0
+
+
+def _own_part(parameter: Any) -> torch.Tensor:
+    """Return what this process holds of a parameter."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    held: torch.Tensor = getattr(parameter, "ds_tensor", parameter)
+    return held
+
+
+def _asked(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
+
+
+def _is_fsdp(state: Any) -> bool:
+    return bool(state.distributed_type == DistributedType.FSDP)
+
+
+def _is_deepspeed(state: Any) -> bool:
+    return bool(state.distributed_type == DistributedType.DEEPSPEED)
+
+
+def _zero(state: Any) -> Mapping[str, Any]:
+    section: Mapping[str, Any] = state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+    return section
+
+
+def _gathers(state: Any) -> bool:
+    return bool(_zero(state).get("stage3_gather_16bit_weights_on_model_save"))
