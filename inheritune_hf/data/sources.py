@@ -526,7 +526,9 @@ def _read_table(path: Path, kind: str, compression: str, layout: Layout) -> Iter
         yield bad
     except _TABLE_ERRORS as error:
         lost = f" (what follows row {number} is lost)" if number else ""
-        yield BadRow(f"{path} is not a readable {_TABLES[kind]} file: {str(error).strip()}{lost}; fetch or write it again.")
+        yield BadRow(
+            f"{path} is not a readable {_TABLES[kind]} file: {str(error).strip()}{lost}; fetch or write it again."
+        )
 
 
 # The number of rows before a batch, and its rows.

@@ -7,13 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_splits import documents_of, load, write_texts
 
 from inheritune_hf.data import duplicates
-from inheritune_hf.data.duplicates import Index, document_groups, near_duplicates
+from inheritune_hf.data.duplicates import Index, document_groups, filter_rows, isin, near_duplicates, read_column
 
 quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 
@@ -176,3 +176,40 @@ def test_the_search_for_near_duplicates_is_an_extra(tmp_path, tokenizer, caplog,
     assert load(tokenizer, **files, duplicates="remove", near_duplicates="ignore").facts.removed_documents == 2
     with pytest.raises(ImportError, match=r"needs datasketch; .*, or set near_duplicates to 'ignore'"):
         load(tokenizer, **files, near_duplicates="remove")
+
+
+DIGESTS = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), min_size=3, max_size=60)
+small = settings(deadline=None, database=None, derandomize=True)
+
+
+@small
+@given(digests=DIGESTS, few=DIGESTS | st.just([]), at_once=st.integers(1, 70))
+def test_documents_among_a_few(digests, few, at_once):
+    """A document is told by its digest, in whatever parts they are looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_DIGESTS_AT_ONCE", at_once)
+        found = isin(np.array(digests, dtype=np.int64), np.array(few, dtype=np.int64))
+    assert found.tolist() == [digest in few for digest in digests]
+
+
+def test_a_column_is_that_of_the_chosen_rows():
+    """Chosen, joined and chosen again, a column has the numbers of its rows."""
+    parts = [Dataset.from_dict({"digest": list(range(start, start + 50)), "x": ["a"] * 50}) for start in (0, 50, 100)]
+    assert read_column(parts[0].select([]), "digest").tolist() == []
+    odd = filter_rows(concatenate_datasets(parts), np.arange(150) % 2 == 1)
+    assert read_column(odd, "digest").tolist() == list(range(1, 150, 2))
+    mixed = concatenate_datasets([odd, parts[0]])
+    assert read_column(mixed.select([80, 0, 3]), "digest").tolist() == [5, 1, 7]
+
+
+@small
+@given(keep=st.lists(st.booleans(), min_size=1, max_size=30), again=st.booleans())
+def test_rows_that_are_kept(keep, again):
+    """They are what select gives, whatever was chosen before, and are known again by what was kept."""
+    rows = Dataset.from_dict({"digest": list(range(len(keep))), "text": ["a"] * len(keep)})
+    rows = rows.select(range(len(keep) - 1, -1, -1)) if again else rows
+    mask = np.array(keep)
+    kept = filter_rows(rows, mask)
+    assert kept[:] == rows.select(np.flatnonzero(mask))[:]
+    assert kept._fingerprint == filter_rows(rows, mask)._fingerprint
+    assert (kept._fingerprint == rows._fingerprint) == mask.all()

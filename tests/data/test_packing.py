@@ -10,43 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, Value
-from hypothesis import HealthCheck, given, settings
+from datasets import Dataset
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tokenization import expected_tokens, make_documents, quick, texts
 
-from inheritune_hf.data import CausalCollator, check_tokenizer, set_fingerprint, tokenization
+from inheritune_hf.data import CausalCollator, set_fingerprint
 from inheritune_hf.data.packing import cut_windows, pack_sequences
-from inheritune_hf.data.tokenization import MOST_PER_BATCH, Encoder, documents_per_batch, tokenize_documents
+from inheritune_hf.data.tokenization import MOST_PER_BATCH, Encoder, tokenize_documents
 
-quick = settings(
-    max_examples=20,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 ROOT = Path(__file__).parents[2]
-texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=40), min_size=1, max_size=12)
-
-
-def make_documents(items, tokenizer):
-    dataset = Dataset.from_dict({"text": items}, features=Features({"text": Value("large_string")}))
-    return tokenize_documents(dataset, Encoder(tokenizer))
-
-
-def expected_tokens(items, tokenizer):
-    """The same documents, the plain way: one at a time."""
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in items if text.strip()]
-    return [[*row, tokenizer.eos_token_id] for row in ids]
-
-
-@quick
-@given(items=texts)
-def test_every_document_ends_with_the_end_of_text_token(items, tokenizer):
-    """Tokenizing keeps the order, ends each document, and leaves out blank ones."""
-    documents = make_documents(items, tokenizer)
-    assert documents["input_ids"][:] == expected_tokens(items, tokenizer)
-    assert documents["length"][:] == [len(row) for row in documents["input_ids"]]
 
 
 @quick
@@ -117,63 +90,6 @@ def test_windows_number_documents_across_batches(tokenizer):
     assert cut_windows(make_documents(items, tokenizer), 8)["document"][:] == list(range(MOST_PER_BATCH + 2))
 
 
-def test_few_long_documents_are_looked_at_together():
-    """A batch has about as many bytes whatever the documents are, within limits, and knows what was left out before."""
-    for letters, count in ((2_000_000, 16), (160_000, 99), (10, MOST_PER_BATCH)):
-        documents = Dataset.from_dict({"text": ["a" * letters] * 20})
-        assert documents_per_batch(documents) == count
-        assert documents_per_batch(documents.select([3, 1])) == count
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_worker_that_dies_is_said(tokenizer, monkeypatch):
-    """A worker that is killed, as one is that runs out of memory, ends in an error that says what to do."""
-
-    def die(*arguments, **options):
-        import os
-
-        os._exit(9)
-
-    monkeypatch.setattr(tokenization, "_tokenize_batch", die)
-    rows = Dataset.from_dict({"text": ["a"] * 40})
-    with pytest.raises(ChildProcessError, match=r"A process that tokenized has died .*; what was finished is not done"):
-        tokenize_documents(rows, Encoder(tokenizer), workers=2)
-
-
-def test_workers_share_a_tokenizer(build_tokenizer, tokenizer):
-    """A tokenizer that is shared is the one an encoder finds at its other end; another one brings its own."""
-    shared = build_tokenizer(vocab_size=270)
-    before = pickle.loads(pickle.dumps(Encoder(shared)))  # noqa: S301 (its own pickle)
-    assert before.tokenizer is not shared
-    assert before.tokenizer("layer")["input_ids"] == shared("layer")["input_ids"]
-    Encoder(shared).share()
-    assert pickle.loads(pickle.dumps(Encoder(shared, source="here"))) == Encoder(shared, source="here")  # noqa: S301
-    assert pickle.loads(pickle.dumps(Encoder(tokenizer))).tokenizer is not shared  # noqa: S301
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_processes_tokenize_the_same(tokenizer):
-    """With several processes the documents are those of one, in the same order."""
-    items = [f"layer {index} is kept" for index in range(300)]
-    dataset = Dataset.from_dict({"text": items}, features=Features({"text": Value("large_string")}))
-    for workers in (2, 3):
-        found = tokenize_documents(dataset, Encoder(tokenizer, source=f"{workers} workers"), workers)
-        assert found["input_ids"][:] == expected_tokens(items, tokenizer)
-
-
-def test_no_other_special_token_is_added(build_tokenizer):
-    """A tokenizer that opens every text with a token of its own does not do so here."""
-    from tokenizers.processors import TemplateProcessing
-
-    opening = build_tokenizer()
-    opening.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", opening.eos_token_id)]
-    )
-    assert opening("layer")["input_ids"][0] == opening.eos_token_id
-    row = make_documents(["layer"], opening)["input_ids"][0]
-    assert row.count(opening.eos_token_id) == 1
-
-
 def test_a_fingerprint_is_that_of_the_content(tokenizer):
     """Equal sets have equal fingerprints however they were made; any other token, row end or document changes it."""
     rows = {"input_ids": [[1, 2, 3], [4, 5]], "document": [0, 1]}
@@ -235,34 +151,6 @@ def test_the_collator_travels_to_workers_and_cannot_change():
     assert pickle.loads(pickle.dumps(collator)) == collator  # noqa: S301 (its own pickle)
     with pytest.raises(dataclasses.FrozenInstanceError):
         collator.pad_token_id = 4
-
-
-def test_a_tokenizer_must_fit_the_reference(tokenizer):
-    """As many tokens as embeddings or fewer pass; more are refused with both numbers."""
-    check_tokenizer(tokenizer, len(tokenizer))
-    check_tokenizer(tokenizer, 50257)
-    with pytest.raises(ValueError, match=rf"tokenizer has {len(tokenizer)} tokens, the reference only 100; use the"):
-        check_tokenizer(tokenizer, 100)
-
-
-def test_another_end_of_text_than_the_references_is_said_once(build_tokenizer, caplog):
-    """Where the config names other tokens only, it is warned of, with both; one of several, or none, is right."""
-    tokenizer = build_tokenizer()
-    end = tokenizer.eos_token_id
-    for right in (None, [], end, [7, end]):
-        check_tokenizer(tokenizer, 50257, right)
-    assert not caplog.records
-    other = tokenizer.convert_ids_to_tokens(7)
-    for _ in range(2):
-        check_tokenizer(tokenizer, 50257, [7, 50256])
-    said = f"ends documents with '<|endoftext|>' ({end}), the reference's config names {other!r} (7), None (50256)"
-    assert [record.getMessage().count(said) for record in caplog.records] == [1]
-
-
-def test_a_tokenizer_must_end_documents(build_tokenizer):
-    """Without an end-of-text token there is no way to separate documents."""
-    with pytest.raises(ValueError, match=r"no end-of-text token, .*set tokenizer.eos_token"):
-        check_tokenizer(build_tokenizer(end=None), 50257)
 
 
 def test_importing_the_package_does_not_import_torch():

@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets import Dataset
-from test_splits import TEXTS, documents_of, load, write_jsonl, write_texts
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from datasets import Dataset, DatasetDict, Features, Value
+from test_splits import TEXTS, load, mixture, write_jsonl, write_texts
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import Document, load_data_splits, sources
+from inheritune_hf.data.sources import BadRow, Layout, mark_long, read_rows
 
 ROWS = [{"text": text} for text in TEXTS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -103,50 +103,11 @@ def test_rows_of_tokens_keep_their_labels(tmp_path, tokenizer):
     assert load(tokenizer, dataset_name="./saved", rows="tokens", block_size=4).facts.train.documents > 0
 
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}"
-MARKED = (
-    "{% for m in messages %}<{{ m.role }}> {% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
-)
-
-
 def chats(count=12):
     return [
         {"messages": [{"role": "user", "content": f"layer {n}?"}, {"role": "assistant", "content": f"kept {n}"}]}
         for n in range(count)
     ]
-
-
-def test_chats_are_written_by_the_template(tmp_path, build_tokenizer):
-    """Rows of messages become the text that the reference's template makes of them."""
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    splits = load(tokenizer, train_files=[write_jsonl(tmp_path / "chat.jsonl", chats())], rows="messages")
-    assert documents_of(splits.selection, tokenizer)[0].startswith("<user> layer ")
-    tokenizer.chat_template = MARKED
-    splits = load(
-        tokenizer, train_files=[str(tmp_path / "chat.jsonl")], rows="messages", chat_loss="assistant", block_size=64
-    )
-    row = splits.selection[0]
-    counted = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
-    assert tokenizer.decode(counted).strip().startswith("kept ")
-
-
-@pytest.mark.parametrize(
-    ("template", "settings", "message"),
-    [
-        (None, {}, r"tokenizer has no chat template, so the chat \"\[\{'role': 'user'.* cannot be written; set"),
-        (TEMPLATE, {"chat_loss": "assistant"}, r"does not mark what the assistant says .*set chat_loss to 'all'"),
-        ("{{ raise_exception('no') }}", {}, r"chat template refuses the chat .*: no; repair the row"),
-    ],
-)
-def test_chats_that_cannot_be_written(template, settings, message, tmp_path, build_tokenizer):
-    """A chat without a template, or one that does not do what is asked, is said with the chat."""
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = template
-    path = write_jsonl(tmp_path / "chat.jsonl", chats())
-    with pytest.raises(ValueError, match=message):
-        load(tokenizer, train_files=[path], rows="messages", **settings)
 
 
 BAD_ROWS = {
@@ -221,33 +182,6 @@ def test_a_source_is_known_by_what_is_in_its_files(most, kind, tmp_path, tokeniz
     assert fingerprint() != before
 
 
-# --- mixtures --------------------------------------------------------------------------------------------------------
-
-
-def mixture(tmp_path, *weights):
-    sources = []
-    for number, weight in enumerate(weights):
-        rows = [{"text": f"source {number} says {n} " * 3} for n in range(20 * (number + 1))]
-        source = {"files": write_jsonl(tmp_path / f"{number}.jsonl", rows)}
-        sources.append(source if weight is None else {**source, "weight": weight})
-    return sources
-
-
-def test_a_mixture_has_the_shares_it_was_given(tmp_path, tokenizer):
-    """Each source has its share of the sequences, spread evenly; each document comes at least once."""
-    splits = load(tokenizer, sources=mixture(tmp_path, 3, 1), near_duplicates="ignore")
-    texts = [tokenizer.decode(row) for row in splits.train["input_ids"]]
-    first = [("source 0" in text or "e 0 says" in text) for text in texts]
-    assert 0.7 < sum(first) / len(first) < 0.8
-    assert 0.6 < sum(first[: len(first) // 4]) / (len(first) // 4) < 0.9
-    passes = [source.passes for source in splits.facts.sources]
-    assert passes[0] > 1
-    assert min(passes) == 1
-    plain = load(tokenizer, sources=mixture(tmp_path, None, None), near_duplicates="ignore")
-    assert [source.passes for source in plain.facts.sources] == [1, 1]
-    assert plain.facts.train.documents == splits.facts.train.documents == 54
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -273,14 +207,6 @@ def test_sources_that_cannot_be_mixed(source, message, tmp_path, tokenizer):
         load(tokenizer, sources=[*mixture(tmp_path, 1), source])
 
 
-def test_a_weight_that_is_a_slip_is_not_tried(tmp_path, tokenizer):
-    """A weight by which one source would come a thousand times and more is said with both sizes, at once."""
-    with pytest.raises(
-        ValueError, match=r"source 1 would come [\d,]+ times \(at most 1,000\), so that .* source 2 comes once; give"
-    ):
-        load(tokenizer, sources=mixture(tmp_path, 1, 1e-9), near_duplicates="ignore")
-
-
 def test_a_full_disk_is_named(tmp_path, tokenizer, monkeypatch):
     """What cannot be written is said with the setting and the place."""
 
@@ -290,18 +216,6 @@ def test_a_full_disk_is_named(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.finalize", full)
     with pytest.raises(OSError, match=r"train_files: what was read cannot be written to the cache .*No space left"):
         load(tokenizer, train_files=[write_jsonl(tmp_path / "rows.jsonl", ROWS)])
-
-
-def test_a_source_needs_one_sequence(tmp_path, tokenizer):
-    """A source of a mixture that is shorter than a sequence would have no share."""
-    small = write_jsonl(tmp_path / "small.jsonl", [{"text": "a"}])
-    with pytest.raises(ValueError, match=r"source 2 has fewer tokens than one sequence; leave it out, or lower block"):
-        load(
-            tokenizer,
-            sources=[*mixture(tmp_path, 1), {"files": small, "weight": 1}],
-            selection_files=[write_texts(tmp_path / "s", TEXTS[:1])],
-            test_files=[write_texts(tmp_path / "t", TEXTS[1:2])],
-        )
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -379,14 +293,6 @@ def test_damage_can_be_skipped_and_is_counted(tmp_path, tokenizer, caplog):
     assert counts["damaged"] == counts["passes"] * (len(bad) + 6)
 
 
-def test_a_damaged_data_set_is_named(tmp_path, tokenizer):
-    """A folder of a data set with a file that cannot be read is named, with what to do."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "train.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(ValueError, match=r"\./folder \(train\) cannot be read: .*give its files by train_files, which"):
-        load(tokenizer, dataset_name="./folder")
-
-
 def test_long_documents_are_damage(tmp_path, tokenizer):
     """A document longer than the bound is named, in a line, a row and a file, without being held."""
     rows = [*ROWS[:2], {"text": "a" * 4000}, *ROWS[2:]]
@@ -433,50 +339,311 @@ def test_a_line_of_200_megabytes_is_not_held(tmp_path):
     assert result["grown"] < 20_000_000
 
 
-# --- the tokenizer and the data --------------------------------------------------------------------------------------
+# --- files that are not what they seem, or damaged -------------------------------------------------------------------
+
+TABLE_ROWS = [{"text": f"row {number} of a table, and what it says"} for number in range(400)]
 
 
-def word_tokenizer():
-    """A tokenizer that knows a few words only."""
-    words = {"<end>": 0, "<unk>": 1, "layer": 2, "kept": 3}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unk>")
+def write_table(path, rows=TABLE_ROWS, group=50, **options):
+    table = pyarrow.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=group, **options)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as file:
+            file.write_table(table, max_chunksize=group)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_tables_with_changed_bits_are_read_or_named(name, tmp_path):
+    """Whatever bit of a table is wrong, each row is read or there is damage; nothing else is raised."""
+    path = write_table(tmp_path / name, compression="none") if name == "rows.parquet" else write_table(tmp_path / name)
+    whole, draw = path.read_bytes(), random.Random(0)
+    damaged = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(bytes(data))
+        rows = list(read_rows(path, Layout(skip=True)))
+        found = [row for row in rows if isinstance(row, BadRow)]
+        assert found or len(rows) == len(TABLE_ROWS)
+        assert all(str(damage).startswith(str(path)) or f"of {path}" in str(damage) for damage in found)
+        damaged += bool(found)
+    assert damaged > 5
+
+
+def test_a_damaged_row_group_costs_no_other(tmp_path):
+    """Of a Parquet file with a damaged row group, the others are read; checksums are looked at."""
+    path = write_table(tmp_path / "rows.parquet", compression="zstd", write_page_checksum=True)
+    group = pyarrow.parquet.ParquetFile(path).metadata.row_group(2).column(0)
+    data = bytearray(path.read_bytes())
+    data[group.data_page_offset + group.total_compressed_size // 3] ^= 1
+    path.write_bytes(bytes(data))
+    rows = list(read_rows(path, Layout(skip=True)))
+    damage = [row for row in rows if isinstance(row, BadRow)]
+    assert len(damage) == 1
+    with pytest.raises(BadRow, match=r"rows\.parquet, rows 101 to 150: damaged \(.*\); fetch or write it again"):
+        list(read_rows(path, Layout()))
+    assert [row for row in rows if row not in damage] == TABLE_ROWS[:100] + TABLE_ROWS[150:]
+
+
+def test_words_in_a_dictionary_are_text(tmp_path):
+    """Columns of categories, and of views, are read as the strings they are."""
+    texts = pyarrow.array([row["text"] for row in TABLE_ROWS])
+    for column in (texts.dictionary_encode(), texts.cast(pyarrow.string_view())):
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "rows.parquet")
+        assert list(read_rows(tmp_path / "rows.parquet", Layout())) == TABLE_ROWS
+
+
+def test_token_files_are_not_read_as_text(tmp_path):
+    """A token file would be one long document of text."""
+    (tmp_path / "a.bin").write_bytes(b"text\nhello\n")
+    with pytest.raises(ValueError, match=r"a\.bin holds tokens; name token files by their ending, such as .*/\*\.bin"):
+        list(read_rows(tmp_path / "a.bin", Layout()))
+
+
+def test_csv_and_tsv_files_are_read_as_written(tmp_path):
+    """Each row of a table is a document, whatever it looks like; what is damaged has a place."""
+    texts = ["NA", "007", 'two\nlines, "quoted"', "", "é"]
+    lines = [f'{n},"{text.replace(chr(34), chr(34) * 2)}"' for n, text in enumerate(texts)]
+    (tmp_path / "a.csv").write_text("\n".join(["\ufeffid,text", *lines]) + "\n", encoding="utf-8")
+    assert [row["text"] for row in read_rows(tmp_path / "a.csv", Layout())] == texts
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"id\ttext\n1\tone, two\n2\n"))
+    assert [row["text"] for row in read_rows(tmp_path / "a.tsv.gz", Layout())] == ["one, two", ""]
+    with pytest.raises(BadRow, match=r"a\.csv has no column 'body'; set text_column to one of 'id', 'text'"):
+        list(read_rows(tmp_path / "a.csv", Layout(column="body")))
+    with pytest.raises(BadRow, match=r"a\.csv, row 3 is longer than max_document_bytes \(10\)"):
+        list(read_rows(tmp_path / "a.csv", Layout(most_bytes=10)))
+    with pytest.raises(ValueError, match=r"a\.csv is a text file, but rows is 'tokens'; give JSON, Parquet or Arrow"):
+        list(read_rows(tmp_path / "a.csv", Layout("tokens")))
+    for content in (b"id,text\n1,a\n2,b,c\n", b"id,text\n1,\xff\n"):
+        (tmp_path / "a.csv").write_bytes(content)
+        with pytest.raises(BadRow, match=r"a\.csv is not a readable CSV file: .*; fetch or write it again"):
+            list(read_rows(tmp_path / "a.csv", Layout()))
+
+
+def test_a_json_list_is_read_whole(tmp_path):
+    """Its items are rows; what is wrong with one is said with its number, and what is no JSON with its line."""
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf [{"text": "a"}, {"body": 1}]')
+    rows = list(read_rows(tmp_path / "a.json", Layout(skip=True)))
+    assert rows[0] == {"text": "a"}
+    assert "a.json, item 2 has no column 'text'" in str(rows[1])
+    for content, message in (
+        (b'[{"text": "a"},\n{"text": tru}]', r"a\.json is damaged \(Expecting value: line 2 column 10 "),
+        (b'[{"text": "a"}] {}', r"a\.json is damaged \(Extra data: line 1 column 17"),
+        (b"[" * 100_000, r"a\.json is damaged \(maximum recursion depth exceeded"),
+        (b'[{"text": "a\xff"}]', r"a\.json is not UTF-8 text: byte 0xff at byte offset 12; convert it"),
+    ):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(BadRow, match=message):
+            list(read_rows(tmp_path / "a.json", Layout()))
+
+
+def test_other_names_of_json_lines(tmp_path):
+    """.ndjson is JSON lines, and .zstd is .zst."""
+    lines = "".join(json.dumps(row) + "\n" for row in TABLE_ROWS)
+    (tmp_path / "a.ndjson").write_text(lines)
+    with pyarrow.CompressedOutputStream(str(tmp_path / "b.jsonl.zstd"), "zstd") as file:
+        file.write(lines.encode())
+    for name in ("a.ndjson", "b.jsonl.zstd"):
+        assert list(read_rows(tmp_path / name, Layout())) == TABLE_ROWS
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.txt.zst"])
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(name, tmp_path):
+    """What the system refuses is said as it is, compressed or not."""
+    (tmp_path / name).symlink_to(tmp_path / name)  # leads to itself
+    with pytest.raises(BadRow, match=r"the file cannot be read \(.*\); make it readable, or leave it out"):
+        list(read_rows(tmp_path / name, Layout()))
+
+
+DEEP = {
+    "nested too deep": ("text", '{"text": ' + "[" * 100_000, r"line 2 is damaged \(maximum recursion depth exceeded"),
+    "a long number": ("text", '{"text": ' + "1" * 5_000 + "}", r"line 2 is damaged \(Exceeds the limit \(4300 digits"),
+    "unequal lists": ("tokens", '{"input_ids": [[1], [2, 3]]}', r"line 2: 'input_ids' must be a list of whole numbers"),
+    "a label below 0": (
+        "tokens",
+        '{"input_ids": [1, 2], "labels": [-5, 2]}',
+        r"line 2: 'labels' has 2 or -5, which is no token id; repair the row",
+    ),
+    "half a surrogate": (
+        "messages",
+        '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        r"line 2: 'messages' holds half a surrogate pair",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_strange_rows_have_a_place(case, tmp_path):
+    """What Python's own readers refuse in their own words is said with its line, and can be skipped."""
+    rows, bad, message = DEEP[case]
+    good = {"text": {"text": "a"}, "tokens": {"input_ids": [1]}, "messages": {"messages": [{"role": "user"}]}}[rows]
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(good)}\n{bad}\n{json.dumps(good)}\n")
+    with pytest.raises(BadRow, match=message):
+        list(read_rows(tmp_path / "a.jsonl", Layout(rows)))
+    kinds = [isinstance(row, BadRow) for row in read_rows(tmp_path / "a.jsonl", Layout(rows, skip=True))]
+    assert kinds == [False, True, False]
+
+
+# --- data sets on this machine ----------------------------------------------------------------------------------------
+
+SET_ROWS = [{"text": f"document {number} of a set"} for number in range(40)]
+NONE = Dataset.from_dict({"text": []}, features=Features({"text": Value("string")}))
+
+
+def load_small(tokenizer, **settings):
+    defaults = {"near_duplicates": "ignore", "selection_fraction": 0.2, "test_fraction": 0.2}
+    return load_data_splits(DataConfig(**{**defaults, **settings}), tokenizer, block_size=8)
+
+
+def saved(folder):
+    DatasetDict({"train": Dataset.from_list(SET_ROWS), "empty": NONE}).save_to_disk(folder)
+    return next((folder / "train").glob("*.arrow"))
+
+
+def without_rows(folder):
+    NONE.save_to_disk(folder)
+
+
+def with_a_file_cut_off(folder):
+    path = saved(folder)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def without_a_file(folder):
+    saved(folder).unlink()
+
+
+def with_a_damaged_state(folder):
+    saved(folder)
+    (folder / "dataset_dict.json").write_text("{")
+
+
+def an_empty_parquet_file(folder):
+    folder.mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), folder / "train.parquet")
+
+
+def a_broken_json_file(folder):
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": \n')
+
+
+def a_program(folder):
+    folder.mkdir()
+    (folder / "folder.py").write_text("raise SystemExit(9)")
+
+
+def no_file(folder):
+    folder.mkdir()
+
+
+UNREADABLE = {
+    "no row": (without_rows, {}, r"\./folder has no row in folder; give another split"),
+    "an empty split": (saved, {"train_split": "empty"}, r"\./folder has no row in folder/empty; give another split"),
+    "no such split": (saved, {"train_split": "dev"}, r"\./folder has no split 'dev'; its splits are 'train', 'empty'"),
+    "cut off": (with_a_file_cut_off, {}, r"\./folder cannot be read: .*; write it again with save_to_disk"),
+    "a file missing": (without_a_file, {}, r"\./folder cannot be read: .*; write it again with save_to_disk"),
+    "state": (with_a_damaged_state, {}, r"dataset_dict\.json is damaged .*; write the data set again with save_to_di"),
+    "Parquet": (an_empty_parquet_file, {}, r"\./folder.* cannot be read: .*; repair it, or give its files by"),
+    "JSON": (a_broken_json_file, {}, r"\./folder.* cannot be read: .*; repair it, or give its files by train_"),
+    "split of a folder": (a_broken_json_file, {"train_split": "dev"}, r"\./folder \(dev\).*train"),
+    "a program": (a_program, {}, r"\./folder \(train\) is made by a program, .*refs/convert/parquet --local-dir copy"),
+    "no files": (no_file, {}, r"folder doesn't contain any data files"),
+}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_text_that_the_tokenizer_does_not_know(streaming, tmp_path):
-    """A tokenizer that was made for other text is found at the first documents, with one of them."""
-    known = write_jsonl(tmp_path / "known.jsonl", [{"text": "layer kept"}] * 30)
-    foreign = write_jsonl(tmp_path / "foreign.jsonl", [{"text": "layer kept"}, {"text": "schicht bleibt"}] * 30)
-    sets = {"selection_files": [known], "test_files": [known], "streaming": streaming, "near_duplicates": "ignore"}
-    assert load(word_tokenizer(), train_files=[known], block_size=2, **sets)
-
-    def begin():
-        next(iter(load(word_tokenizer(), train_files=[foreign], block_size=2, **sets).train))
-
-    with pytest.raises(
-        ValueError, match=r"foreign\.jsonl: the tokenizer does not know \d+ of \d+ tokens .*'schicht bl"
-    ):
-        begin()
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_data_set_that_cannot_be_read_is_named(case, streaming, tmp_path, tokenizer):
+    """What `datasets` says in its own words is said with the name of the data set, and what to do."""
+    make, settings, message = UNREADABLE[case]
+    make(tmp_path / "folder")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_small(tokenizer, dataset_name="./folder", streaming=streaming, **settings)
 
 
-def test_the_end_of_text_token_within_a_document(tmp_path, tokenizer, caplog):
-    """It is warned of, with the document; where documents are to be told apart by it, it is an error."""
-    rows = [*ROWS, {"text": f"one {tokenizer.eos_token} two"}]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    load(tokenizer, train_files=[path])
-    assert "the end-of-text token '<|endoftext|>' is within a document, as in 'one <|endoftext|> two'" in caplog.text
-    with pytest.raises(ValueError, match=r"rows\.jsonl: the end-of-text token .* is within a document too, as in 'one"):
-        load(tokenizer, train_files=[path], document_boundaries=True)
+@pytest.mark.parametrize("name", ["rows.jsonl", "./rows.jsonl"])
+def test_a_file_is_no_data_set(name, tmp_path, tokenizer):
+    """A file that is given as a data set is sent to where it belongs."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(FileNotFoundError, match=r"rows\.jsonl is a file; give it by train_files"):
+        load_small(tokenizer, dataset_name=name)
 
 
-def test_tokens_out_of_range(tmp_path, tokenizer):
-    """A tokenizer, or a row, with more tokens than the reference knows is refused, with the row."""
-    path = write_jsonl(tmp_path / "rows.jsonl", [{"input_ids": [1, 2]}, {"input_ids": [1, 999]}])
-    with pytest.raises(
-        ValueError, match=r"Token 999 at place 1 of the document '\[1, 999\]' is out of the reference's"
-    ):
-        load(tokenizer, train_files=[path], rows="tokens")
-    with pytest.raises(ValueError, match=r"tokenizer has 292 tokens, the reference only 100; use the reference's own"):
-        load_data_splits(DataConfig(train_files=[path], rows="tokens"), tokenizer, vocab_size=100)
+@pytest.mark.parametrize(
+    ("rows", "row", "message"),
+    [
+        ("tokens", {"input_ids": "abc"}, r"Column 'input_ids' of \./folder \(train\) holds .*lists of whole numbers"),
+        ("tokens", {"input_ids": [1, 2**40]}, r"The row .*: 'input_ids' has 1099511627776 or 1, which is no token id"),
+        ("tokens", {"input_ids": [1, None]}, r"The row .*: 'input_ids' must be a list of whole numbers; repair it"),
+        ("tokens", {"input_ids": [1, 2], "labels": [1, 999]}, r"Label 999 at place 1 of the document .* is out of the"),
+        ("messages", {"messages": "hello"}, r"Column 'messages' of \./folder \(train\) holds .*objects with 'role'"),
+    ],
+)
+def test_rows_of_a_data_set_hold_what_they_should(rows, row, message, tmp_path, tokenizer):
+    """Tokens and messages of a data set are looked at as those of files are."""
+    Dataset.from_list([row] * 9).save_to_disk(tmp_path / "folder")
+    with pytest.raises(ValueError, match=message):
+        load_small(tokenizer, dataset_name="./folder", rows=rows)
+
+
+def test_a_later_shard_that_cannot_be_read_is_named(tmp_path, tokenizer):
+    """A stream that comes upon a damaged file says of which source."""
+    (tmp_path / "folder").mkdir()
+    Dataset.from_list(SET_ROWS).to_parquet(tmp_path / "folder" / "train-0.parquet")
+    Dataset.from_list(SET_ROWS).to_parquet(tmp_path / "folder" / "train-1.parquet")
+    settings = {"dataset_name": "./folder", "streaming": True, "carve_documents": 40, "shuffle_documents": 0}
+    stream = load_small(tokenizer, **settings).train
+    path = tmp_path / "folder" / "train-1.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"\./folder cannot be read: .*; repair it, or give its files by train_files"):
+        for _ in zip(range(500), stream, strict=False):
+            pass
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_long_documents_of_a_data_set_are_damage_too(streaming, tmp_path, tokenizer):
+    """max_document_bytes holds for data sets as well: an error, or left out if asked."""
+    rows = [*SET_ROWS, {"text": "é" * 1001}]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "folder")
+    settings = {"dataset_name": "./folder", "max_document_bytes": 2001, "streaming": streaming}
+    place = r"The document 'é.*'" if streaming else r"\./folder \(train\), row 41"
+    with pytest.raises(ValueError, match=rf"{place} is longer than max_document_bytes \(2,001\); split the document"):
+        for _ in zip(range(500), load_small(tokenizer, **settings).train, strict=False):
+            pass
+    splits = load_small(tokenizer, **settings, damaged_rows="skip")
+    rows = [row for _, row in zip(range(400), splits.train, strict=False)]
+    assert "é" not in tokenizer.decode([token for row in rows for token in row["input_ids"]])
+    if streaming:
+        counts = rows[-1]["reader_state"]["sources"][0]["counts"]
+        assert counts["damaged"] == counts["passes"] > 0
+    else:
+        assert (splits.facts.damaged_rows, splits.facts.skipped_documents) == (1, 0)
+
+
+def test_what_was_skipped_comes_back_when_it_is_allowed(tmp_path, tokenizer):
+    """A document that was too long for one run is read by the next, which allows it; nothing stale is used."""
+    Dataset.from_list([*SET_ROWS, {"text": "long " * 300}]).select(range(1, 41)).save_to_disk(tmp_path / "folder")
+
+    def counts(**settings):
+        facts = load_small(tokenizer, dataset_name="./folder", **settings).facts
+        documents = facts.train.documents + facts.selection.documents + facts.test.documents
+        return documents, facts.damaged_rows
+
+    assert counts(max_document_bytes=1000, damaged_rows="skip") == (39, 1)
+    assert counts() == (40, 0)
+    with pytest.raises(ValueError, match=r"\./folder \(train\), row 40 is longer than max_document_bytes \(1,000\)"):
+        counts(max_document_bytes=1000)
+    assert counts(max_document_bytes=1000, damaged_rows="skip") == (39, 1)
+
+
+def test_chosen_rows_are_marked_by_their_own_sizes():
+    """Of a data set that is a choice of rows, those are marked that are chosen; a null is not."""
+    rows = Dataset.from_dict({"text": ["a" * 9, "b", None, "c" * 8]}).select([3, 2, 1])
+    layout = Layout(most_bytes=7, skip=True)
+    marked = mark_long(rows, layout, "here")
+    assert [row and row[:34] for row in marked["bad_row"]] == ["here, row 1 is longer than max_doc", None, None]
+    assert marked["text"][:] == ["c" * 8, None, "b"]
+    assert mark_long(rows.select([1, 2]), layout, "here").column_names == ["text"]

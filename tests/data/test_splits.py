@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import tracemalloc
 
 import numpy as np
 import pyarrow
@@ -16,6 +18,8 @@ from transformers import ByT5Tokenizer
 
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import Document, load_data_splits, set_fingerprint, splits_from_documents
+from inheritune_hf.data import splits as data_splits
+from inheritune_hf.data.duplicates import isin
 from inheritune_hf.data.splits import choose_carved
 
 TEXTS = [f"def layer_{index}(x):\n    return x + {index}\n" for index in range(40)]
@@ -80,27 +84,6 @@ def test_carving_does_not_depend_on_the_order(tmp_path, tokenizer):
         assert found == [text for text in texts if text in found]
         sets.append(set(found))
     assert sets[0] == sets[1]
-
-
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
-@given(
-    digests=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=60, unique=True),
-    seed=st.integers(0, 9),
-    shares=st.tuples(st.floats(0.01, 0.49), st.floats(0.01, 0.49)),
-    data=st.data(),
-)
-def test_carving_depends_on_the_documents_alone(digests, seed, shares, data):
-    """Any order of the documents, and any repetition, carves the same disjoint sets and leaves some to train on."""
-    shares = dict(zip(("selection", "test"), shares, strict=True))
-    again = data.draw(st.permutations(digests + data.draw(st.lists(st.sampled_from(digests), max_size=20))))
-    one, two = (choose_carved(np.array(items, dtype=np.int64), shares, seed) for items in (digests, again))
-    assert {name: set(chosen.tolist()) for name, chosen in one.items()} == {
-        name: set(chosen.tolist()) for name, chosen in two.items()
-    }
-    sets = [set(chosen.tolist()) for chosen in one.values()]
-    assert not sets[0] & sets[1]
-    assert all(sets)
-    assert len(sets[0] | sets[1]) < len(digests)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -249,15 +232,6 @@ def test_brackets_in_a_name_are_no_glob(tmp_path, tokenizer):
     """A file that is there is read under its own name, whatever letters it has."""
     path = write_jsonl(tmp_path / "we[1]rd*.jsonl", [{"text": text} for text in TEXTS])
     assert load(tokenizer, train_files=[path]).facts.train.documents == 36
-
-
-# Python 3.12 and later warn about any fork of a process with threads: https://github.com/python/cpython/issues/100228
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_several_workers_give_the_same_sets(tmp_path, build_tokenizer):
-    """The number of preprocessing processes changes nothing."""
-    files = [write_texts(tmp_path / "texts")]
-    one, two = (load(build_tokenizer(), train_files=files, preprocessing_workers=workers) for workers in (None, 2))
-    assert one.facts == two.facts
 
 
 def test_a_second_call_tokenizes_nothing(tmp_path, build_tokenizer, monkeypatch):
@@ -458,3 +432,83 @@ def test_the_tokenizer_is_checked_first(build_tokenizer):
     """A tokenizer that cannot end documents is refused before files are read."""
     with pytest.raises(ValueError, match=r"no end-of-text token"):
         load(build_tokenizer(end=None), train_files=["absent.txt"])
+
+
+DIGESTS = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), min_size=3, max_size=60)
+small = settings(deadline=None, database=None, derandomize=True)
+
+
+@small
+@given(digests=DIGESTS, seed=st.integers(0, 9), at_once=st.integers(1, 70))
+def test_those_are_carved_whose_hash_comes_first(digests, seed, at_once):
+    """The carved documents are the first in the order of their sha256 with the seed, however they are looked at."""
+    ordered = sorted(set(digests), key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
+    if len(ordered) < 3:
+        return
+    count = max(1, int(0.3 * len(ordered)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_splits, "_AT_ONCE", at_once)
+        chosen = choose_carved(np.array(digests), {"selection": 0.3, "test": 0.3}, seed)
+    assert chosen["selection"].tolist() == ordered[:count]
+    assert chosen["test"].tolist() == ordered[count : 2 * count]
+
+
+def test_carving_takes_few_bytes_of_each_document():
+    """What is held to choose among many documents is less than 50 bytes for each."""
+    count = 400_000
+    digests = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, count)
+    tracemalloc.start()
+    try:
+        chosen = choose_carved(digests, {"selection": 0.001, "test": 0.001}, 0)
+        isin(digests, np.concatenate(list(chosen.values())))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 * count
+
+
+# --- mixtures --------------------------------------------------------------------------------------------------------
+
+
+def mixture(tmp_path, *weights):
+    sources = []
+    for number, weight in enumerate(weights):
+        rows = [{"text": f"source {number} says {n} " * 3} for n in range(20 * (number + 1))]
+        source = {"files": write_jsonl(tmp_path / f"{number}.jsonl", rows)}
+        sources.append(source if weight is None else {**source, "weight": weight})
+    return sources
+
+
+def test_a_mixture_has_the_shares_it_was_given(tmp_path, tokenizer):
+    """Each source has its share of the sequences, spread evenly; each document comes at least once."""
+    splits = load(tokenizer, sources=mixture(tmp_path, 3, 1), near_duplicates="ignore")
+    texts = [tokenizer.decode(row) for row in splits.train["input_ids"]]
+    first = [("source 0" in text or "e 0 says" in text) for text in texts]
+    assert 0.7 < sum(first) / len(first) < 0.8
+    assert 0.6 < sum(first[: len(first) // 4]) / (len(first) // 4) < 0.9
+    passes = [source.passes for source in splits.facts.sources]
+    assert passes[0] > 1
+    assert min(passes) == 1
+    plain = load(tokenizer, sources=mixture(tmp_path, None, None), near_duplicates="ignore")
+    assert [source.passes for source in plain.facts.sources] == [1, 1]
+    assert plain.facts.train.documents == splits.facts.train.documents == 54
+
+
+def test_a_weight_that_is_a_slip_is_not_tried(tmp_path, tokenizer):
+    """A weight by which one source would come a thousand times and more is said with both sizes, at once."""
+    with pytest.raises(
+        ValueError, match=r"source 1 would come [\d,]+ times \(at most 1,000\), so that .* source 2 comes once; give"
+    ):
+        load(tokenizer, sources=mixture(tmp_path, 1, 1e-9), near_duplicates="ignore")
+
+
+def test_a_source_needs_one_sequence(tmp_path, tokenizer):
+    """A source of a mixture that is shorter than a sequence would have no share."""
+    small = write_jsonl(tmp_path / "small.jsonl", [{"text": "a"}])
+    with pytest.raises(ValueError, match=r"source 2 has fewer tokens than one sequence; leave it out, or lower block"):
+        load(
+            tokenizer,
+            sources=[*mixture(tmp_path, 1), {"files": small, "weight": 1}],
+            selection_files=[write_texts(tmp_path / "s", TEXTS[:1])],
+            test_files=[write_texts(tmp_path / "t", TEXTS[1:2])],
+        )
