@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configuration import EMBEDDED_DEFAULTS
@@ -190,9 +189,8 @@ def _planned_recipe(settings: PlannedSettings) -> InherituneConfig:
 
 def _block_size(data: DataConfig) -> int | None:
     """Return the tokens of a sequence if the settings say them, or a prepared folder that they name."""
-    from ..data.prepared import is_prepared, read_request
+    from ..data.prepared import is_prepared, read_prepared
 
     if data.block_size is None and data.dataset_name and is_prepared(data.dataset_name):
-        prepared: dict[str, Any] = read_request(Path(data.dataset_name))
-        return int(prepared["block_size"])
+        return read_prepared(data.dataset_name).request.block_size
     return data.block_size

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..data import DataFacts
     from ..evaluation import Efficiency
     from ..experiments import ComparisonEstimate, StudentEvaluation
     from ..publishing import Publication
+    from ..records import DataFacts
     from ..students import InheritancePlan, MemoryEstimate, RunEstimate, StepTime, TrainingSetup, Verification
 
 

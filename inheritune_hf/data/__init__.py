@@ -6,7 +6,6 @@ from ..exports import lazy_exports
 
 if TYPE_CHECKING:
     from .corpora import Document, split_standard_library, standard_library_documents
-    from .facts import DataFacts, SetFacts, SourceFacts
     from .packing import CausalCollator, set_fingerprint
     from .prepared import prepare_data
     from .splits import DataSplits, load_data_splits, splits_from_documents
@@ -16,11 +15,8 @@ else:
 
 __all__ = [
     "CausalCollator",
-    "DataFacts",
     "DataSplits",
     "Document",
-    "SetFacts",
-    "SourceFacts",
     "check_tokenizer",
     "end_of_text",
     "load_data_splits",

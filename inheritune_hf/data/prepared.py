@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from datasets import DatasetDict, load_from_disk
 
-from ..configuration import DataConfig
-from ..records import write_json
-from .facts import DataFacts
+from ..configuration import DataConfig, Within
+from ..records import Count, DataFacts, encode, read_record, write_record
 from .sources import evaluation_sources, source_identity, training_sources
 from .splits import DEFAULT_BLOCK_SIZE, DataSplits, load_data_splits
 from .tokenization import definition
@@ -41,17 +41,47 @@ def refuse_unfinished(name: str) -> None:
         raise ValueError(f"{name} is not prepared to its end; give the command that prepares it again to resume.")
 
 
-def read_request(folder: Path) -> dict[str, Any]:
-    """Return what was asked for when the folder was prepared."""
-    request: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))["request"]
-    return request
+@dataclass(frozen=True)
+class Request:
+    """
+    What was asked for when data were prepared.
+
+    Args:
+        config (`DataConfig`): Sources and shares.
+        block_size (`int`): Tokens of one sequence.
+        seed (`int`): Chose which documents were carved.
+        tokenizer (`str`): Its definition.
+        vocabulary (`int`): Its tokens.
+        sources (`tuple[dict, ...]`): Identities of the sources, see `source_identity`.
+    """
+
+    config: DataConfig
+    block_size: Annotated[int, Within(2, 1 << 30)]
+    seed: int
+    tokenizer: str
+    vocabulary: Count
+    sources: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a prepared folder was asked to hold, and what it holds."""
+
+    request: Request
+    facts: DataFacts
+
+
+def read_prepared(name: str | Path) -> Prepared:
+    """Return what a prepared folder says of itself; a `RecordError` names what is damaged."""
+    return read_record(Prepared, Path(name) / _FACTS)
 
 
 def keeps_documents_apart(config: DataConfig) -> bool:
     """Return whether documents of a sequence must not see each other: as set, or as decided when data were prepared."""
     name = config.dataset_name
-    prepared = bool(name) and is_prepared(str(name)) and read_request(Path(str(name)))["config"]["document_boundaries"]
-    return config.document_boundaries or bool(prepared)
+    if name and is_prepared(name) and read_prepared(name).request.config.document_boundaries:
+        return True
+    return config.document_boundaries
 
 
 def prepare_data(
@@ -101,18 +131,17 @@ def prepare_data(
     size = block_size or config.block_size or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
     if context_length is not None and size > context_length:
         raise ValueError(f"block_size is {size}, but the reference reads at most {context_length}; lower it.")
-    request: dict[str, Any] = {
-        "config": {**config.to_dict(), "preprocessing_workers": None},
-        "block_size": size,
-        "seed": seed,
-        "tokenizer": definition(tokenizer),
-        "vocabulary": len(tokenizer),
-        "sources": [source_identity(source) for source in [*sources, *evaluation_sources(config).values()]],
-    }
-    request = json.loads(json.dumps(request))
+    request = Request(
+        dataclasses.replace(config, preprocessing_workers=None),
+        size,
+        seed,
+        definition(tokenizer),
+        len(tokenizer),
+        tuple(source_identity(source) for source in [*sources, *evaluation_sources(config).values()]),
+    )
     work = folder / _WORK
     if is_prepared(str(folder)):
-        if read_request(folder) != request:
+        if encode(read_prepared(folder).request) != encode(request):
             raise ValueError(f"{folder} holds data that were prepared otherwise; choose another folder, or remove it.")
         shutil.rmtree(work, ignore_errors=True)
         return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
@@ -126,7 +155,7 @@ def prepare_data(
     shutil.rmtree(folder / _SETS, ignore_errors=True)
     temporary.rename(folder / _SETS)
     # Last: a folder without it is not used.
-    write_json(folder / _FACTS, {"request": request, "facts": splits.facts.to_dict()})
+    write_record(folder / _FACTS, Prepared(request, splits.facts))
     shutil.rmtree(work, ignore_errors=True)
     return splits.facts
 
@@ -151,23 +180,23 @@ def load_prepared(
             decided then.
     """
     folder = Path(str(config.dataset_name))
-    request = read_request(folder)
-    default, decided = DataConfig().to_dict(), request["config"]
+    prepared = read_prepared(folder)
+    request, facts = prepared.request, prepared.facts
+    default, decided = vars(DataConfig()), vars(request.config)
     asked = [
         f"{name} {value!r} (prepared with {decided[name]!r})"
-        for name, value in config.to_dict().items()
+        for name, value in vars(config).items()
         if name not in _OPEN and value not in (default[name], decided[name])
     ]
     if asked:
         raise ValueError(
             f"{folder} is prepared: its sets are made. Leave out {', '.join(asked)}, or prepare the data again with it."
         )
-    if request["tokenizer"] != definition(tokenizer):
+    if request.tokenizer != definition(tokenizer):
         raise ValueError(
-            f"{folder} was prepared with another tokenizer ({request['vocabulary']} tokens) than the reference's "
+            f"{folder} was prepared with another tokenizer ({request.vocabulary} tokens) than the reference's "
             f"({len(tokenizer)} tokens); prepare the data again with the reference's."
         )
-    facts = DataFacts.from_dict(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["facts"])
     if block_size is not None and block_size != facts.block_size:
         raise ValueError(
             f"{folder} was prepared with sequences of {facts.block_size} tokens, got block_size {block_size}; leave "

@@ -16,6 +16,7 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 
 from ..configuration import DataConfig
+from ..records import DataFacts, SetFacts, SourceFacts, encode
 from .corpora import Document
 from .duplicates import (
     Integers,
@@ -29,7 +30,6 @@ from .duplicates import (
     isin,
     read_column,
 )
-from .facts import DataFacts, SetFacts, SourceFacts
 from .packing import cut_windows, pack_sequences, set_fingerprint
 from .sources import (
     BAD_ROW,
@@ -371,7 +371,7 @@ def _finish(
         sources=tuple(sources),
         **counts,
     )
-    logger.info("data: %s", facts.to_dict())
+    logger.info("data: %s", encode(facts))
     if facts.shared_documents:
         logger.warning(
             "%d selection or test documents are, word for word, in another set too: losses on them flatter a student%s",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from datasets import IterableDataset
@@ -15,6 +16,8 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
+from ..configuration import Within
+from ..records import Count
 from .duplicates import Index, near_duplicates
 from .sources import BAD_ROW, LABELS, TOKENS, reading
 from .tokenization import Encoded, Encoder, check_fit, mark_long_rows
@@ -31,8 +34,6 @@ _WINDOW_SIZE = 32_000_000
 
 # What happened to the documents of a source; all but the first two grow when a group is read.
 _COUNTS = ("documents", "tokens", "passes", "damaged", "left_out", "shared", "near")
-# Where a pass begins: the shard, the row at which a window begins, the window's number, and its rows that were passed.
-_BEGINNING: dict[str, Any] = {"shard": 0, "rows": None, "window": 0, "passed": 0}
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,55 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         worker = (worker + self.state.next) % workers
         number, count = self.rank * workers + worker, self.world_size * workers
         for row in _read(self, number, count, self.state.workers.get(str(worker))):
-            row[READER_STATE] = {"worker": worker, "workers": workers, **row[READER_STATE]}
+            row[READER_STATE] = dataclasses.replace(row[READER_STATE], worker=worker, workers=workers)
             yield row
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """
+    Where a reader is in one source: before a document.
+
+    Args:
+        shard (`int`): The shard.
+        rows (*optional*): State of `datasets` at the row at which a window begins; None at the beginning.
+        window (`int`): The window's number in the pass.
+        passed (`int`): Its rows that were passed when a group of documents was read.
+        taken (`int`): Documents of that group that were taken.
+        counts (`dict[str, int]`): What happened to the documents.
+    """
+
+    shard: Count = 0
+    rows: Any = None
+    window: Count = 0
+    passed: Count = 0
+    taken: Count = 0
+    counts: dict[str, Count] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
+
+    @property
+    def begins_pass(self) -> bool:
+        """Whether no row of the pass has been read."""
+        return (self.shard, self.rows, self.window, self.passed) == (0, None, 0, 0)
+
+
+@dataclass(frozen=True)
+class ReaderState:
+    """
+    Where a reader is after a sequence: in each source, and behind `offset` tokens of a document of source `current`.
+
+    Args:
+        sources (`tuple[SourceState, ...]`): Where it is in each source, before that document.
+        current (`int`): Number of the source that the document is from.
+        offset (`int`): Tokens of the document that are in sequences.
+        worker (`int`): Number of the loader's worker.
+        workers (`int`): Workers of the loader.
+    """
+
+    sources: tuple[SourceState, ...]
+    current: Count
+    offset: Count
+    worker: Count = 0
+    workers: Annotated[int, Within(1)] = 1
 
 
 @dataclass
@@ -150,31 +198,36 @@ class StreamState:
     Where a process is in a stream.
 
     Args:
-        workers (`dict[str, dict]`): State of the reader of each of its loader's workers, after its last batch.
+        workers (`dict[str, ReaderState]`): State of the reader of each of its loader's workers, after its last batch.
         next (`int`): Worker whose batch is next.
     """
 
-    workers: dict[str, Any] = field(default_factory=dict)
-    next: int = 0
+    workers: dict[str, ReaderState] = field(default_factory=dict)
+    next: Count = 0
 
-    def update(self, reader: Mapping[str, Any]) -> None:
+    def __post_init__(self) -> None:
+        for worker, reader in self.workers.items():
+            for number, source in enumerate(reader.sources):
+                if set(source.counts) != set(_COUNTS):
+                    raise ValueError(f"workers.{worker}.sources[{number}].counts must be {', '.join(_COUNTS)}.")
+
+    def update(self, reader: ReaderState) -> None:
         """Remember the state that a batch carries, once it has been trained on."""
-        self.workers[str(reader["worker"])] = reader
-        self.next = (reader["worker"] + 1) % reader["workers"]
+        self.workers[str(reader.worker)] = reader
+        self.next = (reader.worker + 1) % reader.workers
 
     def total(self, name: str) -> int:
         """Return the sum of a count (`documents`, `tokens`, `damaged`, `left_out`, `shared`, `near`)."""
-        whole: int = sum(source["counts"][name] for reader in self.workers.values() for source in reader["sources"])
+        whole: int = sum(source.counts[name] for reader in self.workers.values() for source in reader.sources)
         # The document that a reader is in has been read, and its first tokens.
-        begun = {"tokens": [item["offset"] for item in self.workers.values()], "documents": [1] * len(self.workers)}
+        begun = {"tokens": [reader.offset for reader in self.workers.values()], "documents": [1] * len(self.workers)}
         return whole + sum(begun.get(name, ()))
 
     @property
     def passes(self) -> int:
         """Whole passes over the source that was passed over least."""
-        return min(
-            (source["counts"]["passes"] for reader in self.workers.values() for source in reader["sources"]), default=0
-        )
+        passes = (source.counts["passes"] for reader in self.workers.values() for source in reader.sources)
+        return min(passes, default=0)
 
 
 @dataclass(frozen=True)
@@ -189,22 +242,22 @@ class StreamCollator:
         return {**batch, READER_STATE: rows[-1][READER_STATE]}
 
 
-def _read(stream: PackedStream, number: int, count: int, start: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+def _read(stream: PackedStream, number: int, count: int, start: ReaderState | None) -> Iterator[dict[str, Any]]:
     """Yield the sequences of one reader of `count`, each with the reader's state after it."""
-    states = start["sources"] if start else [None] * len(stream.sources)
+    states = start.sources if start else [SourceState()] * len(stream.sources)
     readers = [
         _SourceReader(source, stream, number, count, state)
         for source, state in zip(stream.sources, states, strict=True)
     ]
     names = [TOKENS, *([LABELS] if any(source.encoder.labelled for source in stream.sources) else [])]
     size = stream.block_size
-    current = (start["current"], start["offset"]) if start else None
+    current = (start.current, start.offset) if start else None
     parts: dict[str, list[Any]] = {name: [] for name in names}
     held = 0
     while True:
         chosen, skip = current or (_furthest_behind(readers, stream), 0)
         current = None
-        before = [reader.state() for reader in readers]
+        before = tuple(reader.state() for reader in readers)
         document = readers[chosen].take()
         labels = document.tokens if document.labels is None else document.labels
         values = {name: (labels if name == LABELS else document.tokens)[skip:] for name in names}
@@ -213,7 +266,7 @@ def _read(stream: PackedStream, number: int, count: int, start: Mapping[str, Any
             until = at + size - held
             row: dict[str, Any] = {name: np.concatenate([*parts[name], values[name][at:until]]) for name in names}
             at, held, parts = until, 0, {name: [] for name in names}
-            row[READER_STATE] = {"sources": before, "current": chosen, "offset": skip + until}
+            row[READER_STATE] = ReaderState(before, chosen, skip + until)
             yield row
         for name in names:
             parts[name].append(values[name][at:])
@@ -231,19 +284,20 @@ def _furthest_behind(readers: Sequence[_SourceReader], stream: PackedStream) -> 
 class _SourceReader:
     """The documents of one source for one reader, again and again."""
 
-    def __init__(self, source: StreamSource, stream: PackedStream, number: int, count: int, start: Any) -> None:
+    def __init__(self, source: StreamSource, stream: PackedStream, number: int, count: int, start: SourceState) -> None:
         self.source, self.stream, self.number, self.count = source, stream, number, count
-        self.counts: dict[str, int] = dict(start["counts"]) if start else dict.fromkeys(_COUNTS, 0)
+        self.counts = dict(start.counts)
         self.group: list[Encoded] = []
         self.taken = 0
-        self.group_start = {**(start or _BEGINNING), "counts": self._group_counts()}
-        self.groups = self._groups({name: self.group_start[name] for name in _BEGINNING})
-        if start and start["taken"]:
-            self.group, self.taken = next(self.groups), start["taken"]
+        self.group_start = start
+        self.groups = self._groups(start)
+        if start.taken:
+            self.group, self.taken = next(self.groups), start.taken
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SourceState:
         """Return where this is, before the next document; begun there, the rows of its window are read again."""
-        return {**self.group_start, "taken": self.taken, "counts": {**self.counts, **self.group_start["counts"]}}
+        counts = {name: (self.counts if name in _COUNTS[:2] else self.group_start.counts)[name] for name in _COUNTS}
+        return dataclasses.replace(self.group_start, taken=self.taken, counts=counts)
 
     def begun_passes(self) -> int:
         """Return which pass the next document belongs to."""
@@ -260,30 +314,26 @@ class _SourceReader:
         self.counts["documents"] += 1
         return document
 
-    def _group_counts(self) -> dict[str, int]:
-        return {name: self.counts[name] for name in _COUNTS[2:]}
-
-    def _groups(self, state: dict[str, Any]) -> Iterator[list[Encoded]]:
+    def _groups(self, state: SourceState) -> Iterator[list[Encoded]]:
         """Yield some documents at a time, pass after pass, and note where each group began."""
         shuffled, wanted = self.stream.shuffle_documents, self.source.encoder.layout.wanted
         most = (shuffled, _WINDOW_SIZE) if shuffled else _GROUP
         while True:
-            whole, found_any = state == _BEGINNING, False
-            rows = _Pass(self._deal(), state["shard"], state["rows"], self.source.encoder.source)
+            whole, found_any = state.begins_pass, False
+            rows = _Pass(self._deal(), state.shard, state.rows, self.source.encoder.source)
             unread = iter(rows)
             while window := list(_some(unread, *most, wanted)):
-                after = rows.state()
                 if shuffled:
-                    window = [window[number] for number in self._order(len(window), state["window"])]
-                ordered = iter(window[state["passed"] :])
+                    window = [window[number] for number in self._order(len(window), state.window)]
+                ordered = iter(window[state.passed :])
                 while group := list(_some(ordered, *_GROUP, wanted)):
-                    start = {**state, "counts": self._group_counts()}
+                    start = dataclasses.replace(state, counts=dict(self.counts))
                     found = self._encode(group, first=whole and not found_any)
                     if found:
                         self.group_start, found_any = start, True
                         yield found
-                    state = {**state, "passed": state["passed"] + len(group)}
-                state = {**after, "window": state["window"] + 1, "passed": 0}
+                    state = dataclasses.replace(state, passed=state.passed + len(group))
+                state = SourceState(*rows.position(), window=state.window + 1)
             if whole and not found_any:
                 raise ValueError(
                     f"Reader {self.number + 1} of {self.count} found no document in {self.source.encoder.source}: "
@@ -291,7 +341,7 @@ class _SourceReader:
                     "out; use fewer, or give more documents."
                 )
             self.counts["passes"] += 1
-            state = _BEGINNING
+            state = SourceState()
 
     def _deal(self) -> list[IterableDataset]:
         """Return this reader's shards; with fewer shards than readers, every so many rows of all of them."""
@@ -349,9 +399,9 @@ class _Pass:
                 for batch in rows.iter(batch_size=1):
                     yield {name: values[0] for name, values in batch.items()}
 
-    def state(self) -> dict[str, Any]:
-        """Return where this is, after the last row that was read."""
-        return {"shard": self.shard, "rows": self.shards[self.shard].state_dict()}
+    def position(self) -> tuple[int, Any]:
+        """Return the shard, and where this is in it, after the last row that was read."""
+        return self.shard, self.shards[self.shard].state_dict()
 
 
 def _some(rows: Iterator[dict[str, Any]], documents: int, size: int, wanted: str) -> Iterator[dict[str, Any]]:

@@ -387,7 +387,7 @@ class Comparison:
                 "lazy_layers": on_main_process(self._lazy_layers(reference)),
                 "test": encode(self._test_loss(reference)),
             },
-            "data": self.ready.splits.facts.to_dict(),
+            "data": encode(self.ready.splits.facts),
             "sweep": {
                 name: {f"{rate:g}": loss for rate, loss in losses.items()} for name, losses in self.sweep.items()
             },

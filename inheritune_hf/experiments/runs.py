@@ -302,7 +302,7 @@ def finish_run(
                 **encode(trainer.run_record),
                 "results": [row.to_dict() for row in rows],
                 "curves": curves,
-                "data": splits.facts.to_dict(),
+                "data": encode(splits.facts),
                 "seed": trainer.args.seed,
                 **({} if laziness is None else {"lazy_layers": asdict(laziness)}),
             },

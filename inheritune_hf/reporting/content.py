@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..configuration import CONTROLS, LOOP, DataConfig
-from ..data import DataFacts
 from ..evaluation import Efficiency, SeedDifference, Spread
 from ..evaluation.speed import FIRST_TOKEN
 from ..experiments import StudentEvaluation, results
@@ -19,7 +18,7 @@ from ..experiments.runs import COURSE, without_nothing
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
 from ..layers import describe
 from ..publishing import tables
-from ..records import decode
+from ..records import DataFacts, decode
 from ..training.identity import NUMERIC_ARGUMENTS
 from .summary import RunSummary
 
@@ -192,7 +191,7 @@ def build_comparison(name: str, facts: Mapping[str, Any]) -> Report:
         ("arms", "Arms", (*_arms(facts), *_arm_notes(rows, facts))),
         ("curves", "Learning curves", _curves(facts)),
         ("cells", "Seeds and learning rates", _cells(cells, facts)),
-        ("data", "Data and settings", _data(DataFacts.from_dict(facts["data"]), settings, training)),
+        ("data", "Data and settings", _data(decode(DataFacts, facts["data"], "data"), settings, training)),
         ("reproduce", "How to do it again", _reproduce_comparison(name, facts)),
     )
     verdict = " ".join(_comparison_verdict(rows, cells, facts, loop))

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data import DataFacts
 from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEvaluation
 from ..experiments.results import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
-from ..records import RECORD_FILE, Match, Outcome, Round, RunRecord, RunState, decode, read_record
+from ..records import RECORD_FILE, DataFacts, Match, Outcome, Round, RunRecord, RunState, decode, read_record
 from ..students import open_reference
 from ..training.checkpoints import read_state
 
@@ -208,7 +207,7 @@ def _finished(folder: Path, values: dict[str, Any], kept: Mapping[str, Any]) -> 
         target=record.target,
         curves=curves,
         results=tuple(_row(item) for item in values.get("results", ())),
-        data=DataFacts.from_dict(values["data"]) if values.get("data") else None,
+        data=decode(DataFacts, values["data"], f"{folder}, data") if values.get("data") else None,
         seed=values.get("seed"),
         laziness=(values.get("lazy_layers") or {}).get("sentence", ""),
         versions=record.lineage.versions,

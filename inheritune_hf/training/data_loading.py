@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..data import CausalCollator
 from ..data.stream import READER_STATE, PackedStream, StreamCollator, StreamState
 from ..evaluation import document_ids
-from ..records import write_json
+from ..records import RecordError, read_record, write_record
 
 # What is counted of a stream.
 _COUNTS = ("damaged", "left_out", "shared", "near")
@@ -113,8 +112,8 @@ class ResumableStream:
         self.state = StreamState()
         if checkpoint is not None:
             try:
-                self.state = StreamState(**json.loads(self._file(checkpoint).read_text(encoding="utf-8")))
-            except (FileNotFoundError, json.JSONDecodeError) as error:
+                self.state = read_record(StreamState, self._file(checkpoint))
+            except (FileNotFoundError, RecordError) as error:
                 raise ValueError(
                     f"{checkpoint} does not say where process {self.process} was in the stream ({error}); "
                     "remove the checkpoint."
@@ -123,7 +122,7 @@ class ResumableStream:
 
     def save(self, checkpoint: Path) -> None:
         """Write where this process is into a checkpoint that is not sealed yet."""
-        write_json(self._file(checkpoint), vars(self.state))
+        write_record(self._file(checkpoint), self.state)
 
     def loader(self, args: TrainingArguments, batch_size: int, collator: Any) -> DataLoader[Any]:
         """Return a loader that begins where this process is."""

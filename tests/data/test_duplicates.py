@@ -136,7 +136,7 @@ def test_documents_in_two_sets_are_removed(tmp_path, tokenizer):
 
 def counts_after_two_passes(splits):
     for row in splits.train:
-        counts = row["reader_state"]["sources"][0]["counts"]
+        counts = row["reader_state"].sources[0].counts
         if counts["passes"] == 2:
             return {name: count // 2 for name, count in counts.items()}
     return None

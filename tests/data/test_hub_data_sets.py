@@ -11,6 +11,7 @@ from datasets import Dataset
 from inheritune_hf.configuration import DataConfig
 from inheritune_hf.data import load_data_splits
 from inheritune_hf.data.stream import StreamState
+from inheritune_hf.records import decode, encode
 
 TEXTS = [f"page {number} is about layer {number % 7}" for number in range(60)]
 CARD = """---
@@ -60,11 +61,11 @@ def message_of(config, tokenizer):
 
 def streamed(config, tokenizer, count, state=None):
     """The sequences of a stream, and where it is after each."""
-    rows, noted, after = [], StreamState(**(state or {})), []
+    rows, noted, after = [], decode(StreamState, state or {}, "state"), []
     for row in load_data_splits(config, tokenizer, block_size=8).train.begin(state=copy.deepcopy(noted)):
         rows.append(row["input_ids"].tolist())
         noted.update(row["reader_state"])
-        after.append(json.loads(json.dumps(vars(noted))))
+        after.append(json.loads(json.dumps(encode(noted))))
         if len(rows) == count:
             return rows, after
     return None

@@ -289,7 +289,7 @@ def test_damage_can_be_skipped_and_is_counted(tmp_path, tokenizer, caplog):
     rows = iter(streamed.train)
     for _ in range(100):
         place = next(rows)["reader_state"]
-    counts = place["sources"][0]["counts"]
+    counts = place.sources[0].counts
     assert counts["damaged"] == counts["passes"] * (len(bad) + 6)
 
 
@@ -617,7 +617,7 @@ def test_long_documents_of_a_data_set_are_damage_too(streaming, tmp_path, tokeni
     rows = [row for _, row in zip(range(400), splits.train, strict=False)]
     assert "é" not in tokenizer.decode([token for row in rows for token in row["input_ids"]])
     if streaming:
-        counts = rows[-1]["reader_state"]["sources"][0]["counts"]
+        counts = rows[-1]["reader_state"].sources[0].counts
         assert counts["damaged"] == counts["passes"] > 0
     else:
         assert (splits.facts.damaged_rows, splits.facts.skipped_documents) == (1, 0)

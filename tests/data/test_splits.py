@@ -21,6 +21,7 @@ from inheritune_hf.data import Document, load_data_splits, set_fingerprint, spli
 from inheritune_hf.data import splits as data_splits
 from inheritune_hf.data.duplicates import isin
 from inheritune_hf.data.splits import choose_carved
+from inheritune_hf.records import encode
 
 TEXTS = [f"def layer_{index}(x):\n    return x + {index}\n" for index in range(40)]
 
@@ -71,7 +72,7 @@ def test_carved_sets_divide_the_documents(tmp_path, tokenizer):
     assert facts.selection.tokens == sum(map(len, splits.selection["input_ids"]))
     assert facts.test.fingerprint == set_fingerprint(splits.test)
     assert facts.shared_documents == facts.skipped_documents == 0
-    assert json.loads(json.dumps(facts.to_dict()))["train"]["documents"] == 28
+    assert json.loads(json.dumps(encode(facts)))["train"]["documents"] == 28
 
 
 def test_carving_does_not_depend_on_the_order(tmp_path, tokenizer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -21,6 +20,7 @@ from inheritune_hf.data import CausalCollator, load_data_splits
 from inheritune_hf.data.sources import sources_fingerprint, training_sources
 from inheritune_hf.data.stream import PackedStream, StreamCollator, StreamSource, StreamState
 from inheritune_hf.data.tokenization import Encoder
+from inheritune_hf.records import decode, encode
 
 ROOT = Path(__file__).parents[2]
 quick = settings(
@@ -65,16 +65,16 @@ def documents(count, seed=0, words=12):
 def take(stream, count, batch_size=2, workers=0, state=None, rank=0, world=1):
     """The first batches of one process, and where it is after each."""
     loader = DataLoader(
-        stream.begin(rank, world, StreamState(**(state or {}))),
+        stream.begin(rank, world, decode(StreamState, state or {}, "state")),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=StreamCollator(CausalCollator(0)),
     )
-    noted, batches, after = StreamState(**copy.deepcopy(state or {})), [], []
+    noted, batches, after = decode(StreamState, state or {}, "state"), [], []
     for batch in loader:
         noted.update(batch.pop("reader_state"))
         batches.append(batch["input_ids"].tolist())
-        after.append(json.loads(json.dumps(vars(noted))))
+        after.append(json.loads(json.dumps(encode(noted))))
         if len(batches) == count:
             break
     return batches, after
@@ -167,7 +167,7 @@ def texts_by_pass(stream, tokenizer, passes=1, rank=0, world=1):
     tokens, found = [], []
     for row in stream.begin(rank, world):
         tokens += row["input_ids"].tolist()
-        if row["reader_state"]["sources"][0]["counts"]["passes"] > passes:
+        if row["reader_state"].sources[0].counts["passes"] > passes:
             break
     found = tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1]
     count = len(found) // (passes + 1)
@@ -235,7 +235,7 @@ def test_lanes_share_the_documents_out(shards, world, count, tokenizer):
         tokens, passed = [], 0
         for row in stream.begin(rank, world):
             tokens += row["input_ids"].tolist()
-            passed = row["reader_state"]["sources"][0]["counts"]["passes"]
+            passed = row["reader_state"].sources[0].counts["passes"]
             if passed:
                 break
         text = tokenizer.decode(tokens).split(tokenizer.eos_token)
@@ -260,7 +260,7 @@ def test_sources_of_a_stream_have_their_shares(tokenizer):
     rows = iter(stream)
     for _ in range(200):
         place = next(rows)["reader_state"]
-    tokens = [source["counts"]["tokens"] for source in place["sources"]]
+    tokens = [source.counts["tokens"] for source in place.sources]
     assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.02)
 
 
@@ -284,7 +284,7 @@ def test_places_count_what_was_read(tokenizer):
     """Passes, documents and tokens are counted, over sources and workers."""
     stream = stream_of(tokenizer, [documents(6)])
     _, after = take(stream, 40)
-    state = StreamState(**after[-1])
+    state = decode(StreamState, after[-1], "state")
     assert state.passes >= 1
     assert state.total("documents") >= 6 * state.passes
     assert state.total("tokens") == 40 * 2 * 8
@@ -325,7 +325,7 @@ def test_carving_a_stream_does_not_depend_on_order_or_shards(tmp_path, tokenizer
         tokens = []
         for row in splits.train:
             tokens += row["input_ids"].tolist()
-            if row["reader_state"]["sources"][0]["counts"]["passes"] > 1:
+            if row["reader_state"].sources[0].counts["passes"] > 1:
                 break
         trained = {text for text in tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1] if text}
         assert trained == set(texts) - held[-1][0] - held[-1][1]
@@ -425,9 +425,9 @@ before, most = resident(), 0
 while True:
     row = next(rows)
     most = max(most, resident())
-    if row["reader_state"]["sources"][0]["counts"]["passes"]:
+    if row["reader_state"].sources[0].counts["passes"]:
         break
-print(json.dumps({"grown": most - before, "tokens": row["reader_state"]["sources"][0]["counts"]["tokens"]}))
+print(json.dumps({"grown": most - before, "tokens": row["reader_state"].sources[0].counts["tokens"]}))
 """
 
 

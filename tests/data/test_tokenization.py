@@ -78,12 +78,12 @@ def test_a_worker_that_dies_is_said(tokenizer, monkeypatch):
 def test_workers_share_a_tokenizer(build_tokenizer, tokenizer):
     """A tokenizer that is shared is the one an encoder finds at its other end; another one brings its own."""
     shared = build_tokenizer(vocab_size=270)
-    before = pickle.loads(pickle.dumps(Encoder(shared)))
+    before = pickle.loads(pickle.dumps(Encoder(shared)))  # noqa: S301 (its own pickle)
     assert before.tokenizer is not shared
     assert before.tokenizer("layer")["input_ids"] == shared("layer")["input_ids"]
     Encoder(shared).share()
-    assert pickle.loads(pickle.dumps(Encoder(shared, source="here"))) == Encoder(shared, source="here")
-    assert pickle.loads(pickle.dumps(Encoder(tokenizer))).tokenizer is not shared
+    assert pickle.loads(pickle.dumps(Encoder(shared, source="here"))) == Encoder(shared, source="here")  # noqa: S301 (its own pickle)
+    assert pickle.loads(pickle.dumps(Encoder(tokenizer))).tokenizer is not shared  # noqa: S301 (its own pickle)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -14,7 +14,7 @@ from inheritune_hf.evaluation import read_corpus
 from inheritune_hf.experiments import EVALUATION_FILE, StudentEvaluation, evaluate_student
 from inheritune_hf.experiments.assessment import named_reference
 from inheritune_hf.publishing import save_inherited
-from inheritune_hf.records import read_record
+from inheritune_hf.records import encode, read_record
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_runs_own_test_set_is_recognised(pair, monkeypatch, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(pair / "reference")
     splits = load_data_splits(DataConfig(train_files=recipe["train_files"]), tokenizer, block_size=32, seed=42)
     save_inherited(str(pair / "reference"), 2, tmp_path / "student")
-    facts = {"data": splits.facts.to_dict()}
+    facts = {"data": encode(splits.facts)}
     (tmp_path / "student" / "rounds.json").write_text(json.dumps(facts))
     words = ["evaluate", str(tmp_path / "student"), "--config", str(tmp_path / "recipe.json"), "--parts", "loss"]
     assert main(words) == 0
