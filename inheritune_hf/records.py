@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -459,6 +462,38 @@ def _write_whole(path: Path, text: str, temporary: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def hold_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """
+    Hold a folder that only one process may write to; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: If another process holds it; the message names process, machine and time.
+    """
+    path = Path(folder) / ".lock"
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                raise BlockingIOError(
+                    f"{folder} is in use by {holder}; wait until it has ended, or choose another folder."
+                ) from error
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
+                    file.flush()
+                    try:
+                        yield
+                    finally:
+                        path.unlink(missing_ok=True)
+                    return
+        # The process that held it has removed the file in between.
 
 
 def cache_folder(name: str) -> Path:

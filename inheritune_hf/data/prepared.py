@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from datasets import DatasetDict, load_from_disk
 
 from ..configuration import DataConfig, Within
-from ..records import Count, DataFacts, encode, read_record, write_record
+from ..records import Count, DataFacts, encode, hold_folder, read_record, write_record
 from .sources import evaluation_sources, source_identity, training_sources
 from .splits import DEFAULT_BLOCK_SIZE, DataSplits, load_data_splits
 from .tokenization import definition
@@ -115,6 +115,7 @@ def prepare_data(
         `DataFacts`: What the sets hold.
 
     Raises:
+        BlockingIOError: If another process prepares the same folder.
         FileNotFoundError: If a file or data set is not there.
         ValueError: If a source cannot be used, the reference cannot read the sequences, or the folder holds other data.
     """
@@ -145,18 +146,20 @@ def prepare_data(
             raise ValueError(f"{folder} holds data that were prepared otherwise; choose another folder, or remove it.")
         shutil.rmtree(work, ignore_errors=True)
         return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
-    work.mkdir(parents=True, exist_ok=True)
-    splits = load_data_splits(
-        config, tokenizer, block_size=size, seed=seed, vocab_size=vocab_size, cache_dir=work, progress=progress
-    )
-    temporary = folder / f".{_SETS}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    DatasetDict(train=splits.train, selection=splits.selection, test=splits.test).save_to_disk(temporary)
-    shutil.rmtree(folder / _SETS, ignore_errors=True)
-    temporary.rename(folder / _SETS)
-    # Last: a folder without it is not used.
-    write_record(folder / _FACTS, Prepared(request, splits.facts))
-    shutil.rmtree(work, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold_folder(folder):
+        work.mkdir(exist_ok=True)
+        splits = load_data_splits(
+            config, tokenizer, block_size=size, seed=seed, vocab_size=vocab_size, cache_dir=work, progress=progress
+        )
+        temporary = folder / f".{_SETS}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        DatasetDict(train=splits.train, selection=splits.selection, test=splits.test).save_to_disk(temporary)
+        shutil.rmtree(folder / _SETS, ignore_errors=True)
+        temporary.rename(folder / _SETS)
+        # Last: a folder without it is not used.
+        write_record(folder / _FACTS, Prepared(request, splits.facts))
+        shutil.rmtree(work, ignore_errors=True)
     return splits.facts
 
 

@@ -197,3 +197,54 @@ def test_facts_travel_as_json(tmp_path, tokenizer):
     assert values["sources"][0]["documents"] == 36
     assert facts.bytes_per_token == pytest.approx(values["sources"][0]["bytes"] / values["sources"][0]["tokens"])
     assert 1 < facts.bytes_per_token < 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["request"].update(block_size="16"), r"request\.block_size must be a whole number"),
+        (lambda values: values["request"]["config"].update(rows="pages"), r"rows must be one of"),
+        (lambda values: values["request"].pop("tokenizer"), r"tokenizer"),
+        (lambda values: values["facts"]["train"].update(tokens=-1), r"facts\.train\.tokens must be a number"),
+        (lambda values: values["facts"].update(sources=[3]), r"facts\.sources\[0\] must be a mapping"),
+        (lambda values: values.update(format=99), r"was written by a later version"),
+    ],
+)
+def test_a_damaged_folder_is_named(change, message, tmp_path, tokenizer):
+    """Every field of prepared.json is checked where it is read: one line names file and field."""
+    prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")])
+    path = tmp_path / "prepared" / "prepared.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"prepared/prepared\.json.*{message}"):
+        load(tokenizer, dataset_name="prepared")
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"prepared/prepared\.json is damaged: it is not JSON"):
+        load(tokenizer, dataset_name="prepared")
+
+
+def test_a_folder_of_before_is_read(tmp_path, tokenizer):
+    """A file without the number of its format, as was written before, is the first format."""
+    facts = prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")])
+    path = tmp_path / "prepared" / "prepared.json"
+    values = json.loads(path.read_text())
+    assert values.pop("format") == 1
+    path.write_text(json.dumps(values))
+    assert load(tokenizer, dataset_name="prepared").facts == facts
+    assert prepare(tokenizer, train_files=[f"{tmp_path}/texts/*.txt"]) == facts
+
+
+def test_one_process_prepares_a_folder(tmp_path, tokenizer):
+    """A second one is told which process is at work; a file that a killed one left is in nobody's way."""
+    files = [write_texts(tmp_path / "texts")]
+
+    def meanwhile(done, total):
+        with pytest.raises(BlockingIOError, match=rf"prepared is in use by process {os.getpid()} on .* since 20"):
+            prepare(tokenizer, train_files=files)
+
+    config = DataConfig(train_files=files)
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / ".lock").write_text("process 1 on elsewhere since long ago")
+    prepare_data(config, tokenizer, "prepared", block_size=16, progress=meanwhile)
+    assert sorted(item.name for item in (tmp_path / "prepared").iterdir()) == ["prepared.json", "sets"]

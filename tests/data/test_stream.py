@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from inheritune_hf.data import CausalCollator, load_data_splits
 from inheritune_hf.data.sources import sources_fingerprint, training_sources
 from inheritune_hf.data.stream import PackedStream, StreamCollator, StreamSource, StreamState
 from inheritune_hf.data.tokenization import Encoder
-from inheritune_hf.records import decode, encode
+from inheritune_hf.records import RecordError, decode, encode
 
 ROOT = Path(__file__).parents[2]
 quick = settings(
@@ -290,6 +291,21 @@ def test_places_count_what_was_read(tokenizer):
     assert state.total("tokens") == 40 * 2 * 8
     assert state.total("left_out") == state.total("damaged") == 0
     assert StreamState().passes == 0
+
+
+def test_a_damaged_state_is_named(tokenizer):
+    """Each field of a saved state is checked: where it is, and of which type."""
+    _, after = take(stream_of(tokenizer, [documents(6)]), 3)
+    for change, message in (
+        (lambda reader: reader.update(offset=-1), r"state: workers\.0\.offset must be a number"),
+        (lambda reader: reader["sources"][0].update(shard="a"), r"state: workers\.0\.sources\[0\]\.shard must be"),
+        (lambda reader: reader["sources"][0]["counts"].pop("near"), r"workers\.0\.sources\[0\]\.counts must be docum"),
+        (lambda reader: reader.update(workers=0), r"state: workers\.0\.workers must be a number of 1 or more"),
+    ):
+        state = copy.deepcopy(after[-1])
+        change(state["workers"]["0"])
+        with pytest.raises(RecordError, match=message):
+            decode(StreamState, state, "state")
 
 
 # --- by settings -----------------------------------------------------------------------------------------------------
