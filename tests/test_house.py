@@ -18,6 +18,7 @@ FLOORS = [
     "config",
     "layers",
     "records",
+    "processes",
     "figures",
     "growth",
     "students",

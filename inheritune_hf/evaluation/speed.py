@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from ..processes import run_python
 from ..students import Source, find_weights
 from .validation import preserve_state
 
@@ -382,9 +382,10 @@ def peak_memory(model: str, prompt_tokens: int, new_tokens: int, device: str, **
     """
     if device != "cuda" and not _STATUS.is_file():
         return None
-    request = json.dumps([model, prompt_tokens, new_tokens, device, options])
-    command = [sys.executable, "-P", "-c", "from inheritune_hf.evaluation import speed; speed.print_peak()", request]
-    done = subprocess.run(command, capture_output=True, text=True)
+    source = str(Path(model).absolute()) if Path(model).is_dir() else model
+    request = json.dumps([source, prompt_tokens, new_tokens, device, options])
+    code = "from inheritune_hf.evaluation import speed; speed.print_peak()"
+    done = run_python(code, request, tokens=True)  # the model may be one that needs a token
     if done.returncode != 0:
         raise RuntimeError(f"Measuring the memory of {model} failed: {done.stderr.strip()[-500:]}")
     return int(done.stdout.split()[-1])

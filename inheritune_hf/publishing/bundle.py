@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING
 
 from .. import records
-from ..records import RECORD_FILE, Lineage, RecordError, RunRecord, decode, encode, write_json, write_record
+from ..processes import run_python
+from ..records import RECORD_FILE, Lineage, RecordError, RunRecord, decode, encode, read_json, write_json, write_record
 
 #: What may be published; anything else in a folder stays where it is.
 PUBLISHED = [
@@ -44,8 +44,14 @@ PUBLISHED = [
 # Vocabularies hold any text there is; they were learned, and say nothing of a machine.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"}
 _TEXTS = (".json", ".md", ".jinja", ".txt")
-_PATH = re.compile(r"^(?:file://|~/|/(?:[\w.@+-]+/)+[\w.@+-]*$|[A-Za-z]:[\\/])")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+# A whole text that is a path, and a path of somebody's within a text.
+_PATH = re.compile(r"file://|~[/\\]|/(?:[^/\n<>{}|]+/)+[^/\n<>{}|]*$|[A-Za-z]:[\\/]|\\\\\w")
+_OWN_PATH = re.compile(r"(?:^|[\s\"'`(=:,])((?:/home|/Users|/root|[A-Za-z]:[\\/]Users)[\\/][^\s\"'`),]+)")
+_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[A-Za-z0-9_-]{32,}|AKIA[0-9A-Z]{16})\b"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+_PASSWORD = re.compile(r"\b\w+://[^\s/@:\"']*:[^\s/@\"']+@")
 
 _TRIAL = """
 import json, sys
@@ -121,12 +127,15 @@ def stage(folder: Path, target: Path) -> dict[str, str]:
     """
     left = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in PUBLISHED):
+        reason = exclusion_reason(path)
+        if reason is None:
             _copy(path, target / path.name)
         else:
-            left[path.name + ("/" if path.is_dir() else "")] = _reason(path)
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    if config.get("auto_map") or not config.get("architectures"):
+            left[path.name + ("/" if path.is_dir() else "")] = reason
+    if not (target / "config.json").is_file():
+        raise ValueError(f"config.json of {folder} stays behind: it {left['config.json']}.")
+    config = read_json(target / "config.json")
+    if not config.get("architectures") or (config.get("auto_map") and not _is_native(config)):
         raise ValueError(
             f"{folder} needs code of its own (config.json has an auto_map, or no architectures): only models that "
             "Transformers itself loads are published."
@@ -141,13 +150,35 @@ def stage(folder: Path, target: Path) -> dict[str, str]:
     write_record(target / RECORD_FILE, read_record(folder).published())
     for name in ("generation_config.json", "tokenizer_config.json"):
         if (target / name).is_file():
-            write_json(target / name, _without_names(json.loads((target / name).read_text(encoding="utf-8"))))
+            write_json(target / name, _without_names(read_json(target / name)))
     return left
+
+
+def exclusion_reason(path: Path) -> str | None:
+    """
+    Return why a file of a student's folder stays behind; None if it may be published.
+
+    Args:
+        path (`Path`): The file or folder.
+    """
+    if path.is_dir():
+        return "folders stay here"
+    if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
+        return "pickled files are never published"
+    if not any(fnmatch(path.name, pattern) for pattern in PUBLISHED):
+        return "not part of a student"
+    if not path.is_file():
+        return "is no file"
+    # Weights may be links, because nothing else is loaded as weights; in the Hub's cache every file is one.
+    cache = path.parent.parent.parent if path.parent.parent.name == "snapshots" else path.parent
+    if path.suffix != ".safetensors" and not path.resolve().is_relative_to(cache.resolve()):
+        return "is a link out of the folder"
+    return None
 
 
 def find_private(folder: Path, secrets: tuple[str | None, ...] = ()) -> list[str]:
     """
-    Return what in a folder's files is nobody's business, each as a sentence: paths of a machine, tokens.
+    Return what in a folder's files is private, each as a sentence: paths of a machine, tokens, passwords.
 
     Args:
         folder (`Path`): A staged student.
@@ -157,14 +188,25 @@ def find_private(folder: Path, secrets: tuple[str | None, ...] = ()) -> list[str
     home = str(Path.home())
     found = []
     for path in sorted(folder.iterdir()):
-        if path.suffix not in _TEXTS or path.name in _VOCABULARIES:
+        if path.suffix == ".safetensors":
+            strings = list(_strings(_weight_metadata(path)))
+        elif path.suffix == ".json" and path.name not in _VOCABULARIES:
+            strings = list(_strings(read_json(path)))
+        elif path.suffix in _TEXTS:
+            strings = [path.read_text(encoding="utf-8")]
+        else:
             continue
-        text = path.read_text(encoding="utf-8")
+        text = "\n".join(strings)
         if _TOKEN.search(text) or any(secret in text for secret in hidden):
             found.append(f"{path.name} holds a token.")
-        if path.suffix == ".json":
-            found += [f"{path.name} holds a path: {item}." for item in _strings(json.loads(text)) if _PATH.match(item)]
-        elif len(home) > 1 and re.search(re.escape(home) + r"[/\\]", text):
+        if path.name in _VOCABULARIES:
+            continue
+        if _PASSWORD.search(text):
+            found.append(f"{path.name} holds an address with a password.")
+        whole = [item for item in strings if _PATH.match(item)] if path.suffix in {".json", ".safetensors"} else []
+        within = [match[1] for match in _OWN_PATH.finditer(text)]
+        found += [f"{path.name} holds a path: {item}." for item in dict.fromkeys((*whole, *within))]
+        if len(home) > 1 and re.search(re.escape(home) + r"[/\\]", text) and not (whole or within):
             found.append(f"{path.name} holds a path below {home}.")
     return found
 
@@ -189,15 +231,9 @@ def try_out(folder: Path) -> None:
     Raises:
         RuntimeError: If anything about that fails; the message says what.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     tokenizer = "tokenizer" if (folder / "tokenizer_config.json").is_file() else "none"
-    done = subprocess.run(
-        [sys.executable, "-c", _TRIAL, str(folder), config["architectures"][0], tokenizer],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
+    done = run_python(_TRIAL, str(folder.resolve()), config["architectures"][0], tokenizer, offline=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         raise RuntimeError(f"The student does not load in a fresh process, so nothing is published: {last}")
@@ -217,23 +253,30 @@ def _copy(path: Path, target: Path) -> None:
     shutil.copyfile(path, target)
 
 
-def _reason(path: Path) -> str:
-    if path.is_dir():
-        return "folders stay here"
-    if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
-        return "pickled files are never published"
-    return "not part of a student"
+def _is_native(config: Mapping[str, Any]) -> bool:
+    """Return whether Transformers knows the type of a model, whatever code the repository brings along."""
+    return str(config.get("model_type")) in CONFIG_MAPPING
+
+
+def _weight_metadata(path: Path) -> Any:
+    """Return what the header of a file of weights says besides its tensors."""
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return weights.metadata() or {}
+    except SafetensorError:
+        return {}  # it cannot be loaded, which trying it out will say
 
 
 def _without_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a config without where it was loaded from."""
-    return {name: value for name, value in values.items() if name not in {"_name_or_path", "name_or_path"}}
+    """Return a config without where it was loaded from, and without code that would be run in its place."""
+    return {name: value for name, value in values.items() if name not in {"_name_or_path", "name_or_path", "auto_map"}}
 
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
+        yield from value
         for item in value.values():
             yield from _strings(item)
     elif isinstance(value, list):

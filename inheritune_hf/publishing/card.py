@@ -33,6 +33,9 @@ _BEGIN, _END = "<!-- inheritune: begin -->", "<!-- inheritune: end -->"
 # Tokens of a sequence for which operations are counted, unless the model takes fewer.
 _BLOCK_SIZE = 1024
 
+# Bounds of a card that others wrote: characters, levels of its front matter, characters of a name in it.
+_MAX_CARD, _MAX_DEPTH, _MAX_WORD = 4_000_000, 32, 200
+
 _DEFAULTS = InherituneConfig().to_dict()
 _SHOWN_ARGUMENTS = (
     "learning_rate",
@@ -130,22 +133,21 @@ def gather_facts(
     lineage = record.lineage
     mine = AutoConfig.from_pretrained(folder)
     source = Source(lineage.reference, revision=lineage.revision, token=token)
-    card: dict[str, Any] = {}
+    said = ReferenceCard()
     theirs = None
     try:
         theirs = load_reference_config(lineage.reference, revision=lineage.revision, token=token)
         path = source.find("README.md")
-        card = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict() if path is not None else {}
+        said = said if path is None else read_reference_card(path)
     except (OSError, ValueError) as error:
         logger.info("The card says less of the reference: %s", error)
-    spoken = language or card.get("language") or ()
     test = _test_losses(run_folder)
     block = min(getattr(mine, "max_position_embeddings", None) or _BLOCK_SIZE, _BLOCK_SIZE)
     return CardFacts(
-        license=license or card.get("license"),
-        license_name=None if license else card.get("license_name"),
-        license_link=None if license else card.get("license_link"),
-        language=(spoken,) if isinstance(spoken, str) else tuple(spoken),
+        license=license or said.license,
+        license_name=None if license else said.license_name,
+        license_link=None if license else said.license_link,
+        language=tuple(language) or said.language,
         datasets=tuple(datasets),
         parameters=inspect_architecture(mine).parameter_count,
         reference_parameters=None if theirs is None else inspect_architecture(theirs).parameter_count,
@@ -155,6 +157,65 @@ def gather_facts(
         reference_test_loss=test.get("reference"),
         pictures=tuple(pictures),
     )
+
+
+@dataclass(frozen=True)
+class ReferenceCard:
+    """What a reference's card says that its student's repeats: licence and languages, as the Hub calls them."""
+
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+
+
+def read_reference_card(path: Path) -> ReferenceCard:
+    """
+    Read what a student's card repeats of its reference's; what is no short text is left out.
+
+    Raises:
+        ValueError: If its front matter is no YAML, or stands for more than it is long.
+    """
+    front = front_matter(path.read_text(encoding="utf-8", errors="replace")[:_MAX_CARD], str(path))
+
+    def text(name: str) -> str | None:
+        value = front.get(name)
+        return value if isinstance(value, str) and 0 < len(value) <= _MAX_WORD and value.isprintable() else None
+
+    spoken = front.get("language")
+    languages = [spoken] if isinstance(spoken, str) else spoken if isinstance(spoken, list) else []
+    return ReferenceCard(
+        text("license"),
+        text("license_name"),
+        _safe_link(text("license_link")),
+        tuple(word for word in languages if isinstance(word, str) and re.fullmatch(r"[A-Za-z-]{2,16}", word)),
+    )
+
+
+def front_matter(card: str, where: str) -> dict[str, Any]:
+    """
+    Return the metadata above a card's text.
+
+    Args:
+        card (`str`): The card.
+        where (`str`): Named in errors.
+
+    Raises:
+        ValueError: If it is no YAML, is nested too deeply, or has aliases: by them few bytes stand for gigabytes.
+    """
+    found = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n---", card, re.DOTALL)
+    if found is None:
+        return {}
+    depth = 0
+    try:
+        for event in yaml.parse(found[1], Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
+                raise ValueError(f"{where}: its front matter has aliases or is nested too deeply; write it out.")
+        values = yaml.safe_load(found[1])
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{where}: its front matter is no YAML ({type(error).__name__}).") from error
+    return values if isinstance(values, dict) else {}
 
 
 def _test_losses(run_folder: Path | None) -> dict[str, float]:
@@ -203,6 +264,7 @@ def update_card(existing: str, new: str) -> str:
     added to, and anything else is kept. The text that was generated before is replaced; a card without one gets it
     below its own text.
     """
+    front_matter(existing, "The card that is there already")
     old: Any = ModelCard(existing, ignore_metadata_errors=True)
     fresh: Any = ModelCard(new)
     before, now = old.data.to_dict(), fresh.data.to_dict()
@@ -212,13 +274,10 @@ def update_card(existing: str, new: str) -> str:
         if both:
             metadata[name] = list(dict.fromkeys(both))
     generated = fresh.text.strip()
-    own = re.escape(_BEGIN) + r".*?" + re.escape(_END)
+    # Marks are lines of their own: within a line they are somebody's text.
+    own = re.compile(f"^{re.escape(_BEGIN)}$.*?^{re.escape(_END)}$", re.DOTALL | re.MULTILINE)
     text = old.text.strip()
-    text = (
-        re.sub(own, lambda _: generated, text, count=1, flags=re.DOTALL)
-        if re.search(own, text, re.DOTALL)
-        else (f"{text}\n\n{generated}")
-    )
+    text = own.sub(lambda _: generated, text, count=1) if own.search(text) else f"{text}\n\n{generated}"
     return f"---\n{ModelCardData(**metadata)}\n---\n\n{text.strip()}\n"
 
 
@@ -249,8 +308,8 @@ def _inherit_command(record: RunRecord) -> str:
 
 
 def _safe_link(link: str | None) -> str | None:
-    """Return a link to a page of the web, with nothing in it that would end the link."""
-    return link if link and re.fullmatch(r"https?://[^\s()<>\"'\\]+", link) else None
+    """Return a link to a page of the web that is encrypted, with nothing in it that would end the link."""
+    return link if link and re.fullmatch(r"https://[^\s()<>\"'\\]+", link) else None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -264,7 +323,7 @@ def _metadata(record: RunRecord, name: str, facts: CardFacts) -> dict[str, Any]:
         "tags": list(_TAGS if record.rounds else [tag for tag in _TAGS if tag != "generated_from_trainer"]),
         "license": facts.license,
         "license_name": facts.license_name,
-        "license_link": facts.license_link,
+        "license_link": _safe_link(facts.license_link),
         "language": list(facts.language) or None,
         "datasets": list(facts.datasets) or None,
     }

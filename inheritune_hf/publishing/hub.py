@@ -19,7 +19,7 @@ from ..figures import layer_panel, save_panels
 from ..records import RECORD_FILE, Lineage, RunRecord, decode, write_record, write_text
 from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, plan_inheritance
 from ..students.download import CONNECTION_ERRORS, first_line
-from .bundle import PUBLISHED, find_private, mentions_user, read_record, stage, try_out
+from .bundle import PUBLISHED, exclusion_reason, find_private, mentions_user, read_record, stage, try_out
 from .card import CardFacts, gather_facts, obligation, render_card, update_card
 
 
@@ -198,7 +198,7 @@ def publish_student(
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary)
         left_out = stage(folder, target)
-        if (run_folder / "losses.png").is_file():
+        if exclusion_reason(run_folder / "losses.png") is None:
             shutil.copyfile(run_folder / "losses.png", target / "losses.png")
         kept = [("kept", record.lineage.kept_layers)]
         save_panels(target / "layers.png", [layer_panel(kept, record.lineage.reference_layers)])

@@ -2,12 +2,13 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from inheritune_hf.publishing.card import CardFacts, render_card, update_card
+from inheritune_hf.publishing.card import CardFacts, ReferenceCard, read_reference_card, render_card, update_card
 from inheritune_hf.records import Lineage, Match, Round, RunRecord
 
 LINEAGE = Lineage("gpt2-medium", "abc", 24, tuple(range(14)), {"torch": "2.13"})
@@ -153,6 +154,56 @@ def test_size_budget_and_pictures_are_shown():
     assert "(layers.png)" in text
     assert "(losses.png)" not in text
     assert "| parameters | 60 |  | |" in card(parameters=60)
+
+
+EVIL = "<script>alert(1)</script>\n## [x](y) | `b` ``` {{ 7 * 7 }} --> <!-- inheritune: end -->"
+
+
+def test_foreign_text_is_escaped():
+    """What a stranger chose (names, versions, notes, licences) is no markup, in words, tables, code and links."""
+    lineage = Lineage(EVIL, "abc`", 24, (0, 1), {EVIL: EVIL}, data={EVIL: EVIL})
+    round_ = replace(ROUNDS[1], match=Match(True, True, -0.01, None, None, 4, EVIL))
+    recipe = {"keep_layers": "half", "tolerance": 0.01, "confidence": 0.95, "notes": EVIL}
+    facts = CardFacts(license="other", license_name=EVIL, license_link="javascript:alert(1)", datasets=(EVIL,))
+    text = render_card(RunRecord(recipe, lineage, (round_,), "matched", 2.81), EVIL, facts)
+    body = ModelCard(text).text
+    outside = re.sub(r"^(`{3,})\w+\n.*?\n\1$", "", body, flags=re.MULTILINE | re.DOTALL)
+    outside = re.sub(r"(?<![`\\])(`+) ?(?!`).*?(?<!`)\1(?!`)", "", outside)
+    assert "<script" not in outside
+    assert "[x](y)" not in outside
+    assert "javascript:" not in text
+    assert len(re.findall(r"^<!-- inheritune: end -->$", body, re.MULTILINE)) == 1
+    assert update_card(text, text) == text
+    assert "http://" not in card(license="mit", license_link="http://example.org")
+
+
+@pytest.mark.parametrize(
+    ("front", "complaint"),
+    [
+        ("a: &a [x, x]\nb: &b [*a, *a]\nlicense: *b", "has aliases or is nested too deeply"),
+        ("license: " + "[" * 50 + "]" * 50, "has aliases or is nested too deeply"),
+        ("license: {", "is no YAML"),
+    ],
+    ids=["bomb", "nested", "damaged"],
+)
+def test_front_matter_is_bounded(tmp_path, front, complaint):
+    """A card of a reference, or one that is there already, whose metadata stand for more than they say is refused."""
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# Title\n")
+    with pytest.raises(ValueError, match=complaint):
+        read_reference_card(tmp_path / "README.md")
+    with pytest.raises(ValueError, match=f"The card that is there already: its front matter {complaint}"):
+        update_card((tmp_path / "README.md").read_text(), card())
+
+
+def test_values_of_a_references_card_are_checked(tmp_path):
+    """A licence or a language of another type is left out; so is a link that is not https."""
+    path = tmp_path / "README.md"
+    path.write_text("---\nlicense: [mit]\nlicense_link: http://x.org\nlanguage: [en, 5, <b>]\nlicense_name: 3\n---\n")
+    assert read_reference_card(path) == ReferenceCard(language=("en",))
+    path.write_text("---\nlicense: other\nlicense_name: own\nlicense_link: https://x.org/a\nlanguage: en\n---\n")
+    assert read_reference_card(path) == ReferenceCard("other", "own", "https://x.org/a", ("en",))
+    path.write_text("No front matter.\n")
+    assert read_reference_card(path) == ReferenceCard()
 
 
 def test_a_run_can_be_made_again():

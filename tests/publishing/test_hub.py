@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -255,15 +256,59 @@ def test_what_does_not_work_is_not_published(saved, kind):
         ("tokenizer_config.json", "vocab_file", "/home/somebody/vocab.json", "tokenizer_config.json holds a path"),
         ("generation_config.json", "origin", "C:\\\\Users\\\\x", "generation_config.json holds a path"),
         ("config.json", "note", "hf_" + "a1" * 12, "config.json holds a token"),
+        ("config.json", "/home/somebody/my data", 1, "config.json holds a path: /home/somebody/my data"),
+        ("config.json", "note", "read from /home/somebody/x.txt there", "config.json holds a path: /home/somebody/x"),
+        ("config.json", "proxy", "http://me:secret@host/", "config.json holds an address with a password"),
+        ("tokenizer.json", "note", "ghp_" + "a1" * 18, "tokenizer.json holds a token"),
     ],
-    ids=["path", "windows", "token"],
+    ids=["path", "windows", "token", "spaces in a key", "within", "password", "vocabulary"],
 )
 def test_private_things_stop_a_publication(saved, file, field, value, complaint):
-    """A path of a machine or a token in any file is named, and nothing is published."""
+    """A path of a machine, a token or a password in any file is named, and nothing is published."""
     values = json.loads((saved / file).read_text())
-    (saved / file).write_text(json.dumps({**values, field: value.replace("\\\\", "\\")}))
+    value = value.replace("\\\\", "\\") if isinstance(value, str) else value
+    (saved / file).write_text(json.dumps({**values, field: value}))
     with pytest.raises(ValueError, match=f"Nothing is published: {complaint}"):
         publish_student(saved, "me/student")
+
+
+@pytest.mark.usefixtures("not_tried")
+def test_metadata_of_weights_are_looked_through(saved):
+    """A token in the header of the weights stops a publication."""
+    tensors = load_file(saved / "model.safetensors")
+    save_file(tensors, saved / "model.safetensors", {"format": "pt", "note": "hf_" + "a1" * 12})
+    with pytest.raises(ValueError, match=r"Nothing is published: model\.safetensors holds a token"):
+        publish_student(saved, "me/student")
+
+
+@pytest.mark.usefixtures("not_tried")
+def test_links_out_of_the_folder_stay_here(saved, tmp_path):
+    """What a link leads to outside of the folder is not published, except for weights; links within it are."""
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    for name in ("merges.txt", "losses.png"):
+        (saved / name).symlink_to(tmp_path / "id_rsa")
+    (saved / "model.safetensors").rename(tmp_path / "weights")
+    (saved / "model.safetensors").symlink_to(tmp_path / "weights")
+    (saved / "chat_template.jinja").symlink_to("README.md")
+    found = publish_student(saved, "me/student")
+    assert found.left_out["merges.txt"] == found.left_out["losses.png"] == "is a link out of the folder"
+    assert {"model.safetensors", "chat_template.jinja"} < set(found.files)
+    (saved / "config.json").rename(tmp_path / "config.json")
+    (saved / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json of .* stays behind: it is a link out of the folder"):
+        publish_student(saved, "me/student")
+
+
+@pytest.mark.usefixtures("not_tried")
+def test_code_that_is_not_needed_goes(saved, monkeypatch):
+    """A model that Transformers knows is published without the code its repository brought along."""
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "code.Model"}}))
+    staged = {}
+    monkeypatch.setattr(hub, "try_out", lambda folder: staged.update(json.loads((folder / "config.json").read_text())))
+    publish_student(saved, "me/student")
+    assert "auto_map" not in staged
+    assert staged["model_type"] == "gpt2"
 
 
 @pytest.mark.usefixtures("not_tried")
@@ -272,7 +317,9 @@ def test_what_is_no_student_is_named(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no student in"):
         publish_student(tmp_path, "me/student")
     config = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "code.Model"}}))
+    (saved / "config.json").write_text(
+        json.dumps({**config, "model_type": "own", "auto_map": {"AutoModel": "code.Model"}})
+    )
     with pytest.raises(ValueError, match="needs code of its own"):
         publish_student(saved, "me/student")
     (saved / "config.json").write_text(json.dumps(config))
@@ -280,7 +327,7 @@ def test_what_is_no_student_is_named(saved, tmp_path):
     with pytest.raises(ValueError, match="There are no weights as safetensors"):
         publish_student(saved, "me/student")
     (saved / "inheritune_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"cannot be read .* save the student again"):
+    with pytest.raises(ValueError, match=r"lacks the field 'recipe'. Save the student again"):
         publish_student(saved, "me/student")
 
 

@@ -1,0 +1,40 @@
+"""Start a process of Python that imports nothing from the current folder and knows no token that it does not need."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Names of environment variables that hold secrets.
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY", re.IGNORECASE)
+
+
+def run_python(
+    code: str, *arguments: str, tokens: bool = False, offline: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """
+    Run code in a fresh process of Python, in an empty folder of its own, and return what it wrote.
+
+    What lies in the current folder cannot be imported there, and relative paths mean nothing: pass absolute ones.
+
+    Args:
+        code (`str`): What to run.
+        arguments: `sys.argv[1:]` of the process.
+        tokens (`bool`, *optional*, defaults to `False`): Whether it may know tokens, to fetch what needs one.
+        offline (`bool`, *optional*, defaults to `False`): Whether it must do without the Hub.
+    """
+    environment = {name: value for name, value in os.environ.items() if tokens or not _SECRET.search(name)}
+    # Relative entries would be looked up in the folder of the process, empty ones stand for the current folder.
+    paths = [str(Path(path).absolute()) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    if not tokens:
+        environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-P", "-c", code, *arguments]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
