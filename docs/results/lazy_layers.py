@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inheritune_hf.analysis import compare_laziness, default_sequences, measure_collapse, recommend_layers
 from inheritune_hf.analysis.plots import draw_report
-from inheritune_hf.records import write_json
+from inheritune_hf.records import encode, write_json
 
 HERE = Path(__file__).parent
 FORCED = (5, 6, 7)
@@ -62,7 +62,7 @@ def main(reference: str) -> None:
             "random": [round(value, 2) for value in report.max_ranks(random=True) if value is not None],
             "avg_masses": [round(value, 1) for value in report.avg_masses() if value is not None],
             "loss": round(report.blocks.loss, 3) if report.blocks else None,
-            "recommendation": recommend_layers(report).to_dict(),
+            "recommendation": encode(recommend_layers(report)),
         }
         for name, report in reports.items()
     }

@@ -40,17 +40,6 @@ class BlockScores:
     by_depth: tuple[float, ...]
     skipped: tuple[float, ...]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> BlockScores:
-        """Rebuild the scores from the dictionary that they were turned into."""
-        return cls(
-            influence=tuple(values["influence"]),
-            angular=tuple(tuple(row) for row in values["angular"]),
-            loss=values["loss"],
-            by_depth=tuple(values["by_depth"]),
-            skipped=tuple(values["skipped"]),
-        )
-
 
 def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Advance = lambda: None) -> BlockScores:
     """

@@ -20,7 +20,6 @@ import torch
 import transformers
 from accelerate import cpu_offload
 from datasets import Dataset
-from huggingface_hub.constants import HF_HOME
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,7 +29,7 @@ from .. import __version__
 from ..data import split_standard_library, standard_library_documents
 from ..data.sources import Layout, read_files
 from ..evaluation import preserve_state
-from ..records import write_text
+from ..records import Cache, cache_folder, decode, encode, read_json, write_text
 from ..students import OpenedReference, Reference, open_reference
 from . import influence
 from .attention import attention_kinds, find_blocks, narrow_window, require_seen, watching_attention
@@ -66,9 +65,14 @@ _CHARACTERS = 40_000
 # As in the paper's figure 9.
 _MAP_TOKENS = 40
 _MAP_SEQUENCES = 3
+VERSIONS = {"inheritune_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
 
-#: Counts of shape (shares, sequences, heads).
-Counts = tuple[tuple[tuple[int, ...], ...], ...]
+
+def _counts(name: str, values: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    counts = np.asarray(values)
+    if counts.size and (counts.ndim != 3 or counts.dtype.kind not in "iu"):
+        raise ValueError(f"{name} must be whole numbers by share, sequence and head.")
+    return tuple(tuple(tuple(row) for row in share) for share in counts.tolist())
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class LayerScores:
 
     layer: int
     kind: str
-    ranks: Counts = ()
-    masses: Counts = ()
+    ranks: Any = ()  # checked as a whole: there may be millions
+    masses: Any = ()
     entropy: tuple[float, ...] = ()
     sink: tuple[float, ...] = ()
 
@@ -97,17 +101,9 @@ class LayerScores:
         """Heads with softmax attention."""
         return len(self.entropy)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LayerScores:
-        """Rebuild the scores from the dictionary that they were turned into."""
-        return cls(
-            layer=values["layer"],
-            kind=values["kind"],
-            ranks=_counts(values["ranks"]),
-            masses=_counts(values["masses"]),
-            entropy=tuple(values["entropy"]),
-            sink=tuple(values["sink"]),
-        )
+    def __post_init__(self) -> None:
+        for name in ("ranks", "masses"):
+            object.__setattr__(self, name, _counts(name, getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -144,11 +140,6 @@ class Uniform:
     entropy: float
     sink: float
     window: int | None = None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Uniform:
-        """Rebuild the control from the dictionary that it was turned into."""
-        return cls(**{**values, "ranks": tuple(values["ranks"]), "masses": tuple(values["masses"])})
 
 
 @dataclass(frozen=True)
@@ -235,37 +226,14 @@ class CollapseReport:
         """Tell whether a contiguous group of layers is lazy: floor(AvgRank) is 1 (PAPER: definition G.1)."""
         return is_lazy_group(self._max_ranks_of(layers, tau))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as a dictionary that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CollapseReport:
-        """Rebuild a report from what `to_dict` returned, or from what JSON made of it."""
-        return cls(
-            **{
-                **values,
-                "shares": tuple(values["shares"]),
-                "layers": tuple(LayerScores.from_dict(item) for item in values["layers"]),
-                "random": tuple(LayerScores.from_dict(item) for item in values["random"]),
-                "uniform": Uniform.from_dict(values["uniform"]),
-                "sliding": None if values["sliding"] is None else Uniform.from_dict(values["sliding"]),
-                "blocks": None if values["blocks"] is None else BlockScores.from_dict(values["blocks"]),
-                "maps": tuple(
-                    AttentionMap(item["layer"], item["head"], tuple(tuple(row) for row in item["weights"]))
-                    for item in values["maps"]
-                ),
-            }
-        )
-
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the report to a file, so that a reader finds it whole or not at all."""
-        write_text(path, json.dumps(self.to_dict(), ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(encode(self), ensure_ascii=False) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> CollapseReport:
-        """Read a report that `to_json` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        """Read a report that `to_json` wrote; every field is checked."""
+        return decode(cls, read_json(path), str(path))
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a table with a row for each layer, head and share: rank and mass (means over sequences), and more."""
@@ -282,7 +250,7 @@ class CollapseReport:
                 ]
         return pandas.DataFrame(rows, columns=["layer", "kind", "head", "share", "rank", "mass", "entropy", "sink"])
 
-    def _of_share(self, counts: Counts, share: float) -> NDArray[np.int64]:
+    def _of_share(self, counts: Any, share: float) -> NDArray[np.int64]:
         if share not in self.shares:
             measured = ", ".join(map(str, self.shares))
             raise ValueError(f"The share {share} was not measured (measured: {measured}); measure again with it.")
@@ -405,11 +373,9 @@ def measure_collapse(
     tokens, opened = as_tokens(sequences), open_model(model, **kwargs)
     wanted = tuple(sorted({float(share) for share in shares}))
     weights, data = opened.fingerprint(), tokens_fingerprint(tokens)
-    file, found = None, None
-    if cache_dir is not None:
-        shape = [item.name for item in dataclasses.fields(Uniform)]
-        file = scores_file(cache_dir, weights, data, controls, blocks, shape)
-        found = CollapseReport.from_json(file) if file.is_file() else None
+    cache = None if cache_dir is None else Cache(cache_dir, CollapseReport)
+    key = [weights, data, controls, blocks, VERSIONS]
+    found = None if cache is None else cache.read(key)
     if found is not None:
         wanted = tuple(sorted({*wanted, *found.shares}))
         if wanted == found.shares and heads is None:
@@ -426,14 +392,10 @@ def measure_collapse(
             tokens=tokens.shape[1],
             shares=wanted,
             **_scores(loaded, tokens, wanted, controls, blocks, opened.name if progress else None),
-            versions={
-                "inheritune_hf": __version__,
-                "transformers": transformers.__version__,
-                "torch": torch.__version__,
-            },
+            versions=VERSIONS,
         )
-        if file is not None:
-            found.to_json(file)
+        if cache is not None:
+            cache.write(key, found)
     return found if heads is None else dataclasses.replace(found, maps=head_maps(loaded, tokens, heads))
 
 
@@ -497,7 +459,7 @@ def score_layers(
         if len(parts) != len(batches):
             raise RuntimeError(f"Layer {layer} attends more than once; only one attention in a layer can be measured.")
         ranks, masses = (
-            _counts(torch.cat([getattr(part, name) for part in parts], dim=1).tolist()) for name in ("ranks", "masses")
+            torch.cat([getattr(part, name) for part in parts], dim=1).tolist() for name in ("ranks", "masses")
         )
         entropy, sink = (
             tuple(torch.cat([getattr(part, name) for part in parts]).double().mean(0).tolist())
@@ -505,10 +467,6 @@ def score_layers(
         )
         layers.append(LayerScores(layer, kind, ranks, masses, entropy, sink))
     return tuple(layers)
-
-
-def _counts(values: Any) -> Counts:
-    return tuple(tuple(tuple(int(count) for count in row) for row in share) for share in values)
 
 
 def random_twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -744,13 +702,7 @@ def load_model(opened: OpenedReference) -> PreTrainedModel:
 
 def scores_folder() -> Path:
     """Return the folder in which the command line keeps scores, below `HF_HOME`."""
-    return Path(HF_HOME) / "inheritune_hf" / "analysis"
-
-
-def scores_file(folder: str | os.PathLike[str], *facts: Any) -> Path:
-    """Return the file of a folder that keeps what was measured, by what it depends on and the libraries' versions."""
-    key = json.dumps([*facts, __version__, torch.__version__, transformers.__version__])
-    return Path(folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    return cache_folder("analysis")
 
 
 def tokens_fingerprint(tokens: Tensor) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from tqdm.auto import tqdm
 
 from ..layers import describe, is_prefix
 from ..measures import MEASURES, LossWithout, parse_measured
-from ..records import write_json
+from ..records import Cache
 from ..students import OpenedReference, Reference
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without
 from .measurement import (
+    VERSIONS,
     CollapseReport,
     as_tokens,
     batches_of,
@@ -27,7 +27,6 @@ from .measurement import (
     measure_collapse,
     open_model,
     require_fitting,
-    scores_file,
     tokens_fingerprint,
 )
 
@@ -61,10 +60,6 @@ class Recommendation:
     by_depth: dict[str, int]
     evidence: tuple[str, ...]
     disagreements: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recommendation as a dictionary that JSON can hold."""
-        return asdict(self)
 
 
 def recommend_layers(
@@ -221,12 +216,12 @@ def _by_removal(
 ) -> tuple[int, ...]:
     """Remove layers one by one; the order is kept after each removal, and serves every number of layers."""
     opened = open_model(reference, **kwargs)
-    file, depth, removed = None, opened.depth, list[int]()
+    depth, removed = opened.depth, list[int]()
     _check_count(count, depth)
-    if cache_dir is not None:
-        file = scores_file(cache_dir, "removed", measure, opened.fingerprint(), tokens_fingerprint(tokens))
-        if file.is_file():
-            removed = json.loads(file.read_text(encoding="utf-8"))["removed"]
+    cache = None if cache_dir is None else Cache(cache_dir, list[int])
+    key = [] if cache is None else ["removed", measure, opened.fingerprint(), tokens_fingerprint(tokens), VERSIONS]
+    if cache is not None:
+        removed = cache.read(key) or []
     left = [layer for layer in range(depth) if layer not in removed[: depth - count]]
     if len(left) == count:
         return tuple(left)
@@ -239,8 +234,8 @@ def _by_removal(
             gone = remove(left, lambda layer: loss_without(model, batches, [*removed, layer], bar.update))
             removed.append(gone)
             left.remove(gone)
-            if file is not None:
-                write_json(file, {"removed": removed})
+            if cache is not None:
+                cache.write(key, removed)
     return tuple(left)
 
 

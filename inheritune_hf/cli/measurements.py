@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..records import write_json
+from ..records import cache_folder, encode, write_json
 from .parsing import VerbParser, quiet_transformers, source
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def analyze(argv: Sequence[str], prog: str) -> int:
     pictures = draw_report(report, folder, options.tau)
     report.to_json(folder / "collapse.json")
     report.to_pandas().to_csv(folder / "collapse.csv", index=False)
-    write_json(folder / "recommendation.json", advice.to_dict())
+    write_json(folder / "recommendation.json", encode(advice))
     console = Console()
     console.print(layer_table(report, options.tau))
     for line in (*advice.evidence, *advice.disagreements):
@@ -96,7 +96,6 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
     """Measure a student beside its reference, print tables and write `evaluation.json`."""
     options = _evaluation_parser(prog).parse_args(argv)
 
-    from huggingface_hub.constants import HF_HOME
     from rich.console import Console
 
     from ..experiments import EVALUATION_FILE, evaluate_student
@@ -124,7 +123,7 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
         dtype=options.dtype,
         tasks=tasks,
         task_limit=options.task_limit,
-        task_cache=Path(HF_HOME) / "inheritune_hf" / "tasks",
+        task_cache=cache_folder("tasks"),
         efficiency={
             "batch_sizes": options.generation_batches,
             "settings": options.settings,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,16 +169,6 @@ class CorpusComparison:
     accuracy_difference: float
     accuracy_lower: float | None
     accuracy_upper: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as a dictionary that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CorpusComparison:
-        """Rebuild a comparison from what `to_dict` returned."""
-        parts = {name: Figures(**values[name]) for name in ("student", "reference")}
-        return cls(**{**values, **parts, "match": Match(**values["match"])})
 
 
 def compare_on(

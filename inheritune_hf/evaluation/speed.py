@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -123,18 +122,6 @@ class Efficiency:
     reference: Size
     speeds: tuple[Speed, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as a dictionary that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Efficiency:
-        """Rebuild the figures from what `to_dict` returned."""
-        sizes = {name: Size(**values[name]) for name in ("student", "reference")}
-        names = ("student", "reference", "gain")
-        speeds = tuple(Speed(**{**item, **{name: Spread(**item[name]) for name in names}}) for item in values["speeds"])
-        return cls(**{**values, **sizes, "speeds": speeds})
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -169,16 +156,6 @@ class Draft:
     def acceptance(self) -> float:
         """Share of the drafted tokens that the reference accepted."""
         return self.accepted / self.drafted if self.drafted else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as a dictionary that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Draft:
-        """Rebuild the figures from what `to_dict` returned."""
-        spreads = {name: Spread(**values[name]) for name in ("alone", "assisted", "speed_up")}
-        return cls(**{**values, **spreads})
 
 
 def measure_efficiency(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -20,7 +19,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..records import write_json
+from ..records import Cache, digest_of
 from .validation import preserve_state
 
 FloatArray = NDArray[np.float64]
@@ -58,19 +57,6 @@ class TaskScores:
     likelihoods: Mapping[str, tuple[tuple[float, float], ...]]
     log_likelihoods: tuple[tuple[float, ...], ...]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TaskScores:
-        """Rebuild scores from the dictionary that they were turned into."""
-        return cls(
-            task=values["task"],
-            metrics={name: (value[0], value[1]) for name, value in values["metrics"].items()},
-            rows={name: tuple(value) for name, value in values["rows"].items()},
-            likelihoods={
-                name: tuple((found, weight) for found, weight in rows) for name, rows in values["likelihoods"].items()
-            },
-            log_likelihoods=tuple(tuple(row) for row in values["log_likelihoods"]),
-        )
-
 
 @dataclass(frozen=True)
 class TaskComparison:
@@ -103,10 +89,6 @@ class TaskComparison:
     difference: float | None
     difference_error: float | None
     p_value: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as a dictionary that JSON can hold."""
-        return dataclasses.asdict(self)
 
 
 def require_harness() -> None:
@@ -157,25 +139,19 @@ def evaluate_tasks(
         ValueError: If a file's rows are of neither kind, or an answer is longer than the model's context.
     """
     require_harness()
+    cache = None if cache_dir is None or not weights else Cache(cache_dir, list[TaskScores])
+    vocabulary = digest_of(tokenizer.get_vocab())
     scores: list[TaskScores] = []
     for task in tasks:
         local = task_of_file(task) if task.endswith(".jsonl") else None
-        path = None
-        if cache_dir is not None and weights:
-            content = Path(task).read_bytes() if local else b""
-            vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-            texts = [hashlib.sha256(text).hexdigest() for text in (content, vocabulary.encode())]
-            shape = [item.name for item in dataclasses.fields(TaskScores)]
-            key = [weights, Path(task).name, limit, str(model.dtype), metadata.version("lm_eval"), *texts, shape]
-            path = cache_dir / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.json"
-        if path is not None and path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))["scores"]
-            scores.extend(TaskScores.from_dict(item) for item in kept)
-            continue
-        with preserve_state(model):
-            found = _run(model, tokenizer, local or task, limit, batch_size)
-        if path is not None:
-            write_json(path, {"scores": [dataclasses.asdict(item) for item in found]})
+        content = hashlib.sha256(Path(task).read_bytes()).hexdigest() if local else ""
+        facts = [weights, Path(task).name, limit, str(model.dtype), content, vocabulary, metadata.version("lm_eval")]
+        found = None if cache is None else cache.read(facts)
+        if found is None:
+            with preserve_state(model):
+                found = _run(model, tokenizer, local or task, limit, batch_size)
+            if cache is not None:
+                cache.write(facts, found)
         scores.extend(found)
     return scores
 
@@ -353,7 +329,8 @@ def _scores(name: str, results: Mapping[str, Any], samples: Sequence[Mapping[str
         metric, _, kind = key.partition(",")
         if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = results.get(f"{metric}_stderr,{kind}")
-            metrics[metric] = (float(value), float(error) if isinstance(error, int | float) else None)
+            known = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
+            metrics[metric] = (float(value), known)
     rows: dict[str, tuple[float, ...]] = {}
     likelihoods: dict[str, tuple[tuple[float, float], ...]] = {}
     for metric, (value, _) in metrics.items():

@@ -22,6 +22,7 @@ from inheritune_hf.analysis.measurement import (
     head_maps,
     random_twin,
 )
+from inheritune_hf.records import decode, encode
 
 OnGpu = SimpleNamespace(device=torch.device("cuda", 0))
 
@@ -96,7 +97,7 @@ def test_sliding_layers_have_a_control_of_their_own(sequences):
         assert control.entropy == pytest.approx(float(attention_entropy(attention)))
         assert control.sink == pytest.approx(float(sink_share(attention)))
     assert report.sliding.ranks[2] > report.uniform.ranks[2]
-    assert CollapseReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert decode(CollapseReport, json.loads(json.dumps(encode(report))), "report") == report
     # The window holds all of a shorter sequence.
     short = fast(model, sequences[:4, :6])
     assert short.sliding is None
@@ -219,7 +220,7 @@ def test_hybrids_report_what_has_no_softmax_attention(sequences):
     assert report.avg_masses()[0] is None
     assert report.ranks(0).shape == report.masses(0).shape == (30, 0)
     assert set(report.to_pandas()["layer"]) == {1, 3}
-    assert CollapseReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert decode(CollapseReport, json.loads(json.dumps(encode(report))), "report") == report
 
 
 def test_report_goes_through_json_and_into_pandas(model, sequences, tmp_path):

@@ -23,6 +23,7 @@ from inheritune_hf.analysis import (
 )
 from inheritune_hf.analysis.recommendation import lazy_tail_start
 from inheritune_hf.measures import MEASURES
+from inheritune_hf.records import encode
 
 
 def report_of(ranks, sequences=40, blocks=None, masses=None):
@@ -72,7 +73,7 @@ def test_a_lazy_tail_is_cut(sequences):
     assert any(
         line.startswith("AvgRank of layers 3:6 is 1.00, AvgRank of those before is ") for line in advice.evidence
     )
-    assert json.loads(json.dumps(advice.to_dict()))["layers"] == [0, 1, 2]
+    assert json.loads(json.dumps(encode(advice)))["layers"] == [0, 1, 2]
 
 
 def test_without_a_lazy_tail_half_is_named_a_practice(model, sequences):

@@ -7,7 +7,6 @@ import pytest
 from test_cli import STORIES, reference  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM
 
-import inheritune_hf.analysis.measurement as measurement
 from inheritune_hf import InheritedGPT2
 from inheritune_hf.analysis import CollapseReport
 from inheritune_hf.cli import main
@@ -16,7 +15,7 @@ from inheritune_hf.cli import main
 @pytest.fixture(autouse=True)
 def scores(tmp_path, monkeypatch):
     """Scores are kept in a folder of the test's own."""
-    monkeypatch.setattr(measurement, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "inheritune_hf" / "analysis"
 
 

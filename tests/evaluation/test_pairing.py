@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inheritune_hf.evaluation import CorpusComparison, compare_on, read_corpus, validate
-from inheritune_hf.records import Validation
+from inheritune_hf.records import Validation, decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_accuracy_is_paired_by_document(pair, corpus):
     found = compare_on(few, validate(load(pair.student), few), validate(load(pair.reference), few))
     assert found.accuracy_lower <= found.accuracy_difference <= found.accuracy_upper
     assert "10 documents" in found.match.note
-    assert CorpusComparison.from_dict(found.to_dict()) == found
+    assert decode(CorpusComparison, encode(found), "") == found
 
 
 def test_evaluating_leaves_no_trace(pair, corpus):

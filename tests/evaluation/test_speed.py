@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from inheritune_hf.evaluation import Draft, Efficiency, Spread, measure_draft, measure_efficiency
 from inheritune_hf.evaluation.speed import bytes_on_disk, flops_per_token, interleaved, peak_memory, ratios
+from inheritune_hf.records import decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_sizes_are_those_of_the_models(pair, found):
         assert size.layers == layers
         assert size.parameters == AutoModelForCausalLM.from_pretrained(folder).num_parameters()
         assert size.bytes_on_disk == (folder / "model.safetensors").stat().st_size
-    assert Efficiency.from_dict(found.to_dict()) == found
+    assert decode(Efficiency, encode(found), "") == found
 
 
 def test_every_figure_is_there_for_both(found):
@@ -126,7 +127,7 @@ def test_greedy_tokens_are_the_same(pair, prompts):
         assert 0 <= item.acceptance <= 1
         # Every look of the reference gives one token more than it accepts.
         assert item.accepted <= 2 * 24
-        assert Draft.from_dict(item.to_dict()) == item
+        assert decode(Draft, encode(item), "") == item
 
 
 def test_a_draft_that_is_the_reference_is_always_accepted(pair, prompts):
