@@ -72,7 +72,7 @@ def architecture_list() -> str:
 
 def arms_table() -> str:
     """Return the arms of a comparison as a Markdown table."""
-    from inheritune_hf.experiments import ARMS
+    from inheritune_hf.arms import ARMS
 
     return _table(
         ("arm", "what it trains", "source"), [(f"`{arm.name}`", arm.summary, arm.source) for arm in ARMS.values()]

@@ -13,10 +13,11 @@ PACKAGE = Path(inheritune_hf.__file__).parent
 FLOORS = [
     "exports",
     "measures",
+    "layers",
+    "arms",
     "distillation_losses",
     "configuration",
     "config",
-    "layers",
     "records",
     "processes",
     "figures",

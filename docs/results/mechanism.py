@@ -23,9 +23,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast, TrainingArguments
 
 from inheritune_hf import DataConfig, load_data_splits
+from inheritune_hf.arms import parse_arm
 from inheritune_hf.evaluation import Corpus, compare_over_seeds, validate
 from inheritune_hf.experiments import RESULT_FILE, random_model, train_control
-from inheritune_hf.experiments.arms import ArmInputs, parse_arm
+from inheritune_hf.experiments.arms import ArmInputs, build_arm
 from inheritune_hf.experiments.results import (
     ArmResult,
     Cell,
@@ -204,7 +205,7 @@ def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:
         variant = parse_arm(name)
         chosen = tuple(group[0].identity["arm.chosen"])
         inputs = ArmInputs(opened, group[0].layers, SEED, chosen, keep_scale=not variant.moved_scale)
-        model = variant.arm.build(inputs)
+        model = build_arm(variant.arm, inputs)
         losses[name] = validate(model, Corpus("selection", selection, ""), batch_size=32).loss
     return losses
 

@@ -1,17 +1,14 @@
 """The recipe: what to inherit, how to grow, when a student is good enough, and which data to use."""
 
-from .comparison import ARM_NAMES, CONTROLS, LOOP, CompareConfig, split_arm
+from .comparison import CompareConfig
 from .data import DataConfig
 from .reading import Within, annotations_of, conform, read_mapping, reject_unknown_keys
 from .recipe import INHERIT_PRESETS, PARTS, InherituneConfig
 from .run import EMBEDDED_DEFAULTS, RunConfig
 
 __all__ = [
-    "ARM_NAMES",
-    "CONTROLS",
     "EMBEDDED_DEFAULTS",
     "INHERIT_PRESETS",
-    "LOOP",
     "PARTS",
     "CompareConfig",
     "DataConfig",
@@ -22,5 +19,4 @@ __all__ = [
     "conform",
     "read_mapping",
     "reject_unknown_keys",
-    "split_arm",
 ]

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 
-from ..measures import MEASURES
-
-#: The arm that says how deep the others are and how long they train, unless the comparison does.
-LOOP = "inheritune"
-#: Arms that keep a comparison honest: run whether or not they are asked for, unless `controls` is off.
-CONTROLS = ("continued", "random", "random-long")
-#: Every arm; `inheritune_hf.experiments.ARMS` says what each of them is.
-ARM_NAMES = (
-    LOOP,
-    *("inherited", "random", "random-2x", "random-long", "random-whole", "continued", "half-width", "stacking"),
-    *("hybrid-stacking", "last", "lazy-in-place", "middle", "spaced", "lazy"),
-    *MEASURES,
-    *("attention+norms", "mlp+norms", "attention+mlp", "released-code", "expansion", "distilbert"),
-)
+from ..arms import ARMS, LOOP, parse_arm
 
 
 @dataclass
@@ -41,8 +27,7 @@ class CompareConfig:
             "last",
         ],
         metadata={
-            "help": f"Arms to compare, out of {', '.join(ARM_NAMES)}; with /moved-scale or /kd after the name if "
-            "wanted."
+            "help": f"Arms to compare, out of {', '.join(ARMS)}; with /moved-scale or /kd after the name if wanted."
         },
     )
     controls: bool = field(
@@ -91,7 +76,7 @@ class CompareConfig:
             if not isinstance(values, list) or not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must be a list of different values, got {values!r}.")
         for arm in self.arms:
-            split_arm(arm)
+            parse_arm(arm)
         self.learning_rates = [float(rate) for rate in self.learning_rates]
         if not all(rate > 0 for rate in self.learning_rates):
             raise ValueError(f"learning_rates must be multiples above 0, got {self.learning_rates!r}.")
@@ -111,21 +96,3 @@ class CompareConfig:
     def cells(self) -> int:
         """Cells of each arm: one for each learning rate with the first seed, and one for each further seed."""
         return len(self.learning_rates) + len(self.seeds) - 1
-
-
-def split_arm(name: str) -> tuple[str, frozenset[str]]:
-    """
-    Return an arm's own name, and what is written after it: `moved-scale`, `kd` or both.
-
-    Raises:
-        ValueError: If there is no such arm.
-    """
-    word, *marks = name.split("/")
-    if word not in ARM_NAMES or set(marks) - {"moved-scale", "kd"} or len(set(marks)) < len(marks):
-        nearest = difflib.get_close_matches(word, ARM_NAMES, n=1)
-        raise ValueError(
-            f"There is no arm {name!r}"
-            + (f" (did you mean {nearest[0]!r}?)" if nearest and nearest[0] != word else "")
-            + f": write one of {', '.join(ARM_NAMES)}, and after it /moved-scale or /kd if wanted."
-        )
-    return word, frozenset(marks)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .arms import ARMS
     from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
     from .comparison import (
         ArmEstimate,
@@ -22,7 +21,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "ARMS",
     "EVALUATION_FILE",
     "RESULT_FILE",
     "SETTINGS_FILE",

@@ -1,4 +1,4 @@
-"""The arms of a comparison: the weights that each begins with, how deep it is, and for how long it trains."""
+"""Build and train the arms of a comparison: the weights that each begins with, and its stages as rounds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .. import __version__
-from ..configuration import LOOP, InherituneConfig, split_arm
+from ..arms import SUBMODULES, Arm, Variant, each_twice, twice
+from ..configuration import InherituneConfig
 from ..growth import rule_from_recipe
 from ..layers import resolve_layers
-from ..measures import MEASURES
 from ..records import Lineage, encode
 from ..students import (
     OpenedReference,
@@ -34,15 +34,8 @@ from ..students.inherit import scale_queries
 from ..training import Baseline
 from ..training.expansion import make_identity
 
-_PAPER = "arXiv 2404.08634v4"
 _PROBED_TOKENS = 8
 
-#: Parts of blocks that are inherited in the sub-module ablation, by its name (PAPER: Table 3).
-SUBMODULES = {
-    "attention+norms": ("attention", "norms"),
-    "mlp+norms": ("mlp", "norms"),
-    "attention+mlp": ("attention", "mlp"),
-}
 _OUTSIDE_BLOCKS = ("embeddings", "positions", "final_norm", "lm_head")
 
 # How the tensors of a narrower model lie in a wider one, where it is not the first rows and columns: equal parts of
@@ -73,106 +66,6 @@ class ArmInputs:
     chosen: tuple[int, ...] = ()
     keep_scale: bool = True
     before: PreTrainedModel | None = None
-
-
-@dataclass(frozen=True)
-class Arm:
-    """
-    One way to get a small model, trained under the comparison's budget.
-
-    Args:
-        name (`str`): As it is written in a recipe.
-        summary (`str`): What it is, in a sentence.
-        source (`str`): Where it comes from.
-        places (`Callable`, *optional*): Says, by the depths of the reference and of the model, for each position which
-            layer's block stands there; None for a random one.
-        initialise (`Callable`, *optional*): Makes the model where `places` alone do not say it.
-        budgets (`float`): Budgets that it is trained for.
-        stages (`int`): Stages of equal length; each begins with a model that is twice as deep as the last one.
-        whole (`bool`): Whether it is as deep as the reference.
-        moves (`bool`): Whether it moves blocks to other positions.
-        narrow (`bool`): Whether it is half as wide.
-        after_reference (`bool`): Whether its budget includes the reference's own training.
-        measure (`str`, *optional*): Measure of importance that chooses its layers.
-        lowest (`bool`): Whether the layers of the lowest importance are chosen.
-    """
-
-    name: str
-    summary: str
-    source: str
-    places: Callable[[int, int], Sequence[int | None]] | None = None
-    initialise: Callable[[ArmInputs], PreTrainedModel] | None = None
-    budgets: float = 1.0
-    stages: int = 1
-    whole: bool = False
-    moves: bool = False
-    narrow: bool = False
-    after_reference: bool = False
-    measure: str | None = None
-    lowest: bool = False
-
-    @property
-    def is_loop(self) -> bool:
-        """Whether it is the loop itself, whose students are inherited and grown by the recipe."""
-        return self.name == LOOP
-
-    def build(self, inputs: ArmInputs) -> PreTrainedModel:
-        """Return the arm's model at the beginning of a stage."""
-        if self.initialise is not None:
-            return self.initialise(inputs)
-        places = inputs.chosen if self.places is None else self.places(inputs.reference.depth, inputs.layers)
-        return assembled(inputs.reference, places, inputs.seed, inputs.keep_scale)
-
-
-# Which layer stands where
-
-
-def twice(layers: int) -> tuple[int, ...]:
-    """
-    Return the first half as many layers, twice over.
-
-    Raises:
-        ValueError: If the number of layers is odd.
-    """
-    return (*range(_half(layers)), *range(_half(layers)))
-
-
-def each_twice(layers: int) -> tuple[int, ...]:
-    """
-    Return the first half as many layers, each followed by itself.
-
-    Raises:
-        ValueError: If the number of layers is odd.
-    """
-    return tuple(layer for layer in range(_half(layers)) for _ in range(2))
-
-
-def alternate_layers(depth: int, layers: int) -> tuple[int, ...]:
-    """
-    Return the layers of a DistilBERT-style student: every other one, then on from three quarters of the depth.
-
-    For 16 of 24 layers these are 0, 2, ..., 22 and 18 to 21 (PAPER: Appendix D), in this order.
-
-    Raises:
-        ValueError: If it would be deeper than three quarters of the reference.
-    """
-    alternate = tuple(range(0, depth, 2))[:layers]
-    start = depth * 3 // 4
-    chosen = (*alternate, *range(start, start + layers - len(alternate)))
-    if chosen[-1] >= depth:
-        raise ValueError(f"{layers} of {depth} layers are more than it takes: every other one and a quarter")
-    return chosen
-
-
-def lazy_in_place(depth: int) -> list[int | None]:
-    """Return the last layers where they stand, from the 16th of 24 on, after random ones (PAPER: G.3)."""
-    return [None if place < depth * 5 // 8 else place for place in range(depth)]
-
-
-def _half(layers: int) -> int:
-    if layers % 2:
-        raise ValueError(f"it doubles a number of layers, and {layers} is odd")
-    return layers // 2
 
 
 # Models
@@ -406,169 +299,27 @@ def _with_lineage(
     return model
 
 
-# The arms
-
-_ARMS = (
-    Arm(LOOP, "the loop: inherit, train, compare, grow", f"{_PAPER}, Algorithm 1"),
-    Arm(
-        "inherited",
-        "first layers, the loop's final depth and its whole budget at once",
-        f"{_PAPER}, section 4",
-        lambda depth, layers: range(layers),
-    ),
-    Arm("random", "same depth from random weights", f"{_PAPER}, appendix D", initialise=random_weights),
-    Arm(
-        "random-2x",
-        "same depth from random weights, twice the budget",
-        f"{_PAPER}, table 5",
-        initialise=random_weights,
-        budgets=2.0,
-    ),
-    Arm(
-        "random-long",
-        "same depth from random weights, with the reference's own training as well",
-        "control: what the reference had seen counts too",
-        initialise=random_weights,
-        after_reference=True,
-    ),
-    Arm(
-        "random-whole",
-        "the reference's depth from random weights",
-        f"{_PAPER}, appendix D",
-        initialise=random_weights,
-        whole=True,
-    ),
-    Arm(
-        "continued",
-        "the reference, trained further",
-        "control: a student may win by adapting to the data alone",
-        lambda depth, layers: range(depth),
-        whole=True,
-    ),
-    Arm(
-        "half-width",
-        "the reference's depth, its leading heads and neurons",
-        f"{_PAPER}, appendix D",
-        initialise=half_width,
-        whole=True,
-        narrow=True,
-    ),
-    Arm(
-        "stacking",
-        "half the depth from random weights, then its blocks twice over",
-        f"{_PAPER}, appendix D",
-        lambda depth, layers: twice(layers),
-        stacked,
-        stages=2,
-        moves=True,
-    ),
-    Arm(
-        "hybrid-stacking",
-        "the reference's first half as many layers, twice over",
-        f"{_PAPER}, appendix D",
-        lambda depth, layers: twice(layers),
-        moves=True,
-    ),
-    Arm(
-        "last",
-        "last layers",
-        f"{_PAPER}, figure 3",
-        lambda depth, layers: range(depth - layers, depth),
-        moves=True,
-    ),
-    Arm(
-        "lazy-in-place",
-        "the reference's depth: its last layers where they stand, the first five eighths random",
-        f"{_PAPER}, G.3",
-        lambda depth, layers: lazy_in_place(depth),
-        whole=True,
-    ),
-    Arm(
-        "middle",
-        "middle layers",
-        f"{_PAPER}, table 4",
-        lambda depth, layers: range((depth - layers) // 2, (depth + layers) // 2),
-        moves=True,
-    ),
-    Arm(
-        "spaced",
-        "layers at equal distances",
-        "common practice in pruning by depth",
-        lambda depth, layers: resolve_layers(f"spaced:{layers}", depth),
-        moves=True,
-    ),
-    *(
-        Arm(name, summary, source, moves=True, measure=measure, lowest=name == "lazy")
-        for name, measure, summary, source in (
-            ("lazy", "rank", "layers of the lowest MaxRank", f"{_PAPER}, table 4"),
-            *((name, name, measure.keeps, measure.source) for name, measure in MEASURES.items()),
-        )
-    ),
-    *(
-        Arm(
-            name,
-            f"first layers, of which only {name.replace('+', ' and ')} are inherited",
-            f"{_PAPER}, table 3",
-            initialise=partial(with_parts, parts=name),
-        )
-        for name in SUBMODULES
-    ),
-    Arm(
-        "released-code",
-        "first layers and the head, as the released code copies",
-        "github.com/sanyalsunny111/LLM-Inheritune",
-        initialise=partial(with_parts, parts="released-code"),
-    ),
-    Arm(
-        "expansion",
-        "first half as many layers, each followed by a block that changes nothing at first",
-        "arXiv 2401.02415",
-        lambda depth, layers: each_twice(layers),
-        expanded,
-        moves=True,
-    ),
-    Arm(
-        "distilbert",
-        "every other layer, then on from three quarters of the depth",
-        f"{_PAPER}, appendix D",
-        alternate_layers,
-        moves=True,
-    ),
-)
-
-#: Every arm by its name.
-ARMS: dict[str, Arm] = {arm.name: arm for arm in _ARMS}
+#: Arms that begin with weights of their own; the others with blocks of the reference, in the places that they say.
+INITIALISERS: dict[str, Callable[[ArmInputs], PreTrainedModel]] = {
+    **dict.fromkeys(("random", "random-2x", "random-long", "random-whole"), random_weights),
+    **{name: partial(with_parts, parts=name) for name in (*SUBMODULES, "released-code")},
+    "half-width": half_width,
+    "stacking": stacked,
+    "expansion": expanded,
+}
 
 
-@dataclass(frozen=True)
-class Variant:
-    """An arm as a recipe names it: with moved attention scales, or with distillation."""
-
-    name: str
-    arm: Arm
-    moved_scale: bool = False
-    distilled: bool = False
-
-    def shape(self, reference: PreTrainedConfig) -> PreTrainedConfig:
-        """Return the config that the arm's models are as wide as; they may have fewer layers."""
-        return narrowed_config(reference) if self.arm.narrow else reference
+def build_arm(arm: Arm, inputs: ArmInputs) -> PreTrainedModel:
+    """Return an arm's model at the beginning of a stage."""
+    if arm.name in INITIALISERS:
+        return INITIALISERS[arm.name](inputs)
+    places = inputs.chosen if arm.places is None else arm.places(inputs.reference.depth, inputs.layers)
+    return assembled(inputs.reference, places, inputs.seed, inputs.keep_scale)
 
 
-def parse_arm(name: str) -> Variant:
-    """
-    Return the arm that a recipe names: a name of `ARMS`, and after it `/moved-scale` or `/kd` if wanted.
-
-    `/moved-scale` lets a block that moves attend by the scale of its new position, as the published baselines did;
-    `/kd` trains with the recipe's distillation losses.
-
-    Raises:
-        ValueError: If there is no such arm, or it moves no block.
-    """
-    word, marks = split_arm(name)
-    arm = ARMS[word]
-    if "moved-scale" in marks and not arm.moves:
-        raise ValueError(f"{name!r}: {word} moves no block, so no attention scale moves with one.")
-    return Variant(name, arm, "moved-scale" in marks, "kd" in marks)
+def shape_of(variant: Variant, reference: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config that an arm's models are as wide as; they may have fewer layers."""
+    return narrowed_config(reference) if variant.arm.narrow else reference
 
 
 def check_arm(arm: Arm, reference: PreTrainedConfig, layers: int) -> None:
@@ -587,7 +338,7 @@ def check_arm(arm: Arm, reference: PreTrainedConfig, layers: int) -> None:
     if arm.places is not None:
         places = enumerate(arm.places(depth, layers))
         check_order(reference, [place if layer is None else layer for place, layer in places])
-    if arm.initialise is expanded:
+    if INITIALISERS.get(arm.name) is expanded:
         check_expansion(reference, layers)
     if arm.narrow:
         narrowed_config(reference)
@@ -611,7 +362,7 @@ def arm_baseline(variant: Variant, inputs: ArmInputs, recipe: InherituneConfig) 
 
     def build(layers: tuple[int, ...], before: Path | None) -> PreTrainedModel:
         trained = auto.from_pretrained(before) if before is not None else None
-        return variant.arm.build(dataclasses.replace(inputs, layers=len(layers), before=trained))
+        return build_arm(variant.arm, dataclasses.replace(inputs, layers=len(layers), before=trained))
 
     return Baseline(
         identity, build, dataclasses.replace(rule_from_recipe(recipe, inputs.reference.depth), match="last")

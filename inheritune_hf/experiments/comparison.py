@@ -26,7 +26,8 @@ from transformers import (
 from transformers.integrations.integration_utils import SwanLabCallback, WandbCallback
 
 from ..analysis import NEAR_RANK_ONE, layers_by_measure, leading_sequences, measure_collapse, scores_folder
-from ..configuration import CONTROLS, LOOP, CompareConfig, DataConfig, InherituneConfig, RunConfig
+from ..arms import CONTROLS, LOOP, Variant, parse_arm
+from ..configuration import CompareConfig, DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer
 from ..growth import planned_rounds, rule_from_recipe
@@ -55,7 +56,7 @@ from ..students.estimates import (
 from ..training import InherituneTrainer, check_arguments, on_main_process
 from ..training.checkpoints import check_identity, last_checkpoint
 from ..training.distillation import compares_states
-from .arms import ArmInputs, Variant, arm_baseline, check_arm, parse_arm
+from .arms import ArmInputs, arm_baseline, check_arm, shape_of
 from .controls import with_changes
 from .embedded import EmbeddedShape, prepare_embedded
 from .results import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, Cell, read_cell, write_results
@@ -221,7 +222,7 @@ class Budget:
 
     def operations(self, variant: Variant, layers: int) -> float:
         """Return the floating-point operations of training an arm's model of so many layers on one token."""
-        shape = sliced_config(variant.shape(self.config), range(layers))
+        shape = sliced_config(shape_of(variant, self.config), range(layers))
         return training_operations(shape, self.block_size, self.config if variant.distilled else None)
 
     def _depths(self, variant: Variant, cost: LoopCost | None) -> tuple[int, int]:
@@ -772,7 +773,7 @@ def estimate_comparison(
     loss = training_loss(recipe)
     step_times: dict[bool, StepTime] = {}
     if measure:
-        widths = {item.variant.arm.narrow: item.variant.shape(config) for item in planned}
+        widths = {item.variant.arm.narrow: shape_of(item.variant, config) for item in planned}
         for narrow, wide in widths.items():
             step_times[narrow] = measure_step(wide, range(int(wide.num_hidden_layers)), setup, loss=loss)
     pace = None
@@ -830,7 +831,7 @@ class _PlannedArm:
         return self.variant.arm.narrow, self.layers, self.variant.distilled
 
     def shape(self, reference: PreTrainedConfig) -> PreTrainedConfig:
-        return sliced_config(self.variant.shape(reference), range(self.layers))
+        return sliced_config(shape_of(self.variant, reference), range(self.layers))
 
 
 def _plan_arm(budget: Budget, recipe: InherituneConfig, variant: Variant, cost: LoopCost | None) -> _PlannedArm:
@@ -850,7 +851,9 @@ def _measured_seconds(budget: Budget, item: _PlannedArm, step_times: Mapping[boo
         return None
     seconds = 0.0
     for layers, steps in item.rounds:
-        own = operations_per_token(sliced_config(item.variant.shape(budget.config), range(layers)), budget.block_size)
+        own = operations_per_token(
+            sliced_config(shape_of(item.variant, budget.config), range(layers)), budget.block_size
+        )
         taught = budget.operations(item.variant, layers) / own
         seconds += steps * measured.seconds(layers) * taught
     return seconds

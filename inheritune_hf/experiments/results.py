@@ -14,11 +14,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..configuration import CONTROLS
+from ..arms import CONTROLS, parse_arm
 from ..evaluation import SeedDifference, compare_over_seeds
 from ..figures import Panel, arm_panel, difference_panel, save_panels
 from ..records import Validation, decode, read_record, write_text
-from .arms import parse_arm
 
 #: In a comparison's folder: its records.
 RESULT_FILE = "comparison.json"

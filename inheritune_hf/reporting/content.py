@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..configuration import CONTROLS, LOOP, DataConfig
+from ..arms import CONTROLS, LOOP, parse_arm
+from ..configuration import DataConfig
 from ..evaluation import Efficiency, SeedDifference, Spread
 from ..evaluation.speed import FIRST_TOKEN
 from ..experiments import StudentEvaluation, results
-from ..experiments.arms import parse_arm
 from ..experiments.results import ArmResult, Cell, arm_results
 from ..experiments.runs import COURSE, without_nothing
 from ..figures import Panel, layer_panel, loss_panel, rank_panel

@@ -5,7 +5,7 @@ import pytest
 from inheritune_hf import InheritedGPT2, InherituneConfig
 from inheritune_hf.analysis import measure_collapse, recommend_layers, resolve_measured
 from inheritune_hf.analysis.plots import blocks_figure
-from inheritune_hf.experiments.arms import ARMS
+from inheritune_hf.arms import ARMS
 from inheritune_hf.measures import MEASURES, Measure, examples, is_measured
 
 

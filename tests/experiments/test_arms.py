@@ -5,8 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
-from inheritune_hf.experiments import ARMS, arms
-from inheritune_hf.experiments.arms import ArmInputs, arm_baseline, check_arm, lazy_in_place, parse_arm
+from inheritune_hf.arms import ARMS, alternate_layers, lazy_in_place, parse_arm
+from inheritune_hf.experiments import arms
+from inheritune_hf.experiments.arms import ArmInputs, arm_baseline, build_arm, check_arm
 from inheritune_hf.students import open_reference
 
 DEPTH = 8
@@ -69,8 +70,8 @@ def test_blocks_come_from_where_they_should(reference, blocks):
 
 def test_the_papers_alternate_layers():
     """A 16-layer student of 24 layers has 0, 2, ..., 22 and then 18 to 21."""
-    assert arms.alternate_layers(24, 16) == (*range(0, 24, 2), 18, 19, 20, 21)
-    assert arms.alternate_layers(24, 12) == tuple(range(0, 24, 2))
+    assert alternate_layers(24, 16) == (*range(0, 24, 2), 18, 19, 20, 21)
+    assert alternate_layers(24, 12) == tuple(range(0, 24, 2))
 
 
 def test_random_weights_have_nothing_of_the_reference(reference):
@@ -236,7 +237,7 @@ def test_moved_blocks_keep_their_scale_unless_asked(tmp_path):
 def test_what_cannot_be_built_is_refused(reference, tmp_path):
     """Odd numbers of layers cannot be doubled; unknown architectures are not narrowed by guess."""
     with pytest.raises(ValueError, match="doubles a number of layers, and 3 is odd"):
-        ARMS["hybrid-stacking"].build(inputs(reference, 3))
+        build_arm(ARMS["hybrid-stacking"], inputs(reference, 3))
     with pytest.raises(ValueError, match="keep_layers must name layers from 0 to 7"):
         arms.assembled(reference, [0, 8], 1)
     with pytest.raises(ValueError, match="A bloom cannot be halved in width"):
@@ -282,7 +283,7 @@ def start(reference, name, layers, **changes):
 )
 def test_arms_take_their_layers(scaled, name, layers, wanted):
     """At each position stands the block of the layer that the arm is named for, or a random one."""
-    model = ARMS[name].build(start(scaled, name, layers))
+    model = build_arm(ARMS[name], start(scaled, name, layers))
     assert map_of(model, loaded(scaled)) == wanted
     places = ARMS[name].places
     if places is not None and name != "expansion":
@@ -292,15 +293,15 @@ def test_arms_take_their_layers(scaled, name, layers, wanted):
 @pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if arm.measure])
 def test_arms_that_go_by_a_measure_take_what_it_chose(scaled, name):
     """The layers that a measure chose stand in their order."""
-    model = ARMS[name].build(start(scaled, name, 3, chosen=(1, 4, 6)))
+    model = build_arm(ARMS[name], start(scaled, name, 3, chosen=(1, 4, 6)))
     assert map_of(model, loaded(scaled)) == [1, 4, 6]
 
 
 def test_stacking_begins_at_random_and_doubles_what_it_trained(scaled):
     """The first stage has nothing of the reference; the second has the first's blocks twice over, and its lineage."""
-    first = ARMS["stacking"].build(start(scaled, "stacking", 2))
+    first = build_arm(ARMS["stacking"], start(scaled, "stacking", 2))
     assert map_of(first, loaded(scaled)) == [None, None]
-    second = ARMS["stacking"].build(start(scaled, "stacking", 4, before=first))
+    second = build_arm(ARMS["stacking"], start(scaled, "stacking", 4, before=first))
     assert map_of(second, first) == [0, 1, 0, 1]
     assert second.config.inheritune["kept_layers"] == []
     assert second.config.inheritune["reference"] == scaled

@@ -24,11 +24,11 @@ from transformers import (
 from transformers.integrations import integration_utils
 
 from inheritune_hf import DataConfig, InherituneConfig
+from inheritune_hf.arms import ARMS, CONTROLS, parse_arm
 from inheritune_hf.cli.settings import parse_comparison
-from inheritune_hf.configuration import ARM_NAMES, CONTROLS, CompareConfig, RunConfig
+from inheritune_hf.configuration import CompareConfig, RunConfig
 from inheritune_hf.data import CausalCollator
-from inheritune_hf.experiments import ARMS, estimate_comparison, run_comparison, write_results
-from inheritune_hf.experiments.arms import parse_arm
+from inheritune_hf.experiments import estimate_comparison, run_comparison, write_results
 from inheritune_hf.experiments.comparison import (
     PAPER_DISTILLATION,
     Budget,
@@ -788,8 +788,3 @@ def test_interrupted_cells_of_several_stages_go_on_to_the_same_bits(material, tm
     assert compare(material, tmp_path / "cut", [arm], [1], recipe=recipe, **fixed).complete
     assert len(taken) == fixed["budget_steps"]
     assert_same_cell(tmp_path / "cut", tmp_path / "whole")
-
-
-def test_every_arm_has_its_name_in_the_settings():
-    """The names that a comparison takes are those of the arms, in their order."""
-    assert tuple(ARMS) == ARM_NAMES

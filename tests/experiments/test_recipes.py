@@ -10,10 +10,10 @@ from rich.console import Console
 from test_comparison import write_material
 from transformers import GPT2Config
 
+from inheritune_hf.arms import parse_arm
 from inheritune_hf.cli import main
 from inheritune_hf.cli.settings import parse_comparison, parse_settings
 from inheritune_hf.experiments import run_comparison, run_recipe
-from inheritune_hf.experiments.arms import parse_arm
 from inheritune_hf.students import MemoryEstimate, estimates
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
