@@ -19,6 +19,7 @@ FLOORS = [
     "configuration",
     "config",
     "records",
+    "run_folder",
     "processes",
     "figures",
     "growth",

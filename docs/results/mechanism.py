@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast, Tra
 from inheritune_hf import DataConfig, load_data_splits
 from inheritune_hf.arms import parse_arm
 from inheritune_hf.evaluation import Corpus, compare_over_seeds, validate
-from inheritune_hf.experiments import RESULT_FILE, random_model, train_control
+from inheritune_hf.experiments import random_model, train_control
 from inheritune_hf.experiments.arms import ArmInputs, build_arm
 from inheritune_hf.experiments.results import (
     ArmResult,
@@ -40,6 +40,7 @@ from inheritune_hf.experiments.results import (
 )
 from inheritune_hf.figures import save_panels
 from inheritune_hf.records import write_json, write_text
+from inheritune_hf.run_folder import RESULT_FILE
 from inheritune_hf.students import open_reference
 
 HERE = Path(__file__).parent

@@ -98,7 +98,8 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
 
     from rich.console import Console
 
-    from ..experiments import EVALUATION_FILE, evaluate_student
+    from ..experiments import evaluate_student
+    from ..run_folder import EVALUATION_FILE
     from ..students import load_tokenizer
     from .tables import show_evaluation
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from ..records import Match, Validation
-from .metric import TokenPerplexity
-from .validation import Corpus
+
+if TYPE_CHECKING:
+    from .validation import Corpus
 
 #: Documents of equal length that an interval should rest on; with fewer it says so, and may be too narrow.
 MIN_DOCUMENTS = 30
@@ -298,4 +300,6 @@ def _excess(student: Validation, target: Validation) -> NDArray[np.float64]:
 
 def _figures(validation: Validation) -> Figures:
     sums = {name: list(getattr(validation, name)) for name in ("loss_sums", "tokens", "correct")}
+    from .metric import TokenPerplexity  # with the libraries evaluate and datasets, which a decision does not need
+
     return Figures(**TokenPerplexity().compute(**sums))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .assessment import EVALUATION_FILE, StudentEvaluation, evaluate_student
+    from .assessment import StudentEvaluation, evaluate_student
     from .comparison import (
         ArmEstimate,
         ComparisonEstimate,
@@ -15,15 +15,12 @@ if TYPE_CHECKING:
     )
     from .controls import Control, random_model, train_control
     from .embedded import EmbeddedShape, run_embedded
-    from .results import RESULT_FILE, write_results
-    from .runs import SETTINGS_FILE, RunResult, finish_run, run_recipe
+    from .results import write_results
+    from .runs import RunResult, finish_run, run_recipe
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "EVALUATION_FILE",
-    "RESULT_FILE",
-    "SETTINGS_FILE",
     "ArmEstimate",
     "ComparisonEstimate",
     "ComparisonResult",

@@ -45,8 +45,6 @@ from ..students import OpenedReference, open_reference
 
 logger = logging.getLogger(__name__)
 
-#: Where an evaluation is kept, in the student's folder unless another is given.
-EVALUATION_FILE = "evaluation.json"
 PARTS = ("loss", "efficiency", "draft", "layers", "samples", "tasks")
 
 _PROMPTS = 4

@@ -32,6 +32,7 @@ from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer
 from ..growth import planned_rounds, rule_from_recipe
 from ..records import Validation, encode, write_json, write_record
+from ..run_folder import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, without_nothing
 from ..students import (
     MemoryEstimate,
     Reference,
@@ -59,8 +60,8 @@ from ..training.distillation import compares_states
 from .arms import ArmInputs, arm_baseline, check_arm, shape_of
 from .controls import with_changes
 from .embedded import EmbeddedShape, prepare_embedded
-from .results import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, Cell, read_cell, write_results
-from .runs import PreparedRun, measured_recipe, prepare_run, run_settings, without_nothing
+from .results import Cell, read_cell, write_results
+from .runs import PreparedRun, measured_recipe, prepare_run, run_settings
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,7 @@ from ..arms import CONTROLS, parse_arm
 from ..evaluation import SeedDifference, compare_over_seeds
 from ..figures import Panel, arm_panel, difference_panel, save_panels
 from ..records import Validation, decode, read_record, write_text
-
-#: In a comparison's folder: its records.
-RESULT_FILE = "comparison.json"
-#: In a cell's folder: what it came to, what it logged, and the trained model.
-CELL_FILE = "cell.json"
-LOG_FILE = "log.json"
-MODEL_FOLDER = "model"
+from ..run_folder import CELL_FILE, RESULT_FILE
 
 CONTINUED = "continued"
 

@@ -36,6 +36,7 @@ from ..layers import describe
 from ..measures import is_measured
 from ..publishing import ResultRow, markdown_table, terminal_table
 from ..records import Outcome, Validation, encode, write_json, write_text
+from ..run_folder import COURSE, NUMERIC_ARGUMENTS, SETTINGS_FILE, without_nothing
 from ..students import OpenedReference, open_reference, prefix_sizes, student_skeleton
 from ..training import (
     CollapseCallback,
@@ -44,25 +45,9 @@ from ..training import (
     check_output_dir,
     on_main_process,
 )
-from ..training.identity import NUMERIC_ARGUMENTS
 from .controls import Control
 
 logger = logging.getLogger(__name__)
-
-#: In a run's folder: reference, recipe, data and training arguments.
-SETTINGS_FILE = "settings.json"
-
-#: What says when a run evaluates and ends, beside the arguments that change its numbers.
-COURSE = (
-    "max_steps",
-    "eval_strategy",
-    "eval_steps",
-    "save_strategy",
-    "save_steps",
-    "logging_steps",
-    "per_device_eval_batch_size",
-    "tf32",
-)
 
 
 @dataclass(frozen=True)
@@ -390,11 +375,6 @@ def run_settings(run: RunConfig, recipe: InherituneConfig, data: DataConfig, arg
         **{name: getattr(value, "value", value) for name, value in told.items()},
     }
     return without_nothing(values)
-
-
-def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without those that say nothing; that means are compared is said by a confidence of none."""
-    return {name: value for name, value in values.items() if value not in (None, [], {}) or name == "confidence"}
 
 
 class SettingsCallback(TrainerCallback):

@@ -6,21 +6,22 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arms import CONTROLS, LOOP, parse_arm
 from ..configuration import DataConfig
-from ..evaluation import Efficiency, SeedDifference, Spread
-from ..evaluation.speed import FIRST_TOKEN
-from ..experiments import StudentEvaluation, results
+from ..experiments import results
 from ..experiments.results import ArmResult, Cell, arm_results
-from ..experiments.runs import COURSE, without_nothing
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
 from ..layers import describe
 from ..publishing import tables
 from ..records import DataFacts, decode
-from ..training.identity import NUMERIC_ARGUMENTS
+from ..run_folder import COURSE, NUMERIC_ARGUMENTS, without_nothing
 from .summary import RunSummary
+
+if TYPE_CHECKING:
+    from ..evaluation import Efficiency, SeedDifference, Spread
+    from ..experiments import StudentEvaluation
 
 #: Name of the control that trains the reference further, in the table of a run.
 TRAINED_FURTHER = "reference, trained on"
@@ -433,6 +434,8 @@ def _efficiency(found: StudentEvaluation) -> Iterator[Block]:
 
 
 def _size_and_speed(found: Efficiency) -> Iterator[Block]:
+    from ..evaluation.speed import FIRST_TOKEN
+
     mine, theirs = found.student, found.reference
     shapes: list[tuple[str, float | None, float | None, float, int]] = [
         ("layers", mine.layers, theirs.layers, 1, 0),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..experiments import RESULT_FILE
 from ..figures import COLORS, Panel, render_svg, save_panels
 from ..publishing.templates import render
 from ..records import write_text
+from ..run_folder import RESULT_FILE
 from .content import Chart, Report, build_comparison, build_report
 from .summary import read_comparison, read_run
 

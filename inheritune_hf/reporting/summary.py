@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..experiments import EVALUATION_FILE, RESULT_FILE, SETTINGS_FILE, StudentEvaluation
-from ..experiments.results import CELL_FILE, MODEL_FOLDER
 from ..publishing import ResultRow
 from ..records import RECORD_FILE, DataFacts, Match, Outcome, Round, RunRecord, RunState, decode, read_record
-from ..students import open_reference
-from ..training.checkpoints import read_state
+from ..run_folder import CELL_FILE, EVALUATION_FILE, MODEL_FOLDER, RESULT_FILE, SETTINGS_FILE, read_state
+
+if TYPE_CHECKING:
+    from ..experiments import StudentEvaluation
 
 #: Points of a loss curve: (optimizer steps, nats per token).
 Curve = tuple[tuple[int, float], ...]
@@ -111,7 +111,7 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
     measured = folder / EVALUATION_FILE if evaluation is None else Path(evaluation)
     if evaluation is not None and not measured.is_file():
         raise FileNotFoundError(f"There is no evaluation at {measured}; make one by: inheritune evaluate {folder}")
-    found = read_record(StudentEvaluation, measured) if measured.is_file() else None
+    found = _evaluation(measured) if measured.is_file() else None
     state = read_state(folder)
     unfinished = state is not None and state.outcome in {None, "interrupted"}
     left_out = ""
@@ -163,12 +163,20 @@ def read_comparison(path: Path) -> dict[str, Any]:
     return facts
 
 
+def _evaluation(path: Path) -> StudentEvaluation:
+    from ..experiments import StudentEvaluation  # only a run with an evaluation waits for what that needs
+
+    return read_record(StudentEvaluation, path)
+
+
 def _reason_against(folder: Path, found: StudentEvaluation, earlier: bool) -> str:
     """Return why an evaluation does not belong to the student in a folder, or an empty string."""
     if earlier:
         return "is of an earlier student: this run has not ended; evaluate again when it has."
     if not any(folder.glob("*.safetensors")):
         return ""  # without weights nothing can be compared
+    from ..students import open_reference
+
     if open_reference(folder).fingerprint() == found.fingerprints["student"]:
         return ""
     return f"is of another student than the one in this folder; measure this one by: inheritune evaluate {folder.name}"

@@ -33,7 +33,7 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 from ..analysis import NEAR_RANK_ONE, CollapseReport, LazinessComparison, compare_laziness, measure_collapse
 from ..analysis.measurement import as_tokens
 from ..records import write_json
-from .checkpoints import RUN_FOLDER
+from ..run_folder import RUN_FOLDER
 
 
 class RoundCallback(TrainerCallback):

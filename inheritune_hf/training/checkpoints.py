@@ -31,21 +31,17 @@ from ..records import (
     RecordError,
     Round,
     RunRecord,
-    RunState,
     Validation,
     decode,
     encode,
     read_json,
-    read_record,
     write_json,
     write_record,
 )
+from ..run_folder import RUN_FOLDER
 
 logger = logging.getLogger(__name__)
 
-#: What a run keeps for itself, in its output folder.
-RUN_FOLDER = "_inheritune"
-_STATE = "state.json"
 _SEAL = "inheritune_state.json"
 #: Nanoseconds after which a file's time of change tells it from what it was before.
 SETTLED = 50_000_000
@@ -75,33 +71,6 @@ class Seal:
     validated_at: int | None = None
     confirmed: bool = False
     epochs: float = 0.0
-
-
-def read_state(output_dir: Path) -> RunState | None:
-    """
-    Read the state of the run in `output_dir`; None if there is none.
-
-    Raises:
-        ValueError: If the folder holds checkpoints of some other training, or the state file is damaged.
-    """
-    path = output_dir / RUN_FOLDER / _STATE
-    if not path.is_file():
-        strangers = sorted(item.name for item in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
-        if strangers:
-            raise ValueError(
-                f"{output_dir} holds another run ({', '.join(strangers[:3])}), not one of this recipe; "
-                "choose another output_dir."
-            )
-        return None
-    try:
-        return read_record(RunState, path)
-    except RecordError as error:
-        raise ValueError(f"{error} Choose another output_dir.") from error
-
-
-def write_state(output_dir: Path, state: RunState) -> None:
-    """Write the state of the run in `output_dir`, atomically."""
-    write_record(output_dir / RUN_FOLDER / _STATE, state)
 
 
 def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

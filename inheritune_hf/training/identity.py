@@ -14,35 +14,8 @@ from ..configuration import InherituneConfig
 from ..data import set_fingerprint
 from ..data.stream import PackedStream
 from ..measures import is_measured
-from .checkpoints import check_identity, read_state
-
-#: Arguments that change the numbers of a run.
-NUMERIC_ARGUMENTS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "neftune_noise_alpha",
-    "use_cache",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "average_tokens_across_devices",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
-    "world_size",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-)
+from ..run_folder import NUMERIC_ARGUMENTS, read_state
+from .checkpoints import check_identity
 
 
 def run_identity(args: TrainingArguments, config: InherituneConfig, facts: dict[str, Any]) -> dict[str, Any]:

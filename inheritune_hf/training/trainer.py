@@ -36,6 +36,7 @@ from ..evaluation import ValidatedTrainer, compare_losses
 from ..growth import conclude, judge, reopen, round_end, rule_from_recipe
 from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord, RunState, Validation, decode
+from ..run_folder import read_state, write_state
 from ..students import OpenedReference, Reference, open_reference, student_skeleton
 from ..students.losses import Method, loss_of_hidden, mean_loss
 from .arguments import check_arguments
@@ -44,7 +45,6 @@ from .checkpoints import (
     Seal,
     check_identity,
     last_checkpoint,
-    read_state,
     read_trainer_state,
     round_folder,
     round_trainer_state,
@@ -52,7 +52,6 @@ from .checkpoints import (
     stage_round,
     unseal_checkpoint,
     write_losses,
-    write_state,
 )
 from .data_loading import ResumableStream, check_boundaries, check_data, pad_token, row_length, with_tensor_format
 from .distillation import Teacher, open_teacher

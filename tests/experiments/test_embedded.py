@@ -18,8 +18,8 @@ from inheritune_hf.cli.settings import parse_settings
 from inheritune_hf.configuration import EMBEDDED_DEFAULTS
 from inheritune_hf.experiments import EmbeddedShape, embedded, run_embedded
 from inheritune_hf.records import RunState
+from inheritune_hf.run_folder import write_state
 from inheritune_hf.training import InherituneTrainer
-from inheritune_hf.training.checkpoints import write_state
 from inheritune_hf.training.identity import run_identity
 
 TOY = EmbeddedShape(vocabulary=512, width=16, heads=2, layers=3, block_size=32, steps=6, sequences_per_document=1)

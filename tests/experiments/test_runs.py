@@ -11,12 +11,12 @@ from test_comparison import write_material
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.cli.settings import parse_settings
-from inheritune_hf.experiments import SETTINGS_FILE, run_recipe
+from inheritune_hf.experiments import run_recipe
 from inheritune_hf.experiments.runs import measured_recipe, watch_collapse
 from inheritune_hf.reporting import read_run, write_report
 from inheritune_hf.reporting.content import recipe_of
+from inheritune_hf.run_folder import NUMERIC_ARGUMENTS, SETTINGS_FILE
 from inheritune_hf.training import InherituneTrainer
-from inheritune_hf.training.identity import NUMERIC_ARGUMENTS
 
 
 @pytest.mark.parametrize("limit", [None, 4])

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -276,6 +278,21 @@ def test_files_are_the_same_for_the_same_records(run, tmp_path):
     assert "| 2 | 6 | 120 | 245,760 | 5.1857 | 5.1951 | -0.0094 | -0.0213 to +0.0027 | yes |" in text
     assert "![Losses, kept layers and ranks of run](report.png)" in text
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.html", "report.md", "report.png"]
+
+
+@pytest.mark.parametrize("kind", ["interrupted", "comparison"])
+def test_a_report_of_records_alone_needs_no_pytorch(kind, request):
+    """Records are read, drawn and written without the libraries that trained what they are about."""
+    code = """
+import sys
+from inheritune_hf.cli import main
+main(["report", sys.argv[1]])
+heavy = {"torch", "transformers", "datasets", "evaluate", "pandas"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    folder = str(request.getfixturevalue(kind))
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_command_writes_a_report(run, interrupted, comparison, tmp_path, capsys):

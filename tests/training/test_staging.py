@@ -6,16 +6,15 @@ import os
 import pytest
 
 from inheritune_hf.records import Match, Round, RunState, Validation, write_json
+from inheritune_hf.run_folder import read_state, write_state
 from inheritune_hf.training import checkpoints
 from inheritune_hf.training.checkpoints import (
     Seal,
     check_identity,
     last_checkpoint,
     read_seal,
-    read_state,
     seal_checkpoint,
     unseal_checkpoint,
-    write_state,
 )
 
 SUMS = Validation((0, 1), (0.1 + 0.2, 2.0), (3, 4), (1, 2))
