@@ -350,8 +350,9 @@ def _add_files(digest: Any, source: Source) -> None:
     for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
         now = path.stat()
         # A clock of files may stand still for some milliseconds: what was written just now may yet change unseen.
-        read = _sha256 if time.time_ns() - now.st_mtime_ns > _SETTLED else _sha256.__wrapped__
-        digest.update(path.name.encode() + read(path, now.st_size, now.st_mtime_ns, now.st_ino))
+        changed = max(now.st_mtime_ns, now.st_ctime_ns)  # the first can be set back, the second cannot
+        read = _sha256 if time.time_ns() - changed > _SETTLED else _sha256.__wrapped__
+        digest.update(path.name.encode() + read(path, now.st_size, changed, now.st_ino))
 
 
 @functools.lru_cache(maxsize=256)

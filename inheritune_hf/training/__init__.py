@@ -6,7 +6,8 @@ from ..exports import lazy_exports
 
 if TYPE_CHECKING:
     from .arguments import check_arguments
-    from .callbacks import CollapseCallback, ReferenceLossStopCallback, RoundProgress, on_main_process
+    from .callbacks import CollapseCallback, ReferenceLossStopCallback, RoundProgress
+    from .distributed import on_main_process
     from .expansion import Baseline
     from .identity import check_output_dir, numeric_arguments
     from .trainer import InherituneTrainer

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
@@ -287,11 +287,6 @@ class RoundsCallbackHandler(CallbackHandler):
         finally:
             self.callbacks = everyone
         return changed
-
-
-def on_main_process(decision: Any) -> Any:
-    """Return the main process's `decision` on every process, so that none of them takes another path."""
-    return broadcast_object_list([decision])[0]
 
 
 class CollapseCallback(TrainerCallback):

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _SEAL = "inheritune_state.json"
 #: Nanoseconds after which a file's time of change tells it from what it was before.
-SETTLED = 50_000_000
+_SETTLED = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,9 @@ def find_damage(checkpoint: Path) -> str | None:
 def _checksum(file: Path) -> dict[str, int]:
     now = file.stat()
     # A clock of files may stand still for some milliseconds: what was written just now may yet change unseen.
-    settled = time.time_ns() - now.st_mtime_ns > SETTLED
-    read = _crc32 if settled else _crc32.__wrapped__
-    return {"bytes": now.st_size, "crc32": read(file, now.st_size, now.st_mtime_ns, now.st_ino)}
+    changed = max(now.st_mtime_ns, now.st_ctime_ns)  # the first can be set back, the second cannot
+    read = _crc32 if time.time_ns() - changed > _SETTLED else _crc32.__wrapped__
+    return {"bytes": now.st_size, "crc32": read(file, now.st_size, changed, now.st_ino)}
 
 
 @functools.lru_cache(maxsize=256)

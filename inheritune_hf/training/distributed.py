@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.integrations import deepspeed
@@ -60,6 +60,11 @@ REFUSED_SHARDING: dict[str, tuple[Callable[[Any, InherituneConfig], bool], str]]
         "Megatron-LM builds its own models; use DDP, FSDP2 or DeepSpeed ZeRO",
     ),
 }
+
+
+def on_main_process(decision: Any) -> Any:
+    """Return the main process's `decision` on every process, so that none of them takes another path."""
+    return broadcast_object_list([decision])[0]
 
 
 def check_launch(environment: Mapping[str, str], processes: int) -> None:

@@ -40,7 +40,7 @@ from ..run_folder import read_state, write_state
 from ..students import OpenedReference, Reference, open_reference, student_skeleton
 from ..students.losses import Method, loss_of_hidden, mean_loss
 from .arguments import check_arguments
-from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, merge_tracker_runs, on_main_process
+from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, merge_tracker_runs
 from .checkpoints import (
     Seal,
     check_identity,
@@ -55,7 +55,7 @@ from .checkpoints import (
 )
 from .data_loading import ResumableStream, check_boundaries, check_data, pad_token, row_length, with_tensor_format
 from .distillation import Teacher, open_teacher
-from .distributed import build_whole_models, check_sharding, sharding_of, weights_are_finite
+from .distributed import build_whole_models, check_sharding, on_main_process, sharding_of, weights_are_finite
 from .expansion import Baseline, Trained, build_student, carry_states, loss_scale
 from .identity import dataset_fingerprint, run_identity
 from .losses import choose_method, describe_method
@@ -140,7 +140,7 @@ class InherituneTrainer(ValidatedTrainer):
         training_loss = float("nan")
         with frozen_gc(), self._round_callback.listening():
             while self.run.outcome is None:
-                self.stage_round()  # a student inherited afresh, or grown from what was trained: on disk from here on
+                self.stage_student()  # a student inherited afresh, or grown from what was trained: on disk from here on
                 training_loss, seal = self.train_round()  # one super().train(), resumable
                 if seal is None:
                     self.write_run(replace(self.run, outcome="interrupted"))
@@ -177,7 +177,7 @@ class InherituneTrainer(ValidatedTrainer):
             self.set_model(self.skeleton(run.layers))  # releases what an earlier call left
         return run
 
-    def stage_round(self) -> None:
+    def stage_student(self) -> None:
         """Put the round's starting point on disk, once: its student, and what continues of the last round's states."""
         run, recipe = self.run, self.inheritune_config
         if run.staged:

@@ -1,16 +1,26 @@
-"""Callbacks: progress of a round, signals, one run for everything that listens."""
+"""Callbacks: progress of a round, signals, trackers that see one run, and lazy layers measured while it trains."""
 
+import importlib.machinery
+import importlib.util
 import os
 import signal
+import sys
 import threading
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import tiny
+import torch
+from tiny import VOCABULARY, make_trainer, saved_log, selection_set, weights_hash, write_reference
+from torch._dynamo.utils import counters
 from transformers import Trainer, TrainerControl, TrainerState
 
 from inheritune_hf import ReferenceLossStopCallback
+from inheritune_hf.analysis import measure_collapse
 from inheritune_hf.data import CausalCollator
-from inheritune_hf.training.callbacks import RoundCallback, RoundProgress
+from inheritune_hf.training import CollapseCallback
+from inheritune_hf.training.callbacks import RoundCallback, RoundProgress, figures
+from inheritune_hf.training.speed import compile_blocks
 
 
 class Arguments:
@@ -142,3 +152,229 @@ def test_reference_loss_stops_a_plain_trainer(tmp_path):
     )
     trainer.train()
     assert trainer.state.global_step == 10
+
+
+tensorboard = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+
+
+@tensorboard
+def test_tensorboard_gets_one_continuous_run(tmp_path, monkeypatch):
+    """One event file holds all rounds at steps that only grow, with the figures of the records and the reference."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    trainer = make_trainer(tmp_path / "run", write_reference(tmp_path / "reference"), report_to="tensorboard")
+    trainer.train()
+    assert len(trainer.rounds) == 3
+    (file,) = (tmp_path / "events").rglob("events.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    scalars = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    losses = scalars["eval/loss"]
+    assert [item.step for item in losses] == [5, 10, 15, 20, 25, 30]
+    for name, values in (
+        ("train/round/layers", [item.layers for item in trainer.rounds]),
+        ("train/round/loss", [item.loss for item in trainer.rounds]),
+        ("train/round/difference", [item.match.difference for item in trainer.rounds]),
+        ("train/round/matched", [0, 0, 0]),
+    ):
+        found = scalars[name]
+        assert [item.step for item in found] == [item.end_step for item in trainer.rounds]
+        assert [item.value for item in found] == pytest.approx(values, rel=1e-6)
+    ends = {item.step: item.value for item in losses}
+    assert [ends[item.end_step] for item in trainer.rounds] == pytest.approx([item.loss for item in trainer.rounds])
+    steps = [item.step for item in scalars["train/loss"]]
+    assert steps == sorted(set(steps))
+
+
+@tensorboard
+def test_tensorboard_gets_everything_in_the_runs_folder(tmp_path, monkeypatch):
+    """What is told before training, in it, after it and when it goes on lies in one folder of the run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    reference = write_reference(tmp_path / "reference", steps=40)
+    for steps in (15, 20):
+        trainer = make_trainer(
+            tmp_path / "run", reference, {"target": "reference"}, report_to="tensorboard", max_steps=steps
+        )
+        trainer.train()
+        trainer.evaluate(selection_set(), metric_key_prefix="test")
+    assert list((tmp_path / "work").iterdir()) == []
+    (folder,) = {path.parent for path in tmp_path.rglob("events.*")}
+    assert folder == tmp_path / "run" / "runs"
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    steps = {name: [item.step for item in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert steps["train/reference_loss"] == [0]
+    assert steps["eval/loss"] == [5, 10, 15, 20]
+    assert steps["test/loss"] == [15, 20]
+    assert steps["train/loss"] == sorted(set(steps["train/loss"]))
+
+
+class Told:
+    """A stand-in for a tracker: what was opened, told and closed."""
+
+    def __init__(self):
+        self.run, self.runs, self.told, self.config = None, [], [], {}
+
+    def init(self, **options):
+        self.run = SimpleNamespace(summary={}, _label=lambda **words: None, id=options.get("id"))
+        self.runs.append(options)
+
+    def log(self, figures):
+        assert self.run is not None
+        self.told.append(figures)
+
+    def finish(self):
+        self.run = None
+
+    def module(self, name):
+        made = ModuleType(name)
+        made.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        made.__getattr__ = lambda item: getattr(self, item)
+        made.__version__ = "0"
+        return made
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_trackers_go_on_with_the_same_run(tmp_path, monkeypatch, tracker):
+    """However often a tracker is opened, in this process or the next, a run has one name; another has another."""
+    stand_in = Told()
+    stand_in.context_vars = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: None))
+    monkeypatch.setitem(sys.modules, tracker, stand_in.module(tracker))
+    for name in ("wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.config_util"):
+        part = ModuleType(name)
+        part.ConfigError = RuntimeError
+        monkeypatch.setitem(sys.modules, name, part)
+    stand_in.config = type("Config", (dict,), {"update": lambda self, *words, **options: None})()
+    reference = write_reference(tmp_path / "reference", steps=40)
+    for steps in (15, 20):
+        trainer = make_trainer(tmp_path / "run", reference, {"target": "reference"}, report_to=tracker, max_steps=steps)
+        trainer.train()
+        trainer.evaluate(selection_set(), metric_key_prefix="test")
+        if tracker == "wandb":
+            assert stand_in.run is None  # what comes next in this process is another run
+        stand_in.run = None  # as a process ends
+    assert len(stand_in.runs) > 2
+    (name,) = {options["name"] for options in stand_in.runs}
+    assert name.startswith("run-")
+    assert {options["resume"] for options in stand_in.runs} == {"allow"}
+    if tracker == "wandb":
+        assert {options["id"] for options in stand_in.runs} == {name}
+    losses = [item["train/global_step"] for item in stand_in.told if "eval/loss" in item]
+    assert losses == [5, 10, 15, 20]
+    assert [item["train/global_step"] for item in stand_in.told if "train/reference_loss" in item] == [0]
+    assert [item["train/global_step"] for item in stand_in.told if "test/loss" in item] == [15, 20]
+    make_trainer(tmp_path / "other" / "run", reference, report_to=tracker, max_steps=2).train()
+    assert stand_in.runs[-1]["name"] != name
+
+
+def test_round_figures_are_told_once(tmp_path):
+    """Every round's figures are logged at its last step, and not again when a finished run is opened."""
+    from transformers import TrainerCallback
+
+    heard = []
+
+    class Listener(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "round/loss" in logs:
+                heard.append((state.global_step, logs["round/layers"]))
+
+    reference = write_reference(tmp_path / "reference")
+    make_trainer(tmp_path / "run", reference, callbacks=[Listener()]).train()
+    make_trainer(tmp_path / "run", reference, callbacks=[Listener()]).train()
+    assert heard == [(10, 1), (20, 2), (30, 3)]
+
+
+SEQUENCES = torch.randint(1, VOCABULARY, (30, 12), generator=torch.Generator().manual_seed(0))
+
+
+def test_student_and_reference_are_measured(tmp_path):
+    """Every second evaluation and the end are measured, the trackers are told, and the paper's question is answered."""
+    reference = write_reference(tmp_path / "reference")
+    trainer = make_trainer(tmp_path / "run", reference, {"target": "reference"})
+    report = measure_collapse(reference, SEQUENCES, controls=False, blocks=False)
+    callback = CollapseCallback(SEQUENCES, every=2, log=trainer.log, reference=report)
+    trainer.add_callback(callback)
+    assert callback.verdict() is None
+    trainer.train()
+    steps = [step for step, _ in callback.history]
+    assert steps[0] == 10
+    assert steps[-1] == trainer.rounds[-1].end_step
+    assert callback.history[-1][1].depth == trainer.rounds[-1].layers
+    told = [row for row in saved_log(trainer) if "reference_collapse/layers" in row]
+    assert [row["reference_collapse/layers"] for row in told] == [4]
+    logged = [row for row in trainer.state.log_history if "collapse/avg_rank" in row]
+    assert logged[0]["collapse/layers"] == 1
+    assert logged[0]["collapse/avg_rank"] == callback.history[0][1].avg_rank()
+    verdict = callback.verdict()
+    assert verdict.reference_layers == 4
+    assert "lazy layers" in verdict.sentence
+
+
+def test_training_is_not_changed(tmp_path):
+    """A run that is measured ends with the same bits as one that is not."""
+    hashes = []
+    for name in ("plain", "measured"):
+        trainer = make_trainer(tmp_path / name, write_reference(tmp_path / "reference"), {"max_layers": 1})
+        if name == "measured":
+            trainer.add_callback(CollapseCallback(SEQUENCES[:4]))
+        trainer.train()
+        hashes.append(weights_hash(trainer.student))
+    assert hashes[0] == hashes[1]
+
+
+def test_other_processes_and_other_evaluations_do_not_measure():
+    """Only the main process measures, and only at evaluations of the selection set."""
+    callback = CollapseCallback(SEQUENCES)
+    control = TrainerControl()
+    callback.on_evaluate(None, TrainerState(is_world_process_zero=False), control, "model", {"eval_loss": 1.0})
+    callback.on_evaluate(None, TrainerState(is_world_process_zero=True), control, "model", {"test_loss": 1.0})
+    callback.on_evaluate(None, TrainerState(is_world_process_zero=True), control, None, {"eval_loss": 1.0})
+    callback.on_train_end(None, TrainerState(is_world_process_zero=False), control, "model")
+    assert callback.history == []
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_blocks_are_measured_as_they_are_written(tmp_path, monkeypatch):
+    """In a run that compiles its blocks, layers are measured as in a plain run, and no graph is added."""
+    for name in ("BACKEND", "MODE"):
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "no" if name == "BACKEND" else "default")
+    torch._dynamo.reset()
+    counters.clear()
+    reference = write_reference(tmp_path / "reference", dropout=0.0)
+    found = []
+    for backend in (None, "aot_eager"):
+        trainer = make_trainer(tmp_path / f"{backend}", reference, {"max_layers": 1}, torch_compile_backend=backend)
+        callback = CollapseCallback(SEQUENCES[:4])
+        trainer.add_callback(callback)
+        trainer.train()
+        found.append([(step, report.max_ranks()) for step, report in callback.history])
+    assert found[0] == found[1]
+    assert [step for step, _ in found[0]] == [5, 10]
+    assert counters["stats"]["unique_graphs"] == 1
+    compile_blocks(trainer.student, {"backend": "aot_eager", "dynamic": False})
+    measure_collapse(trainer.student, SEQUENCES[:4])
+    assert counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+def test_every_is_checked():
+    """An interval below one evaluation is refused."""
+    with pytest.raises(ValueError, match="every must be 1 evaluation or more, got 0"):
+        CollapseCallback(SEQUENCES, every=0)
+
+
+def test_figures_are_numbers(tmp_path):
+    """What a tracker gets are the layers, the lazy and near rank-1 ones, and AvgRank."""
+    trainer = make_trainer(tmp_path / "run", write_reference(tmp_path / "reference"), {"max_layers": 1})
+    callback = CollapseCallback(SEQUENCES[:4], every=100)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert len(callback.history) == 1
+    told = figures(callback.history[0][1])
+    assert set(told) == {"layers", "lazy", "near_rank_one", "avg_rank"}
+    assert all(isinstance(value, float) for value in told.values())

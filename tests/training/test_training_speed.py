@@ -1,4 +1,8 @@
-"""Compiling block by block: one graph for each kind of block, none for depth or growth, and the plain results."""
+"""What makes training fast changes no result: blocks compiled one by one, fewer collections, slow settings named."""
+
+import gc
+import logging
+import weakref
 
 import pytest
 import tiny
@@ -6,8 +10,9 @@ import torch
 from test_trainer import run_program
 from torch._dynamo.utils import counters
 from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
+from transformers.utils.import_utils import enable_tf32
 
-from inheritune_hf.training.speed import compile_blocks
+from inheritune_hf.training.speed import compile_blocks, frozen_gc, slow_settings
 
 # Dynamo looks at .grad of what it traces (torch/_dynamo/variables/builder.py) and warns of itself.
 # Inductor imports torch/utils/mkldnn.py, which still scripts its modules.
@@ -15,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
 )
+
 
 EAGER = {"backend": "aot_eager", "mode": None, "dynamic": False}  # traces as any backend, and generates no code
 
@@ -155,3 +161,139 @@ def test_killed_compiled_run_goes_on_to_the_same_bits(processes, reference, tmp_
     resumed = run_program({**settings, "output_dir": str(tmp_path / "cut")}, processes)
     assert resumed == whole
     assert whole["world_size"] == processes
+
+
+class Ring:
+    """A cycle that only a collection can free."""
+
+    def __init__(self):
+        self.me = self
+
+
+def test_what_is_made_within_is_collected():
+    """A cycle made and dropped within is gone after a collection; one from before is gone when it is over."""
+    before = Ring()
+    old = weakref.ref(before)
+    with frozen_gc():
+        young = weakref.ref(Ring())
+        del before
+        gc.collect()
+        assert young() is None
+        assert old() is not None
+    gc.collect()
+    assert old() is None
+
+
+def test_released_after_an_error():
+    """Nothing stays frozen when training fails."""
+
+    @frozen_gc()
+    def fail():
+        raise RuntimeError(gc.get_freeze_count())
+
+    with pytest.raises(RuntimeError) as error:
+        fail()
+    assert error.value.args[0] > 0
+    assert not gc.get_freeze_count()
+
+
+def test_what_others_froze_stays():
+    """A process that froze its objects itself finds them as they were."""
+    gc.freeze()
+    try:
+        count = gc.get_freeze_count()
+        with frozen_gc():
+            assert gc.get_freeze_count() == count
+        assert gc.get_freeze_count() == count
+    finally:
+        gc.unfreeze()
+
+
+def test_a_run_searches_only_its_own(tmp_path):
+    """While rounds are trained the packages' objects are set aside; afterwards they are back."""
+    reference = tiny.write_reference(tmp_path / "reference")
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(gc.get_freeze_count())
+
+    tiny.make_trainer(tmp_path / "run", reference, {"max_layers": 2}, callbacks=[Watch()]).train()
+    assert min(seen) > 10_000
+    assert not gc.get_freeze_count()
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """A CPU that multiplies the given types."""
+
+    def able(*types):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        for name, kind in (("avx512_bf16", "bf16"), ("amx_tile", "amx"), ("amx_fp16", "fp16")):
+            monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda kind=kind: kind in types, raising=False)
+
+    return able
+
+
+@pytest.mark.parametrize(
+    ("precision", "types", "slow"),
+    [
+        ("no", (), False),
+        ("bf16", (), True),
+        ("bf16", ("bf16",), False),
+        ("bf16", ("amx",), False),
+        ("fp16", ("bf16", "amx"), True),
+        ("fp16", ("fp16",), False),
+    ],
+)
+def test_precision_on_a_cpu(precision, types, slow, processor):
+    """A precision that the processor has no instructions for is named."""
+    processor(*types)
+    found = slow_settings(tiny.reference_model(1), torch.device("cpu"), precision)
+    assert [line.partition(" on ")[0] for line in found] == ([precision] if slow else [])
+
+
+@pytest.mark.parametrize(
+    ("precision", "major", "expected"),
+    [
+        ("bf16", 7, "bf16 on a GPU that only imitates it; use fp16"),
+        ("bf16", 8, None),
+        ("no", 8, "float32 on a GPU with faster units for bf16 and TF32; use bf16, or tf32"),
+        ("no", 7, None),
+    ],
+)
+def test_precision_on_a_gpu(precision, major, expected, monkeypatch):
+    """On a GPU, bfloat16 before there were units for it and plain float32 after are named."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    found = slow_settings(tiny.reference_model(1), torch.device("cuda"), precision)
+    assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize("setting", ["Transformers", "torch"])
+def test_tf32_is_not_slow(setting, monkeypatch):
+    """TF32 is known for what it is, set as Transformers sets it or by torch's older function."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    before = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    try:
+        if setting == "Transformers":
+            enable_tf32.__wrapped__(True)  # not the cached function: that would do nothing the next time
+        else:
+            torch.set_float32_matmul_precision("high")
+        assert slow_settings(tiny.reference_model(1), torch.device("cuda"), "no") == []
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_attention_written_out_is_named_once_and_used(tmp_path, caplog):
+    """Eager attention trains as asked; one warning for all rounds names what is faster."""
+    reference = tiny.write_reference(tmp_path / "reference")
+    trainer = tiny.make_trainer(
+        tmp_path / "run", reference, {"steps_per_round": 2}, reference_kwargs={"attn_implementation": "eager"}
+    )
+    with caplog.at_level(logging.WARNING, "inheritune_hf"):
+        trainer.train()
+    said = [message for message in caplog.messages if message.startswith("slow here")]
+    assert said == ["slow here: attention written out ('eager'); use attn_implementation 'sdpa'"]
+    assert trainer.student.config._attn_implementation == "eager"
+    assert len(trainer.rounds) == 3
