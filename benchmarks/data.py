@@ -114,7 +114,7 @@ def run_prepare(options: Any) -> tuple[int, list[float]]:
     """Prepare: read, tokenize, carve, look for duplicates, pack, save."""
     from transformers import AutoTokenizer
 
-    from inheritune_hf.configuration import DataConfig
+    from inheritune_hf.config import DataConfig
     from inheritune_hf.data import prepare_data
 
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
@@ -148,7 +148,7 @@ def run_stream(options: Any) -> tuple[int, list[float]]:
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer
 
-    from inheritune_hf.configuration import DataConfig
+    from inheritune_hf.config import DataConfig
     from inheritune_hf.data import CausalCollator, load_data_splits
     from inheritune_hf.data.stream import StreamCollator
 
@@ -212,7 +212,7 @@ def run_memory(options: Any) -> tuple[int, list[float]]:
     from datasets import disable_progress_bars
     from transformers import AutoTokenizer
 
-    from inheritune_hf.configuration import DataConfig
+    from inheritune_hf.config import DataConfig
     from inheritune_hf.data import prepare_data
 
     disable_progress_bars()
@@ -331,7 +331,7 @@ def main() -> None:
     prepared = tempfile.mkdtemp(prefix="data-benchmark-")
     from transformers import AutoTokenizer
 
-    from inheritune_hf.configuration import DataConfig
+    from inheritune_hf.config import DataConfig
     from inheritune_hf.data import prepare_data
 
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -28,9 +28,13 @@ OUTCOMES = {
 def settings_table(config: type[Any]) -> str:
     """Return the fields of a configuration dataclass as a Markdown table: name, type, default and help."""
     rows = []
+    kinds = {
+        name: kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+        for name, kind in get_type_hints(config).items()
+    }
     for item in dataclasses.fields(config):
         # Not `item.type`: Transformers' argument parser overwrites it.
-        kind, default = config.__annotations__[item.name], getattr(config(), item.name)
+        kind, default = kinds[item.name].replace("typing.", "").replace("'", '"'), getattr(config(), item.name)
         rows.append((f"`{item.name}`", f"`{kind}`", f"`{_plain(default)}`", item.metadata["help"]))
     return _table(("setting", "type", "default", "what it says"), rows)
 
@@ -81,7 +85,7 @@ def arms_table() -> str:
 
 def comparison_table() -> str:
     """Return the settings of a comparison as a Markdown table."""
-    from inheritune_hf.configuration import CompareConfig
+    from inheritune_hf.config import CompareConfig
 
     return settings_table(CompareConfig)
 
@@ -127,9 +131,9 @@ def _bibtex(kind: str, key: str, fields: dict[str, Any]) -> str:
 
 def _named(name: str) -> Callable[[], str]:
     def build() -> str:
-        from inheritune_hf import configuration
+        from inheritune_hf import config
 
-        return settings_table(getattr(configuration, name))
+        return settings_table(getattr(config, name))
 
     return build
 

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 # In the order of the recipe. Names are imported when they are first used: importing the package is instant.
 if TYPE_CHECKING:
-    from .configuration import DataConfig, InherituneConfig
+    from .config import DataConfig, InherituneConfig
     from .data import load_data_splits
     from .evaluation import compare_losses
     from .students import InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .configuration import InherituneConfig
+from .config import InherituneConfig
 from .layers import is_prefix, resolve_layers
 from .records import Match, Round, RunState
 

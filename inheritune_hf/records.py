@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from .configuration import PARTS, Within, annotations_of, conform
+from .annotations import Within, annotations_of, conform
+from .config import PARTS
 
 logger = logging.getLogger(__name__)
 

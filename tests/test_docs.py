@@ -229,7 +229,7 @@ def text_of(page: Path) -> str:
 
 def test_configuration_page_says_what_the_fields_say(site):
     """Each setting is on the configuration page with the help text of its field."""
-    from inheritune_hf.configuration import DataConfig, InherituneConfig, RunConfig
+    from inheritune_hf.config import DataConfig, InherituneConfig, RunConfig
 
     page = text_of(site / "reference" / "configuration" / "index.html")
     for config in (InherituneConfig, DataConfig, RunConfig):

@@ -12,11 +12,11 @@ import inheritune_hf
 PACKAGE = Path(inheritune_hf.__file__).parent
 FLOORS = [
     "exports",
+    "annotations",
     "measures",
     "layers",
     "arms",
     "distillation_losses",
-    "configuration",
     "config",
     "records",
     "run_folder",

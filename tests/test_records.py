@@ -77,7 +77,7 @@ def test_older_files_are_read(tmp_path):
         (("rows", 0, 1), True, r"rows\[0\]\[1\] must be a whole number, got True"),
         (("rows", 0), {}, r"rows\[0\] must be a list, got {}"),
         (("kind",), "c", "kind must be one of 'a', 'b', got 'c'"),
-        (("steps",), -1, "steps must be a number from 0 to .*, got -1"),
+        (("steps",), -1, "steps must be a whole number from 0 to .*, got -1"),
         (("flag",), 1, "flag must be true or false, got 1"),
         (("choice",), {}, "choice must be a list, got {}"),
         (("table", "x"), "a", "table.x must be a finite number, got 'a'"),

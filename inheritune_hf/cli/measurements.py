@@ -185,7 +185,7 @@ def _evaluation_parser(prog: str) -> VerbParser:
 
 
 def _confidence(text: str) -> float | None:
-    from ..configuration.reading import one_sided
+    from ..config import one_sided
 
     try:
         return one_sided(text)

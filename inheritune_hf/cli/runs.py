@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..configuration import EMBEDDED_DEFAULTS
+from ..config import EMBEDDED_DEFAULTS
 from ..records import EXIT_STATUS
 from .parsing import VerbParser, print_json, quiet_console, quiet_transformers
 from .settings import PlannedSettings, parse_comparison, parse_plan, parse_settings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import TrainingArguments
 
-    from ..configuration import DataConfig, InherituneConfig
+    from ..config import DataConfig, InherituneConfig
     from ..students import TrainingSetup
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..configuration import CompareConfig, DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
+from ..config import CompareConfig, DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
 from .training_options import argument_parser, make_training_arguments, training_options
 
 if TYPE_CHECKING:

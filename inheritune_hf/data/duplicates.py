@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable
 
-from ..configuration import DataConfig
+from ..config import DataConfig
 from .sources import TOKENS
 
 logger = logging.getLogger(__name__)

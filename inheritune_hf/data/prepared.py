@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from datasets import DatasetDict, load_from_disk
 
-from ..configuration import DataConfig, Within
+from ..annotations import Within
+from ..config import DataConfig
 from ..records import Count, DataFacts, encode, hold_folder, read_record, write_record
 from .sources import evaluation_sources, source_identity, training_sources
 from .splits import DEFAULT_BLOCK_SIZE, DataSplits, load_data_splits

@@ -28,7 +28,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
-from ..configuration import DataConfig, reject_unknown_keys
+from ..config import DataConfig, reject_unknown_keys
 from .corpora import standard_library_documents
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 
-from ..configuration import DataConfig
+from ..config import DataConfig
 from ..records import DataFacts, SetFacts, SourceFacts, encode
 from .corpora import Document
 from .duplicates import (

@@ -16,7 +16,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
-from ..configuration import Within
+from ..annotations import Within
 from ..records import Count
 from .duplicates import Index, near_duplicates
 from .sources import BAD_ROW, LABELS, TOKENS, reading

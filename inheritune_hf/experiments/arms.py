@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .. import __version__
 from ..arms import SUBMODULES, Arm, Variant, each_twice, twice
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..growth import rule_from_recipe
 from ..layers import resolve_layers
 from ..records import Lineage, encode

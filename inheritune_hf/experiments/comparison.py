@@ -27,7 +27,7 @@ from transformers.integrations.integration_utils import SwanLabCallback, WandbCa
 
 from ..analysis import NEAR_RANK_ONE, layers_by_measure, leading_sequences, measure_collapse, scores_folder
 from ..arms import CONTROLS, LOOP, Variant, parse_arm
-from ..configuration import CompareConfig, DataConfig, InherituneConfig, RunConfig
+from ..config import CompareConfig, DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer
 from ..growth import planned_rounds, rule_from_recipe

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..data import CausalCollator, DataSplits
 from ..growth import GrowthRule, follow
 from ..records import Validation

@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..configuration import DataConfig, InherituneConfig, RunConfig
+from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data import DataSplits, Document, split_standard_library, splits_from_documents, standard_library_documents
 from ..publishing import ResultRow
 from ..students import open_reference, student_skeleton

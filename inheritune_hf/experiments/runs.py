@@ -26,7 +26,7 @@ from ..analysis import (
     resolve_measured,
     scores_folder,
 )
-from ..configuration import DataConfig, InherituneConfig, RunConfig
+from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..data.prepared import keeps_documents_apart
 from ..evaluation import compare_losses

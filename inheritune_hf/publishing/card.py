@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
 from transformers import AutoConfig
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..records import RunRecord
 from ..students import Source, inspect_architecture, load_reference_config
 from ..students.estimates import operations_per_token

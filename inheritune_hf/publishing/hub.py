@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..figures import layer_panel, save_panels
 from ..records import RECORD_FILE, Lineage, RunRecord, decode, write_record, write_text
 from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, plan_inheritance

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arms import CONTROLS, LOOP, parse_arm
-from ..configuration import DataConfig
+from ..config import DataConfig
 from ..experiments import results
 from ..experiments.results import ArmResult, Cell, arm_results
 from ..figures import Panel, layer_panel, loss_panel, rank_panel

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from ..configuration import PARTS
+from ..config import PARTS
 from ..layers import describe, is_prefix
 
 #: Model types whose students are proven equal to their references by the tests of this package.

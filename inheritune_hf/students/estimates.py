@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.training_args import OptimizerNames
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..growth import planned_rounds, rule_from_recipe
 from .architectures import has_experts, inspect_architecture, logit_shaping, sliced_config
 from .inspection import InheritancePlan, plan_inheritance

@@ -17,7 +17,7 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
 
 from .. import __version__
-from ..configuration import PARTS, InherituneConfig
+from ..config import PARTS, InherituneConfig
 from ..layers import is_prefix, resolve_layers
 from ..records import Lineage, encode
 from .architectures import (

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..layers import is_prefix
 from .architectures import drop_tied
 from .checkpoints import (

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from .distributed import check_launch
 
 #: Name of an argument that may be refused: (is it refused as it stands?, why, and what to do).

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .. import __version__
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..distillation_losses import DISTILLATION_LOSSES, losses_of_kind
 from ..records import cache_folder, digest_of, read_json, write_json
 from ..students import OpenedReference, find_blocks

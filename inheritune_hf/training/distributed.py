@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.integrations import deepspeed
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 
 #: Environment variables by which launchers tell a process how many there are.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..growth import GrowthRule
 from ..students import OpenedReference, Reference, find_blocks, from_pretrained_inherited, inspect_architecture
 from ..students.inherit import scale_queries

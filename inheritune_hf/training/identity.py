@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from transformers import TrainingArguments
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..data import set_fingerprint
 from ..data.stream import PackedStream
 from ..measures import is_measured

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
-from ..configuration import InherituneConfig
+from ..config import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..data.stream import PackedStream
 from ..evaluation import ValidatedTrainer, compare_losses

@@ -8,7 +8,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from inheritune_hf.configuration import DataConfig
+from inheritune_hf.config import DataConfig
 from inheritune_hf.data import load_data_splits
 from inheritune_hf.data.stream import StreamState
 from inheritune_hf.records import decode, encode

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_splits import TEXTS, load, write_jsonl, write_texts
 
-from inheritune_hf.configuration import DataConfig
+from inheritune_hf.config import DataConfig
 from inheritune_hf.data import load_data_splits, prepare_data, tokenization
 from inheritune_hf.data.prepared import keeps_documents_apart
 
@@ -75,7 +75,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path, build_tokenizer, monkeypat
 KILLED = """
 import os, signal, sys
 from transformers import PreTrainedTokenizerFast
-from inheritune_hf.configuration import DataConfig
+from inheritune_hf.config import DataConfig
 from inheritune_hf.data.prepared import keeps_documents_apart
 from inheritune_hf.data import prepare_data, prepared, tokenization
 def kill(*_):

@@ -18,7 +18,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Value
 from test_splits import TEXTS, load, mixture, write_jsonl, write_texts
 
-from inheritune_hf.configuration import DataConfig
+from inheritune_hf.config import DataConfig
 from inheritune_hf.data import Document, load_data_splits, sources
 from inheritune_hf.data.sources import BadRow, Layout, mark_long, read_rows
 

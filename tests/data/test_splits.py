@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from inheritune_hf.configuration import DataConfig
+from inheritune_hf.config import DataConfig
 from inheritune_hf.data import Document, load_data_splits, set_fingerprint, splits_from_documents
 from inheritune_hf.data import splits as data_splits
 from inheritune_hf.data.duplicates import isin

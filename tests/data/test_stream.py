@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from inheritune_hf.configuration import DataConfig
+from inheritune_hf.config import DataConfig
 from inheritune_hf.data import CausalCollator, load_data_splits
 from inheritune_hf.data.sources import sources_fingerprint, training_sources
 from inheritune_hf.data.stream import PackedStream, StreamCollator, StreamSource, StreamState
@@ -426,7 +426,7 @@ def test_fingerprints_tell_streams_apart(tmp_path, tokenizer):
 
 MEMORY = """
 import json, resource, sys, threading, time
-from inheritune_hf.configuration import DataConfig
+from inheritune_hf.config import DataConfig
 from inheritune_hf.data import load_data_splits
 from transformers import PreTrainedTokenizerFast
 tokenizer = PreTrainedTokenizerFast.from_pretrained("tokenizer")

@@ -14,7 +14,7 @@ from test_splits import TEXTS, documents_of, load, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from inheritune_hf.configuration import DataConfig
+from inheritune_hf.config import DataConfig
 from inheritune_hf.data import check_tokenizer, load_data_splits, tokenization
 from inheritune_hf.data.tokenization import MOST_PER_BATCH, Encoder, documents_per_batch, tokenize_documents
 

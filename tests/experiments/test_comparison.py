@@ -26,7 +26,7 @@ from transformers.integrations import integration_utils
 from inheritune_hf import DataConfig, InherituneConfig
 from inheritune_hf.arms import ARMS, CONTROLS, parse_arm
 from inheritune_hf.cli.settings import parse_comparison
-from inheritune_hf.configuration import CompareConfig, RunConfig
+from inheritune_hf.config import CompareConfig, RunConfig
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.experiments import estimate_comparison, run_comparison, write_results
 from inheritune_hf.experiments.comparison import (

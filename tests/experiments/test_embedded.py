@@ -15,7 +15,7 @@ from rich.console import Console
 
 from inheritune_hf import DataConfig
 from inheritune_hf.cli.settings import parse_settings
-from inheritune_hf.configuration import EMBEDDED_DEFAULTS
+from inheritune_hf.config import EMBEDDED_DEFAULTS
 from inheritune_hf.experiments import EmbeddedShape, embedded, run_embedded
 from inheritune_hf.records import RunState
 from inheritune_hf.run_folder import write_state

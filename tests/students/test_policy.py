@@ -8,7 +8,7 @@ from families import CASES
 from transformers import AutoConfig, AutoTokenizer, GPT2Config
 
 from inheritune_hf import InheritedModelForCausalLM, InherituneConfig, from_pretrained_inherited
-from inheritune_hf.configuration import INHERIT_PRESETS, PARTS
+from inheritune_hf.config import INHERIT_PRESETS, PARTS
 from inheritune_hf.publishing import save_inherited
 from inheritune_hf.students import architectures, inspect_architecture
 from inheritune_hf.students.architectures import name_in_reference

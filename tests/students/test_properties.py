@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inheritune_hf import InherituneConfig
-from inheritune_hf.configuration import INHERIT_PRESETS, PARTS
+from inheritune_hf.config import INHERIT_PRESETS, PARTS
 from inheritune_hf.layers import describe, resolve_layers
 
 FAST = settings(max_examples=200, deadline=None, derandomize=True, database=None)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from inheritune_hf import DataConfig, InherituneConfig
-from inheritune_hf.configuration import read_mapping
+from inheritune_hf.config import read_mapping
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,8 @@ from inheritune_hf.configuration import read_mapping
         ({"confidence": "high"}, r"confidence must be in \[0.5, 1\), or none to compare means, got 'high'"),
         ({"tolerance": -0.1}, "tolerance must be 0 nats per token or more, got -0.1"),
         ({"tolerance": float("nan")}, "tolerance must be 0 nats per token or more, got nan"),
+        ({"distillation_temperature": "hot"}, "distillation_temperature must be a finite number, got 'hot'"),
+        ({"schedule": 4}, "schedule must be a list of what keep_layers may be, got 4"),
         ({"confidence": 1.0}, r"confidence must be in \[0.5, 1\), or none to compare means, got 1.0"),
     ],
 )
@@ -40,19 +42,21 @@ def test_recipe_refuses_values(values, message):
     [
         ({"selection_fraction": 0.5}, "selection_fraction must be above 0 and below 0.5, got 0.5"),
         ({"test_fraction": 0}, "test_fraction must be above 0 and below 0.5, got 0"),
-        ({"block_size": 1}, "block_size must be 2 tokens or more, got 1"),
+        ({"block_size": 1}, "block_size must be a whole number of 2 or more, got 1"),
         ({"preprocessing_workers": 0}, "preprocessing_workers must be a whole number of 1 or more"),
         ({"dataset_name": "a", "train_files": ["b"]}, "Give dataset_name or train_files, not both"),
         ({"sources": [{}], "train_files": ["b"]}, "Give sources, or dataset_name or train_files, not both"),
-        ({"rows": "pages"}, "rows must be one of text, tokens, messages, got 'pages'"),
-        ({"chat_loss": "user"}, "chat_loss must be one of all, assistant, got 'user'"),
+        ({"rows": "pages"}, "rows must be one of 'text', 'tokens', 'messages', got 'pages'"),
+        ({"chat_loss": "user"}, "chat_loss must be one of 'all', 'assistant', got 'user'"),
         ({"chat_loss": "assistant"}, "chat_loss is about rows of messages; set rows to 'messages'"),
-        ({"damaged_rows": "drop"}, "damaged_rows must be one of error, skip, got 'drop'"),
-        ({"token_dtype": "int8"}, "token_dtype must be one of uint16, uint32, got 'int8'"),
-        ({"duplicates": "keep"}, "duplicates must be one of report, remove, got 'keep'"),
-        ({"near_duplicates": "keep"}, "near_duplicates must be one of ignore, report, remove, got 'keep'"),
+        ({"damaged_rows": "drop"}, "damaged_rows must be one of 'error', 'skip', got 'drop'"),
+        ({"token_dtype": "int8"}, "token_dtype must be one of 'uint16', 'uint32', got 'int8'"),
+        ({"duplicates": "keep"}, "duplicates must be one of 'report', 'remove', got 'keep'"),
+        ({"near_duplicates": "keep"}, "near_duplicates must be one of 'ignore', 'report', 'remove', got 'keep'"),
         ({"near_duplicate_threshold": 0}, "near_duplicate_threshold must be above 0 and at most 1, got 0"),
         ({"shuffle_documents": -1}, "shuffle_documents must be a whole number of 0 or more, got -1"),
+        ({"streaming": "yes"}, "streaming must be true or false, got 'yes'"),
+        ({"train_files": [1]}, r"train_files\[0\] must be text, got 1"),
         ({"max_document_bytes": 0}, "max_document_bytes must be a whole number of 1 or more, got 0"),
     ],
 )

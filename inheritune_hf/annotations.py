@@ -1,93 +1,14 @@
-"""What settings of every kind share: read from files, unknown names refused, values checked."""
+"""Check values that come from outside against the type annotations that say what they may be."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
-import json
 import math
 import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
-
-Config = TypeVar("Config")
-
-
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """
-    Read a YAML or JSON file that holds one mapping.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is neither YAML nor JSON, or holds something else than a mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; give the path of a YAML or JSON file.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold 'name: value' settings, got a {type(values).__name__}.")
-    return {str(key): value for key, value in values.items()}
-
-
-def reject_unknown_keys(values: Mapping[str, Any], allowed: set[str], source: str) -> None:
-    """Raise a `ValueError` that names every key of `values` that is not `allowed`, with the nearest allowed one."""
-    complaints = []
-    for key in values:
-        if key not in allowed:
-            nearest = difflib.get_close_matches(key, sorted(allowed), n=1)
-            complaints.append(f"{key!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
-    if complaints:
-        raise ValueError(f"{source} has no setting named {', '.join(complaints)}.")
-
-
-def from_mapping(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a configuration from `values`; an unknown key is a `ValueError` that names the nearest one."""
-    untyped: Any = cls
-    reject_unknown_keys(values, {item.name for item in dataclasses.fields(untyped)}, cls.__name__)
-    return cls(**values)
-
-
-def number(value: Any) -> float | None:
-    """Return `value` as a number, or None if it is none."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def one_sided(value: Any) -> float | None:
-    """
-    Return a confidence as a number, or None if it says that means are compared.
-
-    Raises:
-        ValueError: If it is neither in [0.5, 1) nor none.
-    """
-    if str(value).lower() == "none":
-        return None
-    confidence = number(value)
-    if confidence is None or not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence must be in [0.5, 1), or none to compare means, got {value!r}.")
-    return confidence
-
-
-def positive(name: str, value: Any, least: int = 1) -> None:
-    """Raise a `ValueError` that names the setting if `value` is not a whole number of `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}.")
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +44,7 @@ def conform(kind: Any, value: Any, place: str) -> Any:
     if kind is Any:
         return value
     if origin is Annotated:
-        return _in_range(choices[1:], conform(choices[0], value, place), place)
+        return _in_range(choices[0], choices[1:], value, place)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in choices):
             raise ValueError(f"{place} must be one of {', '.join(map(repr, choices))}, got {_shown(value)}.")
@@ -154,11 +75,17 @@ def _expect(kind: type, name: str, value: Any, place: str) -> Any:
     return value
 
 
-def _in_range(limits: Sequence[Any], value: Any, place: str) -> Any:
-    for item in limits:
-        if isinstance(item, Within) and isinstance(value, int | float) and not item.least <= value <= item.most:
-            raise ValueError(f"{place} must be a number {item}, got {_shown(value)}.")
-    return value
+def _in_range(kind: Any, limits: Sequence[Any], value: Any, place: str) -> Any:
+    ranges = [item for item in limits if isinstance(item, Within)]
+    try:
+        found = conform(kind, value, place)
+        if all(item.least <= found <= item.most for item in ranges):
+            return found
+    except ValueError:
+        if not ranges:
+            raise
+    number = "a whole number" if kind is int else "a number"
+    raise ValueError(f"{place} must be {number} {' and '.join(map(str, ranges))}, got {_shown(value)}.") from None
 
 
 def _to_float(value: Any, place: str) -> float:

@@ -1,0 +1,635 @@
+"""The settings of a run: its recipe, its data and its reference, from Python, the command line, YAML or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+
+from .annotations import Within, annotations_of, conform
+from .arms import ARMS, LOOP, parse_arm
+from .distillation_losses import DISTILLATION_LOSSES, losses_of_kind
+from .measures import examples
+
+#: A number of 1 or more.
+Positive = Annotated[int, Within(1)]
+
+#: Parts of a model, by the role of its modules: what `inherit` names.
+PARTS = ("embeddings", "positions", "attention", "mlp", "norms", "final_norm", "lm_head")
+
+#: Named choices of parts: everything; what the paper's text names; what its released code copies (PAPER: Algorithm 1).
+INHERIT_PRESETS = {
+    "all": PARTS,
+    "paper": ("embeddings", "attention", "mlp", "norms", "lm_head"),
+    "released-code": ("attention", "mlp", "norms", "lm_head"),
+}
+
+
+@dataclass
+class InherituneConfig:
+    """
+    Say how a student is inherited, grown and judged.
+
+    The same class is read from Python, from the command line and from YAML or JSON files. Settings that
+    `transformers.TrainingArguments` already has (learning rate, precision, trackers, seed) are said there only.
+
+    Raises:
+        ValueError: If a value cannot be used; the message says what came and what is allowed.
+    """
+
+    keep_layers: int | str | list[int] = field(
+        default="half",
+        metadata={
+            "help": "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
+            "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
+            f"('params:350M') or a list; experimental: 'auto' and measures ({examples()})."
+        },
+    )
+    inherit: str = field(
+        default="all",
+        metadata={
+            "help": "What comes along from the reference: 'all', 'paper' (blocks, token embeddings and head), "
+            "'released-code' (blocks and head), or parts separated by commas, out of embeddings, positions, attention, "
+            "mlp, norms, final_norm and lm_head. Parts left out begin as the architecture initialises them, under the "
+            "run's seed."
+        },
+    )
+    attention_scale: Literal["keep", "position"] = field(
+        default="keep",
+        metadata={
+            "help": "Where attention is scaled by a block's position (GPT-2 with scale_attn_by_inverse_layer_idx), "
+            "whether a block that moves is to 'keep' the scale it had, or takes that of its new 'position'."
+        },
+    )
+    grow_by: Positive = field(
+        default=2, metadata={"help": "Layers added for each further round (the paper: 2), up to the reference's depth."}
+    )
+    schedule: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Layers of each round's student instead of grow_by, written as keep_layers is; each holds those of "
+            "the one before. Needed to grow anything but first layers."
+        },
+    )
+    growth: Literal["reinherit", "continue"] = field(
+        default="reinherit",
+        metadata={
+            "help": "After a miss: 'reinherit' a deeper student from the reference (the paper), or 'continue' with "
+            "what was trained and add blocks to it."
+        },
+    )
+    new_blocks: Literal["reference", "copy_last", "identity", "random"] = field(
+        default="reference",
+        metadata={
+            "help": "With growth 'continue', where added blocks come from: the 'reference', a copy of the block before "
+            "('copy_last'), blocks that change nothing at first ('identity'), or 'random' weights."
+        },
+    )
+    optimizer_state: Literal["reset", "keep"] = field(
+        default="reset",
+        metadata={"help": "With growth 'continue', whether the optimizer's moments of trained blocks are kept."},
+    )
+    lr_schedule: Literal["restart", "continue"] = field(
+        default="restart",
+        metadata={
+            "help": "Whether warm-up and schedule count from each round's first step, or once over max_steps "
+            "('continue', which needs max_steps)."
+        },
+    )
+    data_order: Literal["restart", "continue"] | None = field(
+        default=None,
+        metadata={
+            "help": "Whether each round sees the data from the start, or goes on where the last one stopped; restart "
+            "with growth 'reinherit', else continue, if not given."
+        },
+    )
+    match_at: Literal["round_end", "evaluation"] = field(
+        default="round_end",
+        metadata={
+            "help": "When a student may be matched: at the end of a round (the paper), or at two evaluations in a row "
+            "within one, so that looking often does not buy a match."
+        },
+    )
+    max_layers: Positive | None = field(
+        default=None, metadata={"help": "Deepest student to try, in layers; the reference's depth if not given."}
+    )
+    steps_per_round: Positive | None = field(
+        default=None, metadata={"help": "Optimizer steps of one round. Needed to train, not to build a student."}
+    )
+    target: str | float = field(
+        default="reference",
+        metadata={"help": "What a student must reach: 'reference' (its measured loss) or a number in nats per token."},
+    )
+    tolerance: float = field(
+        default=0.01, metadata={"help": "Loss above the target that still counts as matched, in nats per token."}
+    )
+    confidence: float | None = field(
+        default=0.95,
+        metadata={
+            "help": "One-sided confidence with which the loss must be within the tolerance, from intervals that "
+            "cluster by document. 'none' compares the plain means (with tolerance 0: the paper's rule)."
+        },
+    )
+    loss: Literal["auto", "full", "chunked", "linear", "liger"] = field(
+        default="auto",
+        metadata={
+            "help": "How the loss is computed: from all logits at once ('full'), or from those of a few tokens at a "
+            "time, by this package ('chunked'), by PyTorch's linear_cross_entropy ('linear') or by Liger's kernel on "
+            "CUDA ('liger'). 'auto' chooses by device and vocabulary and says so in the log. The value is the same."
+        },
+    )
+    distillation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Losses that compare the student with the reference while it is trained, with their weights: "
+            "'cross_entropy=0.6,forward_kl=0.4' (the paper's baseline), out of "
+            f"{', '.join(DISTILLATION_LOSSES)}. The reference stays in memory then. A student is judged by its plain "
+            "cross-entropy always."
+        },
+    )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": f"Temperature of {', '.join(losses_of_kind('logits'))}."}
+    )
+    distillation_top_k: Positive | None = field(
+        default=None,
+        metadata={
+            "help": "Keep only so many of the reference's likeliest tokens after each token, on disk, so that it runs "
+            "once over each sequence; all tokens count if not given. Without losses on states only."
+        },
+    )
+    distillation_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Precision that the reference is held in while it teaches."}
+    )
+
+    def __post_init__(self) -> None:
+        given: Any = self.inherit
+        if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
+            self.inherit = ",".join(given)
+        _ = self.inherited_parts
+        # Files and the command line may bring numbers as text: YAML reads 1e-2 as a word.
+        if self.target != "reference":
+            target = number(self.target)
+            if target is None or not 0 < target < math.inf:
+                raise ValueError(
+                    f"target must be 'reference' or a number above 0 in nats per token, got {self.target!r}."
+                )
+            self.target = target
+        tolerance = number(self.tolerance)
+        if tolerance is None or not 0 <= tolerance < math.inf:
+            raise ValueError(f"tolerance must be 0 nats per token or more, got {self.tolerance!r}.")
+        self.tolerance = tolerance
+        self.confidence = one_sided(self.confidence)
+        check_settings(self, besides=("keep_layers", "schedule"))  # these have a grammar of their own
+        if not isinstance(self.schedule, list):
+            raise ValueError(f"schedule must be a list of what keep_layers may be, got {self.schedule!r}.")
+        if not self.distillation_temperature > 0:
+            raise ValueError(f"distillation_temperature must be above 0, got {self.distillation_temperature!r}.")
+        if self.growth == "reinherit":
+            for name, paper in (("new_blocks", "reference"), ("optimizer_state", "reset")):
+                if getattr(self, name) != paper:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} needs growth 'continue': a student that is inherited afresh "
+                        "has nothing that was trained before."
+                    )
+        _ = self.distillation_weights
+
+    @property
+    def inherited_parts(self) -> tuple[str, ...]:
+        """The parts that `inherit` names, in the order of `PARTS`."""
+        given: Any = self.inherit
+        if isinstance(given, str) and given in INHERIT_PRESETS:
+            return INHERIT_PRESETS[given]
+        named = {part.strip() for part in given.split(",")} if isinstance(given, str) else set()
+        if not named or not named <= set(PARTS):
+            raise ValueError(
+                f"inherit must be one of {', '.join(INHERIT_PRESETS)}, or parts out of {', '.join(PARTS)}, "
+                f"got {self.inherit!r}."
+            )
+        return tuple(part for part in PARTS if part in named)
+
+    @property
+    def distillation_weights(self) -> dict[str, float]:
+        """The losses that `distillation` names, with their weights; none without it."""
+        weights: dict[str, float] = {}
+        for item in (self.distillation or "").split(",") if self.distillation is not None else ():
+            name, _, text = (part.strip() for part in item.partition("="))
+            weight = number(text)
+            if name not in DISTILLATION_LOSSES or name in weights or weight is None or not weight > 0:
+                raise ValueError(
+                    f"distillation must be losses out of {', '.join(DISTILLATION_LOSSES)}, each once and with a weight "
+                    f"above 0, such as 'cross_entropy=0.6,forward_kl=0.4', got {self.distillation!r}."
+                )
+            weights[name] = weight
+        return weights
+
+    @property
+    def continues_data(self) -> bool:
+        """Whether a round goes on in the data where the one before stopped."""
+        return self.data_order == "continue" or (self.data_order is None and self.growth == "continue")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as a plain dictionary that JSON and YAML can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> InherituneConfig:
+        """Build a recipe from `values`; an unknown key is a `ValueError` that names the nearest one."""
+        return from_mapping(cls, values)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> InherituneConfig:
+        """Read a recipe from a YAML or JSON file; an unknown key is a `ValueError` that names the nearest one."""
+        return from_mapping(cls, read_mapping(path))
+
+
+@dataclass
+class DataConfig:
+    """
+    Say which text a student is trained, selected and tested on.
+
+    Give one of `dataset_name` (a Hub data set, or a folder of one), `train_files` and `sources` (a mixture). The
+    selection and test sets are given, or carved out of the training source by whole documents.
+
+    Raises:
+        ValueError: If a value cannot be used; the message says what came and what is allowed.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, or local folder, of a data set with a text column; or standard_library, the source of "
+            "this Python's own library, which needs no download."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split of the Hub data set to train on."})
+    selection_split: str | None = field(
+        default=None, metadata={"help": "Split that decides about growing and stopping; carved if not given."}
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split for the reported result; carved if not given."}
+    )
+    train_files: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Text (one document each), JSONL, JSON, Parquet, Arrow, CSV, TSV or token (.bin) files to train "
+            "on; globs, and .gz, .xz and .zst of all but Parquet and Arrow, are allowed."
+        },
+    )
+    selection_files: list[str] = field(
+        default_factory=list, metadata={"help": "Files that decide about growing and stopping; carved if not given."}
+    )
+    test_files: list[str] = field(
+        default_factory=list, metadata={"help": "Files for the reported result; carved if not given."}
+    )
+    sources: list[dict[str, Any]] = field(
+        default_factory=list,
+        metadata={
+            "help": "A mixture: for each source dataset_name (with dataset_config and split) or files, and if wanted "
+            "text_column, rows and weight (its share of the tokens; without weights every document comes once in a "
+            "pass over all of them)."
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "Column that holds a document's text."})
+    rows: Literal["text", "tokens", "messages"] = field(
+        default="text",
+        metadata={
+            "help": "What a row holds: 'text', 'tokens' (input_ids and, if wanted, labels with -100 where a token does "
+            "not count) or 'messages' (a chat, written by the tokenizer's template)."
+        },
+    )
+    chat_loss: Literal["all", "assistant"] = field(
+        default="all",
+        metadata={"help": "Tokens of a chat that count: 'all', or 'assistant' if the template marks those."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read and pack the training source while training, without a copy on disk."},
+    )
+    document_boundaries: bool = field(
+        default=False,
+        metadata={"help": "Let no token attend to another document of its sequence; positions restart with each."},
+    )
+    damaged_rows: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "What a row that cannot be read is: an 'error' that names file and row, or 'skip' and count."
+        },
+    )
+    max_document_bytes: Positive = field(
+        default=16_000_000,
+        metadata={"help": "Longest document, in bytes; a longer one counts as damaged. It bounds the memory needed."},
+    )
+    token_dtype: Literal["uint16", "uint32"] = field(
+        default="uint16",
+        metadata={"help": "Type of the tokens in .bin files without a header: 'uint16' or 'uint32'."},
+    )
+    duplicates: Literal["report", "remove"] = field(
+        default="report",
+        metadata={
+            "help": "Documents that are, word for word, in another set too: 'report', or 'remove' from the other."
+        },
+    )
+    near_duplicates: Literal["ignore", "report", "remove"] = field(
+        default="report",
+        metadata={
+            "help": "Documents that nearly are in another set too: 'ignore', 'report' or 'remove' (needs datasketch)."
+        },
+    )
+    near_duplicate_threshold: float = field(
+        default=0.8,
+        metadata={"help": "Share of common runs of five tokens (Jaccard) from which documents are near-duplicates."},
+    )
+    carve_documents: Positive = field(
+        default=20_000,
+        metadata={"help": "Documents at the start of each streamed source among which carved sets are looked for."},
+    )
+    shuffle_documents: Annotated[int, Within(0)] = field(
+        default=1_000,
+        metadata={
+            "help": "Documents of a stream whose order is drawn at once, by the seed (at most 32 million characters of "
+            "them); 0 keeps the order of the source."
+        },
+    )
+    selection_fraction: float = field(
+        default=0.05, metadata={"help": "Share of the training documents carved for selection if none is given."}
+    )
+    test_fraction: float = field(
+        default=0.05, metadata={"help": "Share of the training documents carved for the test if none is given."}
+    )
+    block_size: Annotated[int, Within(2)] | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of one sequence; if not given, that of prepared data, else the reference's context length "
+            "(at most 1024)."
+        },
+    )
+    max_sequences_per_document: Positive | None = field(
+        default=None,
+        metadata={"help": "Sequences kept of each selection or test document (the first ones); all if not given."},
+    )
+    preprocessing_workers: Positive | None = field(
+        default=None, metadata={"help": "Processes that tokenize; this process alone if not given."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("train_files", "selection_files", "test_files"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
+        check_settings(self)
+        for name in ("selection_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise ValueError(f"{name} must be above 0 and below 0.5, got {getattr(self, name)!r}.")
+        if not 0 < self.near_duplicate_threshold <= 1:
+            raise ValueError(
+                f"near_duplicate_threshold must be above 0 and at most 1, got {self.near_duplicate_threshold!r}."
+            )
+        if self.dataset_name and self.train_files:
+            raise ValueError("Give dataset_name or train_files, not both.")
+        if self.sources and (self.dataset_name or self.train_files):
+            raise ValueError("Give sources, or dataset_name or train_files, not both: name all sources in sources.")
+        if self.chat_loss != "all" and self.rows != "messages" and not self.sources:
+            raise ValueError("chat_loss is about rows of messages; set rows to 'messages', or leave chat_loss out.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the data settings as a plain dictionary that JSON and YAML can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
+        """Build data settings from `values`; an unknown key is a `ValueError` that names the nearest one."""
+        return from_mapping(cls, values)
+
+
+#: What the embedded run sets unless the user says otherwise: names of recipe and training arguments.
+EMBEDDED_DEFAULTS: dict[str, Any] = {
+    "keep_layers": "half",
+    "steps_per_round": 120,
+    "output_dir": "inheritune-demo",
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 2e-3,
+    "warmup_steps": 0.1,
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+    "eval_strategy": "steps",
+    "eval_steps": 60,
+    "save_steps": 60,
+    "logging_steps": 10,
+    "save_total_limit": 1,
+}
+
+
+@dataclass
+class RunConfig:
+    """
+    Say which reference a run starts from, and what a launcher is told at its end.
+
+    Raises:
+        ValueError: If a value cannot be used; the message says what came and what is allowed.
+    """
+
+    reference: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or path of the reference; the embedded default runs offline if none is given."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the reference on the Hub."})
+    collapse_every: Positive | None = field(
+        default=None,
+        metadata={"help": "Measure the student's lazy layers at every so many evaluations; never if not given."},
+    )
+    reference_cache: bool = field(
+        default=True,
+        metadata={
+            "help": "Take the reference's loss from the user's cache if it was measured before on the same data, and "
+            "keep it there."
+        },
+    )
+    require_match: bool = field(
+        default=False, metadata={"help": "Let the example script end with the outcome's status, not 0, on a miss."}
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass
+class CompareConfig:
+    """
+    Say which arms are compared, with which seeds, under which budget.
+
+    Raises:
+        ValueError: If a value cannot be used; the message says what came and what is allowed.
+    """
+
+    arms: list[str] = field(
+        default_factory=lambda: [
+            "inheritune",
+            "inherited",
+            "random",
+            "stacking",
+            "hybrid-stacking",
+            "half-width",
+            "last",
+        ],
+        metadata={
+            "help": f"Arms to compare, out of {', '.join(ARMS)}; with /moved-scale or /kd after the name if wanted."
+        },
+    )
+    controls: bool = field(
+        default=True,
+        metadata={
+            "help": "Compare with the reference trained further, with random weights, and with random weights that get "
+            "the reference's own training too, whether or not arms names them."
+        },
+    )
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; every arm is run with each."})
+    learning_rates: list[float] = field(
+        default_factory=lambda: [0.5, 1.0, 2.0],
+        metadata={
+            "help": "Learning rates to try with the first seed, as multiples of learning_rate; each arm goes on with "
+            "the one of the lowest selection loss, the loop with that of its shallowest match."
+        },
+    )
+    budget: Literal["tokens", "flops"] = field(
+        default="tokens",
+        metadata={
+            "help": "What every arm gets as much of: 'tokens' or 'flops'; under either the controls take the loop's "
+            "steps."
+        },
+    )
+    budget_steps: Positive | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps that make the budget; if not given, what the loop took over all its rounds, seed "
+            "by seed."
+        },
+    )
+    layers: Positive | None = field(
+        default=None,
+        metadata={
+            "help": "Depth of the other arms' models; if not given, that of the loop's last student, seed by seed."
+        },
+    )
+    reference_steps: Positive | None = field(
+        default=None,
+        metadata={"help": "Steps of this batch size that the reference itself was trained for; random-long needs it."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("arms", "seeds", "learning_rates"):
+            values = getattr(self, name)
+            if not isinstance(values, list) or not values or len(set(map(repr, values))) < len(values):
+                raise ValueError(f"{name} must be a list of different values, got {values!r}.")
+        check_settings(self)
+        for arm in self.arms:
+            parse_arm(arm)
+        if not all(rate > 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates must be multiples above 0, got {self.learning_rates!r}.")
+        if LOOP not in self.arms and not (self.budget_steps and self.layers):
+            raise ValueError(
+                "Without the arm 'inheritune' nothing says how deep the others are and how long they train: give "
+                "layers and budget_steps."
+            )
+
+    @property
+    def cells(self) -> int:
+        """Cells of each arm: one for each learning rate with the first seed, and one for each further seed."""
+        return len(self.learning_rates) + len(self.seeds) - 1
+
+
+# Reading and checking
+
+Config = TypeVar("Config")
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """
+    Read a YAML or JSON file that holds one mapping.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is neither YAML nor JSON, or holds something else than a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; give the path of a YAML or JSON file.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold 'name: value' settings, got a {type(values).__name__}.")
+    return {str(key): value for key, value in values.items()}
+
+
+def reject_unknown_keys(values: Mapping[str, Any], allowed: set[str], source: str) -> None:
+    """Raise a `ValueError` that names every key of `values` that is not `allowed`, with the nearest allowed one."""
+    complaints = []
+    for key in values:
+        if key not in allowed:
+            nearest = difflib.get_close_matches(key, sorted(allowed), n=1)
+            complaints.append(f"{key!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
+    if complaints:
+        raise ValueError(f"{source} has no setting named {', '.join(complaints)}.")
+
+
+def from_mapping(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """Build a configuration from `values`; an unknown key is a `ValueError` that names the nearest one."""
+    untyped: Any = cls
+    reject_unknown_keys(values, {item.name for item in dataclasses.fields(untyped)}, cls.__name__)
+    return cls(**values)
+
+
+def check_settings(config: Any, besides: Sequence[str] = ()) -> None:
+    """
+    Check every setting against its annotation; numbers that came as text become numbers.
+
+    Args:
+        config: A dataclass of settings, which is changed in place.
+        besides (sequence of `str`): Settings that are checked elsewhere.
+
+    Raises:
+        ValueError: If a value does not fit; the message names the setting, what came and what is allowed.
+    """
+    settings: Any = type(config)
+    for name, kind in annotations_of(settings).items():
+        value = getattr(config, name)
+        if name not in besides:
+            wanted = number(value) if kind is float and isinstance(value, str) else None
+            setattr(config, name, conform(kind, value if wanted is None else wanted, name))
+
+
+def one_sided(value: Any) -> float | None:
+    """
+    Return a confidence as a number, or None if it says that means are compared.
+
+    Raises:
+        ValueError: If it is neither in [0.5, 1) nor none.
+    """
+    if str(value).lower() == "none":
+        return None
+    confidence = number(value)
+    if confidence is None or not 0.5 <= confidence < 1:
+        raise ValueError(f"confidence must be in [0.5, 1), or none to compare means, got {value!r}.")
+    return confidence
+
+
+def number(value: Any) -> float | None:
+    """Return `value` as a number, or None if it is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
