@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..students import inspect_architecture
+from ..students import find_blocks
 
 #: Called with a layer's number and its probabilities, of shape `(batch, heads, query, key)` in float32.
 Seen = Callable[[int, Tensor], None]
@@ -26,14 +26,6 @@ _LOGITS = 1 << 18
 _SEEN_IN_TORCH = ("eager", "sdpa")
 # Kinds in `config.layer_types` that attend without a softmax over tokens.
 _WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru")
-
-
-def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the model's list of blocks, in the order of its layers."""
-    blocks = model.get_submodule(inspect_architecture(model.config).block_list)
-    if not isinstance(blocks, nn.ModuleList):
-        raise TypeError(f"The blocks of {type(model).__name__} are a {type(blocks).__name__}, not a ModuleList.")
-    return blocks
 
 
 @contextmanager

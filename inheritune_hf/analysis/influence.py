@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..evaluation import sequence_sums
-from .attention import find_blocks
+from ..students import find_blocks
 
 #: Called after every run through the model, for a progress bar.
 Advance = Callable[[], None]

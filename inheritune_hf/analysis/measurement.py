@@ -30,9 +30,9 @@ from ..data import split_standard_library, standard_library_documents
 from ..data.sources import Layout, read_files
 from ..evaluation import preserve_state
 from ..records import Cache, cache_folder, decode, encode, read_json, write_text
-from ..students import OpenedReference, Reference, open_reference
+from ..students import OpenedReference, Reference, find_blocks, open_reference
 from . import influence
-from .attention import attention_kinds, find_blocks, narrow_window, require_seen, watching_attention
+from .attention import attention_kinds, narrow_window, require_seen, watching_attention
 from .collapse import (
     NEAR_RANK_ONE,
     SHARE,
@@ -323,7 +323,7 @@ def compare_laziness(
 
 
 def measure_collapse(
-    model: Reference | OpenedReference,
+    model: Reference,
     sequences: Any,
     *,
     shares: Sequence[float] = SHARES,
@@ -609,7 +609,7 @@ def require_fitting(model: PreTrainedModel, tokens: Tensor) -> None:
         )
 
 
-def paper_tokens(reference: Reference | OpenedReference, **kwargs: Any) -> int:
+def paper_tokens(reference: Reference, **kwargs: Any) -> int:
     """Return the tokens of a sequence by default: 100, as in the paper, or the reference's context if it is less."""
     return min(TOKENS, open_reference(reference, **kwargs).context_length or TOKENS)
 
@@ -687,7 +687,7 @@ def leading_sequences(rows: Dataset) -> list[list[int]]:
     return [row[:tokens] for row in lists if len(row) >= tokens][:SEQUENCES]
 
 
-def open_model(model: Reference | OpenedReference, **kwargs: Any) -> OpenedReference:
+def open_model(model: Reference, **kwargs: Any) -> OpenedReference:
     """Return the model opened; unless `dtype` says otherwise it is measured in the precision that it was saved in."""
     if isinstance(model, PreTrainedModel):  # any that is loaded, also one that no student can be made of
         return OpenedReference(model.name_or_path or type(model).__name__, model.config, model, None, None)

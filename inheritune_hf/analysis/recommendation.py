@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..layers import describe, is_prefix
 from ..measures import MEASURES, LossWithout, parse_measured
 from ..records import Cache
-from ..students import OpenedReference, Reference
+from ..students import Reference
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without
 from .measurement import (
@@ -63,7 +63,7 @@ class Recommendation:
 
 
 def recommend_layers(
-    reference: Reference | OpenedReference | CollapseReport, sequences: Any = None, tau: float = SHARE, **kwargs: Any
+    reference: Reference | CollapseReport, sequences: Any = None, tau: float = SHARE, **kwargs: Any
 ) -> Recommendation:
     """
     Recommend how many first layers a student should inherit (experimental).
@@ -138,7 +138,7 @@ def lazy_tail_start(max_ranks: Sequence[float | None]) -> int | None:
 
 
 def resolve_measured(
-    reference: Reference | OpenedReference, choice: str, sequences: Any, progress: bool = False, **kwargs: Any
+    reference: Reference, choice: str, sequences: Any, progress: bool = False, **kwargs: Any
 ) -> tuple[int, ...]:
     """
     Return the layers that `auto`, or a measure such as `rank:12`, chooses out of a reference.
@@ -163,7 +163,7 @@ def resolve_measured(
 
 
 def layers_by_measure(
-    reference: Reference | OpenedReference,
+    reference: Reference,
     measure: str,
     count: int,
     sequences: Any,
@@ -205,7 +205,7 @@ def _check_count(count: int, depth: int) -> None:
 
 
 def _by_removal(
-    reference: Reference | OpenedReference,
+    reference: Reference,
     measure: str,
     remove: Callable[[Sequence[int], LossWithout], int],
     tokens: Tensor,

@@ -22,13 +22,13 @@ def data(argv: Sequence[str], prog: str) -> int:
     options, config = parse_data_settings(argv[1:], f"{prog} prepare", _add_options)
 
     from ..data import check_tokenizer, prepare_data
-    from ..students import load_reference_config, load_tokenizer
+    from ..students import load_tokenizer, open_reference
     from .tables import describe_facts
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     tokenizer = load_tokenizer(options.tokenizer)
     try:
-        reference = load_reference_config(options.tokenizer).get_text_config(decoder=True)
+        reference = open_reference(options.tokenizer).text_config
     except (OSError, ValueError):  # a tokenizer alone, or beside a model that no student is made of
         reference = None
     if reference is not None:

@@ -197,10 +197,10 @@ def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) ->
     """Return the test set, then the corpora that the verdict is looked at on again."""
     from ..data import load_data_splits, set_fingerprint
     from ..evaluation import Corpus, read_corpus
-    from ..students import load_reference_config
+    from ..students import open_reference
     from .settings import parse_settings
 
-    text = load_reference_config(options.student).get_text_config(decoder=True)
+    text = open_reference(options.student).text_config
     block = options.block_size or min(getattr(text, "max_position_embeddings", None) or 1024, 1024)
 
     def read(files: Sequence[str], most: int | None) -> Corpus:

@@ -72,7 +72,7 @@ class ArmInputs:
 
 
 def assembled(
-    reference: Reference | OpenedReference, blocks: Sequence[int | None], seed: int, keep_scale: bool = True
+    reference: Reference, blocks: Sequence[int | None], seed: int, keep_scale: bool = True
 ) -> PreTrainedModel:
     """
     Return a model whose blocks are any of the reference's, in any order and repeated, or random.

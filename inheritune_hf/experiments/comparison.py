@@ -39,9 +39,8 @@ from ..students import (
     StepTime,
     TrainingSetup,
     inspect_architecture,
-    load_reference_config,
     measure_step,
-    prefix_sizes,
+    open_reference,
     sliced_config,
 )
 from ..students.estimates import (
@@ -743,7 +742,7 @@ def estimate_comparison(
         measure (`bool`, *optional*, defaults to `False`):
             Train shallow models of the planned widths for a few steps on this machine to tell the time.
         kwargs:
-            As in `load_reference_config`.
+            As in `open_reference`.
 
     Returns:
         `ComparisonEstimate`: Per arm, and in all.
@@ -756,7 +755,7 @@ def estimate_comparison(
     if recipe.steps_per_round is None:
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
     refuse_two_throughputs(tokens_per_second, measure)
-    config = load_reference_config(reference, **kwargs)
+    config = open_reference(reference, **kwargs).config
     setup = fitted(setup or TrainingSetup(), config)
     tokens = step_tokens(setup)
     budget = Budget(compare, config, setup.block_size, tokens, compare.reference_steps, compares_states(recipe))
@@ -840,7 +839,7 @@ def _plan_arm(budget: Budget, recipe: InherituneConfig, variant: Variant, cost: 
     plan = budget.plan(variant, budget.compare.seeds[0], 1.0, cost)
     own = plan.recipe(recipe)
     depth = int(budget.config.num_hidden_layers)
-    rule = rule_from_recipe(own, depth, prefix_sizes(budget.config))
+    rule = rule_from_recipe(own, depth, inspect_architecture(budget.config).prefix_sizes)
     rounds = tuple((len(layers), steps) for layers, steps in planned_rounds(rule, plan.steps or None))
     flops = sum(steps * budget.step_tokens * budget.operations(variant, layers) for layers, steps in rounds)
     return _PlannedArm(variant, own, rounds, flops)

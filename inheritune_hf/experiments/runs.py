@@ -37,7 +37,7 @@ from ..measures import is_measured
 from ..publishing import ResultRow, markdown_table, terminal_table
 from ..records import Outcome, Validation, encode, write_json, write_text
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, SETTINGS_FILE, without_nothing
-from ..students import OpenedReference, open_reference, prefix_sizes, student_skeleton
+from ..students import OpenedReference, inspect_architecture, open_reference, student_skeleton
 from ..training import (
     CollapseCallback,
     InherituneTrainer,
@@ -137,7 +137,8 @@ def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreT
     check_arguments(args, recipe)
     check_output_dir(args, recipe)
     if not is_measured(recipe.keep_layers):
-        rule_from_recipe(recipe, config.get_text_config(decoder=True).num_hidden_layers, prefix_sizes(config))
+        architecture = inspect_architecture(config)
+        rule_from_recipe(recipe, architecture.depth, architecture.prefix_sizes)
 
 
 def run_recipe(

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from ..config import InherituneConfig
 from ..records import RunRecord
-from ..students import Source, inspect_architecture, load_reference_config
+from ..students import inspect_architecture, open_reference
 from ..students.estimates import operations_per_token
 from .templates import render
 
@@ -132,12 +132,12 @@ def gather_facts(
     """
     lineage = record.lineage
     mine = AutoConfig.from_pretrained(folder)
-    source = Source(lineage.reference, revision=lineage.revision, token=token)
     said = ReferenceCard()
     theirs = None
     try:
-        theirs = load_reference_config(lineage.reference, revision=lineage.revision, token=token)
-        path = source.find("README.md")
+        opened = open_reference(lineage.reference, revision=lineage.revision, token=token)
+        theirs = opened.config
+        path = opened.source.find("README.md") if opened.source is not None else None
         said = said if path is None else read_reference_card(path)
     except (OSError, ValueError) as error:
         logger.info("The card says less of the reference: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -12,15 +13,17 @@ from typing import Any, cast
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import InherituneConfig
 from ..figures import layer_panel, save_panels
 from ..records import RECORD_FILE, Lineage, RunRecord, decode, write_record, write_text
-from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, plan_inheritance
+from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, open_reference, plan_inheritance
 from ..students.download import CONNECTION_ERRORS, first_line
 from .bundle import PUBLISHED, exclusion_reason, find_private, mentions_user, read_record, stage, try_out
 from .card import CardFacts, gather_facts, obligation, render_card, update_card
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,20 +110,25 @@ def save_inherited(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; choose another one, so that nothing is overwritten.")
-    source: dict[str, Any] = {} if revision is None else {"revision": revision}
+    opened = open_reference(reference, **({} if revision is None else {"revision": revision}))
     recipe = InherituneConfig(keep_layers=keep_layers, inherit=inherit, attention_scale=cast(Any, attention_scale))
-    plan = plan_inheritance(reference, keep_layers, inherit, attention_scale, **source)
+    plan = plan_inheritance(opened, keep_layers, inherit, attention_scale)
     if show is not None:
         show(plan)
-    student = from_pretrained_inherited(reference, recipe, seed=seed, **source, **kwargs)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(reference, **source)
-    except (OSError, ValueError):
-        tokenizer = None  # a reference without a tokenizer gives a student without one
-    if tokenizer is not None and set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        tokenizer = None  # nor does one that Transformers made up, without any words
+    student = from_pretrained_inherited(opened, recipe, seed=seed, **kwargs)
     record = RunRecord(recipe.to_dict(), decode(Lineage, student.config.inheritune, "the student's config.inheritune"))
-    save_student(student, folder, record, tokenizer)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:
+        made = Path(unfinished) / "student"
+        save_student(student, made, record, name=folder.resolve().name)
+        # Last: a student is worth having without the tokenizer that could not be read.
+        try:
+            opened.tokenizer.save_pretrained(made)
+        except ValueError as error:
+            logger.warning("The student is saved without a tokenizer. %s", error)
+        if folder.exists():
+            folder.rmdir()
+        made.rename(folder)
     return plan
 
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         inspect_architecture,
         kept_names,
         logit_shaping,
-        prefix_sizes,
         sliced_config,
         student_skeleton,
     )
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     )
     from .inherit import DEFAULT_SEED, InheritedGPT2, InheritedModelForCausalLM, from_pretrained_inherited
     from .inspection import FilePlan, InheritancePlan, plan_inheritance
-    from .reference import OpenedReference, Reference, load_reference_config, load_tokenizer, open_reference
+    from .reference import NoTokenizer, OpenedReference, Reference, load_tokenizer, open_reference
     from .verification import Check, Verification, verify_student
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -47,6 +46,7 @@ __all__ = [
     "InheritedModelForCausalLM",
     "LazyTensor",
     "MemoryEstimate",
+    "NoTokenizer",
     "OpenedReference",
     "Reference",
     "RoundEstimate",
@@ -62,14 +62,12 @@ __all__ = [
     "from_pretrained_inherited",
     "inspect_architecture",
     "kept_names",
-    "load_reference_config",
     "load_tokenizer",
     "logit_shaping",
     "measure_step",
     "open_reference",
     "open_tensors",
     "plan_inheritance",
-    "prefix_sizes",
     "sliced_config",
     "student_skeleton",
     "training_memory",

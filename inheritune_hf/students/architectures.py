@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.initialization import no_init_weights
@@ -109,6 +109,20 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str | None):
         raise ValueError(f"{reference} cannot be used: its config has model_type={_short(model_type)}, not a name.")
+    if model_type not in CONFIG_MAPPING and config.get("auto_map"):
+        raise ValueError(
+            f"{reference} needs code of its own (model_type {model_type!r}, with an auto_map), which is not run here. "
+            f"Give a model of one of the types that Transformers has itself: {', '.join(SUPPORTED_MODEL_TYPES)}."
+        )
+    text = config.get("text_config")
+    text_type = text.get("model_type") if isinstance(text, Mapping) else None
+    obstacles = list(_obstacles(config))
+    if model_type not in SUPPORTED_MODEL_TYPES and text_type in SUPPORTED_MODEL_TYPES and not obstacles:
+        raise ValueError(
+            f"{reference} is a model of several media (model_type {model_type!r}); the text model inside it, of type "
+            f"{text_type!r}, can be cut: load the whole with Transformers and give its language_model, or save that by "
+            "itself (save_pretrained)."
+        )
     causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("is_encoder_decoder")
     # Encoders such as BERT have a causal face too; they are causal language models only when told to be decoders.
     if not causal or (model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")):
@@ -124,7 +138,7 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
                 f"{reference} cannot be used: its config has {field}={_short(depth)}; a number from 1 to {_DEEPEST:,} "
                 "is needed."
             )
-    for field, value, reason in _obstacles(config):
+    for field, value, reason in obstacles:
         raise ValueError(
             f"{reference} cannot be cut: its config has {field}={_short(value)}, and {reason}. "
             "Give a model whose layers stand for themselves."
@@ -143,6 +157,12 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
             f"{reference} has model_type {model_type!r}, whose layers this version does not know how to cut. "
             f"Supported are: {', '.join(SUPPORTED_MODEL_TYPES)}."
         )
+
+
+def dropped_kinds(config: PreTrainedConfig, layers: Sequence[int]) -> tuple[str, ...]:
+    """Return the kinds of layers, as `layer_types` names them, of which a student of `layers` has none."""
+    kinds = getattr(config, "layer_types", None) or []
+    return tuple(sorted(set(kinds) - {kinds[layer] for layer in layers})) if kinds else ()
 
 
 def logit_shaping(config: PreTrainedConfig) -> tuple[float, float | None]:
@@ -181,6 +201,8 @@ def sliced_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrained
         )
     sliced = copy.deepcopy(config)
     depth = int(config.num_hidden_layers)
+    # Code of the reference's repository that a student has no use for: Transformers knows its architecture.
+    vars(sliced).pop("auto_map", None)
     sliced.num_hidden_layers = len(layers)
     for name in _PER_LAYER_LISTS:
         entries = getattr(config, name, None)
@@ -342,11 +364,6 @@ def _inspect(config: PreTrainedConfig) -> Architecture:
         # As Transformers does: inverse frequencies of rotary positions were saved by all models once.
         ignored=("rotary_emb\\.inv_freq", *sorted(untyped._keys_to_ignore_on_load_unexpected or ())),
     )
-
-
-def prefix_sizes(config: PreTrainedConfig) -> tuple[int, ...]:
-    """Return the parameters of a student of the first layer of a reference of `config`, of the first two, and so on."""
-    return inspect_architecture(config).prefix_sizes
 
 
 def student_skeleton(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedModel:

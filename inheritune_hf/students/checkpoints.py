@@ -42,8 +42,6 @@ Choose = Callable[[Iterable[str]], Mapping[str, str]]
 
 #: Arguments of `from_pretrained` that say where files come from.
 SOURCE_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "variant")
-#: Those of them that say how to get it, not what it is.
-TRANSPORT_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
 
 # In the order of `PreTrainedModel.from_pretrained`.
 _WEIGHT_FILES: tuple[tuple[Literal["safetensors", "bin"], str], ...] = (

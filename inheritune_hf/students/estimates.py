@@ -25,7 +25,7 @@ from ..growth import planned_rounds, rule_from_recipe
 from .architectures import has_experts, inspect_architecture, logit_shaping, sliced_config
 from .inspection import InheritancePlan, plan_inheritance
 from .losses import Head, Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss, sums_of_hidden
-from .reference import OpenedReference, Reference, open_reference
+from .reference import Reference, open_reference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIXED_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -201,7 +201,7 @@ class RunEstimate:
 
 
 def estimate_run(
-    reference: Reference | OpenedReference,
+    reference: Reference,
     recipe: InherituneConfig,
     setup: TrainingSetup | None = None,
     tokens_per_second: float | None = None,

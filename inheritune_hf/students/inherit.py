@@ -67,7 +67,7 @@ _REFUSED_ARGUMENTS = {
 
 
 def from_pretrained_inherited(
-    reference: Reference | OpenedReference,
+    reference: Reference,
     config: InherituneConfig | None = None,
     *,
     seed: int = DEFAULT_SEED,
@@ -127,7 +127,7 @@ class InheritedModelForCausalLM:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: Reference | OpenedReference,
+        pretrained_model_name_or_path: Reference,
         *model_args: Any,
         keep_layers: Choice | None = None,
         **kwargs: Any,
@@ -341,7 +341,7 @@ def query_rows(architecture: Architecture, name: str) -> tuple[int, int] | None:
 
 
 def _inherit(
-    reference: Reference | OpenedReference,
+    reference: Reference,
     recipe: InherituneConfig,
     model_args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -403,7 +403,7 @@ def _report_unknown(name: str, unknown: Sequence[str], strict: bool) -> None:
 
 
 def _load_whole(
-    reference: Reference | OpenedReference,
+    reference: Reference,
     model_args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     only_model_type: str | None,

@@ -11,7 +11,7 @@ import torch
 
 from ..config import InherituneConfig
 from ..layers import is_prefix
-from .architectures import drop_tied
+from .architectures import drop_tied, dropped_kinds
 from .checkpoints import (
     LazyTensor,
     Weights,
@@ -25,7 +25,7 @@ from .checkpoints import (
 )
 from .download import NoRanges, cached_header, fetched_names, read_header
 from .inherit import Choice, Cut, moves_scaled_blocks, plan_cut
-from .reference import OpenedReference, Reference, open_reference, refuse_adapter
+from .reference import Reference, open_reference, refuse_adapter
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class InheritancePlan:
         files (`tuple[FilePlan, ...]`): Files that would be read; none for a loaded model, or without weights.
         block_list (`str`): Dotted name of the list of blocks.
         tied (`bool`): Whether the head shares the embedding's weights.
+        dropped_kinds (`tuple[str, ...]`): Kinds of layers, such as `full_attention`, of which the student has none.
         unknown_tensors (`tuple[str, ...]`): What the files hold for kept layers and the architecture does not know, `*`
             in place of the layer.
     """
@@ -91,6 +92,7 @@ class InheritancePlan:
     files: tuple[FilePlan, ...]
     block_list: str
     tied: bool
+    dropped_kinds: tuple[str, ...] = ()
     unknown_tensors: tuple[str, ...] = ()
 
     @property
@@ -123,6 +125,8 @@ class InheritancePlan:
             found.append("Not first layers only: the student cannot grow by next layers.")
         if any(not file.exact for file in self.files):
             found.append("Bytes to read are estimated from the config: the files are not on this machine.")
+        if self.dropped_kinds:
+            found.append(f"No {' and no '.join(self.dropped_kinds)} layer is kept: the reference has some.")
         if self.unknown_tensors:
             found.append(
                 "The files hold tensors of the kept layers that the architecture does not know, and a student has "
@@ -134,7 +138,7 @@ class InheritancePlan:
 
 
 def plan_inheritance(
-    reference: Reference | OpenedReference,
+    reference: Reference,
     choice: Choice,
     inherit: str = "all",
     attention_scale: str = "keep",
@@ -187,6 +191,7 @@ def plan_inheritance(
         files=files,
         block_list=before.block_list,
         tied=bool(before.tied),
+        dropped_kinds=dropped_kinds(opened.config, cut.layers),
         unknown_tensors=unknown,
     )
 

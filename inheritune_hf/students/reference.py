@@ -27,6 +27,7 @@ from transformers import (
 
 from .architectures import UNUSABLE_CONFIG, Architecture, inspect_architecture, require_causal_lm
 from .checkpoints import SOURCE_ARGUMENTS, Source, Weights, commit_of, find_weights
+from .download import first_line
 
 # Arguments that a config would swallow although they are meant for the model.
 _MODEL_ARGUMENTS = (
@@ -37,6 +38,9 @@ _MODEL_ARGUMENTS = (
     "quantization_config",
     "torch_dtype",
 )
+
+# Files that a tokenizer's words are in.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
 
 # Nanoseconds after which a file's time of change is told from the next one: clocks of files stand still for a while.
 _SETTLED = 50_000_000
@@ -94,12 +98,13 @@ class OpenedReference:
         Its tokenizer.
 
         Raises:
-            ValueError: If there is none beside its weights.
+            NoTokenizer: If there is none beside its weights.
+            ValueError: If it cannot be read, or needs code of its own and `trust_remote_code` was not given.
         """
-        if self.source is None:
-            return load_tokenizer(self.name)
-        arguments = {name: value for name, value in self.source.arguments.items() if name != "variant"}
-        return load_tokenizer(self.name, **arguments)
+        source = {} if self.source is None else self.source.arguments
+        arguments = {name: value for name, value in source.items() if name != "variant"}
+        trusted = bool(self.options.get("trust_remote_code", False))
+        return load_tokenizer(self.name, trust_remote_code=trusted, **arguments)
 
     def fingerprint(self) -> str:
         """
@@ -152,10 +157,10 @@ class OpenedReference:
         return model
 
 
-Reference = str | os.PathLike[str] | PreTrainedModel
+Reference = str | os.PathLike[str] | PreTrainedModel | OpenedReference
 
 
-def open_reference(reference: Reference | OpenedReference, **kwargs: Any) -> OpenedReference:
+def open_reference(reference: Reference, **kwargs: Any) -> OpenedReference:
     """
     Read and check the config of `reference`; no weights are read.
 
@@ -207,27 +212,46 @@ def with_one_dtype(options: Mapping[str, Any]) -> dict[str, Any]:
     return rest if dtype is None else {**rest, "dtype": dtype}
 
 
+class NoTokenizer(ValueError):
+    """There is no tokenizer beside a model's weights."""
+
+
 def load_tokenizer(model: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
     """
-    Load a model's tokenizer.
+    Load a model's tokenizer; code of its own is run only if `trust_remote_code` says so, and nothing asks for leave.
+
+    Args:
+        model (`str` or `os.PathLike`): Hub id or folder.
+        kwargs: As for `AutoTokenizer.from_pretrained`.
 
     Raises:
-        ValueError: If there is none beside the model's weights, or no model.
+        NoTokenizer: If there is none, or no model.
+        ValueError: If it cannot be read, or needs code of its own.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **kwargs)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{_no_tokenizer(model)} Transformers says: {error}") from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ValueError(_no_tokenizer(model))  # one that Transformers made up, without any words
-    return tokenizer
-
-
-def _no_tokenizer(model: str | os.PathLike[str]) -> str:
-    return (
-        f"There is no tokenizer at {os.fspath(model)!r}: give a model's folder or Hub id, with its tokenizer in it "
+    place = os.fspath(model)
+    none = (
+        f"There is no tokenizer at {place!r}: give a model's folder or Hub id, with its tokenizer in it "
         "(tokenizer.save_pretrained)."
     )
+    source = locate(model, {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs})
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            model, **{"trust_remote_code": False, **kwargs}
+        )
+    except Exception as error:
+        said = f"Transformers says: {first_line(error)}"
+        if any(source.find_cached(name) is not None for name in _TOKENIZER_FILES):
+            raise ValueError(f"The tokenizer at {place!r} cannot be read. {said}") from error
+        raise NoTokenizer(f"{none} {said}") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # one that Transformers made up, without words
+        found = [name for name in _TOKENIZER_FILES if source.find_cached(name) is not None]
+        if found:
+            raise ValueError(
+                f"The tokenizer at {place!r} cannot be read: {found[0]} gives no words. A package may be missing "
+                "(pip install sentencepiece, protobuf or tiktoken)."
+            )
+        raise NoTokenizer(none)
+    return tokenizer
 
 
 def read_config(source: Source) -> dict[str, Any]:
@@ -360,8 +384,3 @@ def _sha256(file: Path, size: int, changed: int, node: int) -> bytes:
     """Read a file once: as long as size, time of change and place on the disk stay, its content does."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
-
-
-def load_reference_config(reference: Reference | OpenedReference, **kwargs: Any) -> PreTrainedConfig:
-    """Return the config of `reference`, as `open_reference` does."""
-    return open_reference(reference, **kwargs).config

@@ -60,9 +60,7 @@ class Verification:
         return all(check.passed is not False for check in self.checks)
 
 
-def verify_student(
-    student: str | os.PathLike[str], reference: Reference | OpenedReference | None = None, **kwargs: Any
-) -> Verification:
+def verify_student(student: str | os.PathLike[str], reference: Reference | None = None, **kwargs: Any) -> Verification:
     """
     Check a saved student: lineage, shapes and, if it was not trained, identity with the reference's tensors.
 
@@ -113,7 +111,7 @@ def _against_reference(
     config: PreTrainedConfig,
     lineage: Lineage,
     trained: bool,
-    reference: Reference | OpenedReference | None,
+    reference: Reference | None,
     options: dict[str, Any],
 ) -> list[Check]:
     options = dict(options)

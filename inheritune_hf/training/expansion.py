@@ -84,7 +84,7 @@ def build_student(
 def expand_student(
     student: PreTrainedModel,
     layers: Sequence[int],
-    reference: Reference | OpenedReference,
+    reference: Reference,
     wanted: Sequence[int],
     recipe: InherituneConfig,
     seed: int,

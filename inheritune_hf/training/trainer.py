@@ -37,7 +37,7 @@ from ..growth import conclude, judge, reopen, round_end, rule_from_recipe
 from ..publishing import push_student, save_student
 from ..records import Lineage, Match, Outcome, Round, RunRecord, RunState, Validation, decode
 from ..run_folder import read_state, write_state
-from ..students import OpenedReference, Reference, open_reference, student_skeleton
+from ..students import Reference, open_reference, student_skeleton
 from ..students.losses import Method, loss_of_hidden, mean_loss
 from .arguments import check_arguments
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, merge_tracker_runs
@@ -276,7 +276,7 @@ class InherituneTrainer(ValidatedTrainer):
 
     def __init__(
         self,
-        reference: Reference | OpenedReference,
+        reference: Reference,
         inheritune_config: InherituneConfig,
         args: TrainingArguments,
         train_dataset: Any = None,

@@ -12,8 +12,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from inheritune_hf.analysis.attention import attention_kinds, find_blocks, probabilities, watching_attention
-from inheritune_hf.students import SUPPORTED_MODEL_TYPES
+from inheritune_hf.analysis.attention import attention_kinds, probabilities, watching_attention
+from inheritune_hf.students import SUPPORTED_MODEL_TYPES, find_blocks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
 from families import CASES, SHAPE, TOKENS, WIDE

@@ -369,6 +369,26 @@ def test_other_models_are_refused(config, tmp_path):
         InheritedModelForCausalLM.from_pretrained(tmp_path, keep_layers=1)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"model_type": "kimi_k2", "auto_map": {"AutoModelForCausalLM": "modeling.Kimi"}},
+            r"needs code of its own \(model_type 'kimi_k2', with an auto_map\), which is not run here",
+        ),
+        (
+            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+            r"the text model inside it, of type 'gemma3_text', can be cut: .*give its language_model",
+        ),
+    ],
+)
+def test_a_refusal_says_what_can_be_given_instead(values, message, tmp_path):
+    """A model with code of its own, and one that wraps a text model, are told from models without language."""
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message):
+        plan_inheritance(tmp_path, 1)
+
+
 def test_unproven_architectures_are_refused_with_the_list(tmp_path):
     """A causal language model whose architecture is not proven here is refused, and the supported ones are named."""
     transformers.MambaConfig().save_pretrained(tmp_path)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 import inheritune_hf
 from inheritune_hf import InheritedGPT2, InheritedModelForCausalLM, InherituneConfig, from_pretrained_inherited
 from inheritune_hf.records import Lineage, decode
-from inheritune_hf.students import inherit, load_reference_config, plan_inheritance
+from inheritune_hf.students import inherit, open_reference, plan_inheritance
 from inheritune_hf.students.checkpoints import LazyTensor
 
 
@@ -286,8 +286,8 @@ def test_a_plan_counts_real_sizes(changes, before, after, tmp_path):
 
 def test_the_config_alone_can_be_read(published, reference):
     """The reference's config is read without its weights; of a loaded model it is a copy."""
-    assert load_reference_config(published, dtype=torch.float16).n_layer == 12
-    config = load_reference_config(reference)
+    assert open_reference(published, dtype=torch.float16).config.n_layer == 12
+    config = open_reference(reference).config
     config.n_layer = 1
     assert reference.config.n_layer == 12
 
@@ -336,7 +336,7 @@ def test_a_broken_config_is_named(content, message, tmp_path):
     """A config.json that cannot be read is named."""
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        load_reference_config(tmp_path)
+        open_reference(tmp_path)
 
 
 def test_layers_are_checked_before_weights_are_read(published, tmp_path):

@@ -189,3 +189,21 @@ def test_unknown_tensors_of_kept_layers_are_named(publish, caplog):
     with pytest.raises(ValueError, match=r"does not know, and the student has nothing of them: h\.\*\.attn\.sinks\. G"):
         InheritedGPT2.from_pretrained(folder, keep_layers=2, strict=True)
     assert both(publish())[1].config.inheritune["unknown_tensors"] == []
+
+
+def test_kinds_of_layers_that_all_go_are_named(tmp_path):
+    """A choice that drops every layer of a kind is noted; a choice that keeps one is not."""
+    values = {**CASES["gpt_oss"][0], "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    AutoConfig.for_model("gpt_oss", **values).save_pretrained(tmp_path)
+    plan = plan_inheritance(tmp_path, "every:2")
+    assert plan.dropped_kinds == ("full_attention",)
+    assert "No full_attention layer is kept: the reference has some." in plan.notes
+    assert plan_inheritance(tmp_path, 2).dropped_kinds == ()
+
+
+def test_code_of_the_reference_is_not_named_by_a_student(publish):
+    """A config with an auto_map of a type that Transformers knows gives a student that needs no code."""
+    folder = publish()
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoConfig": "configuration.Own"}}))
+    assert not hasattr(InheritedGPT2.from_pretrained(folder, keep_layers=2).config, "auto_map")

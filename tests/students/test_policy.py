@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, GPT2Config
 from inheritune_hf import InheritedModelForCausalLM, InherituneConfig, from_pretrained_inherited
 from inheritune_hf.config import INHERIT_PRESETS, PARTS
 from inheritune_hf.publishing import save_inherited
-from inheritune_hf.students import architectures, inspect_architecture
+from inheritune_hf.students import inspect_architecture
 from inheritune_hf.students.architectures import name_in_reference
 
 
@@ -133,7 +133,7 @@ def test_parts_are_given_in_any_form_and_order():
 
 def test_sizes_select_layers(published, reference):
     """`params:` keeps the deepest first layers that fit, told from the config."""
-    sizes = architectures.prefix_sizes(reference.config)
+    sizes = inspect_architecture(reference.config).prefix_sizes
     assert sizes[-1] == reference.num_parameters()
     student = from_pretrained_inherited(published, InherituneConfig(keep_layers=f"params:{sizes[4] + 1}"))
     assert student.config.num_hidden_layers == 5

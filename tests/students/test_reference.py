@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
-from inheritune_hf.students import find_blocks, inspect_architecture, open_reference, plan_inheritance
+from inheritune_hf.students import NoTokenizer, find_blocks, inspect_architecture, open_reference, plan_inheritance
 
 
 @pytest.fixture
@@ -89,9 +89,29 @@ def test_a_changed_file_is_read_again(gpt2_folder):
 
 
 def test_a_reference_without_a_tokenizer_says_so(gpt2_folder):
-    """The message says where it looked and what to do."""
-    with pytest.raises(ValueError, match=r"There is no tokenizer at .*tokenizer\.save_pretrained"):
+    """None there and one that cannot be read are two things."""
+    with pytest.raises(NoTokenizer, match=r"There is no tokenizer at .*tokenizer\.save_pretrained"):
         _ = open_reference(gpt2_folder).tokenizer
+    (gpt2_folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (gpt2_folder / "tokenizer.json").write_text('{"version":')
+    with pytest.raises(ValueError, match=r"The tokenizer at .* cannot be read\. Transformers says") as error:
+        _ = open_reference(gpt2_folder).tokenizer
+    assert not isinstance(error.value, NoTokenizer)
+
+
+@pytest.mark.parametrize("given", [{}, {"trust_remote_code": True}])
+def test_code_of_a_tokenizer_is_run_only_if_said(given, gpt2_folder, monkeypatch):
+    """Transformers is told so, and does not ask on standard input."""
+    seen = []
+
+    def load(_place, **kwargs):
+        seen.append(kwargs["trust_remote_code"])
+        raise ValueError("Loading needs trust_remote_code.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
+    with pytest.raises(ValueError, match=r"Loading needs trust_remote_code\."):
+        _ = open_reference(gpt2_folder, **given).tokenizer
+    assert seen == [bool(given)]
 
 
 def test_an_architecture_is_inspected_once_for_each_content_of_a_config(gpt2):

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, TrainerCallback
 from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer, from_pretrained_inherited
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.evaluation import ValidatedTrainer
-from inheritune_hf.students import prefix_sizes
+from inheritune_hf.students import inspect_architecture
 
 PROGRAM = Path(tiny.__file__)
 
@@ -690,6 +690,6 @@ def test_parts_left_out_begin_under_the_run_seed(reference, tmp_path):
 def test_a_size_selects_the_first_layers(reference, tmp_path):
     """`params:` is resolved from the reference's config before anything is read."""
     config = AutoModelForCausalLM.from_pretrained(reference).config
-    size = prefix_sizes(config)[1]
+    size = inspect_architecture(config).prefix_sizes[1]
     trainer = tiny.make_trainer(tmp_path, reference, {"keep_layers": f"params:{size}"})
     assert trainer.model.config.num_hidden_layers == 2
