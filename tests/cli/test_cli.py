@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from inheritune_hf import InherituneTrainer, __version__
-from inheritune_hf.cli import main
+from inheritune_hf.cli import main, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIGS = EXAMPLES / "accelerate_configs"
@@ -88,14 +88,14 @@ def test_train_matches_and_saves_a_student(recipe, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "student" in shown
     assert "test loss" in shown
-    run = tmp_path / "run"
+    folder = tmp_path / "run"
     assert {"losses.png", "results.md", "rounds.json", "inheritune_config.json"} <= {
-        item.name for item in run.iterdir()
+        item.name for item in folder.iterdir()
     }
-    records = json.loads((run / "rounds.json").read_text())
+    records = json.loads((folder / "rounds.json").read_text())
     assert records["outcome"] == "matched"
     assert records["results"][1]["model"] == "student"
-    student = AutoModelForCausalLM.from_pretrained(run)
+    student = AutoModelForCausalLM.from_pretrained(folder)
     assert student.config.n_layer == records["rounds"][-1]["kept_layers"][-1] + 1
 
 
@@ -150,20 +150,27 @@ def test_example_script_ends_with_75_on_a_signal(recipe, tmp_path, number):
     assert "interrupted at step" in errors
 
 
-def test_example_script_ends_with_0_on_a_miss_unless_asked(recipe):
+@pytest.mark.parametrize(("words", "status"), [([], 0), (["--require_match"], 3)])
+def test_a_launched_run_ends_with_0_on_a_miss_unless_asked(recipe, words, status):
     """A launcher must not see a crash in a miss; --require_match tells."""
-    script = str(EXAMPLES / "run_inheritune.py")
-    miss = [sys.executable, script, "--config", str(recipe), "--target", "0.01"]
-    done = program(*miss)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert program(*miss, "--require_match").returncode == 3
+    assert run("train", ["--config", str(recipe), "--target", "0.01", *words], launched=True) == status
 
 
 @pytest.mark.parametrize(
     "launcher",
     [
         ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint"],
-        ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu.yaml"), "--main_process_port", "0"],
+        pytest.param(
+            [
+                "-m",
+                "accelerate.commands.launch",
+                "--config_file",
+                str(CONFIGS / "cpu.yaml"),
+                "--main_process_port",
+                "0",
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["torchrun", "accelerate"],
 )
@@ -213,9 +220,9 @@ def test_launcher_that_starts_one_process_for_two_is_an_error(recipe, tmp_path):
     assert not (tmp_path / "run" / "_inheritune").exists()
 
 
-def test_students_load_with_transformers_alone(recipe, tmp_path):
+def test_students_load_with_transformers_alone(reference, tmp_path):
     """The second example generates from a saved student where this package cannot be imported."""
-    assert main(["train", "--config", str(recipe)]) == 0
+    assert main(["inherit", reference, "--output", str(tmp_path / "run")]) == 0
     (tmp_path / "inheritune_hf.py").write_text("raise ImportError('not needed')\n")
     done = program(
         sys.executable,
