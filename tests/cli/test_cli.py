@@ -211,6 +211,7 @@ def test_configurations_start_two_processes(recipe, tmp_path, name):
     assert (tmp_path / "run" / "checkpoint-12" / "optimizer.pt").exists() == (name == "ddp")
 
 
+@pytest.mark.slow
 def test_launcher_that_starts_one_process_for_two_is_an_error(recipe, tmp_path):
     """accelerate launch with --cpu starts one process, whatever is asked for: the run does not begin, and says why."""
     launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
