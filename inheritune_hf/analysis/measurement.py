@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from .. import __version__
 from ..data import split_standard_library, standard_library_documents
 from ..data.sources import Layout, read_files
-from ..evaluation import preserve_state
+from ..evaluation import LazinessComparison, preserve_state
 from ..records import Cache, cache_folder, decode, encode, read_json, write_text
 from ..students import OpenedReference, Reference, find_blocks, open_reference
 from . import influence
@@ -260,28 +260,6 @@ class CollapseReport:
         values = self.max_ranks(tau)
         chosen = range(self.depth) if layers is None else layers
         return [value for layer in chosen if (value := values[layer]) is not None]
-
-
-@dataclass(frozen=True)
-class LazinessComparison:
-    """
-    The paper's question: has the student fewer lazy layers than its reference?
-
-    Args:
-        reference (`int`): Lazy layers of the reference.
-        reference_layers (`int`): Its layers with softmax attention.
-        student (`int`): Lazy layers of the student.
-        student_layers (`int`): Its layers with softmax attention.
-        tolerance (`float`): MaxRank above 1 that still counted as lazy.
-        sentence (`str`): The answer.
-    """
-
-    reference: int
-    reference_layers: int
-    student: int
-    student_layers: int
-    tolerance: float
-    sentence: str
 
 
 def compare_laziness(

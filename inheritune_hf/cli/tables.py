@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..evaluation import Efficiency
-    from ..experiments import ComparisonEstimate, StudentEvaluation
+    from ..evaluation import Efficiency, StudentEvaluation
+    from ..experiments import ComparisonEstimate
     from ..publishing import Publication
     from ..records import DataFacts
     from ..students import InheritancePlan, MemoryEstimate, RunEstimate, StepTime, TrainingSetup, Verification

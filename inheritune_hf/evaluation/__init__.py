@@ -5,10 +5,22 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .facts import (
+        CorpusComparison,
+        Draft,
+        Efficiency,
+        Figures,
+        Laziness,
+        LazinessComparison,
+        Sample,
+        Size,
+        Speed,
+        Spread,
+        StudentEvaluation,
+        TaskComparison,
+    )
     from .matching import (
         MIN_DOCUMENTS,
-        CorpusComparison,
-        Figures,
         SeedDifference,
         compare_losses,
         compare_on,
@@ -16,8 +28,8 @@ if TYPE_CHECKING:
         difference_bounds,
     )
     from .metric import TokenPerplexity
-    from .speed import Draft, Efficiency, Size, Speed, Spread, measure_draft, measure_efficiency
-    from .tasks import PAPER_TASKS, TaskComparison, TaskScores, compare_tasks, evaluate_tasks, require_harness
+    from .speed import measure_draft, measure_efficiency
+    from .tasks import PAPER_TASKS, TaskScores, compare_tasks, evaluate_tasks, require_harness
     from .validation import (
         Corpus,
         ValidatedTrainer,
@@ -39,10 +51,14 @@ __all__ = [
     "Draft",
     "Efficiency",
     "Figures",
+    "Laziness",
+    "LazinessComparison",
+    "Sample",
     "SeedDifference",
     "Size",
     "Speed",
     "Spread",
+    "StudentEvaluation",
     "TaskComparison",
     "TaskScores",
     "TokenPerplexity",

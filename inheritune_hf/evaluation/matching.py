@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from ..records import Match, Validation
+from .facts import CorpusComparison, Figures
 
 if TYPE_CHECKING:
     from .validation import Corpus
@@ -125,52 +126,6 @@ def _effective_documents(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return how many documents of equal length weigh as much as those of `tokens`, shape `(..., documents)`."""
     effective: NDArray[np.float64] = tokens.sum(-1) ** 2 / (tokens**2).sum(-1)
     return effective
-
-
-@dataclass(frozen=True)
-class Figures:
-    """
-    What one model came to on a corpus.
-
-    Args:
-        loss (`float`): Nats per token.
-        perplexity (`float`): Exponential of the loss.
-        accuracy (`float`): Share of tokens that the model ranked first.
-    """
-
-    loss: float
-    perplexity: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class CorpusComparison:
-    """
-    Student and reference on one corpus.
-
-    Args:
-        corpus (`str`): Its name.
-        fingerprint (`str`): sha256 of its content.
-        documents (`int`): Documents with tokens that count.
-        tokens (`int`): Tokens that count.
-        student (`Figures`): The student's figures.
-        reference (`Figures`): The reference's figures.
-        match (`Match`): The paired difference in loss, its bounds and the verdict.
-        accuracy_difference (`float`): Student's accuracy minus reference's.
-        accuracy_lower (`float`, *optional*): One-sided lower bound; None with too few documents.
-        accuracy_upper (`float`, *optional*): One-sided upper bound.
-    """
-
-    corpus: str
-    fingerprint: str
-    documents: int
-    tokens: int
-    student: Figures
-    reference: Figures
-    match: Match
-    accuracy_difference: float
-    accuracy_lower: float | None
-    accuracy_upper: float | None
 
 
 def compare_on(

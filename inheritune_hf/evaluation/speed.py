@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,141 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ..processes import run_python
 from ..students import Source, find_weights
+from .facts import FIRST_TOKEN, TOKENS_PER_SECOND, Draft, Efficiency, Size, Speed, Spread
 from .validation import preserve_state
 
 #: Attention implementations of Transformers; `compile` behind a plus sign compiles the model.
 SETTINGS = ("sdpa", "eager", "sdpa+compile", "eager+compile")
-FIRST_TOKEN = "time to first token"
-TOKENS_PER_SECOND = "tokens per second"
-
 _SEED = 0
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """
-    A figure that was measured several times.
-
-    Args:
-        median (`float`): Median.
-        low (`float`): Smallest.
-        high (`float`): Largest.
-        repeats (`int`): How often it was measured.
-    """
-
-    median: float
-    low: float
-    high: float
-    repeats: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of `values`."""
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-
-@dataclass(frozen=True)
-class Size:
-    """
-    What one model takes.
-
-    Args:
-        layers (`int`): Depth.
-        parameters (`int`): Parameters, tied ones counted once.
-        bytes_on_disk (`int`): Bytes of its weight files.
-        peak_memory (`int`, *optional*): Peak bytes of loading it and generating one sequence; None where the system
-            does not tell.
-        flops_per_token (`float`): Floating-point operations of a forward pass, counted, divided by its tokens.
-    """
-
-    layers: int
-    parameters: int
-    bytes_on_disk: int
-    peak_memory: int | None
-    flops_per_token: float
-
-
-@dataclass(frozen=True)
-class Speed:
-    """
-    One figure of speed, of both models.
-
-    Args:
-        setting (`str`): One of `SETTINGS`.
-        quantity (`str`): `time to first token` in seconds, or `tokens per second` of whole calls of `generate`.
-        batch (`int`): Sequences at a time.
-        student (`Spread`): The student's.
-        reference (`Spread`): The reference's.
-        gain (`Spread`): How many times faster the student is, repeat by repeat.
-    """
-
-    setting: str
-    quantity: str
-    batch: int
-    student: Spread
-    reference: Spread
-    gain: Spread
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    """
-    Size and speed of a student and its reference.
-
-    Args:
-        device (`str`): Device and, on a CPU, the number of threads.
-        dtype (`str`): Type of the weights in use.
-        prompt_tokens (`int`): Tokens of each prompt, and of the forward pass whose operations were counted.
-        new_tokens (`int`): Tokens generated for each prompt.
-        student (`Size`): The student's.
-        reference (`Size`): The reference's.
-        speeds (`tuple[Speed, ...]`): Figures by setting, quantity and batch size.
-    """
-
-    device: str
-    dtype: str
-    prompt_tokens: int
-    new_tokens: int
-    student: Size
-    reference: Size
-    speeds: tuple[Speed, ...]
-
-
-@dataclass(frozen=True)
-class Draft:
-    """
-    What the student is worth as the draft model of its reference, in Transformers' assisted generation.
-
-    Args:
-        mode (`str`): `greedy` or `sampling`.
-        draft_tokens (`int`): Tokens that the student drafts before the reference checks them.
-        prompts (`int`): Prompts.
-        new_tokens (`int`): Tokens generated for each.
-        drafted (`int`): Tokens that the student drafted, all prompts together.
-        accepted (`int`): Drafted tokens that the reference accepted.
-        alone (`Spread`): The reference's tokens per second by itself.
-        assisted (`Spread`): Its tokens per second with the draft.
-        speed_up (`Spread`): How many times faster it is with the draft, repeat by repeat.
-        equal (`bool`, *optional*): Whether both gave the same tokens for every prompt; None when sampling.
-    """
-
-    mode: str
-    draft_tokens: int
-    prompts: int
-    new_tokens: int
-    drafted: int
-    accepted: int
-    alone: Spread
-    assisted: Spread
-    speed_up: Spread
-    equal: bool | None
-
-    @property
-    def acceptance(self) -> float:
-        """Share of the drafted tokens that the reference accepted."""
-        return self.accepted / self.drafted if self.drafted else 0.0
 
 
 def measure_efficiency(

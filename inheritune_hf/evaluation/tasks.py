@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..records import Cache, digest_of
+from .facts import TaskComparison
 from .validation import preserve_state
 
 FloatArray = NDArray[np.float64]
@@ -56,39 +57,6 @@ class TaskScores:
     rows: Mapping[str, tuple[float, ...]]
     likelihoods: Mapping[str, tuple[tuple[float, float], ...]]
     log_likelihoods: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class TaskComparison:
-    """
-    Student and reference by one metric of one task.
-
-    Args:
-        task (`str`): Name.
-        metric (`str`): Name of the metric.
-        rows (`int`): Rows of the task.
-        student (`float`): The student's value.
-        student_error (`float`, *optional*): Its standard error.
-        reference (`float`): The reference's value.
-        reference_error (`float`, *optional*): Its standard error.
-        difference (`float`, *optional*): Student's value minus the reference's, by the same rows; None where the metric
-            is neither a mean over rows nor made of their log-likelihoods.
-        difference_error (`float`, *optional*): Its standard error: of the mean of the rows' differences, or, where the
-            metric is no mean, by leaving out one row at a time.
-        p_value (`float`, *optional*): Two-sided: of the exact McNemar test on the rows that differ, or, where the
-            metric is no mean, of exchanging student and reference row by row.
-    """
-
-    task: str
-    metric: str
-    rows: int
-    student: float
-    student_error: float | None
-    reference: float
-    reference_error: float | None
-    difference: float | None
-    difference_error: float | None
-    p_value: float | None
 
 
 def require_harness() -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .assessment import StudentEvaluation, evaluate_student
+    from .assessment import evaluate_student
     from .comparison import (
         ArmEstimate,
         ComparisonEstimate,
@@ -27,7 +27,6 @@ __all__ = [
     "Control",
     "EmbeddedShape",
     "RunResult",
-    "StudentEvaluation",
     "estimate_comparison",
     "evaluate_student",
     "finish_run",

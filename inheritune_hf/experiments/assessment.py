@@ -18,7 +18,6 @@ from ..analysis import (
     NEAR_RANK_ONE,
     SHARE,
     CollapseReport,
-    LazinessComparison,
     compare_laziness,
     leading_sequences,
     measure_collapse,
@@ -26,10 +25,6 @@ from ..analysis import (
 from ..data import end_of_text
 from ..evaluation import (
     Corpus,
-    CorpusComparison,
-    Draft,
-    Efficiency,
-    TaskComparison,
     compare_on,
     compare_tasks,
     evaluate_tasks,
@@ -39,6 +34,7 @@ from ..evaluation import (
     require_harness,
     validate,
 )
+from ..evaluation.facts import Laziness, Sample, StudentEvaluation
 from ..evaluation.speed import fixed_generation
 from ..records import RECORD_FILE, Lineage, Validation, decode, read_json, read_record, write_record
 from ..students import OpenedReference, open_reference
@@ -51,98 +47,6 @@ _PROMPTS = 4
 _PROMPT_TOKENS = 32
 _SAMPLE_TOKENS = 48
 _REPETITION_PENALTY = 1.2
-
-
-@dataclass(frozen=True)
-class Sample:
-    """
-    The same beginning continued by both models, greedily with a repetition penalty of 1.2.
-
-    Args:
-        prompt (`str`): The beginning of a document.
-        student (`str`): The student's continuation.
-        reference (`str`): The reference's continuation.
-    """
-
-    prompt: str
-    student: str
-    reference: str
-
-
-@dataclass(frozen=True)
-class Laziness:
-    """
-    Lazy layers before and after.
-
-    Args:
-        tau (`float`): Share of the squared spectrum.
-        reference (`tuple[float | None, ...]`): MaxRank of the reference's layers; None without softmax attention.
-        student (`tuple[float | None, ...]`): MaxRank of the student's layers.
-        comparison (`LazinessComparison`): Counts and one sentence.
-    """
-
-    tau: float
-    reference: tuple[float | None, ...]
-    student: tuple[float | None, ...]
-    comparison: LazinessComparison
-
-
-@dataclass(frozen=True)
-class StudentEvaluation:
-    """
-    What a student came to beside its reference. Parts that were not measured are empty or None.
-
-    Args:
-        student (`str`): Folder or id of the student.
-        reference (`str`): Folder or id of the reference.
-        fingerprints (`dict[str, str]`): Of the weights of both, see `OpenedReference.fingerprint`.
-        layers (`dict[str, int]`): Depth of both.
-        tolerance (`float`): Nats per token above the reference that still match.
-        confidence (`float`, *optional*): One-sided confidence of the bounds; None compares means.
-        corpora (`tuple[CorpusComparison, ...]`): The test set first, then the corpora that it is judged on again.
-        own_test_set (`bool`): Whether the first is the very test set of the run that made the student.
-        efficiency (`Efficiency`, *optional*): Size and speed.
-        drafts (`tuple[Draft, ...]`): The student as a draft.
-        tasks (`tuple[TaskComparison, ...]`): Zero-shot tasks.
-        laziness (`Laziness`, *optional*): Lazy layers of both.
-        samples (`tuple[Sample, ...]`): Text of both.
-        versions (`dict[str, str]`): Versions of the libraries that measured.
-        commands (`tuple[str, ...]`): The commands that measured it, in their order.
-    """
-
-    student: str
-    reference: str
-    fingerprints: Mapping[str, str]
-    layers: Mapping[str, int]
-    tolerance: float
-    confidence: float | None
-    corpora: tuple[CorpusComparison, ...] = ()
-    own_test_set: bool = False
-    efficiency: Efficiency | None = None
-    drafts: tuple[Draft, ...] = ()
-    tasks: tuple[TaskComparison, ...] = ()
-    laziness: Laziness | None = None
-    samples: tuple[Sample, ...] = ()
-    versions: Mapping[str, str] | None = None
-    commands: tuple[str, ...] = ()
-
-    def verdict(self) -> str:
-        """Return one sentence on what the losses say, on the first corpus and on those it was judged on again."""
-        if not self.corpora:
-            return "No loss was measured."
-        first, *others = self.corpora
-        word = "matches" if first.match.matched else "does not match"
-        sentence = (
-            f"On {first.corpus} the student {word} its reference: {first.match.difference:+.4f} nats per token"
-            f"{_up_to(first)}."
-        )
-        for other in others:
-            if first.match.matched:
-                kept = "The match holds" if other.match.matched else "The match does not hold"
-            else:
-                kept = "It matches" if other.match.matched else "Neither does it match"
-            sentence += f" {kept} on {other.corpus}: {other.match.difference:+.4f}{_up_to(other)}."
-        return sentence
 
 
 @dataclass
@@ -381,7 +285,3 @@ def _test_fingerprint(student: str) -> str | None:
     data = read_json(path).get("data") or {}
     found = (data.get("test") or {}).get("fingerprint")
     return str(found) if found else None
-
-
-def _up_to(item: CorpusComparison) -> str:
-    return "" if item.match.upper is None else f" (up to {item.match.upper:+.4f})"

@@ -20,7 +20,6 @@ from transformers import (
 )
 
 from ..analysis import (
-    LazinessComparison,
     leading_sequences,
     measure_collapse,
     resolve_measured,
@@ -29,7 +28,7 @@ from ..analysis import (
 from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..data.prepared import keeps_documents_apart
-from ..evaluation import compare_losses
+from ..evaluation import LazinessComparison, compare_losses
 from ..figures import loss_panel, save_panels
 from ..growth import rule_from_recipe
 from ..layers import describe

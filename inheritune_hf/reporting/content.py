@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arms import CONTROLS, LOOP, parse_arm
 from ..config import DataConfig
+from ..evaluation.facts import FIRST_TOKEN, Efficiency, Spread, StudentEvaluation
 from ..experiments import results
 from ..experiments.results import ArmResult, Cell, arm_results
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
@@ -20,8 +21,7 @@ from ..run_folder import COURSE, NUMERIC_ARGUMENTS, without_nothing
 from .summary import RunSummary
 
 if TYPE_CHECKING:
-    from ..evaluation import Efficiency, SeedDifference, Spread
-    from ..experiments import StudentEvaluation
+    from ..evaluation import SeedDifference
 
 #: Name of the control that trains the reference further, in the table of a run.
 TRAINED_FURTHER = "reference, trained on"
@@ -434,8 +434,6 @@ def _efficiency(found: StudentEvaluation) -> Iterator[Block]:
 
 
 def _size_and_speed(found: Efficiency) -> Iterator[Block]:
-    from ..evaluation.speed import FIRST_TOKEN
-
     mine, theirs = found.student, found.reference
     shapes: list[tuple[str, float | None, float | None, float, int]] = [
         ("layers", mine.layers, theirs.layers, 1, 0),

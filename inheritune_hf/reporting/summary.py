@@ -6,14 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..evaluation.facts import StudentEvaluation
 from ..publishing import ResultRow
 from ..records import RECORD_FILE, DataFacts, Match, Outcome, Round, RunRecord, RunState, decode, read_record
 from ..run_folder import CELL_FILE, EVALUATION_FILE, MODEL_FOLDER, RESULT_FILE, SETTINGS_FILE, read_state
-
-if TYPE_CHECKING:
-    from ..experiments import StudentEvaluation
 
 #: Points of a loss curve: (optimizer steps, nats per token).
 Curve = tuple[tuple[int, float], ...]
@@ -111,7 +109,7 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
     measured = folder / EVALUATION_FILE if evaluation is None else Path(evaluation)
     if evaluation is not None and not measured.is_file():
         raise FileNotFoundError(f"There is no evaluation at {measured}; make one by: inheritune evaluate {folder}")
-    found = _evaluation(measured) if measured.is_file() else None
+    found = read_record(StudentEvaluation, measured) if measured.is_file() else None
     state = read_state(folder)
     unfinished = state is not None and state.outcome in {None, "interrupted"}
     left_out = ""
@@ -161,12 +159,6 @@ def read_comparison(path: Path) -> dict[str, Any]:
             f"{path} is damaged ({error}); run the same comparison again, which writes it anew."
         ) from error
     return facts
-
-
-def _evaluation(path: Path) -> StudentEvaluation:
-    from ..experiments import StudentEvaluation  # only a run with an evaluation waits for what that needs
-
-    return read_record(StudentEvaluation, path)
 
 
 def _reason_against(folder: Path, found: StudentEvaluation, earlier: bool) -> str:

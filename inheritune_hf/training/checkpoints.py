@@ -266,12 +266,13 @@ def round_students(output_dir: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _write_round(output_dir: Path, checkpoint: Path, record: RunRecord, item: Round, folder: Path) -> None:
-    for name in (*(path.name for path in checkpoint.glob("model*.safetensors*")), "generation_config.json"):
-        if (checkpoint / name).is_file():
-            (folder / name).symlink_to((checkpoint / name).resolve())
-    for name in _SHARED:
-        if (output_dir / name).is_file():
-            shutil.copyfile(output_dir / name, folder / name)
+    for path in checkpoint.glob("model*.safetensors"):
+        (folder / path.name).symlink_to(path.resolve())
+    # Of links out of a folder only weights are published.
+    own = [checkpoint / name for name in ("model.safetensors.index.json", "generation_config.json")]
+    for path in (*own, *(output_dir / name for name in _SHARED)):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     last = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
     config["use_cache"] = last.get("use_cache", True)  # off while it was trained

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 import inheritune_hf.experiments.assessment as assessment
 from inheritune_hf.cli import main
-from inheritune_hf.evaluation import read_corpus
-from inheritune_hf.experiments import StudentEvaluation, evaluate_student
+from inheritune_hf.evaluation import StudentEvaluation, read_corpus
+from inheritune_hf.experiments import evaluate_student
 from inheritune_hf.experiments.assessment import named_reference
 from inheritune_hf.publishing import save_inherited
 from inheritune_hf.records import encode, read_record

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from inheritune_hf.analysis import LazinessComparison
 from inheritune_hf.evaluation import (
     CorpusComparison,
     Draft,
@@ -13,7 +12,7 @@ from inheritune_hf.evaluation import (
     Spread,
     TaskComparison,
 )
-from inheritune_hf.experiments.assessment import Laziness, Sample, StudentEvaluation
+from inheritune_hf.evaluation.facts import Laziness, LazinessComparison, Sample, StudentEvaluation
 from inheritune_hf.experiments.results import Cell
 from inheritune_hf.publishing import ResultRow
 from inheritune_hf.records import Lineage, Match, Round, RunRecord, Validation, encode, write_json
