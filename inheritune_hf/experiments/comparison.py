@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ..records import Validation, encode, write_json, write_record
 from ..run_folder import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, without_nothing
 from ..students import (
     MemoryEstimate,
+    OpenedReference,
     Reference,
     StepTime,
     TrainingSetup,
@@ -755,7 +756,8 @@ def estimate_comparison(
     if recipe.steps_per_round is None:
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
     refuse_two_throughputs(tokens_per_second, measure)
-    config = open_reference(reference, **kwargs).config
+    opened = open_reference(reference, **kwargs)
+    config = opened.config
     setup = fitted(setup or TrainingSetup(), config)
     tokens = step_tokens(setup)
     budget = Budget(compare, config, setup.block_size, tokens, compare.reference_steps, compares_states(recipe))
@@ -767,7 +769,7 @@ def estimate_comparison(
         if reason:
             left_out[variant.name] = reason
             continue
-        planned.append(_plan_arm(budget, recipe, variant, cost))
+        planned.append(_plan_arm(budget, recipe, variant, cost, opened))
         if variant.name == LOOP:
             cost = LoopCost(planned[-1].layers, planned[-1].steps, planned[-1].flops)
     loss = training_loss(recipe)
@@ -775,32 +777,32 @@ def estimate_comparison(
     if measure:
         widths = {item.variant.arm.narrow: shape_of(item.variant, config) for item in planned}
         for narrow, wide in widths.items():
-            step_times[narrow] = measure_step(wide, range(int(wide.num_hidden_layers)), setup, loss=loss)
+            step_times[narrow] = measure_step(wide, range(opened.depth), setup, loss=loss)
     pace = None
     if tokens_per_second is not None:
         depth = compare.layers or (cost.layers if cost else 0)
         pace = tokens_per_second * budget.operations(parse_arm("random"), depth)
     # Arms of one shape take the same memory: it is worked out once.
     shapes = {item.shape_key: item for item in planned}
-    memory = {key: student_memory(item.shape(config), setup, item.recipe, config) for key, item in shapes.items()}
+    memory = {key: student_memory(item.shape, setup, item.recipe, config) for key, item in shapes.items()}
     arms = [
         ArmEstimate(
             arm=item.variant.name,
             layers=item.layers,
-            parameters=inspect_architecture(item.shape(config)).parameter_count,
+            parameters=inspect_architecture(item.shape).parameter_count,
             steps=item.steps,
             tokens=item.steps * tokens,
             flops=item.flops,
-            seconds=item.flops / pace if pace else _measured_seconds(budget, item, step_times),
+            seconds=item.flops / pace if pace else item.seconds(budget, step_times.get(item.variant.arm.narrow)),
             memory=memory[item.shape_key],
             cells=compare.cells,
         )
         for item in planned
     ]
     return ComparisonEstimate(
-        reference=str(reference if isinstance(reference, str) else config.name_or_path),
+        reference=opened.name,
         model_type=str(config.model_type),
-        depth=int(config.num_hidden_layers),
+        depth=opened.depth,
         setup=setup,
         loss=planned_loss(config, setup, loss),
         arms=tuple(arms),
@@ -811,12 +813,13 @@ def estimate_comparison(
 
 @dataclass(frozen=True)
 class _PlannedArm:
-    """An arm with the recipe of its cells, the depth and steps of each of its rounds, and what these take."""
+    """An arm with the recipe of its cells, the depth and steps of each of its rounds, and its final model's config."""
 
     variant: Variant
     recipe: InherituneConfig
     rounds: tuple[tuple[int, int], ...]
     flops: float
+    shape: PreTrainedConfig
 
     @property
     def layers(self) -> int:
@@ -830,30 +833,29 @@ class _PlannedArm:
     def shape_key(self) -> tuple[bool, int, bool]:
         return self.variant.arm.narrow, self.layers, self.variant.distilled
 
-    def shape(self, reference: PreTrainedConfig) -> PreTrainedConfig:
-        return sliced_config(shape_of(self.variant, reference), range(self.layers))
+    def seconds(self, budget: Budget, measured: StepTime | None) -> float | None:
+        if measured is None:
+            return None
+        # What was measured had no teacher.
+        plain = replace(self.variant, distilled=False)
+        return sum(
+            steps
+            * measured.seconds(layers)
+            * budget.operations(self.variant, layers)
+            / budget.operations(plain, layers)
+            for layers, steps in self.rounds
+        )
 
 
-def _plan_arm(budget: Budget, recipe: InherituneConfig, variant: Variant, cost: LoopCost | None) -> _PlannedArm:
+def _plan_arm(
+    budget: Budget, recipe: InherituneConfig, variant: Variant, cost: LoopCost | None, reference: OpenedReference
+) -> _PlannedArm:
     """Plan the rounds of an arm's cells as their trainer would run them if it needed them all."""
     plan = budget.plan(variant, budget.compare.seeds[0], 1.0, cost)
     own = plan.recipe(recipe)
-    depth = int(budget.config.num_hidden_layers)
-    rule = rule_from_recipe(own, depth, inspect_architecture(budget.config).prefix_sizes)
+    rule = rule_from_recipe(own, reference.depth, reference.architecture.prefix_sizes)
     rounds = tuple((len(layers), steps) for layers, steps in planned_rounds(rule, plan.steps or None))
     flops = sum(steps * budget.step_tokens * budget.operations(variant, layers) for layers, steps in rounds)
-    return _PlannedArm(variant, own, rounds, flops)
-
-
-def _measured_seconds(budget: Budget, item: _PlannedArm, step_times: Mapping[bool, StepTime]) -> float | None:
-    measured = step_times.get(item.variant.arm.narrow)
-    if measured is None:
-        return None
-    seconds = 0.0
-    for layers, steps in item.rounds:
-        own = operations_per_token(
-            sliced_config(shape_of(item.variant, budget.config), range(layers)), budget.block_size
-        )
-        taught = budget.operations(item.variant, layers) / own
-        seconds += steps * measured.seconds(layers) * taught
-    return seconds
+    return _PlannedArm(
+        variant, own, rounds, flops, sliced_config(shape_of(variant, budget.config), range(rounds[-1][0]))
+    )
