@@ -412,6 +412,7 @@ class DataConfig:
 EMBEDDED_DEFAULTS: dict[str, Any] = {
     "keep_layers": "half",
     "steps_per_round": 120,
+    "data_order": "continue",
     "output_dir": "inheritune-demo",
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,

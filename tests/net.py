@@ -489,6 +489,7 @@ def comparison_case(folder):
         controls=True,
         reference_steps=5,
         keep_layers=2,
+        data_order="restart",  # as it was without a setting when the net was first recorded
     )
     inheritune("compare", "--config", settings)
     return comparison_facts(folder / "comparison")

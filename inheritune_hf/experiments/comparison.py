@@ -133,11 +133,16 @@ class CellPlan:
         return f"{self.variant.name.replace('/', '-')}-seed{self.seed}-lr{self.learning_rate:g}"
 
     def recipe(self, recipe: InherituneConfig) -> InherituneConfig:
-        """Return the rounds of the cell: the recipe's own for the loop, one for each stage for other arms."""
+        """
+        Return the rounds of the cell: the recipe's own for the loop, one for each stage for other arms.
+
+        Unless the recipe says otherwise the loop's data continue from round to round, as those of other arms do from
+        stage to stage: all of them see equally many distinct batches.
+        """
         distillation = (recipe.distillation or PAPER_DISTILLATION) if self.variant.distilled else None
         recipe = replace(recipe, distillation=distillation)
         if self.variant.arm.is_loop:
-            return recipe
+            return replace(recipe, data_order=recipe.data_order or "continue")
         stages = self.variant.arm.stages
         # What the loop does between rounds is its own; how a model is trained and judged is every arm's.
         plain = InherituneConfig()

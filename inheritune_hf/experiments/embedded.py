@@ -63,6 +63,8 @@ class EmbeddedShape:
 
 
 _REFERENCE_LEARNING_RATE = 2e-3
+#: Added to the run's data seed, so that it is none that a run or a comparison is given.
+_REFERENCE_DATA_SEED = 1_000_003
 
 
 def run_embedded(
@@ -258,7 +260,9 @@ def _reference_config(shape: EmbeddedShape, end_of_text: int) -> GPT2Config:
 
 
 def _reference_settings(args: TrainingArguments, shape: EmbeddedShape) -> TrainingArguments:
-    return with_changes(args, learning_rate=_REFERENCE_LEARNING_RATE, eval_steps=shape.steps // 2)
+    # An order of its own: students and controls do not see the batches again that the reference was trained on.
+    data_seed = (args.seed if args.data_seed is None else args.data_seed) + _REFERENCE_DATA_SEED
+    return with_changes(args, learning_rate=_REFERENCE_LEARNING_RATE, eval_steps=shape.steps // 2, data_seed=data_seed)
 
 
 def _controls(trainer: InherituneTrainer, splits: DataSplits, reference: Path) -> Mapping[str, Control]:

@@ -501,8 +501,8 @@ def test_a_budget_of_operations_is_said_with_the_table(material, tmp_path):
     assert "but for the controls (`continued`, `random`, `random-long`)" in (tmp_path / "comparison.md").read_text()
 
 
-def test_arms_see_one_order_and_the_loop_begins_it_again(material, tmp_path, monkeypatch):
-    """Each arm goes through one order; the loop's rounds each begin it anew, unless its data continue."""
+def test_all_arms_see_one_order_and_so_does_the_loop(material, tmp_path, monkeypatch):
+    """Each arm goes through one order; the loop does as well, unless its rounds are asked to begin it anew."""
     seen, step = {}, InherituneTrainer.training_step
 
     def heard(trainer, model, inputs, *rest):
@@ -511,17 +511,17 @@ def test_arms_see_one_order_and_the_loop_begins_it_again(material, tmp_path, mon
 
     monkeypatch.setattr(InherituneTrainer, "training_step", heard)
     growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2, "steps_per_round": 2}
-    for order in ("restart", "continue"):
+    for order in ("restart", None):
         arms = ["inheritune", "random", "stacking"]
         recipe = {**growing, "data_order": order}
-        compare(material, tmp_path / order, arms, [1], recipe=recipe, layers=2, controls=False)
+        compare(material, tmp_path / str(order), arms, [1], recipe=recipe, layers=2, controls=False)
     batches = {(order, cell.partition("-")[0]): rows for (order, cell), rows in seen.items()}
     whole = batches["restart", "random"]
     assert len(whole) == 4
     assert whole[:2] != whole[2:]
     assert batches["restart", "stacking"] == whole
     assert batches["restart", "inheritune"] == whole[:2] * 2
-    assert batches["continue", "inheritune"] == batches["continue", "random"] == whole
+    assert batches["None", "inheritune"] == batches["None", "random"] == whole
 
 
 # Budgets

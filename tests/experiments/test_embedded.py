@@ -102,6 +102,24 @@ def test_runs_that_make_one_reference_take_turns(home, tmp_path):
     other.join()
 
 
+def test_the_reference_sees_another_order_than_students_and_controls(home, tmp_path, monkeypatch):
+    """No batch of the reference's training comes again; rounds and controls see as many distinct ones."""
+    seen, step = {}, InherituneTrainer.training_step
+
+    def heard(trainer, model, inputs, *rest):
+        seen.setdefault(trainer.output_dir.name, []).append(inputs["input_ids"].tolist())
+        return step(trainer, model, inputs, *rest)
+
+    monkeypatch.setattr(InherituneTrainer, "training_step", heard)
+    settings = toy_settings(tmp_path, "--target", "0.1")
+    run_embedded(*settings, Console(quiet=True), TOY)
+    batches = {name: [str(batch) for batch in rows] for name, rows in seen.items()}
+    assert set(batches) == {"work", "demo", "1-8-steps", "2-8-steps"}
+    assert set(batches["work"]).isdisjoint(batches["demo"])
+    assert len(set(batches["demo"])) == 8
+    assert batches["demo"] == batches["1-8-steps"] == batches["2-8-steps"]
+
+
 @pytest.mark.parametrize(
     "data",
     [
