@@ -31,8 +31,8 @@ from ..config import CompareConfig, DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer
 from ..growth import planned_rounds, rule_from_recipe
-from ..records import Validation, encode, write_json, write_record
-from ..run_folder import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, without_nothing
+from ..records import Validation, encode, hold_folder, write_json, write_record
+from ..run_folder import CELL_FILE, LOG_FILE, MODEL_FOLDER, RESULT_FILE, RUN_FOLDER, without_nothing
 from ..students import (
     MemoryEstimate,
     OpenedReference,
@@ -281,8 +281,24 @@ def run_comparison(
 
     Raises:
         ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+        BlockingIOError: If another process runs a comparison in the same folder.
     """
     check_arguments(args, recipe)
+    folder = Path(args.output_dir or "trainer_output")
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold_folder(folder) if args.should_save else contextlib.nullcontext():
+        return _compare(compare, run, recipe, data, args, console, shape)
+
+
+def _compare(
+    compare: CompareConfig,
+    run: RunConfig,
+    recipe: InherituneConfig,
+    data: DataConfig,
+    args: TrainingArguments,
+    console: Console,
+    shape: EmbeddedShape | None,
+) -> ComparisonResult:
     reference_steps = compare.reference_steps
     if run.reference is None:
         shape = shape or EmbeddedShape()
@@ -460,18 +476,21 @@ class Comparison:
         trainer = self._trainer(plan)
         if cell is not None:
             check_identity(folder, cell.identity, cell_identity(trainer))
-            return cell
-        with own_tracker_run(trainer):
-            trainer.train()
-            if trainer.outcome == "interrupted":
-                return None
-            cell = self._finished(plan, trainer)
-        trainer.save_model(str(folder / MODEL_FOLDER))
+        else:
+            with own_tracker_run(trainer):
+                trainer.train()
+                if trainer.outcome == "interrupted":
+                    return None
+                cell = self._finished(plan, trainer)
+            trainer.save_model(str(folder / MODEL_FOLDER))
+            if trainer.args.should_save:
+                write_json(folder / LOG_FILE, {"log": trainer.state.log_history})
+                write_record(folder / CELL_FILE, cell)
         if trainer.args.should_save:
-            write_json(folder / LOG_FILE, {"log": trainer.state.log_history})
-            write_record(folder / CELL_FILE, cell)
-            for path in (folder / "_inheritune", *folder.glob("checkpoint-*")):
+            # Of a finished cell too: it may have been killed before this.
+            for path in folder.glob("checkpoint-*"):
                 shutil.rmtree(path)
+            shutil.rmtree(folder / RUN_FOLDER, ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
         return cell
 

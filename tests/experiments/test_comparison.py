@@ -6,7 +6,9 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 import types
 from dataclasses import asdict
 
@@ -39,7 +41,7 @@ from inheritune_hf.experiments.comparison import (
     duration,
 )
 from inheritune_hf.experiments.results import Cell, arm_results, read_cell
-from inheritune_hf.records import decode
+from inheritune_hf.records import decode, hold_folder
 from inheritune_hf.reporting import write_report
 from inheritune_hf.students import TrainingSetup
 from inheritune_hf.training import InherituneTrainer
@@ -323,6 +325,79 @@ def test_comparison_stopped_at_the_end_of_a_cell_begins_no_other(material, tmp_p
     monkeypatch.setattr(InherituneTrainer, "training_step", counted)
     assert compare(material, tmp_path, ["inherited", "random"], [1], **fixed).complete
     assert len(taken) == 6 + 6
+
+
+def test_two_comparisons_in_one_folder_do_not_mix(material, tmp_path):
+    """While one process holds the folder another is refused, and told which one holds it; afterwards it runs."""
+    fixed = {"layers": 1, "budget_steps": 2, "controls": False}
+    with (
+        hold_folder(tmp_path),
+        pytest.raises(BlockingIOError, match=rf"in use by process {os.getpid()} on .* since 20\d\d"),
+    ):
+        compare(material, tmp_path, ["random"], [1], **fixed)
+    assert not list(tmp_path.glob("random*"))
+    assert compare(material, tmp_path, ["random"], [1], **fixed).complete
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on_to_the_same_bits(material, tmp_path):
+    """Killed at a cell's state, checkpoint, record and test, a comparison is finished by the same command, as ever."""
+    settings = {
+        "reference": str(material / "reference"),
+        "train_files": [str(material / "*.txt")],
+        "block_size": 8,
+        "selection_fraction": 0.3,
+        "test_fraction": 0.3,
+        "near_duplicates": "ignore",
+        "keep_layers": 2,
+        "max_layers": 2,
+        "steps_per_round": 4,
+        "target": 0.01,
+        "use_cpu": True,
+        "report_to": "none",
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.01,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "disable_tqdm": True,
+        "arms": ["stacking", "random"],
+        "seeds": [1],
+        "controls": False,
+        "learning_rates": [1.0],
+        "layers": 2,
+        "budget_steps": 6,
+    }
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "import sys; from inheritune_hf.cli import main; sys.exit(main())",
+        "compare",
+    ]
+
+    def run(name, event=None):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**settings, "output_dir": str(tmp_path / name)}))
+        with subprocess.Popen([*command, str(tmp_path / f"{name}.json")], stderr=subprocess.DEVNULL) as process:
+            while event and process.poll() is None and not list((tmp_path / name).glob(event)):
+                time.sleep(0.005)
+            if event:
+                process.kill()
+        return process.returncode
+
+    events = [
+        "stacking*/_inheritune/state.json",
+        "stacking*/checkpoint-2",
+        "stacking*/cell.json",
+        "random*/checkpoint-6",
+    ]
+    assert [run("cut", event) for event in events] == [-signal.SIGKILL] * len(events)
+    assert (run("cut"), run("whole")) == (0, 0)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert len(weights(tmp_path / "cut")) == 2
+    assert not [*(tmp_path / "cut").glob("*/checkpoint-*"), *(tmp_path / "cut").glob("*/_inheritune")]
+    tests = [[cell["test"] for cell in records(tmp_path / name)["cells"]] for name in ("cut", "whole")]
+    assert tests[0] == tests[1]
 
 
 def test_budget_in_flops(material, tmp_path):
