@@ -373,7 +373,7 @@ class DataConfig:
     )
     max_sequences_per_document: Positive | None = field(
         default=None,
-        metadata={"help": "Sequences kept of each selection or test document (the first ones); all if not given."},
+        metadata={"help": "Sequences kept of each selection or test document, spread evenly; all if not given."},
     )
     preprocessing_workers: Positive | None = field(
         default=None, metadata={"help": "Processes that tokenize; this process alone if not given."}

@@ -255,7 +255,7 @@ In *even* the upper bound holds in {least} or more, down to two documents. The w
 documents hold most of the tokens and go another way than the short ones, no bound from so few can be relied on:
 the selection sets that would warn of it have not been drawn, and hundreds of documents are not
 quite enough. What helps is more documents, and a limit on the
-sequences of each (`max_sequences_per_document`).
+sequences of each (`max_sequences_per_document`), which are spread evenly over it.
 
 ## False and missed matches
 

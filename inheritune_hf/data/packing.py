@@ -44,14 +44,14 @@ def cut_windows(documents: Dataset, block_size: int, max_per_document: int | Non
     Args:
         documents (`datasets.Dataset`): What `tokenize_documents` returned.
         block_size (`int`): Most tokens of one window.
-        max_per_document (`int`, *optional*): Windows to keep of each document, the first ones; all if not given.
+        max_per_document (`int`, *optional*): Windows to keep of each document, see `spread`; all if not given.
 
     Returns:
         `datasets.Dataset`: Rows with `input_ids` and `document` (0-based), in the order of the documents.
     """
     windows = map_documents(
         documents.with_format("arrow"),
-        _cut_batch,
+        _cut_documents,
         Features({**_features(documents), "document": Value("int64")}),
         fn_kwargs={"block_size": block_size, "max_per_document": max_per_document},
         with_indices=True,
@@ -175,11 +175,25 @@ class _Packer:
         return packed
 
 
-def _cut_batch(batch: Any, indices: list[int], block_size: int, max_per_document: int | None) -> dict[str, list[Any]]:
+def spread(items: Sequence[Any], most: int | None) -> Sequence[Any]:
+    """
+    Return at most `most` items, spread evenly: each stands for as many of them as the others.
+
+    The first windows of a document are its title page and its beginning, which are unlike the rest of it.
+    """
+    if most is None or len(items) <= most:
+        return items
+    return [items[(2 * number + 1) * len(items) // (2 * most)] for number in range(most)]
+
+
+# A new name, since datasets knows what it has cached by it: the version before kept the first windows.
+def _cut_documents(
+    batch: Any, indices: list[int], block_size: int, max_per_document: int | None
+) -> dict[str, list[Any]]:
     columns = [name for name in (TOKENS, LABELS) if name in batch.column_names]
     cut: dict[str, list[Any]] = {name: [] for name in (*columns, "document")}
     lengths = batch[TOKENS].combine_chunks().value_lengths().to_pylist()
-    starts = [range(0, length - 1, block_size)[:max_per_document] for length in lengths]
+    starts = [spread(range(0, length - 1, block_size), max_per_document) for length in lengths]
     for name in columns:
         for row, own in zip(batch[name].combine_chunks(), starts, strict=True):
             values = row.values.to_numpy()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_tokenization import expected_tokens, make_documents, quick, texts
 
 from inheritune_hf.data import CausalCollator, set_fingerprint
-from inheritune_hf.data.packing import cut_windows, pack_sequences
+from inheritune_hf.data.packing import cut_windows, pack_sequences, spread
 from inheritune_hf.data.tokenization import MOST_PER_BATCH, Encoder, tokenize_documents
 
 ROOT = Path(__file__).parents[2]
@@ -71,17 +71,27 @@ def test_windows_cover_each_document_and_cross_none(items, block_size, tokenizer
 
 
 @quick
-@given(items=texts, most=st.integers(1, 3))
-def test_the_cap_keeps_the_first_windows(items, most, tokenizer):
-    """With a cap, each document keeps its first windows, unchanged."""
-    documents = make_documents(items, tokenizer)
-    everything = cut_windows(documents, 5)
-    capped = cut_windows(documents, 5, most)
-    expected: dict[int, list[list[int]]] = {}
-    for row in everything:
-        expected.setdefault(row["document"], []).append(row["input_ids"])
-    kept = [window for windows in expected.values() for window in windows[:most]]
-    assert capped["input_ids"][:] == kept
+@given(count=st.integers(1, 60), most=st.integers(1, 60))
+def test_what_is_kept_is_spread_evenly(count, most):
+    """Each item that is kept is the middle of its share of all, in their order; few are kept whole."""
+    kept = list(spread(range(count), most))
+    assert len(kept) == min(count, most)
+    assert kept == sorted(set(kept))
+    if count > most:
+        assert all(abs((item + 0.5) - (number + 0.5) * count / most) <= 0.5 for number, item in enumerate(kept))
+        assert list(spread(range(count), 1)) == [count // 2]
+    assert list(spread(range(count), None)) == list(range(count))
+
+
+def test_the_windows_of_a_document_are_spread_evenly(tokenizer):
+    """With a cap, a long document keeps windows from its beginning to its end, unchanged; a short one keeps all."""
+    documents = make_documents(["layer kept " * 40, "layer"], tokenizer)
+    everything, capped = cut_windows(documents, 5), cut_windows(documents, 5, 2)
+    first = [row["input_ids"] for row in everything if row["document"] == 0]
+    assert len(first) > 8
+    expected = [first[len(first) // 4], first[3 * len(first) // 4], everything[-1]["input_ids"]]
+    assert capped["input_ids"][:] == expected
+    assert capped["document"][:] == [0, 0, 1]
 
 
 def test_windows_number_documents_across_batches(tokenizer):
