@@ -110,7 +110,7 @@ def test_settings_come_from_a_file_too(files, capsys):
         (
             ["prepare", "--tokenizer", "t", "--output", "o", "--rows", "pages"],
             2,
-            "rows must be one of text, tokens, me",
+            "argument --rows: invalid choice: 'pages'",
         ),
         (["prepare", "--tokenizer", "t", "--output", "o", "--config", "no.yaml"], 2, "There is no file no.yaml"),
         (["prepare", "--tokenizer", "nothing", "--output", "o"], 1, "There is no tokenizer at 'nothing'"),

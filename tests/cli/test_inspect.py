@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, TrainingArguments
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T5Config, TrainingArguments
 
 from inheritune_hf.cli import main
 from inheritune_hf.cli.tables import human_bytes
+from inheritune_hf.config import DataConfig
+from inheritune_hf.data import prepare_data
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +185,12 @@ def test_plan_knows_when_all_logits_are_there(tmp_path, capsys, no_hardware):
 
 def test_plan_takes_the_sequences_of_prepared_data(reference, tmp_path, capsys, no_hardware):
     """Without a block size it is that of the prepared data which the recipe names, else the reference's context."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "prepared.json").write_text(json.dumps({"request": {"block_size": 16}}))
+    texts = [tmp_path / f"{count}.txt" for count in range(3)]
+    for count, text in enumerate(texts):
+        text.write_text("to be or not to be\n" * (100 + count))
+    words = Tokenizer(WordLevel({"be": 0, "?": 1}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?")
+    prepare_data(DataConfig(train_files=[*map(str, texts)]), tokenizer, tmp_path / "data", block_size=16)
     recipe = write_recipe(tmp_path, reference, block_size=None, dataset_name=str(tmp_path / "data"))
     assert planned(capsys, recipe)["setup"]["block_size"] == 16
     recipe = write_recipe(tmp_path, reference, block_size=None)

@@ -185,7 +185,7 @@ def test_a_source_is_known_by_what_is_in_its_files(most, kind, tmp_path, tokeniz
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("texts", r"source 2 must be a mapping of settings, got 'texts'"),
+        ("texts", r"sources\[1\] must be a mapping, got 'texts'"),
         ({"file": "a"}, r"source 2 has no setting named 'file' \(did you mean 'files'\?\)"),
         ({"weight": 1}, r"source 2 needs either dataset_name or files"),
         ({"files": "a", "weight": 0}, r"source 2: weight must be a number above 0, got 0; leave the source out"),

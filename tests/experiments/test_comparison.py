@@ -455,7 +455,7 @@ def test_arms_that_cannot_be_built_are_left_out_and_said(material, tmp_path):
         ({"arms": ["inheritune/kd"]}, "give layers and budget_steps"),
         ({"seeds": []}, "seeds must be a list"),
         ({"learning_rates": [0.0]}, "must be multiples above 0"),
-        ({"budget": "hours"}, "budget must be tokens or flops"),
+        ({"budget": "hours"}, "budget must be one of 'tokens', 'flops', got 'hours'"),
         ({"budget_steps": 0}, "budget_steps must be a whole number of 1 or more"),
     ],
 )

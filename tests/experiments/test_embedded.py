@@ -98,7 +98,7 @@ def test_runs_that_make_one_reference_take_turns(home, tmp_path):
     console = Console(file=Screen(), width=80)
     ready = embedded.prepare_embedded(settings.recipe, settings.data, settings.args, console, TOY)
     assert made.is_set()
-    assert Path(ready.reference, "model.safetensors").is_file()
+    assert Path(ready.reference.name, "model.safetensors").is_file()
     other.join()
 
 
@@ -175,7 +175,7 @@ def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
     steps, train = [], InherituneTrainer.training_step
 
     def interrupted(trainer, *words, **named):
-        if trainer.description == phase:
+        if trainer.baseline.description == phase:
             steps.append(trainer.state.global_step)
             if len(steps) == 3:
                 signal.raise_signal(signal.SIGTERM)

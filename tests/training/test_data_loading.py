@@ -189,7 +189,7 @@ def test_a_place_that_cannot_be_read_is_named(reference, tmp_path):
     """A trainer that is told to begin where no place is written stops and says so."""
     trainer = tiny.make_trainer(tmp_path / "run", reference, train=tiny.stream(SHARDS))
     with pytest.raises(ValueError, match=r"does not say where process 0 was in the stream .*remove the"):
-        trainer.begin_stream(tmp_path)
+        trainer.stream.begin(tmp_path)
 
 
 def test_sequences_of_a_stream_must_fit_the_reference(reference, tmp_path):
