@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T5Config, TrainingArguments
 
 from inheritune_hf.cli import main
@@ -189,6 +190,7 @@ def test_plan_takes_the_sequences_of_prepared_data(reference, tmp_path, capsys, 
     for count, text in enumerate(texts):
         text.write_text("to be or not to be\n" * (100 + count))
     words = Tokenizer(WordLevel({"be": 0, "?": 1}, unk_token="?"))
+    words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?")
     prepare_data(DataConfig(train_files=[*map(str, texts)]), tokenizer, tmp_path / "data", block_size=16)
     recipe = write_recipe(tmp_path, reference, block_size=None, dataset_name=str(tmp_path / "data"))
