@@ -5,31 +5,11 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .facts import (
-        CorpusComparison,
-        Draft,
-        Efficiency,
-        Figures,
-        Laziness,
-        LazinessComparison,
-        Sample,
-        Size,
-        Speed,
-        Spread,
-        StudentEvaluation,
-        TaskComparison,
-    )
-    from .matching import (
-        MIN_DOCUMENTS,
-        SeedDifference,
-        compare_losses,
-        compare_on,
-        compare_over_seeds,
-        difference_bounds,
-    )
+    from .facts import Efficiency, LazinessComparison, StudentEvaluation
+    from .matching import SeedDifference, compare_losses, compare_on, compare_over_seeds, difference_bounds
     from .metric import TokenPerplexity
     from .speed import measure_draft, measure_efficiency
-    from .tasks import PAPER_TASKS, TaskScores, compare_tasks, evaluate_tasks, require_harness
+    from .tasks import PAPER_TASKS, compare_tasks, evaluate_tasks, require_harness
     from .validation import (
         Corpus,
         ValidatedTrainer,
@@ -37,30 +17,18 @@ if TYPE_CHECKING:
         preserve_state,
         read_corpus,
         sequence_sums,
-        sum_by_document,
         validate,
     )
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "MIN_DOCUMENTS",
     "PAPER_TASKS",
     "Corpus",
-    "CorpusComparison",
-    "Draft",
     "Efficiency",
-    "Figures",
-    "Laziness",
     "LazinessComparison",
-    "Sample",
     "SeedDifference",
-    "Size",
-    "Speed",
-    "Spread",
     "StudentEvaluation",
-    "TaskComparison",
-    "TaskScores",
     "TokenPerplexity",
     "ValidatedTrainer",
     "compare_losses",
@@ -76,6 +44,5 @@ __all__ = [
     "read_corpus",
     "require_harness",
     "sequence_sums",
-    "sum_by_document",
     "validate",
 ]

@@ -1,4 +1,4 @@
-"""The record of an evaluation: what a student came to beside its reference."""
+"""Records of an evaluation: a student measured beside its reference."""
 
 from __future__ import annotations
 
@@ -13,62 +13,33 @@ TOKENS_PER_SECOND = "tokens per second"
 
 
 @dataclass(frozen=True)
-class Figures:
-    """
-    What one model came to on a corpus.
+class Metrics:
+    """One model's metrics on a corpus."""
 
-    Args:
-        loss (`float`): Nats per token.
-        perplexity (`float`): Exponential of the loss.
-        accuracy (`float`): Share of tokens that the model ranked first.
-    """
-
-    loss: float
+    loss: float  # nats per token
     perplexity: float
-    accuracy: float
+    accuracy: float  # share of tokens that the model ranked first
 
 
 @dataclass(frozen=True)
 class CorpusComparison:
-    """
-    Student and reference on one corpus.
-
-    Args:
-        corpus (`str`): Its name.
-        fingerprint (`str`): sha256 of its content.
-        documents (`int`): Documents with tokens that count.
-        tokens (`int`): Tokens that count.
-        student (`Figures`): The student's figures.
-        reference (`Figures`): The reference's figures.
-        match (`Match`): The paired difference in loss, its bounds and the verdict.
-        accuracy_difference (`float`): Student's accuracy minus reference's.
-        accuracy_lower (`float`, *optional*): One-sided lower bound; None with too few documents.
-        accuracy_upper (`float`, *optional*): One-sided upper bound.
-    """
+    """Student and reference on one corpus, with bounds that cluster by document."""
 
     corpus: str
-    fingerprint: str
-    documents: int
-    tokens: int
-    student: Figures
-    reference: Figures
+    fingerprint: str  # sha256 of its content
+    documents: int  # with tokens that count
+    tokens: int  # that count
+    student: Metrics
+    reference: Metrics
     match: Match
-    accuracy_difference: float
-    accuracy_lower: float | None
+    accuracy_difference: float  # student's minus reference's
+    accuracy_lower: float | None  # one-sided bounds; None with one document
     accuracy_upper: float | None
 
 
 @dataclass(frozen=True)
 class Spread:
-    """
-    A figure that was measured several times.
-
-    Args:
-        median (`float`): Median.
-        low (`float`): Smallest.
-        high (`float`): Largest.
-        repeats (`int`): How often it was measured.
-    """
+    """Median and range of repeated measurements."""
 
     median: float
     low: float
@@ -83,66 +54,35 @@ class Spread:
 
 @dataclass(frozen=True)
 class Size:
-    """
-    What one model takes.
-
-    Args:
-        layers (`int`): Depth.
-        parameters (`int`): Parameters, tied ones counted once.
-        bytes_on_disk (`int`): Bytes of its weight files.
-        peak_memory (`int`, *optional*): Peak bytes of loading it and generating one sequence; None where the system
-            does not tell.
-        flops_per_token (`float`): Floating-point operations of a forward pass, counted, divided by its tokens.
-    """
+    """Depth, parameters, bytes and operations of one model."""
 
     layers: int
-    parameters: int
+    parameters: int  # tied ones counted once
     bytes_on_disk: int
-    peak_memory: int | None
-    flops_per_token: float
+    peak_memory: int | None  # bytes to load it and generate one sequence; None where the system does not report it
+    flops_per_token: float  # of a forward pass
 
 
 @dataclass(frozen=True)
 class Speed:
-    """
-    One figure of speed, of both models.
+    """One measure of speed, for both models."""
 
-    Args:
-        setting (`str`): One of `SETTINGS`.
-        quantity (`str`): `time to first token` in seconds, or `tokens per second` of whole calls of `generate`.
-        batch (`int`): Sequences at a time.
-        student (`Spread`): The student's.
-        reference (`Spread`): The reference's.
-        gain (`Spread`): How many times faster the student is, repeat by repeat.
-    """
-
-    setting: str
-    quantity: str
-    batch: int
+    setting: str  # one of `SETTINGS`
+    quantity: str  # `FIRST_TOKEN`, in seconds, or `TOKENS_PER_SECOND` of whole calls of `generate`
+    batch: int  # sequences
     student: Spread
     reference: Spread
-    gain: Spread
+    gain: Spread  # how many times faster the student is, repeat by repeat
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """
-    Size and speed of a student and its reference.
-
-    Args:
-        device (`str`): Device and, on a CPU, the number of threads.
-        dtype (`str`): Type of the weights in use.
-        prompt_tokens (`int`): Tokens of each prompt, and of the forward pass whose operations were counted.
-        new_tokens (`int`): Tokens generated for each prompt.
-        student (`Size`): The student's.
-        reference (`Size`): The reference's.
-        speeds (`tuple[Speed, ...]`): Figures by setting, quantity and batch size.
-    """
+    """Size and speed of a student and its reference."""
 
     device: str
     dtype: str
-    prompt_tokens: int
-    new_tokens: int
+    prompt_tokens: int  # of each prompt, and of the forward pass whose operations were counted
+    new_tokens: int  # generated for each prompt
     student: Size
     reference: Size
     speeds: tuple[Speed, ...]
@@ -150,32 +90,18 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class Draft:
-    """
-    What the student is worth as the draft model of its reference, in Transformers' assisted generation.
+    """The student as the draft model of its reference, in Transformers' assisted generation."""
 
-    Args:
-        mode (`str`): `greedy` or `sampling`.
-        draft_tokens (`int`): Tokens that the student drafts before the reference checks them.
-        prompts (`int`): Prompts.
-        new_tokens (`int`): Tokens generated for each.
-        drafted (`int`): Tokens that the student drafted, all prompts together.
-        accepted (`int`): Drafted tokens that the reference accepted.
-        alone (`Spread`): The reference's tokens per second by itself.
-        assisted (`Spread`): Its tokens per second with the draft.
-        speed_up (`Spread`): How many times faster it is with the draft, repeat by repeat.
-        equal (`bool`, *optional*): Whether both gave the same tokens for every prompt; None when sampling.
-    """
-
-    mode: str
-    draft_tokens: int
+    mode: str  # `greedy` or `sampling`
+    draft_tokens: int  # drafted before the reference checks them
     prompts: int
-    new_tokens: int
-    drafted: int
+    new_tokens: int  # generated for each prompt
+    drafted: int  # over all prompts
     accepted: int
-    alone: Spread
-    assisted: Spread
-    speed_up: Spread
-    equal: bool | None
+    alone: Spread  # the reference's tokens per second without a draft
+    assisted: Spread  # with the draft
+    speed_up: Spread  # repeat by repeat
+    equal: bool | None  # whether both gave the same tokens for every prompt; None when sampling
 
     @property
     def acceptance(self) -> float:
@@ -185,24 +111,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """
-    Student and reference by one metric of one task.
-
-    Args:
-        task (`str`): Name.
-        metric (`str`): Name of the metric.
-        rows (`int`): Rows of the task.
-        student (`float`): The student's value.
-        student_error (`float`, *optional*): Its standard error.
-        reference (`float`): The reference's value.
-        reference_error (`float`, *optional*): Its standard error.
-        difference (`float`, *optional*): Student's value minus the reference's, by the same rows; None where the metric
-            is neither a mean over rows nor made of their log-likelihoods.
-        difference_error (`float`, *optional*): Its standard error: of the mean of the rows' differences, or, where the
-            metric is no mean, by leaving out one row at a time.
-        p_value (`float`, *optional*): Two-sided: of the exact McNemar test on the rows that differ, or, where the
-            metric is no mean, of exchanging student and reference row by row.
-    """
+    """Student and reference by one metric of one task; errors are standard errors."""
 
     task: str
     metric: str
@@ -211,46 +120,28 @@ class TaskComparison:
     student_error: float | None
     reference: float
     reference_error: float | None
-    difference: float | None
-    difference_error: float | None
-    p_value: float | None
+    difference: float | None  # paired by row; None if the metric is neither a mean nor made of log-likelihoods
+    difference_error: float | None  # of the mean of the rows' differences, or by the jackknife
+    p_value: float | None  # two-sided, of McNemar's exact test, or of exchanging both models row by row
 
 
 @dataclass(frozen=True)
 class LazinessComparison:
-    """
-    The paper's question: has the student fewer lazy layers than its reference?
+    """Whether the student has fewer lazy layers than its reference, the paper's question."""
 
-    Args:
-        reference (`int`): Lazy layers of the reference.
-        reference_layers (`int`): Its layers with softmax attention.
-        student (`int`): Lazy layers of the student.
-        student_layers (`int`): Its layers with softmax attention.
-        tolerance (`float`): MaxRank above 1 that still counted as lazy.
-        sentence (`str`): The answer.
-    """
-
-    reference: int
-    reference_layers: int
+    reference: int  # lazy layers
+    reference_layers: int  # layers with softmax attention
     student: int
     student_layers: int
-    tolerance: float
-    sentence: str
+    tolerance: float  # MaxRank above 1 that still counts as lazy
+    sentence: str  # the answer
 
 
 @dataclass(frozen=True)
 class Laziness:
-    """
-    Lazy layers before and after.
+    """MaxRank of the layers of both models; None for a layer without softmax attention."""
 
-    Args:
-        tau (`float`): Share of the squared spectrum.
-        reference (`tuple[float | None, ...]`): MaxRank of the reference's layers; None without softmax attention.
-        student (`tuple[float | None, ...]`): MaxRank of the student's layers.
-        comparison (`LazinessComparison`): Counts and one sentence.
-    """
-
-    tau: float
+    tau: float  # share of the squared spectrum
     reference: tuple[float | None, ...]
     student: tuple[float | None, ...]
     comparison: LazinessComparison
@@ -258,14 +149,7 @@ class Laziness:
 
 @dataclass(frozen=True)
 class Sample:
-    """
-    The same beginning continued by both models, greedily with a repetition penalty of 1.2.
-
-    Args:
-        prompt (`str`): The beginning of a document.
-        student (`str`): The student's continuation.
-        reference (`str`): The reference's continuation.
-    """
+    """The same beginning of a document continued by both models, greedily with a repetition penalty of 1.2."""
 
     prompt: str
     student: str
@@ -275,7 +159,7 @@ class Sample:
 @dataclass(frozen=True)
 class StudentEvaluation:
     """
-    What a student came to beside its reference. Parts that were not measured are empty or None.
+    A student measured beside its reference. Parts that were not measured are empty or None.
 
     Args:
         student (`str`): Folder or id of the student.
@@ -284,8 +168,9 @@ class StudentEvaluation:
         layers (`dict[str, int]`): Depth of both.
         tolerance (`float`): Nats per token above the reference that still match.
         confidence (`float`, *optional*): One-sided confidence of the bounds; None compares means.
-        corpora (`tuple[CorpusComparison, ...]`): The test set first, then the corpora that it is judged on again.
-        own_test_set (`bool`): Whether the first is the very test set of the run that made the student.
+        corpora (`tuple[CorpusComparison, ...]`): The test set first, then the corpora on which the match is checked
+            again.
+        own_test_set (`bool`): Whether the first is the test set of the run that trained the student.
         efficiency (`Efficiency`, *optional*): Size and speed.
         drafts (`tuple[Draft, ...]`): The student as a draft.
         tasks (`tuple[TaskComparison, ...]`): Zero-shot tasks.
@@ -312,7 +197,7 @@ class StudentEvaluation:
     commands: tuple[str, ...] = ()
 
     def verdict(self) -> str:
-        """Return one sentence on what the losses say, on the first corpus and on those it was judged on again."""
+        """Return whether the losses match, on the first corpus and then on each other one."""
         if not self.corpora:
             return "No loss was measured."
         first, *others = self.corpora

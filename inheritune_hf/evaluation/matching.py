@@ -1,4 +1,4 @@
-"""Decide whether a student's loss matches its target: pure functions of sums per document."""
+"""Whether a student's loss matches its target: pure functions of sums per document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from ..records import Match, Validation
-from .facts import CorpusComparison, Figures
+from .facts import CorpusComparison, Metrics
 
 if TYPE_CHECKING:
     from .validation import Corpus
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MIN_DOCUMENTS = 30
 _RESAMPLES = 2_000
 _SEED = 0
-# Resampling weights that are held at once.
+# Resampling weights in memory at once.
 _WEIGHTS = 4_000_000
 
 
@@ -77,19 +77,14 @@ def difference_bounds(
     excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
-    Return one-sided bounds of a difference in loss, each the wider of two that cluster by document.
+    Return one-sided bounds of a difference in loss, in nats per token, each the wider of two that cluster by document.
 
     One is the percentile of a bootstrap that resamples documents. It is too narrow if few documents hold most of the
-    tokens. The other leaves out one document at a time and takes the quantile of a t distribution, whose degrees of
-    freedom are the number of documents of equal length that would weigh as much, less one.
+    tokens. The other is a jackknife over documents with the quantile of a t distribution, whose degrees of freedom are
+    the number of documents of equal length that would weigh as much, less one.
 
-    Args:
-        excess (`numpy.ndarray` of shape `(..., documents)`): Summed losses above the target, in nats.
-        tokens (`numpy.ndarray` of shape `(..., documents)`): Counted tokens; two documents or more.
-        confidence (`float`): One-sided confidence of each bound.
-
-    Returns:
-        `tuple[numpy.ndarray, numpy.ndarray]` of shape `(...)`: Lower and upper bounds, in nats per token.
+    `excess` and `tokens` have the shape `(..., documents)`, with two documents or more: losses above the target summed
+    over each document, in nats, and its counted tokens. Both bounds have the shape `(...)`.
     """
     pairs = bootstrap_bounds(excess, tokens, confidence), leave_one_out_bounds(excess, tokens, confidence)
     return np.minimum(pairs[0][0], pairs[1][0]), np.maximum(pairs[0][1], pairs[1][1])
@@ -98,7 +93,7 @@ def difference_bounds(
 def bootstrap_bounds(
     excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return one-sided bounds from 2,000 seeded draws of documents; arguments as those of `difference_bounds`."""
+    """Return one-sided bounds from 2,000 seeded resamples of documents; arguments as in `difference_bounds`."""
     documents = excess.shape[-1]
     draw, even = np.random.default_rng(_SEED), np.full(documents, 1 / documents)
     size = max(1, _WEIGHTS // documents)
@@ -113,7 +108,7 @@ def bootstrap_bounds(
 def leave_one_out_bounds(
     excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return one-sided bounds from the differences without each document; arguments as those of `difference_bounds`."""
+    """Return one-sided bounds by the jackknife over documents; arguments as in `difference_bounds`."""
     all_excess, all_tokens = excess.sum(-1, keepdims=True), tokens.sum(-1, keepdims=True)
     difference = all_excess / all_tokens
     without = (all_excess - excess) / (all_tokens - tokens)
@@ -135,22 +130,7 @@ def compare_on(
     tolerance: float = 0.01,
     confidence: float | None = 0.95,
 ) -> CorpusComparison:
-    """
-    Pair what student and reference came to on one corpus.
-
-    Args:
-        corpus (`Corpus`): What both were measured on.
-        student (`Validation`): The student's sums per document.
-        reference (`Validation`): The reference's sums per document.
-        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match.
-        confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
-
-    Returns:
-        `CorpusComparison`: Figures of both, differences and bounds that cluster by document.
-
-    Raises:
-        ValueError: If the two were not measured on the same sequences.
-    """
+    """Compare student and reference on a corpus, in loss as `compare_losses` does and in accuracy."""
     match = compare_losses(student, reference, tolerance, confidence)
     tokens = np.asarray(student.tokens, dtype=np.float64)
     gained = np.asarray(student.correct, dtype=np.float64) - np.asarray(reference.correct, dtype=np.float64)
@@ -162,8 +142,8 @@ def compare_on(
         fingerprint=corpus.fingerprint,
         documents=len(student.documents),
         tokens=sum(student.tokens),
-        student=_figures(student),
-        reference=_figures(reference),
+        student=_metrics(student),
+        reference=_metrics(reference),
         match=match,
         accuracy_difference=float(gained.sum() / tokens.sum()),
         accuracy_lower=lower,
@@ -173,45 +153,27 @@ def compare_on(
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """
-    How the losses of one kind of model, trained with several seeds, differ from those of another.
+    """The paired difference in loss of models trained with several seeds, with a two-sided interval."""
 
-    Args:
-        difference (`float`): Mean over seeds of the paired difference, in nats per token.
-        lower (`float`, *optional*): Lower bound of its two-sided interval.
-        upper (`float`, *optional*): Upper bound.
-        documents (`int`): Documents that it rests on.
-        seeds (`int`): Seeds that it rests on.
-        note (`str`): What the interval does not cover, or why there is none.
-    """
-
-    difference: float
+    difference: float  # mean over seeds, in nats per token
     lower: float | None
     upper: float | None
     documents: int
     seeds: int
-    note: str = ""
+    note: str = ""  # what the interval does not cover, or why there is none
 
 
 def compare_over_seeds(
     models: Sequence[Validation], targets: Sequence[Validation], confidence: float = 0.95
 ) -> SeedDifference:
     """
-    Compare models with targets, seed by seed, with an interval that covers other documents and other seeds.
+    Return the difference of models and targets, paired by seed, with an interval that covers documents and seeds.
 
-    Two uncertainties are added up as independent ones: that of the documents (`difference_bounds` on the mean over
-    seeds) and that of the seeds (their mean's standard error, by the t distribution).
-
-    Args:
-        models (sequence of `Validation`): One for each seed.
-        targets (sequence of `Validation`): The same seeds in the same order, on the same documents.
-        confidence (`float`, *optional*, defaults to `0.95`): Of the two-sided interval.
-
-    Returns:
-        `SeedDifference`: Model minus target, in nats per token.
+    Two uncertainties are added as independent: that of the documents (`difference_bounds` on the mean over seeds) and
+    that of the seeds (the standard error of their mean, by the t distribution).
 
     Raises:
-        ValueError: If there are not as many targets, or they were measured on other documents.
+        ValueError: If there are not as many targets as models, or they were measured on other documents.
     """
     if not models or len(models) != len(targets):
         raise ValueError(f"Models and targets are paired by seed, got {len(models)} and {len(targets)}.")
@@ -232,7 +194,7 @@ def compare_over_seeds(
 
 
 def _too_few(tokens: NDArray[np.float64]) -> str:
-    """Return what is to be said of an interval that rests on few documents, or an empty string."""
+    """Return the note on an interval that rests on few documents, or an empty string."""
     effective = float(_effective_documents(tokens))
     if effective >= MIN_DOCUMENTS:
         return ""
@@ -253,8 +215,8 @@ def _excess(student: Validation, target: Validation) -> NDArray[np.float64]:
     return np.asarray(student.loss_sums, dtype=np.float64) - np.asarray(target.loss_sums, dtype=np.float64)
 
 
-def _figures(validation: Validation) -> Figures:
-    sums = {name: list(getattr(validation, name)) for name in ("loss_sums", "tokens", "correct")}
-    from .metric import TokenPerplexity  # with the libraries evaluate and datasets, which a decision does not need
+def _metrics(validation: Validation) -> Metrics:
+    from .metric import TokenPerplexity  # imports evaluate and datasets, which a decision does not need
 
-    return Figures(**TokenPerplexity().compute(**sums))
+    sums = {name: list(getattr(validation, name)) for name in ("loss_sums", "tokens", "correct")}
+    return Metrics(**TokenPerplexity().compute(**sums))

@@ -1,4 +1,4 @@
-"""Measure what a student saves beside its reference: size, memory, speed, and drafting for its own reference."""
+"""Size, memory and speed of a student beside its reference, and the student as its reference's draft model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measure_efficiency(
     reference_kwargs: Mapping[str, Any] | None = None,
 ) -> Efficiency:
     """
-    Measure what a student and its reference take and how fast they are, side by side.
+    Measure size, memory and speed of a student and its reference.
 
     Timings are warmed up and interleaved. Memory is that of a process that does nothing else.
 
@@ -54,13 +54,10 @@ def measure_efficiency(
         settings (sequence of `str`, *optional*, defaults to `("sdpa",)`): Of `SETTINGS`.
         prompt_tokens (`int`, *optional*, defaults to `64`): Tokens of a prompt; fewer if the context is short.
         new_tokens (`int`, *optional*, defaults to `32`): Tokens to generate; fewer if the context is short.
-        repeats (`int`, *optional*, defaults to `7`): Times each figure is measured.
-        dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights in use.
+        repeats (`int`, *optional*, defaults to `7`): Timings of each job.
+        dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
         device (`str`, *optional*): `cuda` if there is one, else `cpu`.
         reference_kwargs (`Mapping`, *optional*): Where the reference comes from, such as `revision`.
-
-    Returns:
-        `Efficiency`: All figures.
 
     Raises:
         ValueError: If a setting is none of `SETTINGS`.
@@ -78,7 +75,7 @@ def measure_efficiency(
     for setting in dict.fromkeys(settings):
         models = {name: _load(source, setting, device, options) for name, (source, options) in sources.items()}
         if not sizes:
-            context = min(_context(model) for model in models.values())
+            context = min(context_of(model) for model in models.values())
             prompt_tokens = min(prompt_tokens, context // 2)
             new_tokens = min(new_tokens, context - prompt_tokens)
             for name, (source, options) in sources.items():
@@ -105,7 +102,7 @@ def bytes_on_disk(model: str, revision: str | None = None) -> int:
 def flops_per_token(model: PreTrainedModel, tokens: int) -> float:
     """Count the floating-point operations of a forward pass over one sequence and divide them by its tokens."""
     prompt = _prompt(model, 1, tokens)
-    # The fused kernels for CPUs are not counted; the same attention in plain operations is.
+    # PyTorch does not count the fused kernels for CPUs; it counts the same attention in plain operations.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(input_ids=prompt, use_cache=False)
     return float(counter.get_total_flops()) / tokens
@@ -115,16 +112,9 @@ def interleaved(
     jobs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warm_up: int = 1
 ) -> dict[str, list[float]]:
     """
-    Time jobs in turn, so that whatever slows the machine down for a while slows all of them down.
+    Return the seconds that each job took in each repeat, after warm-up.
 
-    Args:
-        jobs (`Mapping[str, Callable]`): What to time, by name; the order is reversed in every second repeat.
-        repeats (`int`): Times each job is timed.
-        device (`torch.device`): Device whose work is waited for.
-        warm_up (`int`, *optional*, defaults to `1`): Times each job is run before.
-
-    Returns:
-        `dict[str, list[float]]`: Seconds of each job, one for each repeat.
+    Jobs are timed in turn, in reversed order in every second repeat: what slows the machine down slows all of them.
 
     Raises:
         ValueError: If `repeats` is below 1.
@@ -150,7 +140,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
 
 
 def fixed_generation(new_tokens: int) -> dict[str, Any]:
-    """Return the arguments with which `generate` makes exactly `new_tokens` tokens, greedily, with its cache."""
+    """Return the arguments with which `generate` makes exactly `new_tokens` tokens, greedily, with its KV cache."""
     return {
         "max_new_tokens": new_tokens,
         "do_sample": False,
@@ -196,7 +186,8 @@ def _load(source: str, setting: str, device: str, options: Mapping[str, Any]) ->
     return loaded
 
 
-def _context(model: PreTrainedModel) -> int:
+def context_of(model: PreTrainedModel) -> int:
+    """Return the tokens that a model reads at most; 1,024 if its config names no limit."""
     return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024)
 
 
@@ -213,17 +204,10 @@ def _generate(model: Any, prompt: Tensor, **options: Any) -> Tensor:
 
 def peak_memory(model: str, prompt_tokens: int, new_tokens: int, device: str, **options: Any) -> int | None:
     """
-    Measure the peak memory that a model takes to be loaded and to generate one sequence, in a process of its own.
+    Return the peak bytes of loading a model and generating one sequence, in a process of its own, without libraries.
 
-    Args:
-        model (`str`): Hub id or path.
-        prompt_tokens (`int`): Tokens of the prompt.
-        new_tokens (`int`): Tokens to generate.
-        device (`str`): `cuda` for the device's memory; the process's otherwise, where the system tells it (Linux).
-        options: Passed on to `from_pretrained`: `dtype`, `revision`, `attn_implementation`.
-
-    Returns:
-        `int`, *optional*: Bytes above what the libraries take; None where the system does not tell.
+    On `cuda` it is the device's memory, otherwise the process's; None where the system does not report it (not Linux).
+    `options` go to `from_pretrained`.
 
     Raises:
         RuntimeError: If the process failed.
@@ -240,14 +224,14 @@ def peak_memory(model: str, prompt_tokens: int, new_tokens: int, device: str, **
 
 
 def print_peak() -> None:
-    """Print the peak memory of what the command line asks for, in bytes: the other side of `peak_memory`."""
+    """Print the peak memory that the command line asks for, in bytes; `peak_memory` starts it."""
     sys.stdout.write(f"{_peak(*json.loads(sys.argv[1]))}\n")
 
 
 def _peak(model: str, prompt_tokens: int, new_tokens: int, device: str, options: dict[str, Any]) -> int:
     auto: Any = AutoModelForCausalLM
     source = {"revision": options["revision"]} if options.get("revision") else {}
-    # The modelling code is imported before, so that only the model itself counts.
+    # The modelling code is imported first, so that only the model itself counts.
     config = AutoConfig.from_pretrained(model, **source)
     with torch.device("meta"):
         auto.from_config(config)
@@ -275,21 +259,9 @@ def measure_draft(
     modes: Sequence[str] = ("greedy", "sampling"),
 ) -> tuple[Draft, ...]:
     """
-    Let the student draft for its reference and measure how much is accepted and what it saves.
+    Return how many of the student's drafted tokens its reference accepts, and the speed-up, one record for each mode.
 
-    Both models are left as they were, and so are random states.
-
-    Args:
-        student (`PreTrainedModel`): The draft model.
-        reference (`PreTrainedModel`): The model whose tokens are wanted.
-        prompts (sequence of `torch.Tensor` of shape `(1, tokens)`): Prompts; one sequence is generated at a time.
-        new_tokens (`int`, *optional*, defaults to `48`): Tokens to generate for each prompt.
-        draft_tokens (`int`, *optional*, defaults to `4`): Tokens to draft at a time.
-        repeats (`int`, *optional*, defaults to `5`): Times each way is timed.
-        modes (sequence of `str`, *optional*): `greedy` and `sampling`.
-
-    Returns:
-        `tuple[Draft, ...]`: One for each mode.
+    Prompts have the shape `(1, tokens)`. Both models and random states are preserved.
 
     Raises:
         ValueError: If there is no prompt.
@@ -341,7 +313,7 @@ def _draft(
 
 @contextmanager
 def _forward_passes(model: PreTrainedModel) -> Iterator[list[None]]:
-    """Count the forward passes of a model, as the length of a list."""
+    """Yield a list that grows by one with each forward pass of a model."""
     seen: list[None] = []
     hook = model.register_forward_hook(lambda *_: seen.append(None))
     try:
@@ -352,7 +324,7 @@ def _forward_passes(model: PreTrainedModel) -> Iterator[list[None]]:
 
 @contextmanager
 def _drafting(student: PreTrainedModel, tokens: int) -> Iterator[None]:
-    """Let the student draft a fixed number of tokens, however confident it is."""
+    """Make the student draft a fixed number of tokens, however confident it is."""
     config: Any = student.generation_config
     wanted = {
         "num_assistant_tokens": tokens,

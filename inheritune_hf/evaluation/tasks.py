@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float64]
 #: The tasks of arXiv 2404.08634, section 4, by the names that lm-evaluation-harness gives them.
 PAPER_TASKS = ("arc_easy", "piqa", "sciq", "hellaswag", "lambada_openai", "winogrande", "boolq", "wikitext")
 
-# On a CPU nothing runs out of memory early enough for the harness to find a batch size by itself.
+# On a CPU nothing runs out of memory early enough for the harness to find a batch size.
 _CPU_BATCH = 8
 _BOOTSTRAPS = 1000
 _CHOICE = {"query", "choices", "gold"}
@@ -40,32 +40,18 @@ _CONTINUATION = {"context", "continuation"}
 
 @dataclass(frozen=True)
 class TaskScores:
-    """
-    One model on one task.
-
-    Args:
-        task (`str`): Name.
-        metrics (`dict[str, tuple[float, float | None]]`): Value and standard error of each metric.
-        rows (`dict[str, tuple[float, ...]]`): Each row's value of the metrics that are means over rows.
-        likelihoods (`dict[str, tuple[tuple[float, float], ...]]`): Of the metrics that are perplexities or bits, each
-            row's log-likelihood in nats, and what it counts for: one answer, or its words or bytes.
-        log_likelihoods (`tuple[tuple[float, ...], ...]`): Of each row's answers, in nats.
-    """
+    """One model's scores on one task; log-likelihoods are in nats."""
 
     task: str
-    metrics: Mapping[str, tuple[float, float | None]]
-    rows: Mapping[str, tuple[float, ...]]
+    metrics: Mapping[str, tuple[float, float | None]]  # value and standard error
+    rows: Mapping[str, tuple[float, ...]]  # each row's value of the metrics that are means over rows
+    # Of the metrics that are perplexities or bits, each row's log-likelihood and its weight: 1, or its words or bytes.
     likelihoods: Mapping[str, tuple[tuple[float, float], ...]]
-    log_likelihoods: tuple[tuple[float, ...], ...]
+    log_likelihoods: tuple[tuple[float, ...], ...]  # of each row's answers
 
 
 def require_harness() -> None:
-    """
-    Check that lm-evaluation-harness is there.
-
-    Raises:
-        ImportError: If it is not; the message says how to install it.
-    """
+    """Raise an `ImportError` that says how to install lm-evaluation-harness if it is not installed."""
     try:
         metadata.version("lm_eval")
     except metadata.PackageNotFoundError as error:
@@ -85,22 +71,19 @@ def evaluate_tasks(
     """
     Evaluate a model on zero-shot tasks.
 
-    Random states and the model's mode are left as they were. A task that was finished before, with the same weights,
-    rows and version of the harness, is read from `cache_dir`: an interrupted evaluation goes on.
+    Random states and the model's mode are preserved. A task that was finished before, with the same weights, rows and
+    version of the harness, is read from `cache_dir`, so that an interrupted evaluation resumes.
 
     Args:
         model (`PreTrainedModel`): The model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         tasks (sequence of `str`):
-            Names of the harness's tasks (data from the Hub), or JSONL files of rows with `query`, `choices` and `gold`,
-            or with `context` and `continuation`.
+            Names of the harness's tasks (data from the Hub), or JSONL files as in `task_of_file`. A group of tasks
+            gives several scores.
         limit (`int`, *optional*): Rows of each task, the first ones; all if not given.
         batch_size (`int` or `str`, *optional*, defaults to `"auto"`): Rows at a time.
-        cache_dir (`Path`, *optional*): Folder of finished tasks; nothing is kept if not given.
-        weights (`str`, *optional*): Fingerprint of the model's weights; needed to keep anything.
-
-    Returns:
-        `list[TaskScores]`: In the order of the tasks; a group of tasks gives several.
+        cache_dir (`Path`, *optional*): Folder of finished tasks; nothing is kept without it.
+        weights (`str`, *optional*): Fingerprint of the model's weights; nothing is kept without it.
 
     Raises:
         ImportError: If lm-eval is not installed.
@@ -128,9 +111,8 @@ def task_of_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     Return a task of the harness for a JSONL file.
 
-    Args:
-        path (`str` or `os.PathLike`): File; each row has `query`, `choices` and `gold` (asked as ARC and PIQA are, by
-            `query` and "Answer:"), or `context` and `continuation` (asked as LAMBADA is).
+    Its rows have `query`, `choices` and `gold` (asked as ARC and PIQA are, by `query` and "Answer:"), or `context` and
+    `continuation` (asked as LAMBADA is).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -210,14 +192,14 @@ def _compare(student: TaskScores, reference: TaskScores, metric: str) -> TaskCom
 
 
 def _of_likelihoods(metric: str, sums: FloatArray, weights: FloatArray) -> FloatArray:
-    """Return perplexities, or bits, of summed log-likelihoods and what they count for."""
+    """Return perplexities, or bits, of summed log-likelihoods and weights."""
     mean = -sums / weights
     found: FloatArray = mean / math.log(2) if metric == "bits_per_byte" else np.exp(mean)
     return found
 
 
 def _pair_likelihoods(metric: str, pairs: FloatArray) -> tuple[float, float | None, float]:
-    """Return difference, jackknife error and p of two models' rows, of shape `(2, rows, 2)`: likelihood and weight."""
+    """Return difference, jackknife error and p of both models' rows, of shape `(2, rows, 2)`: likelihood and weight."""
     sums, weights = pairs[..., 0], pairs[..., 1]
     rows = sums.shape[1]
     whole = _of_likelihoods(metric, sums.sum(1), weights.sum(1))
@@ -232,10 +214,10 @@ def _pair_likelihoods(metric: str, pairs: FloatArray) -> tuple[float, float | No
 
 def exchange_test(differences: Sequence[float]) -> float:
     """
-    Return how probable a sum at least this far from 0 is if each row's difference could as well have the other sign.
+    Return the two-sided p of the sum of `differences` under random signs.
 
-    All signs are tried for up to 12 rows; with more, 10,000 of them, always the same ones. On the 5,153 rows of LAMBADA
-    that takes 2 s, where `scipy.stats.permutation_test` takes 57 (one busy core).
+    All signs are tried for up to 12 rows; with more, 10,000 seeded draws. On the 5,153 rows of LAMBADA that takes 2 s,
+    where `scipy.stats.permutation_test` takes 57 (one busy core).
     """
     values, rows = np.asarray(differences, dtype=np.float64), len(differences)
     if rows <= _ALL_SIGNS:
@@ -249,7 +231,7 @@ def exchange_test(differences: Sequence[float]) -> float:
 
 
 def exact_mcnemar(better: int, worse: int) -> float:
-    """Return how probable a split of the differing rows at least this uneven is if both models were equally good."""
+    """Return the two-sided p of McNemar's exact test on the rows that differ."""
     from scipy.stats import binomtest  # takes a second or more to import
 
     return float(binomtest(better, better + worse).pvalue) if better != worse else 1.0
@@ -286,7 +268,7 @@ def _run(
 
 @functools.cache
 def _task_manager(named: bool) -> Any:
-    """Return what finds tasks; looking through the thousands that come with the harness takes seconds."""
+    """Return the harness's task manager; listing the thousands of tasks that it ships takes seconds."""
     return import_module("lm_eval.tasks").TaskManager(include_defaults=named)
 
 

@@ -1,4 +1,4 @@
-"""Measure a model's loss so that it depends on the model and the sequences alone: sums per document."""
+"""A model's loss as sums per document, which depend on nothing but the model and the sequences."""
 
 from __future__ import annotations
 
@@ -31,17 +31,12 @@ EMBEDDED = "Python standard library, test modules"
 
 def sequence_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """
-    Sum the next-token loss of each sequence.
+    Return the loss in nats, counted tokens and tokens ranked first of each sequence, shape `(batch, 3)`.
 
-    Args:
-        logits (`torch.Tensor` of shape `(batch, tokens, vocab)`): Logits of the model.
-        labels (`torch.Tensor` of shape `(batch, tokens)`): Token ids, not shifted; -100 where a token does not count.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, 3)`: Loss in nats, counted tokens, and tokens ranked first, in float64 (float32
-        on devices without it).
+    `logits` have the shape `(batch, tokens, vocab)`, `labels`, not shifted and -100 where a token does not count,
+    `(batch, tokens)`. Sums are in float64, or in float32 on devices without it.
     """
-    # One sequence at a time: only one copy of (tokens, vocab) in float32 is ever held.
+    # One sequence at a time: only one copy of (tokens, vocab) in float32 is in memory.
     rows = []
     wide = widest(logits)
     for row, row_labels in zip(logits, labels, strict=True):
@@ -54,7 +49,7 @@ def sequence_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 def sum_by_document(sums: np.ndarray[Any, Any], documents: Sequence[int]) -> Validation:
     """
-    Add up per-sequence sums of shape `(sequences, 3)` by the document that each sequence belongs to.
+    Add up per-sequence sums of shape `(sequences, 3)` by document.
 
     Raises:
         ValueError: If no token counts, or the number of documents does not fit.
@@ -95,7 +90,7 @@ class ValidatedTrainer(Trainer):
 
     @property
     def bare_model(self) -> PreTrainedModel:
-        """The model that is trained or evaluated, without what libraries wrap around it."""
+        """The model that is trained or evaluated, unwrapped."""
         model: PreTrainedModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model
 
@@ -113,7 +108,7 @@ class ValidatedTrainer(Trainer):
             return "several GPUs share one process"
         if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
             return "the compiler has the whole model"
-        return None if computes_from_hidden(model) else f"the head of {type(model).__name__} is none that is known"
+        return None if computes_from_hidden(model) else f"the head of {type(model).__name__} is not known"
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the loader of the whole evaluation set, in its order, and remember each sequence's document."""
@@ -199,18 +194,11 @@ def document_ids(dataset: Any) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """
-    Sequences to evaluate on.
+    """Sequences to evaluate on."""
 
-    Args:
-        name (`str`): What they are called in results.
-        sequences (`datasets.Dataset`): Rows with `input_ids` and `document`.
-        fingerprint (`str`): sha256 of their content.
-    """
-
-    name: str
-    sequences: Dataset
-    fingerprint: str
+    name: str  # in results
+    sequences: Dataset  # rows with `input_ids` and `document`
+    fingerprint: str  # sha256 of the content
 
 
 def read_corpus(
@@ -256,18 +244,10 @@ def read_corpus(
 
 def validate(model: PreTrainedModel, corpus: Corpus, batch_size: int = 8, pad_token_id: int = 0) -> Validation:
     """
-    Measure a model on a corpus by the loop that judges students in a run.
+    Measure a model's loss on a corpus by the same loop as a run's evaluations.
 
-    Random states and the model's mode are left as they were.
-
-    Args:
-        model (`PreTrainedModel`): Moved to the device that training would take, if it is not spread over several.
-        corpus (`Corpus`): What to measure on.
-        batch_size (`int`, *optional*, defaults to `8`): Sequences at a time; it does not change the result.
-        pad_token_id (`int`, *optional*, defaults to `0`): Token to pad with; it never counts.
-
-    Returns:
-        `Validation`: Sums per document.
+    Random states and the model's mode are preserved. The model is moved to the device of training if it is not spread
+    over several; neither batch size nor padding changes the result.
     """
     with preserve_state(model), tempfile.TemporaryDirectory() as folder:
         trainer = ValidatedTrainer(
@@ -288,12 +268,7 @@ def validate(model: PreTrainedModel, corpus: Corpus, batch_size: int = 8, pad_to
 
 @contextmanager
 def preserve_state(*models: nn.Module) -> Iterator[None]:
-    """
-    Put back the random states of Python, NumPy and PyTorch, and the models' training modes, whatever happens inside.
-
-    Args:
-        models (`torch.nn.Module`): Models whose modules' modes, evaluation or training, are kept.
-    """
+    """Restore the random states of Python, NumPy and PyTorch and the models' training modes on leaving."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     try:

@@ -1,11 +1,11 @@
-"""One student beside its reference: losses, efficiency, drafting, lazy layers, text and tasks in one record."""
+"""Evaluate a student beside its reference: losses, efficiency, drafting, lazy layers, text and tasks in one record."""
 
 from __future__ import annotations
 
 import gc
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..analysis import (
-    NEAR_RANK_ONE,
-    SHARE,
-    CollapseReport,
-    compare_laziness,
-    leading_sequences,
-    measure_collapse,
-)
+from ..analysis import NEAR_RANK_ONE, SHARE, compare_laziness, leading_sequences, measure_collapse
 from ..data import end_of_text
 from ..evaluation import (
     Corpus,
+    StudentEvaluation,
     compare_on,
     compare_tasks,
     evaluate_tasks,
@@ -34,9 +28,9 @@ from ..evaluation import (
     require_harness,
     validate,
 )
-from ..evaluation.facts import Laziness, Sample, StudentEvaluation
-from ..evaluation.speed import fixed_generation
-from ..records import RECORD_FILE, Lineage, Validation, decode, read_json, read_record, write_record
+from ..evaluation.facts import Laziness, Sample
+from ..evaluation.speed import context_of, fixed_generation
+from ..records import RECORD_FILE, Lineage, decode, read_json, read_record, write_record
 from ..students import OpenedReference, open_reference
 
 logger = logging.getLogger(__name__)
@@ -47,15 +41,6 @@ _PROMPTS = 4
 _PROMPT_TOKENS = 32
 _SAMPLE_TOKENS = 48
 _REPETITION_PENALTY = 1.2
-
-
-@dataclass
-class _Measured:
-    """What one model came to while it was in memory."""
-
-    validations: list[Validation]
-    continuations: list[str]
-    collapse: CollapseReport | None
 
 
 def evaluate_student(
@@ -78,21 +63,20 @@ def evaluate_student(
     command: str | None = None,
 ) -> StudentEvaluation:
     """
-    Measure a student beside its reference and keep what came out.
+    Evaluate a student beside its reference and write the record.
 
-    Models are loaded one after the other; only drafting and timing hold both. Each part is written down when it is
-    finished. What an earlier evaluation of the same weights left in `output` is kept where its part is not measured
-    again.
+    Models are loaded one after the other; only drafting and timing hold both. Each part is written when it is finished.
+    What an earlier evaluation of the same weights left in `output` is kept where its part is not measured again.
 
     Args:
         student (`str`): Folder or Hub id.
         reference (`str`, *optional*): Folder or Hub id; what the student's lineage names if not given.
-        corpora (sequence of `Corpus`): The test set, then others on which the verdict is looked at again.
+        corpora (sequence of `Corpus`): The test set, then others on which the match is checked again.
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of both.
         parts (sequence of `str`, *optional*): Of `PARTS`; all but `tasks` if not given.
         output (`Path`, *optional*): File to write, and to take finished parts from.
         tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match. Like
-            `confidence` it judges losses that are measured now; a verdict that is kept stays as it was judged.
+            `confidence` it applies to losses that are measured now; a verdict that is kept stays as it is.
         confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
         batch_size (`int`, *optional*, defaults to `8`): Sequences at a time; losses do not depend on it.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of both models' weights.
@@ -101,7 +85,7 @@ def evaluate_student(
         task_cache (`Path`, *optional*): Folder in which finished tasks are kept.
         efficiency (`Mapping`, *optional*): Settings of `measure_efficiency`.
         reference_kwargs (`Mapping`, *optional*): Where the reference comes from, such as `revision`.
-        command (`str`, *optional*): What was called, kept so that it can be called again.
+        command (`str`, *optional*): The command line, kept so that it can be run again.
 
     Returns:
         `StudentEvaluation`: Everything that was measured, now or before.
@@ -122,24 +106,25 @@ def evaluate_student(
     found = _earlier(opened, tolerance, confidence, output, parts)
     if command is not None:
         found = replace(found, commands=(*(item for item in found.commands if item != command), command))
-    measured = {}
-    for name, model in opened.items():
-        logger.info("%s: %s", name, model.name)
-        measured[name] = _measure(_load(model, dtype), corpora, tokenizer, parts, batch_size)
-        gc.collect()
-    found = _keep(output, found, _paired(measured, corpora, tokenizer, parts, found))
+
+    def keep(**changes: Any) -> None:
+        nonlocal found
+        found = replace(found, **changes)
+        if output is not None:
+            write_record(output, found)
+
+    keep(**_measure_in_turn(opened, corpora, tokenizer, parts, batch_size, dtype, found))
     if "draft" in parts:
         logger.info("drafting")
-        models = [_load(model, dtype) for model in opened.values()]
-        prompts = [torch.tensor([row], device=models[1].device) for row in _prompts(corpora[0])]
-        drafts = measure_draft(models[0], models[1], prompts, new_tokens=_room(models[1], prompts))
-        found = _keep(output, found, {"drafts": drafts})
-        del models
+        draft, target = (_load(model, dtype) for model in opened.values())
+        prompts = [torch.tensor([row], device=target.device) for row in _prompts(corpora[0])]
+        keep(drafts=measure_draft(draft, target, prompts, new_tokens=_new_tokens(target, prompts)))
+        del draft, target
         gc.collect()
     if "efficiency" in parts:
         logger.info("efficiency")
         settings = {"dtype": dtype, "reference_kwargs": where, **(efficiency or {})}
-        found = _keep(output, found, {"efficiency": measure_efficiency(student, reference, **settings)})
+        keep(efficiency=measure_efficiency(student, reference, **settings))
     if "tasks" in parts and tasks:
         scores = []
         for name, model in opened.items():
@@ -147,16 +132,8 @@ def evaluate_student(
             kept: dict[str, Any] = {"cache_dir": task_cache, "weights": found.fingerprints[name]}
             scores.append(evaluate_tasks(_load(model, dtype), tokenizer, tasks, limit=task_limit, **kept))
             gc.collect()
-        found = _keep(output, found, {"tasks": compare_tasks(*scores)})
+        keep(tasks=compare_tasks(*scores))
     return found
-
-
-def _keep(output: Path | None, found: StudentEvaluation, changes: Mapping[str, Any]) -> StudentEvaluation:
-    """Return the evaluation with what was measured, written down before anything else can fail."""
-    result = replace(found, **changes)
-    if output is not None:
-        write_record(output, result)
-    return result
 
 
 def named_reference(student: str, reference: str | None, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -192,57 +169,51 @@ def _earlier(
     if output is not None and output.is_file():
         before = read_record(StudentEvaluation, output)
         if dict(before.fingerprints) == fingerprints:
-            # A verdict that is kept was judged by what the record says, not by what is asked for now.
+            # A verdict that is kept keeps the tolerance and confidence that it was reached by.
             kept = before.corpora and "loss" not in parts
             return before if kept else replace(before, tolerance=tolerance, confidence=confidence)
     return StudentEvaluation(names[0], names[1], fingerprints, layers, tolerance, confidence)
 
 
-def _measure(
-    model: PreTrainedModel,
+def _measure_in_turn(
+    opened: Mapping[str, OpenedReference],
     corpora: Sequence[Corpus],
     tokenizer: PreTrainedTokenizerBase,
     parts: Sequence[str],
     batch_size: int,
-) -> _Measured:
-    found = _Measured([], [], None)
-    if "loss" in parts:
-        pad = end_of_text(tokenizer)
-        found.validations = [validate(model, corpus, batch_size, pad) for corpus in corpora]
-    if "samples" in parts:
-        found.continuations = [_continue(model, row, tokenizer) for row in _prompts(corpora[0])]
-    if "layers" in parts:
-        sequences = leading_sequences(corpora[0].sequences)
-        found.collapse = measure_collapse(model, sequences, controls=False, blocks=False)
-    return found
-
-
-def _paired(
-    measured: Mapping[str, _Measured],
-    corpora: Sequence[Corpus],
-    tokenizer: PreTrainedTokenizerBase,
-    parts: Sequence[str],
+    dtype: str,
     found: StudentEvaluation,
 ) -> dict[str, Any]:
-    mine, theirs = measured["student"], measured["reference"]
-    changes: dict[str, Any] = {
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__}
-        | {"accelerate": accelerate.__version__}
-    }
-    if "loss" in parts:
+    """Return the parts that need one model at a time: losses, samples and lazy layers."""
+    prompts, pad = _prompts(corpora[0]), end_of_text(tokenizer)
+    losses, texts, collapses = [], [], []
+    for name, model in opened.items():
+        logger.info("%s: %s", name, model.name)
+        loaded = _load(model, dtype)
+        if "loss" in parts:
+            losses.append([validate(loaded, corpus, batch_size, pad) for corpus in corpora])
+        if "samples" in parts:
+            texts.append([_continue(loaded, row, tokenizer) for row in prompts])
+        if "layers" in parts:
+            sequences = leading_sequences(corpora[0].sequences)
+            collapses.append(measure_collapse(loaded, sequences, controls=False, blocks=False))
+        del loaded
+        gc.collect()
+    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate}
+    changes: dict[str, Any] = {"versions": {name: module.__version__ for name, module in libraries.items()}}
+    if losses:
         changes["corpora"] = tuple(
-            compare_on(corpus, one, other, found.tolerance, found.confidence)
-            for corpus, one, other in zip(corpora, mine.validations, theirs.validations, strict=True)
+            compare_on(corpus, student, reference, found.tolerance, found.confidence)
+            for corpus, student, reference in zip(corpora, *losses, strict=True)
         )
         changes["own_test_set"] = corpora[0].fingerprint == _test_fingerprint(found.student)
-    if "samples" in parts:
-        prompts = [str(tokenizer.decode(row)) for row in _prompts(corpora[0])]
-        texts = zip(prompts, mine.continuations, theirs.continuations, strict=True)
-        changes["samples"] = tuple(Sample(*item) for item in texts)
-    if mine.collapse is not None and theirs.collapse is not None:
-        comparison = compare_laziness(mine.collapse, theirs.collapse, NEAR_RANK_ONE)
-        before, after = (tuple(item.max_ranks(SHARE)) for item in (theirs.collapse, mine.collapse))
-        changes["laziness"] = Laziness(SHARE, before, after, comparison)
+    if texts:
+        begun = [str(tokenizer.decode(row)) for row in prompts]
+        changes["samples"] = tuple(Sample(*item) for item in zip(begun, *texts, strict=True))
+    if collapses:
+        ranks = [tuple(report.max_ranks(SHARE)) for report in collapses]
+        comparison = compare_laziness(collapses[0], collapses[1], NEAR_RANK_ONE)
+        changes["laziness"] = Laziness(SHARE, ranks[1], ranks[0], comparison)
     return changes
 
 
@@ -253,7 +224,7 @@ def _load(opened: OpenedReference, dtype: str) -> PreTrainedModel:
 
 
 def _prompts(corpus: Corpus) -> list[list[int]]:
-    """Return the beginnings of the first documents that go on for some tokens, one for each."""
+    """Return the beginnings of the first documents that are long enough, one for each."""
     beginnings: dict[int, list[int]] = {}
     for row in corpus.sequences:
         if len(row["input_ids"]) > 2 and row["document"] not in beginnings:
@@ -263,22 +234,21 @@ def _prompts(corpus: Corpus) -> list[list[int]]:
     return list(beginnings.values())
 
 
-def _room(model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> int:
-    """Return how many tokens may be generated after each of the prompts."""
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024
-    return int(min(_SAMPLE_TOKENS, context - max(prompt.shape[1] for prompt in prompts)))
+def _new_tokens(model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> int:
+    """Return how many tokens to generate after each of the prompts, so that the context holds them."""
+    return min(_SAMPLE_TOKENS, context_of(model) - max(prompt.shape[1] for prompt in prompts))
 
 
 def _continue(model: Any, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     tokens = torch.tensor([list(prompt)], device=model.device)
-    options = {**fixed_generation(_room(model, [tokens])), "repetition_penalty": _REPETITION_PENALTY}
+    options = {**fixed_generation(_new_tokens(model, [tokens])), "repetition_penalty": _REPETITION_PENALTY}
     with preserve_state(model), torch.no_grad():
         made = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
     return str(tokenizer.decode(made[0, len(prompt) :]))
 
 
 def _test_fingerprint(student: str) -> str | None:
-    """Return the fingerprint of the test set of the run that made the student, if its folder tells."""
+    """Return the fingerprint of the test set of the run that trained the student, if its folder says."""
     path = Path(student) / "rounds.json"
     if not path.is_file() or not (Path(student) / RECORD_FILE).is_file():
         return None

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inheritune_hf.evaluation import CorpusComparison, compare_on, read_corpus, validate
+from inheritune_hf.evaluation import compare_on, read_corpus, validate
+from inheritune_hf.evaluation.facts import CorpusComparison
 from inheritune_hf.records import Validation, decode, encode
 
 

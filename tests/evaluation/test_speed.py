@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inheritune_hf.evaluation import Draft, Efficiency, Spread, measure_draft, measure_efficiency
+from inheritune_hf.evaluation import measure_draft, measure_efficiency
+from inheritune_hf.evaluation.facts import Draft, Efficiency, Spread
 from inheritune_hf.evaluation.speed import bytes_on_disk, flops_per_token, interleaved, peak_memory, ratios
 from inheritune_hf.records import decode, encode
 

@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from inheritune_hf.evaluation import TaskScores, compare_tasks, evaluate_tasks, require_harness, tasks
-from inheritune_hf.evaluation.tasks import PAPER_TASKS, exact_mcnemar, exchange_test, task_of_file
+from inheritune_hf.evaluation import PAPER_TASKS, compare_tasks, evaluate_tasks, require_harness, tasks
+from inheritune_hf.evaluation.tasks import TaskScores, exact_mcnemar, exchange_test, task_of_file
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")

@@ -7,7 +7,8 @@ from datasets import Dataset, IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from inheritune_hf.data import CausalCollator
-from inheritune_hf.evaluation import ValidatedTrainer, document_ids, sequence_sums, sum_by_document
+from inheritune_hf.evaluation import ValidatedTrainer, document_ids, sequence_sums
+from inheritune_hf.evaluation.validation import sum_by_document
 from inheritune_hf.records import Validation, decode, encode
 
 

@@ -2,17 +2,20 @@
 
 from dataclasses import replace
 
-from inheritune_hf.evaluation import (
+from inheritune_hf.evaluation.facts import (
     CorpusComparison,
     Draft,
     Efficiency,
-    Figures,
+    Laziness,
+    LazinessComparison,
+    Metrics,
+    Sample,
     Size,
     Speed,
     Spread,
+    StudentEvaluation,
     TaskComparison,
 )
-from inheritune_hf.evaluation.facts import Laziness, LazinessComparison, Sample, StudentEvaluation
 from inheritune_hf.experiments.results import Cell
 from inheritune_hf.publishing import ResultRow
 from inheritune_hf.records import Lineage, Match, Round, RunRecord, Validation, encode, write_json
@@ -125,11 +128,11 @@ def spread(value):
 def full_evaluation(**changes):
     corpora = (
         CorpusComparison(
-            "test.jsonl", "f" * 64, 48, 42_933, Figures(5.1425, 171.14, 0.2113), Figures(5.1484, 172.15, 0.2098), HIT,
+            "test.jsonl", "f" * 64, 48, 42_933, Metrics(5.1425, 171.14, 0.2113), Metrics(5.1484, 172.15, 0.2098), HIT,
             0.0015, -0.0007, 0.0036,
         ),
         CorpusComparison(
-            "other.txt", "e" * 64, 33, 9_120, Figures(7.3021, 1483.4, 0.0711), Figures(7.2544, 1414.3, 0.0735), MISS,
+            "other.txt", "e" * 64, 33, 9_120, Metrics(7.3021, 1483.4, 0.0711), Metrics(7.2544, 1414.3, 0.0735), MISS,
             -0.0024, -0.0051, 0.0002,
         ),
     )  # fmt: skip

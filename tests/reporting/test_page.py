@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 from recorded_runs import DATA, LINEAGE, RECIPE, ROUNDS, full_evaluation, write_comparison, write_run
 
-from inheritune_hf.evaluation import Sample, TaskComparison
+from inheritune_hf.evaluation.facts import Sample, TaskComparison
 from inheritune_hf.experiments.results import arm_results
 from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import write_report
