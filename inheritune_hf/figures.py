@@ -40,8 +40,9 @@ COLORS = {
     "lazy": ("#c0392b", "#ff7a6b"),
 }
 
-_LIGHT = {name: light for name, (light, _) in COLORS.items()}
-_NAMES = {light: name for name, light in _LIGHT.items()}
+#: Colours by name, for light paper alone.
+LIGHT = {name: light for name, (light, _) in COLORS.items()}
+_NAMES = {light: name for name, light in LIGHT.items()}
 _SERIES = ("student", "series1", "series2", "series3", "series4", "series5")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.8)), (0, (5, 2, 1.2, 2)))
 _MARKERS = ("o", "s", "^", "D")
@@ -51,24 +52,24 @@ _LINE = 1.45 * _FONT
 _ABOVE, _BELOW = 2.1, 3.2  # lines of text above and below the axes, without the legend
 _STYLE: Any = {
     "axes.axisbelow": True,
-    "axes.edgecolor": _LIGHT["soft"],
+    "axes.edgecolor": LIGHT["soft"],
     "axes.facecolor": "none",
     "axes.grid": True,
-    "axes.labelcolor": _LIGHT["soft"],
+    "axes.labelcolor": LIGHT["soft"],
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": _LIGHT["soft"],
+    "axes.titlecolor": LIGHT["soft"],
     "axes.titlelocation": "left",
     "axes.titlesize": _FONT,
     "font.size": _FONT,
-    "grid.color": _LIGHT["edge"],
+    "grid.color": LIGHT["edge"],
     "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "legend.labelcolor": _LIGHT["ink"],
-    "text.color": _LIGHT["ink"],
+    "legend.labelcolor": LIGHT["ink"],
+    "text.color": LIGHT["ink"],
     "text.parse_math": False,
-    "xtick.color": _LIGHT["soft"],
-    "ytick.color": _LIGHT["soft"],
+    "xtick.color": LIGHT["soft"],
+    "ytick.color": LIGHT["soft"],
     "svg.fonttype": "none",
 }
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -99,13 +100,7 @@ def figure_style() -> Any:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """
-    Save a figure as PNG: the same bytes for the same figure, and the whole file or none.
-
-    Args:
-        figure (`Figure`): What to save.
-        path (`str` or `os.PathLike`): PNG file to write.
-    """
+    """Save a figure as PNG: the same bytes for the same figure, and the whole file or none."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=150, facecolor="white", metadata={"Software": None})
@@ -113,26 +108,15 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def save_panels(path: str | os.PathLike[str], panels: Sequence[Panel], title: str = "", width: float = 620) -> None:
-    """
-    Draw panels below one another as one PNG file.
-
-    Args:
-        path (`str` or `os.PathLike`): File to write.
-        panels (`Sequence[Panel]`): What to draw.
-        title (`str`, *optional*): Text above them.
-        width (`float`, *optional*, defaults to `620`): Width in points.
-    """
+    """Draw panels below one another as one PNG file, `width` points wide, below a title."""
     save_figure(_compose(panels, width, title), path)
 
 
 def render_svg(panel: Panel, name: str, width: float) -> str:
     """
-    Return a panel as SVG to be put into an HTML page: text is text, colours are the page's, points have titles.
+    Return a panel as SVG for an HTML page: text stays text, colours are the page's, points have titles.
 
-    Args:
-        panel (`Panel`): What to draw.
-        name (`str`): Prefix of its ids, which are unique on a page if names are.
-        width (`float`): Width in pixels.
+    `name` is the prefix of its ids, which are unique on a page if names are; `width` is in pixels.
     """
     from matplotlib import rc_context
 
@@ -147,7 +131,7 @@ def render_svg(panel: Panel, name: str, width: float) -> str:
 
 
 def _compose(panels: Sequence[Panel], width: float, title: str = "") -> Figure:
-    """Place panels below one another by what is known of their size: measuring text takes longer than drawing it."""
+    """Place panels below one another by estimated text sizes: measuring text takes longer than drawing it."""
     from matplotlib.figure import Figure  # no pyplot: nothing global, no window
 
     columns = int(width / (0.56 * _FONT))
@@ -174,7 +158,7 @@ def _compose(panels: Sequence[Panel], width: float, title: str = "") -> Figure:
 
 
 def _add_legend(axes: Any, width: float) -> float:
-    """Put the legend below the axes, in as many columns as fit; return how many lines it takes."""
+    """Put the legend below the axes, in as many columns as fit; return its number of lines."""
     from matplotlib.transforms import ScaledTranslation
 
     handles, labels = axes.get_legend_handles_labels()
@@ -188,7 +172,7 @@ def _add_legend(axes: Any, width: float) -> float:
 
 
 def _clean(root: ElementTree.Element, name: str) -> None:
-    """Make a drawing of Matplotlib's fit to stand in a page beside others: no namespaces, no style sheet of its own."""
+    """Remove namespaces and style sheet from an SVG of Matplotlib, so that it can be in a page beside others."""
     for element in list(root):
         if element.tag == f"{_SVG}defs" and element.find(f"{_SVG}style") is not None:
             root.remove(element)  # it would be the style sheet of the whole page
@@ -224,13 +208,9 @@ def loss_panel(
     rounds: Sequence[Round], curves: Mapping[str, Curve], target: float | None, tolerance: float = 0.0
 ) -> Panel:
     """
-    Draw selection losses against steps: the student round by round, controls, and the band that counts as a match.
+    Draw selection losses against steps: the student round by round, controls, and the tolerance above the target.
 
-    Args:
-        rounds (`Sequence[Round]`): The rounds.
-        curves (`Mapping[str, Curve]`): `student`, and controls by name.
-        target (`float`, *optional*): Loss to reach, in nats per token.
-        tolerance (`float`, *optional*, defaults to `0`): Nats per token above the target that still match.
+    `curves` holds `student` and controls by name; `target` and `tolerance` are in nats per token.
     """
     student = curves.get("student", ())
     others = {name: curve for name, curve in curves.items() if name != "student" and curve}
@@ -248,42 +228,30 @@ def loss_panel(
         for place, (name, curve) in enumerate(others.items(), start=1):
             axes.plot(*zip(*curve, strict=True), label=_short(name), **_look(place, dashes=place), linewidth=1.8)
         if target is not None:
-            axes.axhline(target, color=_LIGHT["target"], dashes=(5, 3), linewidth=1.3, label=f"to reach: {target:.4f}")
+            axes.axhline(target, color=LIGHT["target"], dashes=(5, 3), linewidth=1.3, label=f"to reach: {target:.4f}")
             if tolerance:
-                style = {"color": _LIGHT["student"], "alpha": 0.15, "linewidth": 0}
+                style = {"color": LIGHT["student"], "alpha": 0.15, "linewidth": 0}
                 axes.axhspan(target, target + tolerance, label=f"tolerance of {tolerance:g}", **style)
         for item in rounds:
             if item.start_step:
-                axes.axvline(item.start_step, color=_LIGHT["soft"], linestyle=":", linewidth=1)
+                axes.axvline(item.start_step, color=LIGHT["soft"], linestyle=":", linewidth=1)
             if (item.end_step - item.start_step) / last * (width - 70) > 52:
                 middle = ((item.start_step + item.end_step) / 2, 1)
-                text = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "color": _LIGHT["soft"]}
+                text = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "color": LIGHT["soft"]}
                 axes.annotate(f"{item.layers} layers", middle, xycoords=("data", "axes fraction"), **text)
 
     return Panel(240, draw)
 
 
 def points_by_round(rounds: Sequence[Round], curve: Curve) -> list[Curve]:
-    """
-    Return the points of each round, and those after the last finished one.
-
-    Args:
-        rounds (`Sequence[Round]`): The rounds.
-        curve (`Curve`): The student's losses over all rounds.
-    """
+    """Return the student's points in each round, and those after the last finished one."""
     ends = [0, *(item.end_step for item in rounds), math.inf]
     pieces = [tuple(point for point in curve if start < point[0] <= end) for start, end in pairwise(ends)]
     return [piece for piece in pieces if piece]
 
 
 def layer_panel(rows: Sequence[tuple[str, Sequence[int]]], reference_layers: int) -> Panel:
-    """
-    Draw which of the reference's layers each student holds, one row for each.
-
-    Args:
-        rows (`Sequence[tuple[str, Sequence[int]]]`): Name of a student and its layers, 0-based.
-        reference_layers (`int`): Depth of the reference.
-    """
+    """Draw which of the reference's layers each student has, a row for each student's name and layers."""
 
     def draw(axes: Any, width: float) -> None:
         for place, (_, layers) in enumerate(rows):
@@ -291,9 +259,9 @@ def layer_panel(rows: Sequence[tuple[str, Sequence[int]]], reference_layers: int
             dropped = [layer for layer in range(reference_layers) if layer not in layers]
             shape = {"width": 0.82, "height": 0.74, "bottom": place - 0.37}
             label = ("kept", "left out") if place == 0 else ("", "")
-            axes.bar(kept, color=_LIGHT["student"], label=label[0], **shape)
+            axes.bar(kept, color=LIGHT["student"], label=label[0], **shape)
             if dropped:
-                line = {"edgecolor": _LIGHT["soft"], "linestyle": (0, (2, 2)), "linewidth": 0.8}
+                line = {"edgecolor": LIGHT["soft"], "linestyle": (0, (2, 2)), "linewidth": 0.8}
                 axes.bar(dropped, fill=False, label=label[1], **line, **shape)
         axes.set_xlim(-0.6, reference_layers - 0.4)
         axes.set_ylim(len(rows) - 0.45, -0.55)
@@ -308,23 +276,13 @@ def layer_panel(rows: Sequence[tuple[str, Sequence[int]]], reference_layers: int
 
 
 def rank_panel(reference: Sequence[float | None], student: Sequence[float | None], near_one: float) -> Panel:
-    """
-    Draw MaxRank by layer, before and after, on a logarithmic axis.
-
-    Args:
-        reference (`Sequence[float | None]`): MaxRank of the reference's layers.
-        student (`Sequence[float | None]`): MaxRank of the student's layers.
-        near_one (`float`): Highest MaxRank that counts as near rank-1.
-    """
+    """Draw MaxRank by layer of a reference and its student; up to `near_one` a layer is near rank-1."""
     depth = max(len(reference), len(student))
-    highest = max([value for value in (*reference, *student) if value is not None] + [4.0])
 
     def draw(axes: Any, width: float) -> None:
-        _plane(axes, (-0.5, depth - 0.5), (0.85, 1.25 * highest), "layer")
+        _plane(axes, (-0.5, depth - 0.5), (0, 1), "layer")
         axes.set_title("approximate rank, the largest over heads")
-        axes.set_yscale("log", base=2)
-        axes.set_yticks([2**power for power in range(13) if 2**power <= 1.25 * highest])
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        rank_axis(axes, [*reference, *student], near_one)
         axes.set_xticks(_every_layer(depth, width))
         for name, values, dashes, marker in (
             ("reference, before", reference, "--", "s"),
@@ -334,21 +292,27 @@ def rank_panel(reference: Sequence[float | None], student: Sequence[float | None
             who = name.partition(",")[0]
             titles = [f"{who}, layer {layer}: {value:.1f}" for layer, value in points]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name, color=_LIGHT[who], linestyle=dashes, linewidth=1.8)
-                _marks(axes, points, titles, color=_LIGHT[who], marker=marker, size=5)
-        axes.axhspan(0.85, near_one, color=_LIGHT["lazy"], alpha=0.14, linewidth=0, label="near rank-1: lazy")
+                axes.plot(*zip(*points, strict=True), label=name, color=LIGHT[who], linestyle=dashes, linewidth=1.8)
+                _marks(axes, points, titles, color=LIGHT[who], marker=marker, size=5)
 
     return Panel(200, draw)
 
 
+def rank_axis(axes: Any, ranks: Sequence[float | None], near_one: float) -> None:
+    """Scale the vertical axis for approximate ranks, logarithmically from 1 on, and shade what is near rank-1."""
+    highest = 1.25 * max([value for value in ranks if value is not None] + [4.0])
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(0.85, highest)
+    axes.set_yticks([2**power for power in range(13) if 2**power <= highest])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.axhspan(0.85, near_one, color=LIGHT["lazy"], alpha=0.14, linewidth=0, label="near rank-1")
+
+
 def arm_panel(curves: Mapping[str, Curve], target: float, seeds: Mapping[str, Sequence[Curve]]) -> Panel:
     """
-    Draw selection losses of a comparison's arms against tokens, and the reference's level.
+    Draw mean losses of a comparison's arms against tokens, the curve of each seed, and the reference's loss.
 
-    Args:
-        curves (`Mapping[str, Curve]`): Points of tokens and mean loss, by arm; drawn in this order.
-        target (`float`): The reference's loss, in nats per token.
-        seeds (`Mapping[str, Sequence[Curve]]`): The curves that each mean is made of.
+    `curves` holds the means by arm, in the order of drawing; `seeds` the curves that each mean is made of.
     """
     ends = [target, *(one[-1][1] for group in (curves.values(), *seeds.values()) for one in group)]
     low, high = min(ends), max(ends)
@@ -360,7 +324,7 @@ def arm_panel(curves: Mapping[str, Curve], target: float, seeds: Mapping[str, Se
         _plane(axes, (0, 1.01 * last), limits, "tokens, all rounds and stages together")
         axes.set_title("nats per token, mean over seeds")
         axes.xaxis.set_major_formatter(lambda value, _: _tokens(value))
-        style = {"color": _LIGHT["target"], "dashes": (5, 3), "linewidth": 1.3}
+        style = {"color": LIGHT["target"], "dashes": (5, 3), "linewidth": 1.3}
         axes.axhline(target, label=f"reference {target:.4f}", **style)
         for place, (name, curve) in enumerate(curves.items()):
             for one in seeds[name]:
@@ -375,17 +339,15 @@ def difference_panel(rows: Sequence[tuple[str, float, float | None, float | None
     """
     Draw differences with their intervals, the first on top, and a line at zero.
 
-    Args:
-        rows (`Sequence[tuple]`): Name, difference, lower and upper bound, in nats per token.
-        name (`str`): What the differences are.
+    `rows` holds name, difference, lower and upper bound in nats per token; `name` says what the differences are.
     """
 
     def draw(axes: Any, width: float) -> None:
-        axes.axvline(0.0, color=_LIGHT["target"], dashes=(5, 3), linewidth=1.3)
+        axes.axvline(0.0, color=LIGHT["target"], dashes=(5, 3), linewidth=1.3)
         for place, (_, difference, lower, upper) in enumerate(rows):
             if lower is not None and upper is not None:
-                axes.plot([lower, upper], [place, place], color=_LIGHT["student"], linewidth=1.8)
-            axes.plot(difference, place, color=_LIGHT["student"], marker="o", markersize=4)
+                axes.plot([lower, upper], [place, place], color=LIGHT["student"], linewidth=1.8)
+            axes.plot(difference, place, color=LIGHT["student"], marker="o", markersize=4)
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(name)
@@ -396,7 +358,7 @@ def difference_panel(rows: Sequence[tuple[str, float, float | None, float | None
 def _curve(
     axes: Any, points: Curve, titles: Sequence[str], place: int, label: str, size: float, linewidth: float
 ) -> None:
-    """Draw a curve and its points, each with a title that a page shows when it is pointed at."""
+    """Draw a curve and its points, each with a title that a page shows as a tooltip."""
     look = _look(place)
     marker = look.pop("marker")
     axes.plot(*zip(*points, strict=True), label=label or None, linewidth=linewidth, **look)
@@ -407,17 +369,17 @@ def _marks(axes: Any, points: Curve, titles: Sequence[str], color: str, marker: 
     low, high = axes.get_ylim()
     shown = [(point, title) for point, title in zip(points, titles, strict=True) if low <= point[1] <= high]
     if shown:
-        style = {"markerfacecolor": color, "markeredgecolor": _LIGHT["paper"], "markeredgewidth": 0.7}
+        style = {"markerfacecolor": color, "markeredgecolor": LIGHT["paper"], "markeredgewidth": 0.7}
         marks = [point for point, _ in shown]
         drawn = axes.plot(*zip(*marks, strict=True), linestyle="", marker=marker, markersize=size, **style)
         drawn[0].set_gid(json.dumps([title for _, title in shown]))
 
 
 def _look(place: int, dashes: int | None = None) -> dict[str, Any]:
-    """Return colour, dashes and marker of a series: no two of 96 look alike."""
+    """Return colour, dashes and marker of a series, distinct for 96 of them."""
     count = len(_SERIES)
     return {
-        "color": _LIGHT[_SERIES[place % count]],
+        "color": LIGHT[_SERIES[place % count]],
         "linestyle": _DASHES[(place // count if dashes is None else dashes) % len(_DASHES)],
         "marker": _MARKERS[place // (count * len(_DASHES)) % len(_MARKERS)] if dashes is None else "",
     }
@@ -433,7 +395,7 @@ def _plane(axes: Any, x: tuple[float, float], y: tuple[float, float], name: str)
 
 
 def _limits(losses: Sequence[float], above: float) -> tuple[float, float]:
-    """Keep the student, the target and where controls end in sight: random weights begin far above."""
+    """Return limits for the student, the target and the controls' ends: random weights begin far above."""
     low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
     span = max(high - low, 0.05)
     return low - 0.08 * span, high + above * span

@@ -1,4 +1,4 @@
-"""Importance measures: choose the layers of a student by what they are worth instead of by their position."""
+"""Importance measures: choose the layers of a student by their importance instead of by their position."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ LossWithout = Callable[[int], float]
 @dataclass(frozen=True)
 class Measure:
     """
-    A measure of how important each layer of a reference is.
+    A measure of how important each layer of a reference is: it orders all layers, and a student has the first of them.
 
     Args:
         keeps (`str`): Which layers it keeps, in a phrase.
         source (`str`): Where it comes from.
         axis (`str`): What its scores are, with their unit, for the axis of a figure.
         score (`Callable[[CollapseReport, float], Sequence[float]]`):
-            Returns a score for each layer out of a report at a share tau; a layer of a higher score is worth more.
-        blocks (`bool`, *optional*, defaults to `True`): Whether its scores need the report's figures of blocks.
-        keep (`Callable[[CollapseReport, int], Sequence[int]]`, *optional*):
-            Returns the layers of a student of so many layers, for a measure of groups of layers; the layers of the
-            highest scores if not given.
+            Returns a score for each layer from a report at a share tau; a layer of a higher score is more important.
+        blocks (`bool`, *optional*, defaults to `True`): Whether its scores need the report's scores of blocks.
+        nested (`Callable[[CollapseReport], Sequence[int]]`, *optional*):
+            Returns all layers from a report, the most important first; by their scores if not given.
         remove (`Callable[[Sequence[int], LossWithout], int]`, *optional*):
-            Returns which of the layers that are left is removed next: layers are removed one by one, and losses are
-            measured anew after each. By scores alone if not given.
+            Returns which of the remaining layers is removed next: layers are removed one by one, and losses are
+            measured again after each. By a report alone if not given.
     """
 
     keeps: str
@@ -36,19 +35,15 @@ class Measure:
     axis: str
     score: Callable[[Any, float], Sequence[float]]
     blocks: bool = True
-    keep: Callable[[Any, int], Sequence[int]] | None = None
+    nested: Callable[[Any], Sequence[int]] | None = None
     remove: Callable[[Sequence[int], LossWithout], int] | None = None
 
     def order(self, report: Any, tau: float = 0.9) -> tuple[int, ...]:
-        """Return all layers by their scores, the most important first, of equals the earlier one."""
+        """Return all layers by a report alone, the most important first; of equals the earlier one comes first."""
+        if self.nested is not None:
+            return tuple(self.nested(report))
         scores = self.score(report, tau)
         return tuple(sorted(range(len(scores)), key=lambda layer: (-scores[layer], layer)))
-
-    def choose(self, report: Any, count: int, tau: float = 0.9) -> tuple[int, ...]:
-        """Return the `count` layers that it keeps by a report alone, ascending; none if they were not measured."""
-        if self.blocks and report.blocks is None:
-            return ()
-        return tuple(sorted(self.order(report, tau)[:count] if self.keep is None else self.keep(report, count)))
 
 
 def _max_ranks(report: Any, tau: float) -> list[float]:
@@ -56,14 +51,22 @@ def _max_ranks(report: Any, tau: float) -> list[float]:
     return [float("inf") if value is None else value for value in report.max_ranks(tau)]
 
 
-def _without_smallest_turn(report: Any, count: int) -> tuple[int, ...]:
-    """Return all layers but the run whose removal turns the last token's states least; of equals the later run goes."""
-    gone = report.depth - count
-    if gone == 0:
-        return tuple(range(report.depth))
-    turns = [report.blocks.angular[layer][gone - 1] for layer in range(count + 1)]
-    start = max(layer for layer, turn in enumerate(turns) if turn == min(turns))
-    return (*range(start), *range(start + gone, report.depth))
+def _by_smallest_turn(report: Any) -> list[int]:
+    """Order layers by removing a run: the one that turns states least, then neighbours, so that it turns least."""
+    turns, depth = report.blocks.angular, report.depth
+    start = max(range(depth), key=lambda layer: (-turns[layer][0], layer))
+    stop = start + 1
+    removed = [start]
+    while stop - start < depth:
+        before = turns[start - 1][stop - start] if start > 0 else float("inf")
+        after = turns[start][stop - start] if stop < depth else float("inf")
+        if after <= before:
+            removed.append(stop)
+            stop += 1
+        else:
+            start -= 1
+            removed.append(start)
+    return removed[::-1]
 
 
 def _least_missed(left: Sequence[int], loss_without: LossWithout) -> int:
@@ -92,7 +95,7 @@ MEASURES: dict[str, Measure] = {
         source="arXiv 2403.17887",
         axis="angular distance\n(share of pi)",
         score=lambda report, _: [distances[0] for distances in report.blocks.angular],
-        keep=_without_smallest_turn,
+        nested=_by_smallest_turn,
     ),
     "loss": Measure(
         keeps="layers left when the least missed go one by one",

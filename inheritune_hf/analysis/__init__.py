@@ -6,28 +6,12 @@ from ..exports import lazy_exports
 
 if TYPE_CHECKING:
     from .attention import watching_attention
-    from .collapse import (
-        NEAR_RANK_ONE,
-        SHARE,
-        SHARES,
-        approximate_rank,
-        column_mass,
-        rank_of_batch_mean,
-    )
+    from .collapse import NEAR_RANK_ONE, SHARE, SHARES, approximate_rank, column_mass
     from .influence import BlockScores, angular_distances, block_influence, loss_without
-    from .measurement import (
-        AttentionMap,
-        CollapseReport,
-        LayerScores,
-        Uniform,
-        compare_laziness,
-        default_sequences,
-        leading_sequences,
-        measure_collapse,
-        paper_tokens,
-        scores_folder,
-    )
-    from .recommendation import Recommendation, layers_by_measure, recommend_layers, resolve_measured
+    from .measurement import measure_collapse, scores_folder
+    from .recommendation import Recommendation, layer_order, recommend_layers, resolve_measured
+    from .report import AttentionMap, CollapseReport, LayerScores, Uniform, compare_laziness
+    from .sequences import default_sequences, paper_tokens, sample_sequences
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -47,14 +31,13 @@ __all__ = [
     "column_mass",
     "compare_laziness",
     "default_sequences",
-    "layers_by_measure",
-    "leading_sequences",
+    "layer_order",
     "loss_without",
     "measure_collapse",
     "paper_tokens",
-    "rank_of_batch_mean",
     "recommend_layers",
     "resolve_measured",
+    "sample_sequences",
     "scores_folder",
     "watching_attention",
 ]

@@ -15,14 +15,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..students import find_blocks
 
-#: Called with a layer's number and its probabilities, of shape `(batch, heads, query, key)` in float32.
+#: Called with a layer and its probabilities, of shape `(batch, heads, query, key)` in float32, on the layer's device.
 Seen = Callable[[int, Tensor], None]
 
 _SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
 _FUSED = nn.functional.scaled_dot_product_attention
-# Logits that are worked on at once on a CPU: one megabyte.
+# Logits computed at once on a CPU: one megabyte.
 _LOGITS = 1 << 18
-# Implementations that end in one of these. Every other one is seen where Transformers hands it its inputs.
+# Implementations in which torch is asked for the attention. Others are watched where Transformers calls them.
 _SEEN_IN_TORCH = ("eager", "sdpa")
 # Kinds in `config.layer_types` that attend without a softmax over tokens.
 _WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru")
@@ -31,17 +31,13 @@ _WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru")
 @contextmanager
 def watching_attention(model: PreTrainedModel, seen: Seen) -> Iterator[None]:
     """
-    Within it, `seen` is called with each layer's attention probabilities while the model runs on whole sequences.
+    Call `seen` with each layer's attention probabilities while the model runs on whole sequences.
 
-    What the model computes is untouched, with whatever attention implementation it was loaded: probabilities are
-    computed beside it, in float32, from the queries and keys (or, where the model takes the softmax itself, from its
-    logits). They are gone when `seen` returns, so that never more than one layer's are in memory. Afterwards, also
-    after an exception, nothing of this is left on the model.
-
-    Args:
-        model (`PreTrainedModel`): A causal language model; call it without a cache, on sequences without padding.
-        seen (`Callable[[int, Tensor], None]`): Gets the layer and its probabilities, of shape
-            `(batch, heads, query, key)`, on the layer's device. It is not called for layers without softmax attention.
+    What the model computes does not change, whatever its attention implementation: probabilities are computed beside
+    it, in float32, from the queries and keys (or, where the model takes the softmax itself, from its logits). They are
+    released when `seen` returns, so that never more than one layer's are in memory. Afterwards, also after an
+    exception, nothing of this is left on the model. Call the model without a cache, on sequences without padding.
+    `seen` is not called for layers without softmax attention.
     """
     watch = _Watch(seen)
     with ExitStack() as undo:
@@ -56,19 +52,19 @@ def watching_attention(model: PreTrainedModel, seen: Seen) -> Iterator[None]:
 
 
 def attention_kinds(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return what each layer mixes tokens with, by the config: `attention`, `sliding_attention`, `conv` and so on."""
+    """Return how each layer mixes tokens, by the config: `attention`, `sliding_attention`, `conv` and so on."""
     config = model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
     names = {"full_attention": "attention", "global": "attention", "local": "sliding_attention"}
     if kinds is not None and len(kinds) == config.num_hidden_layers:
         return tuple(names.get(kind, kind) for kind in kinds)
-    # Without a list, a window is every layer's.
+    # Without a list, a window applies to every layer.
     name = "attention" if _window(config) is None else "sliding_attention"
     return tuple(name if _has_attention(block) else "other" for block in find_blocks(model))
 
 
 def narrow_window(model: PreTrainedModel, tokens: int) -> int | None:
-    """Return how many tokens a query of a sliding layer sees, itself included; None if it sees all of so many."""
+    """Return how many tokens a query of a sliding layer sees, itself included; None if no fewer than `tokens`."""
     window = _window(model.config.get_text_config(decoder=True))
     sliding = window is not None and window < tokens and "sliding_attention" in attention_kinds(model)
     return window if sliding else None
@@ -84,12 +80,7 @@ def _window(config: Any) -> int | None:
 
 
 def require_seen(model: PreTrainedModel, layer: int, kind: str) -> None:
-    """
-    Refuse a layer that has softmax attention, by its kind, of which nothing was seen.
-
-    Raises:
-        RuntimeError: If the model computes its attention in a way that cannot be watched.
-    """
+    """Raise a `RuntimeError` if a layer has softmax attention, by its kind, but no probabilities were seen."""
     if kind == "other" or any(word in kind for word in _WITHOUT_SOFTMAX):
         return
     raise RuntimeError(
@@ -111,7 +102,7 @@ def probabilities(
     bias: Tensor | None = None,
 ) -> Tensor:
     """
-    Return softmax attention weights in float32, whatever the precision of the model.
+    Return softmax attention weights in float32 of shape `(batch, heads, query, key)`, whatever the model's precision.
 
     Args:
         query (`torch.Tensor` of shape `(batch, heads, query, channels)`): Queries.
@@ -121,29 +112,26 @@ def probabilities(
         is_causal (`bool`, *optional*, defaults to `False`): Whether a query sees no later key.
         window (`int`, *optional*): Tokens that a query sees, itself included.
         softcap (`float`, *optional*): Bound of logits that are soft-capped with tanh (Gemma 2).
-        sinks (`torch.Tensor` of shape `(heads,)`, *optional*): Logits that take attention away to no key (GPT-OSS).
+        sinks (`torch.Tensor` of shape `(heads,)`, *optional*): Logits of no key, beside which rows sum to less than one
+            (GPT-OSS).
         bias (`torch.Tensor`, *optional*): Position bias that is added to the logits.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, heads, query, key)`: Rows sum to one, or to less beside sinks.
     """
     batch, heads, queries, channels = query.shape
     groups, keys = key.shape[1], key.shape[2]
     scale = channels**-0.5 if scale is None else scale
     added = _added(query, keys, mask, is_causal, window, bias)
     weights = query.new_empty(batch, heads, queries, keys, dtype=torch.float32)
-    # A few heads at a time: their logits stay in the processor's cache, and beside the weights there is no second copy.
+    # A few heads at a time: their logits stay in the processor's cache, and there is no second copy of the weights.
     size = max(1, _LOGITS // (queries * keys)) if query.device.type == "cpu" else heads
     for row in range(batch):
-        asked, answers = query[row].float(), key[row].float().repeat_interleave(heads // groups, 0).mT
+        queries_of, keys_of = query[row].float(), key[row].float().repeat_interleave(heads // groups, 0).mT
         for start in range(0, heads, size):
             part = slice(start, start + size)
             if softcap is not None:
-                logits = (
-                    (asked[part] @ answers[part]).mul_(scale / softcap).tanh_().mul_(softcap).add_(added[row, part])
-                )
+                capped = (queries_of[part] @ keys_of[part]).mul_(scale / softcap).tanh_().mul_(softcap)
+                logits = capped.add_(added[row, part])
             else:
-                logits = torch.baddbmm(added[row, part], asked[part], answers[part], alpha=scale)
+                logits = torch.baddbmm(added[row, part], queries_of[part], keys_of[part], alpha=scale)
             if sinks is None:
                 torch.softmax(logits, -1, out=weights[row, part])
             else:
@@ -155,7 +143,7 @@ def probabilities(
 def _added(
     query: Tensor, keys: int, mask: Tensor | None, is_causal: bool, window: int | None, bias: Tensor | None
 ) -> Tensor:
-    """Return what is added to the logits, of shape `(batch, heads, query, key)`: bias, and minus infinity if hidden."""
+    """Return what is added to the logits, of shape `(batch, heads, query, key)`: bias, minus infinity where masked."""
     batch, heads, queries, _ = query.shape
     added = torch.zeros(queries, keys, device=query.device)
     if is_causal or window is not None:
@@ -172,7 +160,7 @@ def _added(
 
 
 class _Watch(TorchFunctionMode):
-    """Computes probabilities beside every attention that torch is asked for while a block runs, in this thread."""
+    """Computes probabilities beside every attention that torch computes while a block runs, in this thread."""
 
     def __init__(self, seen: Seen) -> None:
         super().__init__()
@@ -182,7 +170,7 @@ class _Watch(TorchFunctionMode):
         self._thread = threading.get_ident()
 
     def entering(self, layer: int) -> Callable[..., None]:
-        """Return a hook that says that a block begins, and of what shape its states are."""
+        """Return a forward pre-hook that notes the block that begins, and the shape of its states."""
 
         def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             if threading.get_ident() == self._thread:
@@ -193,7 +181,7 @@ class _Watch(TorchFunctionMode):
         return enter
 
     def leave(self, *_: Any) -> None:
-        """Say that a block has ended; a forward hook."""
+        """Note that a block has ended; a forward hook."""
         if threading.get_ident() == self._thread:
             self._layer = None
 
@@ -217,7 +205,7 @@ class _Watch(TorchFunctionMode):
         self.report(weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:]))
 
     def report(self, weights: Tensor) -> None:
-        """Hand on a layer's probabilities; what is computed meanwhile is not watched."""
+        """Pass on a layer's probabilities; what is computed meanwhile is not watched."""
         layer, self._layer = self._layer, None
         if layer is not None:
             self._seen(layer, weights)
@@ -231,7 +219,7 @@ class _Watch(TorchFunctionMode):
         ) -> Any:
             layer = self._layer if threading.get_ident() == self._thread else None
             if layer is not None:
-                # What follows takes a softmax itself, and may end in a function that is watched: it is one attention.
+                # The original may take a softmax itself, or call a watched function: it is one attention all the same.
                 self._layer = None
             try:
                 if layer is not None:
@@ -280,7 +268,7 @@ def _interface_probabilities(
 
 @contextmanager
 def _registered(model: PreTrainedModel, watch: _Watch) -> Iterator[None]:
-    """Put a watched function in the place of the model's own, if torch is not asked for a softmax in it."""
+    """Register a watched function in the place of the model's attention function, where torch alone is not enough."""
     name = model.config._attn_implementation
     if name is None or name in _SEEN_IN_TORCH or name not in ALL_ATTENTION_FUNCTIONS:
         yield

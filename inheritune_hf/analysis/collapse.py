@@ -1,7 +1,7 @@
 """
 The paper's measures of attention collapse: functions of attention matrices and of ranks (PAPER: section 2).
 
-Ranks are exact, by the cheapest method that is sure of its answer: on heads of 1,024 tokens 3.8 times as fast as
+Ranks are exact, by the cheapest method that is certain of its answer: on heads of 1,024 tokens 3.8 times as fast as
 `torch.linalg.svdvals` (benchmarks/README.md).
 """
 
@@ -22,23 +22,23 @@ SHARES = (0.80, 0.85, 0.90, 0.95)
 #: The paper's tau and eta.
 SHARE = 0.90
 #: A layer is called near rank-1 if its MaxRank is at most 1 plus this: every head has rank 1 on at least half of the
-#: sequences. The paper draws near rank-1 heads without saying where the line is.
+#: sequences. The paper draws near rank-1 heads and gives no threshold.
 NEAR_RANK_ONE = 0.5
-#: Fewer sequences than this give no interval: a bootstrap over so few is too narrow.
-MIN_SEQUENCES = 30
+# A bootstrap over fewer sequences gives intervals that are too narrow.
+_MIN_SEQUENCES = 30
 _RESAMPLES = 1_000
-#: Relative slack at a threshold: a share that is reached but for rounding (identity attention, ties) is reached.
-TOLERANCE = 1e-9
+# Relative tolerance at a threshold: a share that is reached but for rounding (identity attention, ties) is reached.
+_TOLERANCE = 1e-9
 
-# Entries below this change no share by more than 1e-12, and their squares would be denormal: slow for nothing.
-_NOTHING = 1e-15
+# Entries below this change no share by more than 1e-12, and computing with their denormal squares is slow.
+_NEGLIGIBLE = 1e-15
 # Numbers in the matrices that one thread works on at once: at most one of 1,024 tokens, and no fewer than 13 of 100.
-_GROUP, _SHARE = 1 << 20, 1 << 17
-# Up to these sizes all eigenvalues in float64, or in float32, cost less than asking a cheaper method first.
+_GROUP, _THREAD_GROUP = 1 << 20, 1 << 17
+# Up to these sizes all eigenvalues in float64, or in float32, cost less than trying a cheaper method first.
 _SMALL, _MEDIUM = 48, 192
-# Leading values that are asked for where few may do.
+# Leading values that are computed where few may suffice.
 _BLOCK = 32
-# Rounding of float32, in units of what was met at most on random and adversarial matrices: see `_slack`.
+# Safety factor on the rounding of float32 that was seen on random and adversarial matrices: see `_slack`.
 _MARGIN = 4.0
 
 Result = TypeVar("Result")
@@ -48,14 +48,7 @@ def approximate_rank(attention: Tensor, tau: float = SHARE) -> Tensor:
     """
     Count the singular values that hold a share `tau` of the squared spectrum (arXiv 2404.08634v4, section 2).
 
-    Args:
-        attention (`torch.Tensor` of shape `(..., query, key)`):
-            Attention weights; each row sums to one.
-        tau (`float`, *optional*, defaults to `0.9`):
-            Share to retain, in `(0, 1]`, reached within a relative 1e-9.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`: Integers from `1` to `min(query, key)`.
+    `attention` is of shape `(..., query, key)`, the result of shape `(...)`: integers from `1` to `min(query, key)`.
 
     Raises:
         ValueError: If `tau` is outside `(0, 1]`, or `attention` holds no matrices of finite numbers.
@@ -68,14 +61,7 @@ def column_mass(attention: Tensor, eta: float = SHARE) -> Tensor:
     """
     Count the columns, heaviest first, that hold a share `eta` of the squared entries (arXiv 2404.08634v4, appendix C).
 
-    Args:
-        attention (`torch.Tensor` of shape `(..., query, key)`):
-            Attention weights; each row sums to one.
-        eta (`float`, *optional*, defaults to `0.9`):
-            Share to retain, in `(0, 1]`, reached within a relative 1e-9.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`: Integers from `1` to `key`.
+    `attention` is of shape `(..., query, key)`, the result of shape `(...)`: integers from `1` to `key`.
 
     Raises:
         ValueError: If `eta` is outside `(0, 1]`, or `attention` holds no matrices of finite numbers.
@@ -84,58 +70,20 @@ def column_mass(attention: Tensor, eta: float = SHARE) -> Tensor:
     return torch.cat(by_groups(lambda part: _masses(part, (eta,)), matrices)).reshape(attention.shape[:-2])
 
 
-def rank_of_batch_mean(attention: Tensor, tau: float = SHARE) -> Tensor:
-    """
-    Return the rank of each head's mean attention over a batch: what the authors' notebook calls the rank of a head.
-
-    It is another thing than Rank(h, l), the mean over sequences of each one's rank: averaging first mixes patterns.
-
-    Args:
-        attention (`torch.Tensor` of shape `(batch, heads, query, key)`): Attention weights.
-        tau (`float`, *optional*, defaults to `0.9`): Share to retain, in `(0, 1]`.
-
-    Returns:
-        `torch.Tensor` of shape `(heads,)`: Integers.
-    """
-    return approximate_rank(attention.mean(0), tau)
-
-
 def attention_entropy(attention: Tensor) -> Tensor:
-    """
-    Return the mean entropy of the rows, in nats: 0 if every query attends to one key.
-
-    Args:
-        attention (`torch.Tensor` of shape `(..., query, key)`): Attention weights; each row sums to one.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`: Nats.
-    """
+    """Return the mean entropy of the rows of `(..., query, key)`, in nats: 0 if every query attends to one key."""
     # Several times faster than torch.special.entr; a weight of zero adds nothing.
     logarithms = attention.clamp(min=torch.finfo(attention.dtype).tiny).log_()
     return -logarithms.mul_(attention).sum(-1).mean(-1)
 
 
 def sink_share(attention: Tensor) -> Tensor:
-    """
-    Return the mean attention that goes to the first key; the first query, which can see no other, does not count.
-
-    Args:
-        attention (`torch.Tensor` of shape `(..., query, key)`): Causal attention weights of 2 or more queries.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`: Shares from `0` to `1`.
-    """
+    """Return the mean attention to the first key; the first query, which sees no other key, does not count."""
     return attention[..., 1:, 0].mean(-1)
 
 
 def uniform_attention(tokens: int, window: int | None = None) -> Tensor:
-    """
-    Return causal attention in float64 that looks at every visible token alike: the control that has learned nothing.
-
-    Args:
-        tokens (`int`): Length of the sequence.
-        window (`int`, *optional*): Tokens that a query can see, itself included; all before it if not given.
-    """
+    """Return causal attention in float64 with equal weights on all visible tokens, or on the last `window` of them."""
     seen = torch.ones(tokens, tokens, dtype=torch.float64).tril()
     if window is not None:
         seen = seen.triu(1 - window)
@@ -153,11 +101,9 @@ class AttentionScores(NamedTuple):
 
 def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> AttentionScores:
     """
-    Return all measures of one layer's attention; besides it, never more than a few matrices are in memory.
+    Return all measures of one layer's attention of shape `(batch, heads, query, key)`.
 
-    Args:
-        attention (`torch.Tensor` of shape `(batch, heads, query, key)`): Attention weights in float32.
-        shares (sequence of `float`, *optional*, defaults to the paper's four): Taus and etas.
+    Besides the attention, never more than a few matrices are in memory.
 
     Raises:
         ValueError: If a share is outside `(0, 1]`, or `attention` is not finite.
@@ -199,43 +145,15 @@ def avg_rank(max_ranks: Sequence[float]) -> float:
     return float(np.mean(max_ranks))
 
 
-def avg_mass(masses: ArrayLike) -> float:
-    """Return AvgMass(l) of `(sequences, heads)`, the mean over heads and sequences (PAPER: appendix C)."""
-    return float(np.asarray(masses, dtype=np.float64).mean(0).mean())
-
-
-def is_lazy_layer(max_rank: float, tolerance: float = 0.0) -> bool:
-    """
-    Tell whether a layer is lazy: its MaxRank is 1 (PAPER: definition G.1), or at most `1 + tolerance`.
-
-    Exactly 1 needs rank 1 of every head on every sequence. For "near rank-1" give `NEAR_RANK_ONE`.
-    """
-    return max_rank <= 1 + tolerance
-
-
-def is_lazy_group(max_ranks: Sequence[float]) -> bool:
-    """Tell whether a contiguous group of layers is lazy: floor(AvgRank) is 1 (PAPER: definition G.1)."""
-    return math.floor(avg_rank(max_ranks)) == 1
-
-
-def max_rank_interval(ranks: ArrayLike, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return a two-sided interval of MaxRank by a bootstrap over sequences; None for fewer than 30 of them."""
-    resampled = resampled_max_ranks(ranks)
-    if resampled is None:
-        return None
-    lower, upper = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(lower), float(upper)
-
-
 def resampled_max_ranks(ranks: ArrayLike) -> NDArray[np.float64] | None:
     """
-    Return MaxRank for each of 1,000 resamples of the sequences, or None for fewer than 30 sequences.
+    Return MaxRank in each of 1,000 bootstrap resamples of the sequences, or None for fewer than 30 sequences.
 
-    All layers of a model are resampled alike, so that groups of them can be judged together.
+    All layers of a model are resampled alike, so that statistics of several layers can be resampled too.
     """
     values = np.asarray(ranks, dtype=np.float64)
     sequences = len(values)
-    if sequences < MIN_SEQUENCES:
+    if sequences < _MIN_SEQUENCES:
         return None
     draws = np.random.default_rng(0).multinomial(sequences, np.full(sequences, 1 / sequences), size=_RESAMPLES)
     highest: NDArray[np.float64] = (draws @ values / sequences).max(1)
@@ -245,7 +163,7 @@ def resampled_max_ranks(ranks: ArrayLike) -> NDArray[np.float64] | None:
 def _masses(matrices: Tensor, etas: Sequence[float]) -> Tensor:
     """Return the column mass of a few matrices at each share, of shape `(batch, etas)`."""
     if matrices.dtype == torch.float32:
-        # Sums of squares are off by no more than a rounding for each term. Where that matters, float64 decides.
+        # The error of a sum of squares is at most one rounding for each term. Where that matters, float64 decides.
         energies = matrices.square().sum(-2).double()
         slack = 2 * (matrices.shape[-2] + 1) * torch.finfo(torch.float32).eps * energies.sum(-1)
         low, high = (_counted(energies, etas, off) for off in (-slack, slack))
@@ -283,40 +201,33 @@ def _check_share(share: float, name: str) -> None:
 
 def ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
     """
-    Count, for each matrix, the leading singular values that hold each share of the squared spectrum.
+    Count the leading singular values of `(batch, query, key)` that hold each share, of shape `(batch, taus)`.
 
     Leading values suffice where the rank is small: the total energy is the squared Frobenius norm, known exactly, and
-    two-sided bounds tell whether the answer is certain. Otherwise all eigenvalues of the Gram matrix are computed in
-    float32, with a margin for rounding, and in float64 where that leaves a doubt.
-
-    Args:
-        matrices (`torch.Tensor` of shape `(batch, query, key)`): Real matrices.
-        taus (sequence of `float`): Shares to retain, in `(0, 1]`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, taus)`: Integers from `1` to `min(query, key)`, on the same device.
+    two-sided bounds show whether the answer is certain. Otherwise all eigenvalues of the Gram matrix are computed in
+    float32, with a margin for rounding, and in float64 where that margin leaves the answer open.
     """
     return torch.cat(by_groups(lambda part: group_ranks(without_denormals(part), taus), matrices))
 
 
 def without_denormals(matrices: Tensor) -> Tensor:
-    """Return matrices without the numbers that change no share, and whose squares would be slow to work with."""
-    return nn.functional.hardshrink(matrices, _NOTHING)
+    """Return matrices with negligible numbers set to zero: computing with their denormal squares is slow."""
+    return nn.functional.hardshrink(matrices, _NEGLIGIBLE)
 
 
 def by_groups(measure: Callable[[Tensor], Result], matrices: Tensor) -> list[Result]:
     """
-    Measure a batch of matrices in parts that are small enough to make copies of, on as many threads as torch may use.
+    Measure a batch of matrices in parts that are small enough to be copied, on as many threads as torch may use.
 
-    LAPACK takes matrices one after the other, and those of attention are too small to be split among threads: on a CPU
-    each thread takes matrices of its own.
+    LAPACK works on one matrix at a time, and attention matrices are too small to be split among threads: on a CPU each
+    thread works on matrices of its own.
     """
     threads = torch.get_num_threads() if matrices.device.type == "cpu" else 1
     count = max(1, len(matrices))
     numbers = max(1, matrices[:1].numel())
     size = max(1, _GROUP // numbers)
     if threads > 1:
-        size = min(size, max(-(-count // (4 * threads)), _SHARE // numbers))
+        size = min(size, max(-(-count // (4 * threads)), _THREAD_GROUP // numbers))
     parts = [matrices[start : start + size] for start in range(0, count, size)]
     if threads == 1 or len(parts) == 1:
         return [measure(part) for part in parts]
@@ -324,13 +235,13 @@ def by_groups(measure: Callable[[Tensor], Result], matrices: Tensor) -> list[Res
         with ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(measure, parts))
     finally:
-        # It is also what threads that begin later start with.
+        # Threads that start later inherit this number too.
         torch.set_num_threads(threads)
 
 
 def thresholds(total: Tensor, shares: Sequence[float]) -> Tensor:
-    """Return the energy that must be reached for each share, of shape `(batch, shares)`, out of float64 totals."""
-    wanted: Tensor = torch.tensor(list(shares), dtype=torch.float64, device=total.device) * (1 - TOLERANCE)
+    """Return the energy to reach for each share, of shape `(batch, shares)`, from float64 totals."""
+    wanted: Tensor = torch.tensor(list(shares), dtype=torch.float64, device=total.device) * (1 - _TOLERANCE)
     return total[:, None] * wanted
 
 
@@ -343,7 +254,7 @@ def group_ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
     if size <= _SMALL or matrices.dtype == torch.float64 or not _multiplies_float32(matrices.device):
         return _exact_ranks(matrices, total, wanted)
     matrices = matrices.float()
-    # A few rows tell where one column is heavy; the method is chosen by them, never the answer.
+    # A few rows show whether one column is heavy; they choose the method, never the answer.
     sample = matrices[:, size // 8 :: 8]
     sink = torch.linalg.vector_norm(sample, dim=-2).amax(-1).square() > 0.5 * sample.square().sum((-2, -1))
     _fill(found, sink, _collapsed_ranks, matrices, total, wanted)
@@ -353,18 +264,18 @@ def group_ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:
 
 
 def _multiplies_float32(device: torch.device) -> bool:
-    """Tell whether products of float32 are that: users may allow fewer bits (TF32, bfloat16) for speed."""
+    """Tell whether float32 matrix products have float32 precision: users may allow less (TF32, bfloat16) for speed."""
     number = 1 + 2.0**-22
     product = torch.full((1, 64, 256), number, device=device) @ torch.eye(256, device=device)[None, :, :64]
     return bool((product == number).all())
 
 
-def _fill(found: Tensor, where: Tensor, method: Callable[..., Tensor], *given: Any) -> None:
-    """Fill in what a method finds for some of the matrices; copies of the given tensors only if it is not for all."""
-    if bool(where.all()):
-        found.copy_(method(*given))
-    elif bool(where.any()):
-        found[where] = method(*(item[where] if isinstance(item, Tensor) else item for item in given))
+def _fill(found: Tensor, mask: Tensor, method: Callable[..., Tensor], *arguments: Any) -> None:
+    """Write the results of a method for the masked matrices into `found`."""
+    if bool(mask.all()):  # without copies
+        found.copy_(method(*arguments))
+    elif bool(mask.any()):
+        found[mask] = method(*(item[mask] if isinstance(item, Tensor) else item for item in arguments))
 
 
 def _exact_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
@@ -373,13 +284,13 @@ def _exact_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _gram_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
-    """Return the ranks that float32 is sure of, from leading values where few may do, from all of them elsewhere."""
+    """Return the ranks that are certain in float32, from leading values where few may suffice, else from all."""
     found = torch.zeros_like(wanted, dtype=torch.long)
     gram = _gram(matrices)
     if gram.shape[-1] > _MEDIUM:
         squares = torch.linalg.vector_norm(gram, dim=(-2, -1), dtype=torch.float64).square()
         # k leading energies are at most root(k) times the root of the sum of their squares (Cauchy and Schwarz). Ranks
-        # are several times that bound, and a block is sure of ranks up to half of its size.
+        # are several times that bound, and a block certifies ranks up to half of its size.
         least = wanted.amax(-1).square() / squares
         _fill(found, least <= _BLOCK / 8, _leading_ranks, gram, total, squares, wanted)
     _fill(found, (found == 0).any(-1), _float32_ranks, gram, total, wanted)
@@ -387,7 +298,7 @@ def _gram_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _float32_ranks(gram: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
-    """Return the ranks from all eigenvalues in float32, and 0 where rounding leaves a doubt."""
+    """Return the ranks from all eigenvalues in float32, and 0 where rounding leaves them open."""
     energies = _energies(gram)
     slack = _slack(total, torch.linalg.vector_norm(energies, dim=-1), gram.shape[-1])[:, None]
     low, high = count_leading(energies, wanted - slack), count_leading(energies, wanted + slack)
@@ -396,15 +307,10 @@ def _float32_ranks(gram: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
 
 def _slack(total: Tensor, norm: Tensor, size: int) -> Tensor:
     """
-    Return what a sum of leading energies in float32 may be off by.
+    Bound the error of sums of leading energies in float32, from the trace and Frobenius norm of the Gram matrices.
 
-    Each of the steps that turn a Gram matrix into its eigenvalues is off by a rounding of its norm, in any direction:
-    all of them by root (size) times that. The Gram matrix itself is off by a few roundings of its trace.
-
-    Args:
-        total (`torch.Tensor` of shape `(batch,)`): Trace of the Gram matrices.
-        norm (`torch.Tensor` of shape `(batch,)`): Their Frobenius norm.
-        size (`int`): Their size.
+    Each of the steps that turn a Gram matrix into its eigenvalues has an error of one rounding of its norm, in any
+    direction: together root(size) times that. The error of the Gram matrix itself is a few roundings of its trace.
     """
     rounding = torch.finfo(torch.float32).eps / 2
     return _MARGIN * rounding * (1.7 * math.sqrt(size) * norm + 6 * total)
@@ -414,8 +320,8 @@ def _gram(matrices: Tensor) -> Tensor:
     """
     Return the smaller Gram matrices, whose eigenvalues are the squared singular values.
 
-    They are built of strips, so that what is above the diagonal is not computed twice. Where queries see no later key,
-    a strip has nothing in the rows before its own: that leaves a third of the products.
+    They are built in strips, so that what is above the diagonal is not computed twice. Causal strips are zero in the
+    rows before their own, which leaves a third of the products.
     """
     if matrices.shape[-1] > matrices.shape[-2]:
         matrices = matrices.mT
@@ -446,8 +352,8 @@ def count_leading(energies: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _collapsed_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
-    """Return the ranks of matrices with one heavy column, without their Gram matrix, and 0 where that is not sure."""
-    basis = _start(matrices, 8)
+    """Return the ranks of matrices with one heavy column, without their Gram matrix, and 0 where not certain."""
+    basis = _random_block(matrices, 8)
     for _ in range(2):
         basis = torch.linalg.qr(matrices.mT @ (matrices @ basis))[0]
     image = matrices @ basis
@@ -456,8 +362,8 @@ def _collapsed_ranks(matrices: Tensor, total: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _leading_ranks(gram: Tensor, total: Tensor, squares: Tensor, wanted: Tensor) -> Tensor:
-    """Return the ranks that a block of leading values of Gram matrices is sure of, and 0 where it is not."""
-    basis = _start(gram, _BLOCK)
+    """Return the ranks that a block of leading values of Gram matrices certifies, and 0 elsewhere."""
+    basis = _random_block(gram, _BLOCK)
     for _ in range(3):
         basis = torch.linalg.qr(gram @ basis)[0]
     back = gram @ basis
@@ -465,28 +371,23 @@ def _leading_ranks(gram: Tensor, total: Tensor, squares: Tensor, wanted: Tensor)
     return _certified(inside, back - basis @ inside, total, squares, wanted)
 
 
-def _start(matrices: Tensor, block: int) -> Tensor:
+def _random_block(matrices: Tensor, block: int) -> Tensor:
     size = matrices.shape[-1]
-    # A generator of its own: the same answer every time, and no random state of the caller is touched.
+    # A generator of its own: the same result each time, and the caller's random state is untouched.
     normal = torch.randn(size, block, generator=torch.Generator().manual_seed(0))
     return normal.to(matrices.device).expand(len(matrices), size, block)
 
 
 def _certified(inside: Tensor, outside: Tensor, total: Tensor, squares: Tensor | None, wanted: Tensor) -> Tensor:
     """
-    Return the ranks that follow from a subspace for certain, and 0 elsewhere.
+    Return the ranks that a subspace certifies, and 0 elsewhere.
 
     With Q an orthonormal basis and G the Gram matrix, the eigenvalues t of Q'GQ bound those of G from below. With
     E = (I - QQ')GQ and M = (I - QQ')G(I - QQ'), G is at most diag(t + E'E/c, M + c) for every c > 0. The j largest
     eigenvalues of M sum to no more than its trace, the total less all t, and than root(j) times its Frobenius norm.
     That bounds every sum of leading eigenvalues from above (Ky Fan).
 
-    Args:
-        inside (`torch.Tensor` of shape `(batch, block, block)`): Q'GQ.
-        outside (`torch.Tensor` of shape `(batch, key, block)`): E.
-        total (`torch.Tensor` of shape `(batch,)`): Trace of G.
-        squares (`torch.Tensor` of shape `(batch,)`, *optional*): Squared Frobenius norm of G, if it is known.
-        wanted (`torch.Tensor` of shape `(batch, taus)`): Energies to reach.
+    `inside` is Q'GQ, `outside` E, `total` the trace of G, and `squares` its squared Frobenius norm, if it is known.
     """
     block = inside.shape[-1]
     slack = _slack(total, total, outside.shape[-2])
@@ -498,17 +399,17 @@ def _certified(inside: Tensor, outside: Tensor, total: Tensor, squares: Tensor |
     if squares is not None:
         left = squares - ritz.square().sum(-1) - 2 * leak
         norm = torch.minimum(rest, (left.clamp(min=0) + squares * slack / total).sqrt())
-    # Any c is right; this one keeps both of its terms small.
+    # Every c is valid; this one keeps both of its terms small.
     shift = (leak.sqrt() * 0.5 + 1e-3 * norm).clamp(min=torch.finfo(torch.float64).tiny)
     steps = torch.arange(block + 1, device=ritz.device)
     others = torch.minimum(rest[:, None], steps.sqrt() * norm[:, None]) + steps * shift[:, None]
 
     count = (lower[:, None, :] < wanted[:, :, None]).sum(-1)  # the rank, if the lower bounds were the sums
     reached = lower.gather(1, count.clamp(max=block))
-    # The most that one eigenvalue less can sum to: the leading of the block, or j of them exchanged for others.
+    # The largest sum of one eigenvalue less: the leading ones of the block, or j of them replaced by others.
     inner = count[:, :, None] - 1 - steps
     sums = torch.where(inner >= 0, lower[:, None, :].expand(*count.shape, -1).gather(2, inner.clamp(min=0)), 0.0)
     above = torch.where(inner >= 0, sums + others[:, None, :], 0.0).amax(-1) + (leak / shift)[:, None]
     above = torch.where(count > 1, above, 0.0)
-    sure = (count <= block) & (reached >= wanted + slack[:, None]) & (above < wanted - slack[:, None])
-    return torch.where(sure, count, 0)
+    certain = (count <= block) & (reached >= wanted + slack[:, None]) & (above < wanted - slack[:, None])
+    return torch.where(certain, count, 0)

@@ -17,7 +17,7 @@ from ..evaluation import sequence_sums
 from ..students import find_blocks
 
 #: Called after every run through the model, for a progress bar.
-Advance = Callable[[], None]
+Advance = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,11 @@ class BlockScores:
 
 def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Advance = lambda: None) -> BlockScores:
     """
-    Return what each block changes on `batches`; the model is left as it was.
+    Return what each block changes, means over all sequences; the model, in evaluation mode, is left as it was.
 
-    Each batch takes one run through the whole model, one through its head for each depth, and one for each block
-    without it. The hidden states of one batch at every depth are in memory, and no attention.
-
-    Args:
-        model (`PreTrainedModel`): A causal language model in evaluation mode.
-        batches (sequence of `torch.Tensor` of shape `(batch, tokens)`): Token ids.
-        advance (`Callable`, *optional*): Called after every run, `2 * layers + 1` times for each batch.
-
-    Returns:
-        `BlockScores`: Means over all sequences.
+    Each batch of token ids, of shape `(batch, tokens)`, takes one run through the whole model, one through its head for
+    each depth, and one for each block without it. The hidden states of one batch at every depth are in memory, and no
+    attention. `advance` is called `2 * layers + 1` times for each batch.
     """
     blocks = find_blocks(model)
     depth = len(blocks)
@@ -70,12 +63,12 @@ def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Adv
         angles += angular_distances(torch.stack([state[:, -1].float().cpu() for state in states])) * len(tokens)
         advance()
         for layer in range(depth):
-            given = [_Given(block, states[layer], size) for block, size in zip(blocks, tuples, strict=True)]
-            with _replaced(blocks, dict(enumerate(given))):
+            stand_ins = [_StandIn(block, states[layer], size) for block, size in zip(blocks, tuples, strict=True)]
+            with _replaced(blocks, dict(enumerate(stand_ins))):
                 by_depth[layer] += _loss_sums(model, tokens)
             advance()
-            # What comes before the skipped block is as it was: only the blocks after it run.
-            with _replaced(blocks, dict(enumerate(given[: layer + 1]))):
+            # States before the skipped block are known: only the blocks after it run.
+            with _replaced(blocks, dict(enumerate(stand_ins[: layer + 1]))):
                 skipped[layer] += _loss_sums(model, tokens)
             advance()
     count = sum(tokens.numel() for tokens in batches)
@@ -91,13 +84,7 @@ def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Adv
 
 
 def block_influence(before: Tensor, after: Tensor) -> float:
-    """
-    Return 1 − the cosine between a block's input and output, a mean over tokens: 0 if it changes no direction.
-
-    Args:
-        before (`torch.Tensor` of shape `(..., channels)`): Hidden states that go into the block.
-        after (`torch.Tensor` of the same shape): Hidden states that come out of it.
-    """
+    """Return 1 − the cosine between hidden states before and after a block, a mean over tokens."""
     cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
     return float(1 - cosine.double().mean())
 
@@ -106,11 +93,7 @@ def angular_distances(states: Tensor) -> Tensor:
     """
     Return the angle between hidden states at each two depths, as a share of pi, a mean over sequences.
 
-    Args:
-        states (`torch.Tensor` of shape `(depths, batch, channels)`): One token's states at every depth.
-
-    Returns:
-        `torch.Tensor` of shape `(depths, depths)`: From `0` (same direction) to `1` (opposite), in float64.
+    `states` are one token's, of shape `(depths, batch, channels)`; the result is of shape `(depths, depths)`.
     """
     directions = nn.functional.normalize(states.double(), dim=-1)
     cosines = torch.einsum("ibc,jbc->bij", directions, directions).clamp(-1, 1)
@@ -120,27 +103,19 @@ def angular_distances(states: Tensor) -> Tensor:
 def loss_without(
     model: PreTrainedModel, batches: Sequence[Tensor], removed: Sequence[int], advance: Advance = lambda: None
 ) -> float:
-    """
-    Return the model's loss if some blocks hand on what they get, in nats per token; the model is left as it was.
-
-    Args:
-        model (`PreTrainedModel`): A causal language model in evaluation mode.
-        batches (sequence of `torch.Tensor` of shape `(batch, tokens)`): Token ids.
-        removed (sequence of `int`): Layers to leave out.
-        advance (`Callable`, *optional*): Called after every batch.
-    """
+    """Return the model's loss without some of its blocks, in nats per token; the model is left as it was."""
     blocks = find_blocks(model)
     sums = torch.zeros(2, dtype=torch.float64)
     _, tuples, _ = _states(model, blocks, batches[0][:1, :2])
-    with _replaced(blocks, {layer: _Given(blocks[layer], None, tuples[layer]) for layer in removed}):
+    with _replaced(blocks, {layer: _StandIn(blocks[layer], None, tuples[layer]) for layer in removed}):
         for tokens in batches:
             sums += _loss_sums(model, tokens)
             advance()
     return float(sums[0] / sums[1])
 
 
-class _Given(nn.Module):
-    """Stands for a block and returns given states, or those that it gets, in the form that the block returns them."""
+class _StandIn(nn.Module):
+    """Takes a block's place and returns fixed states, or its inputs, in the form in which the block returns states."""
 
     def __init__(self, block: nn.Module, states: Tensor | None, size: int) -> None:
         super().__init__()
@@ -165,7 +140,7 @@ class _Given(nn.Module):
 
 @contextmanager
 def _replaced(blocks: nn.ModuleList, stand_ins: Mapping[int, nn.Module]) -> Iterator[None]:
-    """Let modules stand for blocks for a while; the list is as it was afterwards, also after an exception."""
+    """Put modules in the places of blocks for a while; afterwards, also after an exception, the list is as before."""
     before = list(blocks)
     try:
         for layer, module in stand_ins.items():
@@ -177,7 +152,7 @@ def _replaced(blocks: nn.ModuleList, stand_ins: Mapping[int, nn.Module]) -> Iter
 
 
 def _states(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tuple[list[Tensor], list[int], Tensor]:
-    """Return the hidden states before the first block and after each, how long a tuple each returns (0: none), sums."""
+    """Return states before the first block and after each, the length of each one's output tuple (0: none), sums."""
     states: list[Tensor] = []
     sizes: list[int] = []
 

@@ -1,9 +1,9 @@
-"""How many layers are worth keeping, and which: with the evidence, and no more certain than it is (experimental)."""
+"""How many layers are worth keeping, and which: with the evidence and its uncertainty (experimental)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +12,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..layers import describe, is_prefix
-from ..measures import MEASURES, LossWithout, parse_measured
+from ..measures import MEASURES, parse_measured
 from ..records import Cache
-from ..students import Reference
+from ..students import OpenedReference, Reference
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without
-from .measurement import (
-    VERSIONS,
-    CollapseReport,
-    as_tokens,
-    batches_of,
-    evaluating,
-    load_model,
-    measure_collapse,
-    open_model,
-    require_fitting,
-    tokens_fingerprint,
-)
+from .measurement import VERSIONS, batches_of, evaluating, load_model, measure_collapse, open_model
+from .report import CollapseReport
+from .sequences import as_tokens, check_tokens, tokens_fingerprint
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Recommendation:
             a lazy tail or for fewer than 30 sequences.
         tail_share (`float`, *optional*): Share of the resamples of the sequences in which there is a lazy tail.
         by_measure (`dict[str, tuple[int, ...]]`): The layers that each measure would keep, as many; by `loss`, those
-            without which alone it would be highest (`keep_layers="loss:12"` measures anew after each removal).
+            without which alone it would be highest (`keep_layers="loss:12"` measures again after each removal).
         by_depth (`dict[str, int]`): Other counts: `mass` by AvgMass instead of rank, `near_best_loss` the depth at
             which the loss through the head is within 0.1 nats per token of the model's own.
         evidence (`tuple[str, ...]`): Sentences with the figures.
@@ -101,11 +92,19 @@ def recommend_layers(
         raise ValueError(f"{report.model} has no layer with softmax attention, so ranks say nothing about its depth.")
     tail = lazy_tail_start(values)
     keep = max(1, report.depth // 2 if tail is None else tail)
-    interval, tail_share = _tail_interval(report, tau)
-    by_measure = {name: measure.choose(report, keep, tau) for name, measure in MEASURES.items()}
-    by_measure = {name: layers for name, layers in by_measure.items() if layers}
+    starts = _resampled_tails(report, tau)
+    found = [max(1, start) for start in starts if start is not None]
+    interval = None
+    if tail is not None and found:
+        lower, upper = np.quantile(found, [0.025, 0.975], method="nearest")
+        interval = (int(lower), int(upper))
+    tail_share = len(found) / len(starts) if starts else None
+    by_measure = {
+        name: tuple(sorted(measure.order(report, tau)[:keep]))
+        for name, measure in MEASURES.items()
+        if report.blocks is not None or not measure.blocks
+    }
     by_depth = _other_counts(report, tau)
-    interval = None if tail is None else interval
     return Recommendation(
         layers=tuple(range(keep)),
         depth=report.depth,
@@ -159,102 +158,82 @@ def resolve_measured(
     name, count = parse_measured(choice)
     if count is None:
         return recommend_layers(reference, sequences, progress=progress, **kwargs).layers
-    return layers_by_measure(reference, name, count, sequences, progress=progress, **kwargs)
+    return tuple(sorted(layer_order(reference, name, sequences, count, progress=progress, **kwargs)[:count]))
 
 
-def layers_by_measure(
+def layer_order(
     reference: Reference,
     measure: str,
-    count: int,
     sequences: Any,
+    count: int = 1,
     *,
+    cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
     **kwargs: Any,
 ) -> tuple[int, ...]:
     """
-    Choose `count` layers of a reference by a measure. Of equals the earlier layer is kept.
+    Return all layers in the order of a measure: a student of `n` layers, `count` or more, has the first `n` of them.
+
+    So the students that grow from `count` layers along it are nested.
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference.
         measure (`str`): One of `MEASURES`.
-        count (`int`): Layers to keep.
         sequences (`torch.Tensor` of shape `(sequences, tokens)`): Sequences to measure on.
+        count (`int`, *optional*, defaults to `1`): Layers of the smallest student. A measure that removes layers one by
+            one stops there, and does not order these.
+        cache_dir (`str` or `os.PathLike`, *optional*): As for `measure_collapse`.
         progress (`bool`, *optional*, defaults to `False`): Whether a bar with the time left is shown.
         kwargs: As for `measure_collapse`.
 
-    Returns:
-        `tuple[int, ...]`: The layers, 0-based, ascending.
-
     Raises:
-        ValueError: If there is no such measure, or the reference has fewer layers.
+        ValueError: If the reference has fewer layers than `count`.
     """
-    if measure not in MEASURES:
-        raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}.")
-    chosen = MEASURES[measure]
-    if chosen.remove is not None:
-        return _by_removal(reference, measure, chosen.remove, as_tokens(sequences), count, progress, **kwargs)
-    settings = {"controls": False, "blocks": chosen.blocks, "progress": progress, **kwargs}
-    report = measure_collapse(reference, sequences, **settings)
-    _check_count(count, report.depth)
-    return chosen.choose(report, count)
+    chosen, opened = MEASURES[measure], open_model(reference, **kwargs)
+    if not 1 <= count <= opened.depth:
+        raise ValueError(f"keep_layers must be between 1 and {opened.depth} (the reference's depth), got {count}.")
+    if chosen.remove is None:
+        settings: dict[str, Any] = {"controls": False, "blocks": chosen.blocks, "cache_dir": cache_dir, **kwargs}
+        return chosen.order(measure_collapse(reference, sequences, progress=progress, **settings))
+    removed = _remove_layers(opened, measure, as_tokens(sequences), opened.depth - count, cache_dir, progress)
+    return (*(layer for layer in range(opened.depth) if layer not in removed), *reversed(removed))
 
 
-def _check_count(count: int, depth: int) -> None:
-    if not 1 <= count <= depth:
-        raise ValueError(f"keep_layers must be between 1 and {depth} (the reference's depth), got {count}.")
-
-
-def _by_removal(
-    reference: Reference,
+def _remove_layers(
+    opened: OpenedReference,
     measure: str,
-    remove: Callable[[Sequence[int], LossWithout], int],
     tokens: Tensor,
-    count: int,
+    most: int,
+    cache_dir: str | os.PathLike[str] | None,
     progress: bool,
-    cache_dir: str | os.PathLike[str] | None = None,
-    **kwargs: Any,
-) -> tuple[int, ...]:
-    """Remove layers one by one; the order is kept after each removal, and serves every number of layers."""
-    opened = open_model(reference, **kwargs)
-    depth, removed = opened.depth, list[int]()
-    _check_count(count, depth)
+) -> list[int]:
+    """Remove layers one by one, and return the removed ones in order; the cache is written after each removal."""
     cache = None if cache_dir is None else Cache(cache_dir, list[int])
     key = [] if cache is None else ["removed", measure, opened.fingerprint(), tokens_fingerprint(tokens), VERSIONS]
-    if cache is not None:
-        removed = cache.read(key) or []
-    left = [layer for layer in range(depth) if layer not in removed[: depth - count]]
-    if len(left) == count:
-        return tuple(left)
-    model = load_model(opened)
-    require_fitting(model, tokens)
-    batches = batches_of(tokens, model)
-    runs = sum(range(count + 1, len(left) + 1)) * len(batches)
-    with tqdm(total=runs, desc=f"{measure}:{count}", disable=not progress, leave=False) as bar, evaluating(model):
-        while len(left) > count:
-            gone = remove(left, lambda layer: loss_without(model, batches, [*removed, layer], bar.update))
-            removed.append(gone)
-            left.remove(gone)
+    removed = (None if cache is None else cache.read(key)) or []
+    if len(removed) >= most:
+        return removed[:most]
+    remove, model = MEASURES[measure].remove, load_model(opened)
+    check_tokens(model, tokens)
+    batches, left = batches_of(tokens, model), [layer for layer in range(opened.depth) if layer not in removed]
+    runs = sum(range(opened.depth - most + 1, len(left) + 1)) * len(batches)
+    with tqdm(total=runs, desc=f"by {measure}", disable=not progress, leave=False) as bar, evaluating(model):
+        while remove is not None and len(removed) < most:
+            removed.append(remove(left, lambda layer: loss_without(model, batches, [*removed, layer], bar.update)))
+            left.remove(removed[-1])
             if cache is not None:
                 cache.write(key, removed)
-    return tuple(left)
+    return removed
 
 
-def _tail_interval(report: CollapseReport, tau: float) -> tuple[tuple[int, int] | None, float | None]:
-    """Return the interval of the tail's start over resampled sequences, and the share of them that have a tail."""
+def _resampled_tails(report: CollapseReport, tau: float) -> list[int | None]:
+    """Return where the lazy tail starts in each resample of the sequences; an empty list for too few sequences."""
     resampled = [resampled_max_ranks(report.ranks(item.layer, tau)) if item.heads else None for item in report.layers]
-    some = next((values for values in resampled if values is not None), None)
-    if some is None:
-        return None, None
-    starts = [
+    count = next((len(values) for values in resampled if values is not None), 0)
+    return [
         lazy_tail_start([None if values is None else float(values[draw]) for values in resampled])
-        for draw in range(len(some))
+        for draw in range(count)
     ]
-    found = [max(1, start) for start in starts if start is not None]
-    share = len(found) / len(starts)
-    if not found:
-        return None, share
-    lower, upper = np.quantile(found, [0.025, 0.975], method="nearest")
-    return (int(lower), int(upper)), share
 
 
 def _other_counts(report: CollapseReport, tau: float) -> dict[str, int]:
@@ -269,11 +248,7 @@ def _other_counts(report: CollapseReport, tau: float) -> dict[str, int]:
 
 
 def _evidence(
-    report: CollapseReport,
-    tail: int | None,
-    interval: tuple[int, int] | None,
-    tail_share: float | None,
-    tau: float,
+    report: CollapseReport, tail: int | None, interval: tuple[int, int] | None, tail_share: float | None, tau: float
 ) -> Iterator[str]:
     place = report.shares.index(tau)
     yield (
@@ -331,8 +306,8 @@ def _disagreements(
         if not is_prefix(layers):
             other = len(set(layers) - set(range(keep)))
             yield f"By {name}, {other} of {keep} layers would be others: {describe(layers)}."
-    if "mass" in by_depth and by_depth["mass"] != keep:
+    if by_depth.get("mass", keep) != keep:
         yield f"By AvgMass the lazy tail would begin after {by_depth['mass']} layers."
-    near = by_depth.get("near_best_loss")
-    if near is not None and near > keep:
+    near = by_depth.get("near_best_loss", keep)
+    if near > keep:
         yield f"The loss through the head comes within 0.1 nats per token of the model's own only after {near} layers."

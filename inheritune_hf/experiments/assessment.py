@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..analysis import NEAR_RANK_ONE, SHARE, compare_laziness, leading_sequences, measure_collapse
+from ..analysis import NEAR_RANK_ONE, SHARE, compare_laziness, measure_collapse, sample_sequences
 from ..data import end_of_text
 from ..evaluation import (
     Corpus,
@@ -195,7 +195,7 @@ def _measure_in_turn(
         if "samples" in parts:
             texts.append([_continue(loaded, row, tokenizer) for row in prompts])
         if "layers" in parts:
-            sequences = leading_sequences(corpora[0].sequences)
+            sequences = sample_sequences(corpora[0].sequences)
             collapses.append(measure_collapse(loaded, sequences, controls=False, blocks=False))
         del loaded
         gc.collect()

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.integrations.integration_utils import SwanLabCallback, WandbCallback
 
-from ..analysis import NEAR_RANK_ONE, layers_by_measure, leading_sequences, measure_collapse, scores_folder
+from ..analysis import NEAR_RANK_ONE, measure_collapse, resolve_measured, sample_sequences, scores_folder
 from ..arms import CONTROLS, LOOP, Variant, parse_arm
 from ..config import CompareConfig, DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
@@ -450,11 +450,10 @@ class Comparison:
             return tuple(range(depth))
         found = None
         if self.args.process_index == 0:
-            found = layers_by_measure(
+            found = resolve_measured(
                 self.ready.reference.name,
-                arm.measure,
-                depth - layers if arm.lowest else layers,
-                leading_sequences(self.ready.splits.selection),
+                f"{arm.measure}:{depth - layers if arm.lowest else layers}",
+                sample_sequences(self.ready.splits.selection),
                 cache_dir=scores_folder(),
                 **self.ready.kwargs,
             )
@@ -589,7 +588,7 @@ class Comparison:
 
     def _lazy_layers(self, model: PreTrainedModel) -> int:
         """Return how many of a model's layers are near rank 1 on sequences of the selection set."""
-        sequences = leading_sequences(self.ready.splits.selection)
+        sequences = sample_sequences(self.ready.splits.selection)
         return len(measure_collapse(model, sequences, controls=False, blocks=False).lazy_layers(NEAR_RANK_ONE))
 
 

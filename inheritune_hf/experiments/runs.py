@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from ..analysis import (
-    leading_sequences,
     measure_collapse,
     resolve_measured,
+    sample_sequences,
     scores_folder,
 )
 from ..config import DataConfig, InherituneConfig, RunConfig
@@ -202,7 +202,7 @@ def measured_recipe(recipe: InherituneConfig, ready: PreparedRun, args: Training
         layers = resolve_measured(
             ready.reference.name,
             str(choice),
-            leading_sequences(ready.splits.selection),
+            sample_sequences(ready.splits.selection),
             progress=not args.disable_tqdm,
             cache_dir=scores_folder(),
             **ready.kwargs,
@@ -228,7 +228,7 @@ def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | 
             f"collapse_every={every} measures the student on the main process, which under {trainer.sharding} has a "
             "part of each weight; leave it out, and measure the trained student by `inheritune analyze`."
         )
-    sequences = leading_sequences(splits.selection)
+    sequences = sample_sequences(splits.selection)
     report = None
     if trainer.args.process_index == 0:
         report = measure_collapse(

@@ -31,7 +31,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, Tra
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from ..analysis import NEAR_RANK_ONE, CollapseReport, compare_laziness, measure_collapse
-from ..analysis.measurement import as_tokens
+from ..analysis.sequences import as_tokens
 from ..evaluation import LazinessComparison
 from ..records import write_json
 from ..run_folder import RUN_FOLDER

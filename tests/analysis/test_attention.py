@@ -1,6 +1,5 @@
 """Probabilities are those of the model, its output is untouched, and nothing is left on it."""
 
-import copy
 import gc
 import sys
 import weakref
@@ -13,7 +12,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from inheritune_hf.analysis.attention import attention_kinds, probabilities, watching_attention
-from inheritune_hf.students import SUPPORTED_MODEL_TYPES, find_blocks
+from inheritune_hf.students import SUPPORTED_MODEL_TYPES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
 from families import CASES, SHAPE, TOKENS, WIDE
@@ -82,74 +81,29 @@ def test_every_architecture_that_students_can_be_made_of(kind, values):
             assert weights.dtype == torch.float32
             if wanted and alike:
                 torch.testing.assert_close(weights, wanted[place].float(), atol=2e-5, rtol=1e-4)
-            if kind != "gpt_oss":  # its sinks take a share: see below
+            if kind == "gpt_oss":  # its sinks take a share
+                assert float(weights.sum(-1).max()) < 1
+            else:
                 assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
             assert float(weights.triu(1).abs().max()) == 0
     assert "eager" in tried
 
 
-def test_the_list_above_is_all_of_them():
-    """Every supported model type is among the cases."""
+def test_every_supported_model_type_is_tested():
+    """The cases above are all supported model types."""
     assert {pair.values[0] for pair in PAIRS} == set(SUPPORTED_MODEL_TYPES)
 
 
-OTHERS = {
-    "xglm": [
-        {"vocab_size": 64, "d_model": 16, "attention_heads": 2, "num_layers": 6, "ffn_dim": 32, "pad_token_id": 1}
-    ],
-    "falcon": [{**SHAPE, **TOKENS}, {**SHAPE, **TOKENS, "alibi": True, "new_decoder_architecture": False}],
-    "mpt": [{"vocab_size": 64, "d_model": 16, "n_heads": 2, "n_layers": 6, "max_seq_len": 32}],
-    "codegen": [{"vocab_size": 64, "n_embd": 16, "n_head": 4, "n_layer": 6, "n_positions": 32, "rotary_dim": 4}],
-    "mixtral": [{**WIDE, "num_key_value_heads": 1, "num_local_experts": 2}],
-    "cohere": [{**WIDE, "num_key_value_heads": 1}],
-    "qwen3_moe": [
-        {
-            **WIDE,
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-            "num_experts": 2,
-            "num_experts_per_tok": 1,
-            "moe_intermediate_size": 16,
-        }
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [pytest.param(kind, item, id=f"{kind}-{n}") for kind, x in OTHERS.items() for n, item in enumerate(x)],
-)
-def test_other_architectures(kind, values):
-    """Models with another way to attend (ALiBi, experts with routers, fused weights) are seen too."""
-    eager = build(kind, values, "eager")
-    with torch.no_grad():
-        output = eager(IDS, use_cache=False, output_attentions=True)
-    logits, seen = watched(eager)
-    assert torch.equal(logits, output.logits)
-    assert sorted(seen) == list(range(6))
-    for layer, weights in seen.items():
-        torch.testing.assert_close(weights, output.attentions[layer], atol=2e-5, rtol=1e-4)
-
-
 def test_attention_sinks_take_their_share():
-    """Beside learned sinks (GPT-OSS) rows sum to less than one, as the model's own do."""
-    values = {**WIDE, "num_key_value_heads": 1, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}
-    model = build("gpt_oss", values, "eager")
-    with torch.no_grad():
-        wanted = model(IDS, use_cache=False, output_attentions=True).attentions
-    _, seen = watched(model)
-    for layer, weights in seen.items():
-        torch.testing.assert_close(weights, wanted[layer], atol=2e-5, rtol=1e-4)
-        assert float(weights.sum(-1).max()) < 1
-    # The same by the way of fused kernels, which get sinks as an argument.
+    """Fused kernels get learned sinks (GPT-OSS) as an argument: rows sum to less than one."""
     query, key = torch.randn(1, 2, 4, 3), torch.randn(1, 1, 4, 3)
     sinks = torch.tensor([0.5, 30.0])
     logits = torch.cat([(query @ key.mT) * 3**-0.5, sinks.view(1, 2, 1, 1).expand(1, 2, 4, 1)], dim=-1)
     torch.testing.assert_close(probabilities(query, key, sinks=sinks), logits.softmax(-1)[..., :-1])
 
 
-def test_layers_without_softmax_attention_are_not_heard_of():
-    """In a hybrid (LFM2) the short convolutions are told apart from attention."""
+def test_layers_without_softmax_attention_are_not_seen():
+    """In a hybrid (LFM2) only the attention layers are seen, and the short convolutions have a kind of their own."""
     values = {**WIDE, "num_key_value_heads": 1, "layer_types": ["conv", "full_attention"] * 3, "block_multiple_of": 8}
     model = build("lfm2", values)
     _, seen = watched(model)
@@ -158,7 +112,7 @@ def test_layers_without_softmax_attention_are_not_heard_of():
 
 
 def test_kinds_come_from_the_config_or_from_the_blocks():
-    """Sliding and full attention are told apart where the config does so."""
+    """Layers are of sliding or full attention by the config's list, or by its one window."""
     assert attention_kinds(build(*PAIRS[0].values)) == ("attention",) * 6
     by_type = {pair.values[0]: pair.values[1] for pair in PAIRS}
     assert attention_kinds(build("gpt_neo", by_type["gpt_neo"], "eager"))[:2] == ("attention", "sliding_attention")
@@ -198,9 +152,9 @@ def custom():
     del AttentionMaskInterface._global_mapping["mine"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "starcoder2", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
 def test_other_implementations_are_watched_where_they_get_their_inputs(kind, custom):
-    """A registered implementation is seen once a layer, and its registration is as before afterwards."""
+    """A registered implementation is seen once in each layer, and its registration is as before afterwards."""
     values = {pair.values[0]: pair.values[1] for pair in PAIRS}[kind]
     model = build(kind, values, "mine")
     with torch.no_grad():
@@ -278,11 +232,3 @@ def test_never_more_than_one_layer_in_memory():
     with watching_attention(model, seen):
         model(IDS, use_cache=False)
     assert len(alive) == 6
-
-
-def test_model_can_be_copied_while_nothing_watches():
-    """A watched model is copied without anything of the watch."""
-    model = build("gpt2", dict(SHAPE, n_positions=32, **TOKENS))
-    watched(model)
-    assert hooks(copy.deepcopy(model)) == hooks(model)
-    assert len(find_blocks(model)) == 6

@@ -22,7 +22,7 @@ def test_influence_of_directions():
 
 
 def test_angular_distance_is_a_share_of_pi():
-    """Same direction 0, right angle one half, opposite 1."""
+    """It is 0 for the same direction, one half for a right angle, 1 for the opposite."""
     states = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-2.0, 0.0]]])
     wanted = torch.tensor([[0, 0.5, 1], [0.5, 0, 0.5], [1, 0.5, 0]], dtype=torch.float64)
     torch.testing.assert_close(angular_distances(states), wanted)

@@ -9,15 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from lazy_models import HEADS, LAYERS, VOCABULARY, collapse_layers, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from inheritune_hf.analysis import CollapseReport, approximate_rank, compare_laziness, measure_collapse
+from inheritune_hf.analysis import CollapseReport, approximate_rank, measure_collapse
 from inheritune_hf.analysis import measurement as measurement_module
 from inheritune_hf.analysis.collapse import attention_entropy, column_mass, sink_share, uniform_attention
 from inheritune_hf.analysis.measurement import (
-    as_tokens,
     batches_of,
     head_maps,
     random_twin,
@@ -60,8 +58,6 @@ def test_a_model_forced_to_one_column_is_lazy_exactly_there(collapsed, sequences
     report = fast(collapsed, sequences)
     assert report.lazy_layers() == [2, 4, 5]
     assert report.lazy_layers(0.5) == [2, 4, 5]
-    assert report.is_lazy_group([4, 5])
-    assert not report.is_lazy_group([0, 1])
     for layer in (2, 4, 5):
         assert report.avg_masses()[layer] == 1
         assert report.layers[layer].sink == pytest.approx([1.0] * HEADS, abs=1e-4)
@@ -75,12 +71,13 @@ def test_controls(model, sequences):
     )
     # Fresh weights are small, so that every query looks at everything nearly alike.
     assert set(report.max_ranks(random=True)) == {float(report.uniform.ranks[report.shares.index(0.9)])}
-    assert report.avg_masses(random=True)[0] > report.uniform.masses[0] - 3
+    twins = report.random[0].masses[report.shares.index(0.9)]
+    assert np.mean(twins) > report.uniform.masses[report.shares.index(0.9)] - 3
     assert fast(model, sequences).random == ()
 
 
 def test_sliding_layers_have_a_control_of_their_own(sequences):
-    """Uniform attention within the window is what layers that slide are held against, where the window is narrower."""
+    """Sliding layers are compared with uniform attention within their window, where that is narrower."""
     shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -159,14 +156,12 @@ def test_model_is_left_as_it_was_after_an_exception(model, sequences, monkeypatc
         assert hooks() == hooked
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_any_precision_and_implementation(sequences, attention, dtype):
-    """A model in bfloat16, or with another implementation, is measured in its own precision."""
-    model = tiny_model(attn_implementation=attention).to(dtype)
+def test_a_model_is_measured_in_its_own_precision(sequences):
+    """A model in bfloat16 stays in bfloat16, and its scores are finite."""
+    model = tiny_model().to(torch.bfloat16)
     report = measure_collapse(model, sequences[:4])
     assert all(item.heads == HEADS for item in report.layers)
-    assert model.dtype == dtype
+    assert model.dtype == torch.bfloat16
     assert np.isfinite(report.blocks.loss)
 
 
@@ -182,7 +177,6 @@ def test_from_a_path(model, sequences, tmp_path):
 def test_spread_over_devices(model, sequences, tmp_path):
     """A model that is partly on disk (`device_map`) gives what the whole one gives, and stays where it was."""
     model.save_pretrained(tmp_path / "model")
-    places = {"transformer": "cpu", "lm_head": "cpu"}
     parts = {f"transformer.h.{layer}": "disk" if layer > 3 else "cpu" for layer in range(LAYERS)}
     places = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.drop": "cpu", "transformer.ln_f": "cpu"}
     spread = AutoModelForCausalLM.from_pretrained(
@@ -223,68 +217,21 @@ def test_hybrids_report_what_has_no_softmax_attention(sequences):
     assert decode(CollapseReport, json.loads(json.dumps(encode(report))), "report") == report
 
 
-def test_report_goes_through_json_and_into_pandas(model, sequences, tmp_path):
-    """A report read back is equal; the table has a row for each layer, head and share."""
-    report = measure_collapse(model, sequences)
-    report.to_json(tmp_path / "report.json")
-    assert CollapseReport.from_json(tmp_path / "report.json") == report
-    table = report.to_pandas()
-    assert len(table) == LAYERS * HEADS * len(report.shares)
-    chosen = table[(table["layer"] == 2) & (table["head"] == 1) & (table["share"] == 0.9)]
-    assert chosen["rank"].item() == report.ranks(2).mean(0)[1]
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        report.tokens = 3
-
-
-def test_shares_that_were_not_measured_are_refused(model, sequences):
-    """Asking a report for another share names those that were measured."""
-    with pytest.raises(ValueError, match=r"The share 0.5 was not measured \(measured: 0.9\); measure again with it"):
-        fast(model, sequences[:2], shares=(0.9,)).max_ranks(0.5)
-
-
 def test_scores_are_cached(model, sequences, tmp_path, monkeypatch):
-    """Asking again, for any measured share, loads no model; another share measures once more and keeps both."""
-    model.save_pretrained(tmp_path / "model")
-    first = fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores")
-    loads = []
-    load = measurement_module.load_model
+    """Asking again loads no model; other shares, data, settings or weights are measured."""
+    path, loads, load = tmp_path / "model", [], measurement_module.load_model
+    model.save_pretrained(path)
+    cached = {"cache_dir": tmp_path / "scores"}
+    first = fast(path, sequences, **cached)
     monkeypatch.setattr(measurement_module, "load_model", lambda *x, **y: loads.append(x) or load(*x, **y))
-    assert fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores", shares=(0.8,)) == first
+    assert fast(path, sequences, **cached) == first
     assert loads == []
-    more = fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores", shares=(0.5,))
-    assert more.shares == (0.5, 0.8, 0.85, 0.9, 0.95)
-    assert len(loads) == 1
-    assert fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores") == more
-    # Other data, settings or weights are other scores.
-    fast(tmp_path / "model", sequences[:-1], cache_dir=tmp_path / "scores")
-    measure_collapse(tmp_path / "model", sequences, blocks=False, cache_dir=tmp_path / "scores")
-    tiny_model(seed=1).save_pretrained(tmp_path / "model")
-    assert fast(tmp_path / "model", sequences, cache_dir=tmp_path / "scores") != more
+    assert fast(path, sequences, shares=(0.5,), **cached).shares == (0.5,)
+    fast(path, sequences[:-1], **cached)
+    measure_collapse(path, sequences, blocks=False, **cached)
+    tiny_model(seed=1).save_pretrained(path)
+    assert fast(path, sequences, **cached) != first
     assert len(loads) == 4
-
-
-def test_sequences_come_in_many_forms(sequences):
-    """A tensor, rows, lists and a data set are the same sequences."""
-    rows = sequences[:3].tolist()
-    for given in (sequences[:3], rows, [{"input_ids": row} for row in rows], Dataset.from_dict({"input_ids": rows})):
-        assert torch.equal(as_tokens(given), sequences[:3])
-
-
-def test_sequences_that_cannot_be_measured_are_refused(model):
-    """Unequal lengths, none, one token, too many tokens and unknown ones are refused before anything is loaded."""
-    with pytest.raises(ValueError, match=r"Sequences must be of one length, .* got lengths from 2 to 3 tokens"):
-        measure_collapse("nowhere", [[1, 2], [1, 2, 3]])
-    for bad in ([], [[1]], torch.ones(3)):
-        with pytest.raises(ValueError, match=r"Sequences must be of shape \(sequences, tokens\)"):
-            measure_collapse("nowhere", bad)
-    with pytest.raises(ValueError, match="Sequences of 65 tokens are longer than the model's context of 64"):
-        measure_collapse(model, [[1] * 65])
-    with pytest.raises(ValueError, match="Sequences have tokens from 1 to 64, the model knows 0 to 63"):
-        measure_collapse(model, [[1, 64]])
-    with pytest.raises(ValueError, match="Sequences have tokens from -1 to 1"):
-        measure_collapse(model, [[1, -1]])
-    with pytest.raises(OSError, match="nowhere"):
-        measure_collapse("/nowhere", [[1, 2]])
 
 
 def test_batches_hold_at_most_1024_tokens(model):
@@ -294,14 +241,14 @@ def test_batches_hold_at_most_1024_tokens(model):
 
 
 def test_unseen_attention_is_an_error(model, sequences, monkeypatch):
-    """A layer that has attention of which nothing was seen is not passed over in silence."""
+    """A layer that has attention of which nothing was seen is an error that says what to do."""
     monkeypatch.setattr(measurement_module, "watching_attention", lambda model, seen: torch.no_grad())
     with pytest.raises(RuntimeError, match=r"Layer 0 of GPT2LMHeadModel has attention .* attn_implementation='eager'"):
         fast(model, sequences[:2])
 
 
 def test_two_attentions_in_a_layer_are_refused(model, sequences, monkeypatch):
-    """A layer that attends twice has no one rank."""
+    """A layer that attends twice has more than one rank."""
     lent = copy.deepcopy(model)
     inner = lent.transformer.h[1].attn.forward
     monkeypatch.setattr(lent.transformer.h[1].attn, "forward", lambda *x, **y: (inner(*x, **y), inner(*x, **y))[0])
@@ -320,7 +267,7 @@ def test_maps_are_means_over_sequences(model, sequences):
 
 
 def test_maps_of_chosen_heads(model, sequences, tmp_path):
-    """Heads can be chosen, also of a model whose scores are kept; what is kept stays as it is."""
+    """Heads can be chosen, also of a model whose scores are cached; the cache stays as it is."""
     folder = tmp_path / "scores"
     first = fast(model, sequences, cache_dir=folder)
     chosen = fast(model, sequences, cache_dir=folder, heads=[(3, 1), (0, 0)])
@@ -331,19 +278,6 @@ def test_maps_of_chosen_heads(model, sequences, tmp_path):
     for head in ((LAYERS, 0), (0, HEADS), (0, -1)):
         with pytest.raises(ValueError, match=rf"no softmax attention in layer {head[0]}, head {head[1]} of GPT2LM"):
             fast(model, sequences, cache_dir=folder, heads=[head])
-
-
-def test_the_papers_question_is_answered(model, collapsed, sequences):
-    """Students and references are compared by their lazy layers, on the same sequences only."""
-    student, reference = fast(model, sequences), fast(collapsed, sequences)
-    comparison = compare_laziness(student, reference)
-    assert (comparison.student, comparison.reference) == (0, 3)
-    assert comparison.sentence.startswith("The student has fewer lazy layers than its reference: 0 of 6 against 3 of 6")
-    assert "more lazy layers" in compare_laziness(reference, student).sentence
-    assert "as many lazy layers as its reference, which has none" in compare_laziness(student, student).sentence
-    for others in (sequences[:, :20], (sequences + 1) % VOCABULARY):
-        with pytest.raises(ValueError, match="Models are compared on the same sequences only, got 40 of 24 tokens"):
-            compare_laziness(student, fast(collapsed, others))
 
 
 def lazy_layers(repository, cache, sequences, **where):
@@ -363,18 +297,16 @@ def commits(hub, tmp_path):
     return found
 
 
-def lazy_at(on_hub, folder, tokens, **where):
-    """The same in a client process."""
-    return on_hub(lazy_layers, "me/measured", folder / "scores", tokens, **where)
-
-
 def test_a_revision_of_the_hub_is_measured(commits, hub, on_hub, sequences, tmp_path):
     """Each revision has its own scores; asked for again, nothing is loaded."""
-    tokens = sequences[:8].tolist()
-    newest, first = lazy_at(on_hub, tmp_path, tokens), lazy_at(on_hub, tmp_path, tokens, revision=commits[0])
+
+    def lazy_at(**where):
+        return on_hub(lazy_layers, "me/measured", tmp_path / "scores", sequences[:8].tolist(), **where)
+
+    newest, first = lazy_at(), lazy_at(revision=commits[0])
     assert newest[0] == [4, 5]
     assert first[0] == []
     assert newest[1] != first[1]
     hub.clear()
-    assert lazy_at(on_hub, tmp_path, tokens, revision=commits[0]) == first
+    assert lazy_at(revision=commits[0]) == first
     assert not any(entry["path"].endswith(".safetensors") for entry in hub.log)

@@ -14,7 +14,7 @@ from inheritune_hf.analysis import (
     CollapseReport,
     LayerScores,
     Uniform,
-    layers_by_measure,
+    layer_order,
     loss_without,
     measure_collapse,
     recommend_layers,
@@ -104,7 +104,7 @@ def test_everything_lazy_keeps_one_layer():
     assert recommend_layers(report_of([1, 1, 1])).layers == (0,)
 
 
-def test_disagreements_are_told():
+def test_disagreements_are_named():
     """Lazy layers that are kept, busy ones that are dropped, other measures and the loss are named."""
     blocks = BlockScores(
         influence=(0.1, 0.1, 0.1, 0.1, 0.9, 0.1),
@@ -117,15 +117,15 @@ def test_disagreements_are_told():
     advice = recommend_layers(report_of([5, 1, 5, 1, 6, 1], blocks=blocks, masses=masses))
     assert advice.basis == "lazy tail"
     assert advice.layers == (0, 1, 2, 3, 4)
-    told = " ".join(advice.disagreements)
-    assert "Layers 1,3 are kept although their MaxRank is below 2: rank is not monotone in depth." in told
-    assert "By AvgMass the lazy tail would begin after 4 layers." in told
-    assert "The loss through the head comes within 0.1 nats per token of the model's own only after 6 layers." in told
+    found = " ".join(advice.disagreements)
+    assert "Layers 1,3 are kept although their MaxRank is below 2: rank is not monotone in depth." in found
+    assert "By AvgMass the lazy tail would begin after 4 layers." in found
+    assert "The loss through the head comes within 0.1 nats per token of the model's own only after 6 layers." in found
     half = recommend_layers(report_of([2, 3, 2, 9, 8, 9], blocks=blocks))
-    told = " ".join(half.disagreements)
-    assert "Layers 3:6 are dropped although their MaxRank is above the median of the kept ones" in told
-    assert "By rank, 3 of 3 layers would be others: 3:6." in told
-    assert "By influence, 1 of 3 layers would be others: 0:2,4." in told
+    found = " ".join(half.disagreements)
+    assert "Layers 3:6 are dropped although their MaxRank is above the median of the kept ones" in found
+    assert "By rank, 3 of 3 layers would be others: 3:6." in found
+    assert "By influence, 1 of 3 layers would be others: 0:2,4." in found
 
 
 def test_a_report_of_no_attention_says_nothing(model):
@@ -137,19 +137,31 @@ def test_a_report_of_no_attention_says_nothing(model):
         recommend_layers(report)
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+def test_students_along_an_order_are_nested(model, sequences, measure):
+    """Every measure orders all layers, and each of its choices holds every smaller one."""
+    tokens = sequences[:4]
+    order = layer_order(model, measure, tokens)
+    assert sorted(order) == list(range(LAYERS))
+    for count in range(1, LAYERS + 1):
+        assert resolve_measured(model, f"{measure}:{count}", tokens) == tuple(sorted(order[:count]))
+
+
 def test_layers_by_rank_influence_and_angle(collapsed, sequences):
     """Each measure keeps what its scores say; of equals the earlier layer stays."""
     report = measure_collapse(collapsed, sequences)
-    assert layers_by_measure(collapsed, "rank", 3, sequences) == (0, 1, 3)
-    assert layers_by_measure(collapsed, "rank", 5, sequences) == (0, 1, 2, 3, 4)
-    by_influence = layers_by_measure(collapsed, "influence", 3, sequences)
+    assert resolve_measured(collapsed, "rank:3", sequences) == (0, 1, 3)
+    assert resolve_measured(collapsed, "rank:5", sequences) == (0, 1, 2, 3, 4)
+    by_influence = resolve_measured(collapsed, "influence:3", sequences)
     least = min(report.blocks.influence[layer] for layer in by_influence)
     assert all(report.blocks.influence[n] <= least for n in range(LAYERS) if n not in by_influence)
-    by_angle = layers_by_measure(collapsed, "angular", 4, sequences)
-    start = next(layer for layer in range(LAYERS) if layer not in by_angle)
-    assert by_angle == tuple(layer for layer in range(LAYERS) if layer not in (start, start + 1))
-    assert report.blocks.angular[start][1] == min(report.blocks.angular[layer][1] for layer in range(LAYERS - 1))
-    assert layers_by_measure(collapsed, "angular", LAYERS, sequences) == tuple(range(LAYERS))
+    turns = report.blocks.angular
+    (gone,) = set(range(LAYERS)) - set(resolve_measured(collapsed, "angular:5", sequences))
+    assert turns[gone][0] == min(turns[layer][0] for layer in range(LAYERS))
+    run = sorted(set(range(LAYERS)) - set(resolve_measured(collapsed, "angular:4", sequences)))
+    others = {start: turns[start][1] for start in (gone - 1, gone) if 0 <= start < LAYERS - 1}
+    assert run == [run[0], run[0] + 1]
+    assert turns[run[0]][1] == min(others.values())
 
 
 def test_layers_by_loss_are_verified_after_each_removal(model, sequences):
@@ -161,26 +173,19 @@ def test_layers_by_loss_are_verified_after_each_removal(model, sequences):
         gone = min(left, key=losses.get)
         removed.append(gone)
         left.remove(gone)
-    assert layers_by_measure(model, "loss", 3, tokens) == tuple(left)
-    assert layers_by_measure(model, "loss", LAYERS, tokens) == tuple(range(LAYERS))
+    assert layer_order(model, "loss", tokens, 3) == (*left, *reversed(removed))
+    assert layer_order(model, "loss", tokens, LAYERS) == tuple(range(LAYERS))
 
 
 def test_removals_are_kept_one_by_one(model, sequences, tmp_path, monkeypatch):
-    """What a search by loss has removed is found again, for any number of layers, also where it was cut short."""
+    """What a search by loss has removed is found again, for any number of layers, also where it was interrupted."""
     tokens, runs = sequences[:4], []
-    fresh = {count: layers_by_measure(model, "loss", count, tokens) for count in (3, 4)}
+    fresh = {count: layer_order(model, "loss", tokens, count) for count in (3, 4)}
     monkeypatch.setattr(recommendation, "loss_without", lambda *given: runs.append(1) or loss_without(*given))
-    cached = {"cache_dir": tmp_path}
-    assert layers_by_measure(model, "loss", 4, tokens, **cached) == fresh[4]
-    assert len(runs) == 6 + 5
-    assert layers_by_measure(model, "loss", 3, tokens, **cached) == fresh[3]
-    assert len(runs) == 6 + 5 + 4
-    assert layers_by_measure(model, "loss", 4, tokens, **cached) == fresh[4]
-    assert layers_by_measure(model, "loss", 3, tokens, **cached) == fresh[3]
-    assert len(runs) == 6 + 5 + 4
-    with pytest.raises(ValueError, match=r"keep_layers must be between 1 and 6 .* got 7"):
-        layers_by_measure(model, "loss", 7, tokens, **cached)
-    assert layers_by_measure(model, "loss", 4, sequences[4:8], **cached) is not None
+    for count, most in ((4, 6 + 5), (3, 6 + 5 + 4), (4, 6 + 5 + 4), (3, 6 + 5 + 4)):
+        assert layer_order(model, "loss", tokens, count, cache_dir=tmp_path) == fresh[count]
+        assert len(runs) == most
+    layer_order(model, "loss", sequences[4:8], 4, cache_dir=tmp_path)
     assert len(runs) > 6 + 5 + 4
 
 
@@ -200,7 +205,7 @@ def test_layers_without_softmax_attention_stay():
     torch.manual_seed(0)
     config = AutoConfig.for_model("lfm2", num_hidden_layers=4, intermediate_size=32, layer_types=kinds, **shape)
     model = AutoModelForCausalLM.from_config(config).eval()
-    assert set(layers_by_measure(model, "rank", 3, torch.ones(2, 8, dtype=torch.long))) > {0, 2}
+    assert set(resolve_measured(model, "rank:3", torch.ones(2, 8, dtype=torch.long))) > {0, 2}
 
 
 @pytest.mark.parametrize("choice", ["rank", "rank:", "rank:x", "auto:3", "loss:-1", "first:3"])
@@ -210,10 +215,8 @@ def test_incomplete_choices_are_refused(model, sequences, choice):
         resolve_measured(model, choice, sequences)
 
 
-def test_impossible_choices_are_refused(model, sequences):
-    """More layers than there are, none, and measures that do not exist are refused."""
-    for measure, count in (("rank", 7), ("loss", 7), ("influence", 0)):
-        with pytest.raises(ValueError, match=rf"keep_layers must be between 1 and 6 .* got {count}"):
-            layers_by_measure(model, measure, count, sequences[:2])
-    with pytest.raises(ValueError, match="measure must be one of rank, influence, angular, loss, got 'depth'"):
-        layers_by_measure(model, "depth", 3, sequences)
+@pytest.mark.parametrize("choice", ["rank:7", "loss:7", "influence:0"])
+def test_impossible_choices_are_refused(model, sequences, choice):
+    """More layers than there are, and none, are refused before anything is measured."""
+    with pytest.raises(ValueError, match=rf"keep_layers must be between 1 and 6 .* got {choice[-1]}"):
+        resolve_measured(model, choice, sequences[:2])

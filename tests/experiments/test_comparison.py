@@ -539,23 +539,23 @@ def test_progress_over_the_grid(material, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "asked", "wanted"),
     [
-        ("lazy", ("rank", 3), (1, 3, 4)),
-        ("rank", ("rank", 3), (0, 2, 5)),
-        ("influence", ("influence", 3), (0, 2, 5)),
-        ("angular", ("angular", 3), (0, 2, 5)),
-        ("loss", ("loss", 3), (0, 2, 5)),
+        ("lazy", "rank:3", (1, 3, 4)),
+        ("rank", "rank:3", (0, 2, 5)),
+        ("influence", "influence:3", (0, 2, 5)),
+        ("angular", "angular:3", (0, 2, 5)),
+        ("loss", "loss:3", (0, 2, 5)),
     ],
 )
 def test_measured_arms_ask_for_their_measure(monkeypatch, name, asked, wanted):
     """Each arm's layers are its measure's; `lazy` takes those that the highest rank leaves."""
     heard = []
 
-    def measured(reference, measure, layers, sequences, **_):
-        heard.append((measure, layers))
+    def measured(reference, choice, sequences, **_):
+        heard.append(choice)
         return (0, 2, 5)
 
-    monkeypatch.setattr("inheritune_hf.experiments.comparison.layers_by_measure", measured)
-    monkeypatch.setattr("inheritune_hf.experiments.comparison.leading_sequences", lambda _: [])
+    monkeypatch.setattr("inheritune_hf.experiments.comparison.resolve_measured", measured)
+    monkeypatch.setattr("inheritune_hf.experiments.comparison.sample_sequences", lambda _: [])
     splits, reference = types.SimpleNamespace(selection=[]), types.SimpleNamespace(name="given", depth=6)
     ready = types.SimpleNamespace(reference=reference, kwargs={}, splits=splits)
     grid = types.SimpleNamespace(args=types.SimpleNamespace(process_index=0), ready=ready)

@@ -1,19 +1,16 @@
-"""Pictures, the terminal table and default sequences."""
+"""Figures and the terminal table."""
 
 import dataclasses
 import io
 
 import pytest
-import torch
 from lazy_models import LAYERS
 from PIL import Image
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from inheritune_hf.analysis import LayerScores, default_sequences, measure_collapse, paper_tokens
-from inheritune_hf.analysis.measurement import cut_sequences
+from inheritune_hf.analysis import LayerScores, measure_collapse
 from inheritune_hf.analysis.plots import blocks_figure, draw_report, heads_figure, layer_table, rank_figure
+from inheritune_hf.figures import figure_style
 
 
 @pytest.fixture(scope="module")
@@ -21,28 +18,18 @@ def report(collapsed, sequences):
     return measure_collapse(collapsed, sequences)
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    """Characters are tokens."""
-    core = Tokenizer(
-        models.BPE(vocab={c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
-    )
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=8)
-
-
-def test_every_picture_is_drawn(report, tmp_path):
+def test_every_figure_is_drawn(report, tmp_path):
     """Each is a PNG of a readable size; running again gives the same bytes."""
-    paths = draw_report(report, tmp_path / "pictures")
+    paths = draw_report(report, tmp_path / "figures")
     assert [path.name for path in paths] == ["rank.png", "heads.png", "maps.png", "blocks.png", "depth.png"]
     for path in paths:
-        with Image.open(path) as picture:
-            assert min(picture.size) > 350
+        with Image.open(path) as figure:
+            assert min(figure.size) > 350
     again = draw_report(report, tmp_path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
-def test_the_rank_picture_says_what_it_shows(report):
+def test_the_rank_figure_says_what_it_shows(report):
     """Heads, MaxRank, mean and both controls are drawn and named, with the data they rest on."""
     figure = rank_figure(report)
     (axes,) = figure.axes
@@ -71,14 +58,23 @@ def test_heat_maps_have_the_same_scale_for_every_model(report):
     assert upper.get_xlim() == (-0.5, LAYERS - 0.5)  # no grey beside it: that means a layer without softmax attention
 
 
-def test_pictures_of_what_was_not_measured_are_left_out(report, tmp_path):
+def test_numbers_are_written_as_numbers(report):
+    """Axes of blocks' scores, logarithmic or not, have plain numbers at their ticks."""
+    with figure_style():
+        figure = blocks_figure(report)
+        figure.canvas.draw()
+    for axes in figure.axes:
+        labels = [text.get_text() for text in axes.get_yticklabels() if text.get_text()]
+        assert labels
+        assert all(float(label.replace("−", "-")) is not None for label in labels)
+
+
+def test_figures_of_what_was_not_measured_are_left_out(report, tmp_path):
     """Without blocks, controls, maps or softmax attention there is less to draw, and no error."""
     bare = dataclasses.replace(report, blocks=None, random=(), maps=())
     assert [path.name for path in draw_report(bare, tmp_path)] == ["rank.png", "heads.png"]
     none = dataclasses.replace(bare, layers=(LayerScores(0, "mamba"),))
     assert draw_report(none, tmp_path) == []
-    with pytest.raises(ValueError, match="The report has no figures of blocks; measure with blocks=True"):
-        blocks_figure(bare)
 
 
 def test_table_fits_a_terminal(report):
@@ -91,23 +87,3 @@ def test_table_fits_a_terminal(report):
     lines = [line for line in text.splitlines() if line.strip()[:1].isdigit()]
     assert [line.split()[-1] == "lazy" for line in lines[:5]] == [False, False, True, False, True]
     assert "conv: no" in text
-
-
-def test_documents_take_turns(tokenizer):
-    """Each document gives its first window before any gives its second; short ones give none."""
-    found = cut_sequences(["abcdefgh", "x", "ABCD", "mnopqrst"], tokenizer, count=4, tokens=4)
-    texts = ["".join(tokenizer.convert_ids_to_tokens(row)) for row in found.tolist()]
-    assert texts == ["abcd", "ABCD", "mnop", "efgh"]
-    with pytest.raises(ValueError, match="No document has 9 tokens"):
-        cut_sequences(["abcdefgh"], tokenizer, count=4, tokens=9)
-
-
-def test_default_sequences(tokenizer, tmp_path, model):
-    """They come from the embedded text, or from files; 100 tokens, or the model's context if that is shorter."""
-    assert default_sequences(tokenizer).shape == (100, 100)
-    (tmp_path / "a.txt").write_text("abcdefgh")
-    assert default_sequences(tokenizer, tokens=4, files=[str(tmp_path / "*.txt")]).shape == (2, 4)
-    with pytest.raises(FileNotFoundError, match="files: there is no file"):
-        default_sequences(tokenizer, files=[str(tmp_path / "b.txt")])
-    assert paper_tokens(model) == 64
-    assert isinstance(default_sequences(tokenizer, 2, 5), torch.Tensor)
