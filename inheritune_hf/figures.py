@@ -216,11 +216,11 @@ def loss_panel(
     others = {name: curve for name, curve in curves.items() if name != "student" and curve}
     shown = [loss for _, loss in student] + [curve[-1][1] for curve in others.values()]
     shown += [] if target is None else [target, target + tolerance]
-    low, high = _limits(shown, above=0.16)
+    limits = _limits(shown, above=0.16)
     last = max([step for curve in curves.values() for step, _ in curve] + [item.end_step for item in rounds] + [1])
 
     def draw(axes: Any, width: float) -> None:
-        _plane(axes, (0, 1.01 * last), (low, high), "optimizer steps, all rounds together")
+        _plane(axes, (0, 1.01 * last), limits, "optimizer steps, all rounds together")
         axes.set_title("nats per token", pad=16)
         for place, points in enumerate(points_by_round(rounds, student)):
             titles = [f"step {step:,}: {loss:.4f}" for step, loss in points]
@@ -315,15 +315,15 @@ def arm_panel(curves: Mapping[str, Curve], target: float, seeds: Mapping[str, Se
     `curves` holds the means by arm, in the order of drawing; `seeds` the curves that each mean is made of.
     """
     ends = [target, *(one[-1][1] for group in (curves.values(), *seeds.values()) for one in group)]
-    low, high = min(ends), max(ends)
-    span = max(high - low, 0.05)
+    from matplotlib.ticker import EngFormatter
+
+    limits = _limits(ends, above=0.35)
     last = max(tokens for curve in curves.values() for tokens, _ in curve)
 
     def draw(axes: Any, width: float) -> None:
-        limits = (low - 0.08 * span, high + 0.35 * span)
         _plane(axes, (0, 1.01 * last), limits, "tokens, all rounds and stages together")
         axes.set_title("nats per token, mean over seeds")
-        axes.xaxis.set_major_formatter(lambda value, _: _tokens(value))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         style = {"color": LIGHT["target"], "dashes": (5, 3), "linewidth": 1.3}
         axes.axhline(target, label=f"reference {target:.4f}", **style)
         for place, (name, curve) in enumerate(curves.items()):
@@ -407,13 +407,6 @@ def _every_layer(depth: int, width: float) -> range:
 
 def _widest(rows: Sequence[tuple[str, Any]] | Sequence[tuple[str, Any, Any, Any]]) -> float:
     return 0.62 * _FONT * max(len(row[0]) for row in rows)
-
-
-def _tokens(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
 
 
 def _short(name: str) -> str:

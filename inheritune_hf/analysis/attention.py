@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..students import find_blocks
 
@@ -22,8 +20,8 @@ _SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
 _FUSED = nn.functional.scaled_dot_product_attention
 # Logits computed at once on a CPU: one megabyte.
 _LOGITS = 1 << 18
-# Implementations in which torch is asked for the attention. Others are watched where Transformers calls them.
-_SEEN_IN_TORCH = ("eager", "sdpa")
+# Implementations in which torch computes the softmax or the attention.
+_SEEN_IN_TORCH = (None, "eager", "sdpa")
 # Kinds in `config.layer_types` that attend without a softmax over tokens.
 _WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru")
 
@@ -33,11 +31,11 @@ def watching_attention(model: PreTrainedModel, seen: Seen) -> Iterator[None]:
     """
     Call `seen` with each layer's attention probabilities while the model runs on whole sequences.
 
-    What the model computes does not change, whatever its attention implementation: probabilities are computed beside
-    it, in float32, from the queries and keys (or, where the model takes the softmax itself, from its logits). They are
-    released when `seen` returns, so that never more than one layer's are in memory. Afterwards, also after an
-    exception, nothing of this is left on the model. Call the model without a cache, on sequences without padding.
-    `seen` is not called for layers without softmax attention.
+    What the model computes does not change: probabilities are computed beside it, in float32, from the queries and keys
+    (`sdpa`) or from the logits of its own softmax (`eager`). A model with another attention implementation, such as a
+    fused kernel, uses `eager` meanwhile. Probabilities are released when `seen` returns, so that never more than one
+    layer's are in memory. Afterwards, also after an exception, the model is as it was. Call it without a cache, on
+    sequences without padding. `seen` is not called for layers without softmax attention.
     """
     watch = _Watch(seen)
     with ExitStack() as undo:
@@ -45,7 +43,10 @@ def watching_attention(model: PreTrainedModel, seen: Seen) -> Iterator[None]:
             before = block.register_forward_pre_hook(watch.entering(layer), with_kwargs=True, prepend=True)
             undo.callback(before.remove)
             undo.callback(block.register_forward_hook(watch.leave, always_call=True).remove)
-        undo.enter_context(_registered(model, watch))
+        name = model.config._attn_implementation
+        if name not in _SEEN_IN_TORCH:
+            undo.callback(setattr, model.config, "_attn_implementation", name)
+            model.config._attn_implementation = "eager"
         undo.enter_context(torch.no_grad())
         undo.enter_context(watch)
         yield
@@ -81,45 +82,39 @@ def _window(config: Any) -> int | None:
 
 def require_seen(model: PreTrainedModel, layer: int, kind: str) -> None:
     """Raise a `RuntimeError` if a layer has softmax attention, by its kind, but no probabilities were seen."""
-    if kind == "other" or any(word in kind for word in _WITHOUT_SOFTMAX):
-        return
-    raise RuntimeError(
-        f"Layer {layer} of {type(model).__name__} has attention ({kind}) but no probabilities were seen with the "
-        f"implementation {model.config._attn_implementation!r}; load the model with attn_implementation='eager'."
-    )
+    if kind != "other" and not any(word in kind for word in _WITHOUT_SOFTMAX):
+        raise RuntimeError(
+            f"Layer {layer} of {type(model).__name__} has attention ({kind}) but no probabilities were seen with the "
+            f"implementation {model.config._attn_implementation!r}; load the model with attn_implementation='eager'."
+        )
 
 
 def probabilities(
     query: Tensor,
     key: Tensor,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    *,
+    value: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    bias: Tensor | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """
-    Return softmax attention weights in float32 of shape `(batch, heads, query, key)`, whatever the model's precision.
+    Return the weights of torch's `scaled_dot_product_attention` in float32, of shape `(batch, heads, query, key)`.
 
-    Args:
-        query (`torch.Tensor` of shape `(batch, heads, query, channels)`): Queries.
-        key (`torch.Tensor` of shape `(batch, groups, key, channels)`): Keys; each group serves `heads / groups` heads.
-        mask (`torch.Tensor`, *optional*): Which keys are seen (bool), or what is added to the logits.
-        scale (`float`, *optional*): Factor of the logits; one over the root of the channels if not given.
-        is_causal (`bool`, *optional*, defaults to `False`): Whether a query sees no later key.
-        window (`int`, *optional*): Tokens that a query sees, itself included.
-        softcap (`float`, *optional*): Bound of logits that are soft-capped with tanh (Gemma 2).
-        sinks (`torch.Tensor` of shape `(heads,)`, *optional*): Logits of no key, beside which rows sum to less than one
-            (GPT-OSS).
-        bias (`torch.Tensor`, *optional*): Position bias that is added to the logits.
+    `query` is of shape `(batch, heads, query, channels)`, and `key` of shape `(batch, groups, key, channels)`. A group
+    serves `heads / groups` heads. The other arguments are as in torch.
     """
     batch, heads, queries, channels = query.shape
     groups, keys = key.shape[1], key.shape[2]
     scale = channels**-0.5 if scale is None else scale
-    added = _added(query, keys, mask, is_causal, window, bias)
+    added = torch.zeros(queries, keys, device=query.device)
+    if is_causal:
+        added.masked_fill_(torch.ones_like(added, dtype=torch.bool).triu(1), -torch.inf)
+    if attn_mask is not None:
+        masked = attn_mask.dtype == torch.bool
+        added = added.masked_fill(~attn_mask, -torch.inf) if masked else added + attn_mask[..., :keys].float()
+    added = added.expand(batch, heads, queries, keys)
     weights = query.new_empty(batch, heads, queries, keys, dtype=torch.float32)
     # A few heads at a time: their logits stay in the processor's cache, and there is no second copy of the weights.
     size = max(1, _LOGITS // (queries * keys)) if query.device.type == "cpu" else heads
@@ -127,68 +122,37 @@ def probabilities(
         queries_of, keys_of = query[row].float(), key[row].float().repeat_interleave(heads // groups, 0).mT
         for start in range(0, heads, size):
             part = slice(start, start + size)
-            if softcap is not None:
-                capped = (queries_of[part] @ keys_of[part]).mul_(scale / softcap).tanh_().mul_(softcap)
-                logits = capped.add_(added[row, part])
-            else:
-                logits = torch.baddbmm(added[row, part], queries_of[part], keys_of[part], alpha=scale)
-            if sinks is None:
-                torch.softmax(logits, -1, out=weights[row, part])
-            else:
-                beside = sinks.float()[part, None, None].expand(-1, queries, 1)
-                weights[row, part] = torch.softmax(torch.cat([logits, beside], -1), -1)[..., :-1]
+            logits = torch.baddbmm(added[row, part], queries_of[part], keys_of[part], alpha=scale)
+            torch.softmax(logits, -1, out=weights[row, part])
     return weights
 
 
-def _added(
-    query: Tensor, keys: int, mask: Tensor | None, is_causal: bool, window: int | None, bias: Tensor | None
-) -> Tensor:
-    """Return what is added to the logits, of shape `(batch, heads, query, key)`: bias, minus infinity where masked."""
-    batch, heads, queries, _ = query.shape
-    added = torch.zeros(queries, keys, device=query.device)
-    if is_causal or window is not None:
-        distance = torch.arange(queries, device=query.device)[:, None] - torch.arange(keys, device=query.device)
-        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-        added.masked_fill_(hidden, -torch.inf)
-    if mask is not None and mask.dtype == torch.bool:
-        added = added.masked_fill(~mask, -torch.inf)
-    elif mask is not None:
-        added = added + mask[..., :keys].float()
-    if bias is not None:
-        added = added + bias
-    return added.expand(batch, heads, queries, keys)
-
-
 class _Watch(TorchFunctionMode):
-    """Computes probabilities beside every attention that torch computes while a block runs, in this thread."""
+    """Computes probabilities beside every attention that torch computes while a block runs."""
 
     def __init__(self, seen: Seen) -> None:
         super().__init__()
         self._seen = seen
         self._layer: int | None = None
         self._shape = (0, 0)
-        self._thread = threading.get_ident()
 
     def entering(self, layer: int) -> Callable[..., None]:
         """Return a forward pre-hook that notes the block that begins, and the shape of its states."""
 
         def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            if threading.get_ident() == self._thread:
-                self._layer = layer
-                states = args[0] if args else kwargs["hidden_states"]
-                self._shape = (states.shape[0], states.shape[1])
+            states = args[0] if args else kwargs["hidden_states"]
+            self._layer, self._shape = layer, (states.shape[0], states.shape[1])
 
         return enter
 
     def leave(self, *_: Any) -> None:
         """Note that a block has ended; a forward hook."""
-        if threading.get_ident() == self._thread:
-            self._layer = None
+        self._layer = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._layer is not None and func is _FUSED:
-            self.report(_fused_probabilities(*args, **kwargs))
+            self.report(probabilities(*args, **kwargs))
         elif self._layer is not None and func in _SOFTMAX:
             self._see_softmax(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
@@ -210,80 +174,6 @@ class _Watch(TorchFunctionMode):
         if layer is not None:
             self._seen(layer, weights)
             self._layer = layer
-
-    def function(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `original`, an attention function of Transformers, with probabilities computed beside it."""
-
-        def watched(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
-        ) -> Any:
-            layer = self._layer if threading.get_ident() == self._thread else None
-            if layer is not None:
-                # The original may take a softmax itself, or call a watched function: it is one attention all the same.
-                self._layer = None
-            try:
-                if layer is not None:
-                    self._seen(layer, _interface_probabilities(module, query, key, mask, kwargs))
-                return original(module, query, key, value, mask, *args, **kwargs)
-            finally:
-                if layer is not None:
-                    self._layer = layer
-
-        return watched
-
-
-def _fused_probabilities(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Take the arguments of torch's fused attention."""
-    return probabilities(query, key, attn_mask, scale, is_causal=is_causal)
-
-
-def _interface_probabilities(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: Mapping[str, Any]
-) -> Tensor:
-    """Take the arguments of an attention function of Transformers."""
-    dense = mask if isinstance(mask, Tensor) and mask.ndim == 4 else None
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    return probabilities(
-        query,
-        key,
-        dense,
-        options.get("scaling"),
-        is_causal=dense is None and bool(causal),
-        window=options.get("sliding_window") if dense is None else None,
-        softcap=options.get("softcap"),
-        sinks=options.get("s_aux"),
-        bias=options.get("position_bias"),
-    )
-
-
-@contextmanager
-def _registered(model: PreTrainedModel, watch: _Watch) -> Iterator[None]:
-    """Register a watched function in the place of the model's attention function, where torch alone is not enough."""
-    name = model.config._attn_implementation
-    if name is None or name in _SEEN_IN_TORCH or name not in ALL_ATTENTION_FUNCTIONS:
-        yield
-        return
-    local: dict[str, Any] = ALL_ATTENTION_FUNCTIONS._local_mapping
-    had = name in local
-    original = ALL_ATTENTION_FUNCTIONS[name]
-    ALL_ATTENTION_FUNCTIONS[name] = watch.function(original)
-    try:
-        yield
-    finally:
-        if had:
-            local[name] = original
-        else:
-            del local[name]
 
 
 def _has_attention(block: nn.Module) -> bool:
