@@ -4,10 +4,10 @@ What an analysis costs on GPT-2-XL-shaped layers, beside `output_attentions=True
     python -m benchmarks.analysis [seconds] [memory] [linear] [protocol] [THREADS]
 
 Both ways are timed in turn in one process, on the same weights and tokens, with as many threads (torch's own number
-unless THREADS says otherwise), on the device that is at hand; the best of the repeats counts. The usual way gives ranks
-at one share in float32; the analysis gives ranks and masses at four, with entropy and sink share. Ranks alone, at one
-share, are timed on one layer's attention beside `svdvals`. Peak memory is that of a process of its own, above the model
-and a plain forward pass. `protocol` measures 100 sequences of 100 tokens on all 48 layers and is meant for a GPU.
+unless THREADS is given), on a GPU if there is one; the best of the repeats counts. The usual way gives ranks at one
+share in float32; the analysis gives ranks and masses at four, with entropy and sink share. Ranks alone, at one share,
+are timed on one layer's attention beside `svdvals`. Peak memory is that of a process of its own, above the model and a
+plain forward pass. `protocol` measures 100 sequences of 100 tokens on all 48 layers and is meant for a GPU.
 """
 
 import subprocess
@@ -25,8 +25,8 @@ from inheritune_hf.analysis.measurement import batches_of, score_layers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS, WIDTH = 25, 1600
-# Fresh weights look at everything nearly alike (rank 7 of 1,024); larger queries and keys give flat spectra (rank 100
-# and more, the dear case), and a sink gives rank 1, as in the lazy layers of the paper.
+# Fresh weights attend to everything nearly equally (rank 7 of 1,024); larger queries and keys give flat spectra (rank
+# 100 and more, the expensive case), and a sink gives rank 1, as in the lazy layers of the paper.
 KINDS = ("fresh", "diffuse", "sink")
 
 
@@ -80,7 +80,7 @@ def our_way(model: GPT2LMHeadModel, batches: list[torch.Tensor]) -> object:
 
 
 def seconds(function: object, *args: object) -> float:
-    """Return what a call takes; of one thread its processor time, which other work on the machine changes less."""
+    """Return the seconds of a call; of one thread its processor time, which other work on the machine changes less."""
     clock = time.process_time if DEVICE == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     began = clock()
     function(*args)  # type: ignore[operator]
@@ -95,7 +95,7 @@ def data(model: GPT2LMHeadModel, sequences: int, tokens: int) -> list[torch.Tens
 
 
 def plain_pass(model: GPT2LMHeadModel, batches: list[torch.Tensor]) -> None:
-    """Run the layers and look at nothing: what both ways take besides measuring."""
+    """Run the layers alone: the cost of both ways without measuring."""
     with torch.no_grad():
         for batch in batches:
             model.transformer(batch)
@@ -158,7 +158,7 @@ def peak(way: str, tokens: int, layers: int) -> None:
     """Print the peak memory of one way above the model and a plain forward pass, in MiB."""
     model = xl_model(layers, "fresh")
     batches = data(model, 1, tokens)
-    # Libraries set themselves up at their first call.
+    # Libraries allocate memory at their first call.
     torch.linalg.eigvalsh(torch.linalg.qr(torch.rand(8, 8))[0])
     torch.linalg.svdvals(torch.rand(8, 8))
     plain_pass(model, batches)
@@ -193,7 +193,7 @@ def run_protocol() -> None:
 
 
 def main() -> None:
-    """Run the parts that are named, or all but the protocol."""
+    """Run the named parts, or all but the protocol."""
     if sys.argv[1:2] == ["peak"]:
         torch.set_num_threads(1)
         peak(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,14 +1,14 @@
 """
-Tokens per second of preparing data and of feeding a training, against what else one would do.
+Tokens per second of preparing data and of data loading, compared with other ways.
 
 `python -m benchmarks.data --text FILES --tokenizer FOLDER` prints a table; the files are JSON lines with a `text`.
 Prepare is compared with the bare loop (tokenizers and numpy, nothing saved but one array: the floor) and with the
-grouping of Transformers' run_clm. All of them tokenize with one thread in each process, in processes of their own,
-taken in turns; what is shown is the median and the ratio of medians.
+grouping of Transformers' run_clm. All of them tokenize with one thread in each process, in processes of their own, in
+turns; the table shows medians and their ratios.
 
-`python -m benchmarks.data memory --documents 1000000 2000000 --tokenizer FOLDER` prints the memory that preparing many
-short documents takes: what carving and the search for duplicates hold of each. It writes 0.4 GB for each million, and
-removes them.
+`python -m benchmarks.data memory --documents 1000000 2000000 --tokenizer FOLDER` prints the memory for preparing many
+short documents: what splitting and the search for duplicates store of each. It writes 0.4 GB for each million, and
+deletes them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def run_clm(options: Any) -> tuple[int, list[float]]:
 
 
 def run_prepare(options: Any) -> tuple[int, list[float]]:
-    """Prepare: read, tokenize, carve, look for duplicates, pack, save."""
+    """Prepare: read, tokenize, split, look for duplicates, pack, save."""
     from transformers import AutoTokenizer
 
     from inheritune_hf.config import DataConfig
@@ -127,7 +127,7 @@ def run_prepare(options: Any) -> tuple[int, list[float]]:
 
 
 def run_loader(options: Any) -> tuple[int, list[float]]:
-    """Take every batch of a prepared set, in random order, as a training does; the folder was prepared before."""
+    """Read every batch of a prepared set, in random order, as in training; the folder was prepared before."""
     import torch
     from datasets import load_from_disk
     from torch.utils.data import DataLoader
@@ -144,7 +144,7 @@ def run_loader(options: Any) -> tuple[int, list[float]]:
 
 
 def run_stream(options: Any) -> tuple[int, list[float]]:
-    """Take as many batches of a stream of the same files: read, tokenized and packed in the training's process."""
+    """Read 100 batches of a stream of the same files: read, tokenized and packed in the training's process."""
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer
 
@@ -168,7 +168,7 @@ def run_stream(options: Any) -> tuple[int, list[float]]:
 
 
 def run_bins(options: Any) -> tuple[int, list[float]]:
-    """Take every batch of a token file of the same tokens."""
+    """Read every batch of a token file of the same tokens."""
     import numpy as np
     import torch
     from datasets import load_from_disk

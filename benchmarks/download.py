@@ -1,11 +1,11 @@
 """
-What fetching a student costs: half of a GPT-2-XL-shaped repository, against `from_pretrained`, from a local Hub.
+What downloading a student costs: half of a GPT-2-XL-shaped repository, against `from_pretrained`, from a local Hub.
 
     python -m benchmarks.download [--folder FOLDER] [--layers 48]
 
 A checkpoint of 6.4 GB is made in FOLDER, as one file and in shards, served by `tests/hub_server.py` in a process of its
 own, and removed afterwards. Every client is a process of its own with an empty cache; bytes are counted by the server,
-of both hosts, headers of answers aside. Every tensor is compared with a cut of the folder itself.
+for both hosts, without headers. Every tensor is compared with that of a student of the local folder.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def client(way: str, source: str, keep: int, environment: dict[str, str]) -> dic
 
 
 def main() -> None:
-    """Make the checkpoints, serve them, fetch, and print a table for the benchmarks' README."""
+    """Make the checkpoints, serve them, download, and print a table for the benchmarks' README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="Where the checkpoints are made (default: a temporary folder).")
     parser.add_argument("--layers", type=int, default=48, help="Depth of the reference (default: 48).")

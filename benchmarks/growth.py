@@ -1,12 +1,11 @@
 """
-What a boundary between two rounds costs: seconds, bytes and compiled graphs, against a step of training.
+What growth between two rounds costs: seconds, bytes and compiled graphs, against a step of training.
 
-`python -m benchmarks.growth` prints a table, one row for each way to grow: medians of a few runs, taken in turns. A
-boundary is counted from the saved checkpoint that ends a round to the first step of the next: comparing, building and
-staging the student, loading it, its optimizer and the data. Bytes are those that the process asked the kernel to read
-and to write; files that are mapped ask for nothing. Beside them is what must be read and written at least, and the time
-that plain reads and writes of as many bytes take on the same disk in the same run. Blocks are compiled, by a backend
-that generates no code.
+`python -m benchmarks.growth` prints a table, one row for each way to grow: medians of a few runs, taken in turns. It is
+measured from the saved checkpoint at the end of a round to the first step of the next: comparing, building and staging
+the student, loading it, its optimizer and the data. Bytes are those of the process's read and write calls, without
+mapped files. Next to them are the bytes that must be read and written at least, and the time of plain reads and writes
+of as many bytes on the same disk in the same run. Blocks are compiled, by a backend that generates no code.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def disk_seconds(folder: Path, read: int, written: int) -> list[float]:
 
 
 def grow(folder: Path, reference: str, recipe: dict[str, Any], options: Any) -> dict[str, Any]:
-    """Run two rounds and measure what lies between them."""
+    """Run two rounds and measure the time between them."""
     import torch
     from datasets import Dataset
     from torch._dynamo.utils import counters

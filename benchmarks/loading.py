@@ -4,10 +4,10 @@ What building a student costs: half of a GPT-2-XL-shaped checkpoint, against loa
     python -m benchmarks.loading [--folder FOLDER] [--repeats 3] [--layers 48]
 
 A checkpoint of 6.4 GB is made in FOLDER, as one file and in shards, and removed afterwards. Every measurement is a
-process of its own, forked from one that has imported everything; ways are interleaved, medians reported. On every
-side each parameter is in memory of its own and was touched. Cold: the files are dropped from the page cache before.
-Before each measurement as much memory as the largest one takes is touched and given back: a virtual machine gets memory
-that was idle from its host first, which took twenty times as long as using it, and would fall on whoever came first.
+process of its own, forked from one that has imported everything; ways are interleaved, medians reported. In every way
+each parameter is in memory of its own and was touched. Cold: the files are dropped from the page cache before. Before
+each measurement as much memory as the largest one needs is touched and freed: a virtual machine first gets memory from
+its host, which took twenty times as long as using it, a disadvantage for the first process.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def make_checkpoint(folder: Path, layers: int, sharded: bool) -> None:
 
 
 def write_part(folder: Path, parts: list[dict[str, torch.Tensor]], sharded: bool, last: bool) -> None:
-    """Write the tensors that are gathered, to disk and not only to the cache, and begin anew."""
+    """Write the collected tensors to disk, not only to the cache, and start a new part."""
     path = folder / (f"model-{len(parts):05d}.safetensors" if sharded else "model.safetensors")
     save_file(parts[-1], path, metadata={"format": "pt"})
     parts[-1] = {}
@@ -100,7 +100,7 @@ def build(way: str, folder: Path, keep: int, dtype: torch.dtype) -> object:
 
 
 def bare_read(folder: Path, keep: int) -> list[torch.Tensor]:
-    """Read as many bytes as the kept tensors have from the files' beginnings: what no way can do without."""
+    """Read as many bytes as the kept tensors have from the files' starts: the lower bound for every way."""
     found = []
     for file in plan_inheritance(folder, keep).files:
         buffer = torch.empty(file.kept, dtype=torch.uint8)
@@ -132,7 +132,7 @@ def measure(way: str, folder: Path, keep: int, dtype: torch.dtype, results: obje
             "peak": status("VmHWM") - baseline,
             "requested": after["rchar"] - before["rchar"],
             "from_disk": after["read_bytes"] - before["read_bytes"],
-            "cpu": usage.ru_utime + usage.ru_stime,  # a forked process begins at zero
+            "cpu": usage.ru_utime + usage.ru_stime,  # a forked process starts at zero
         }
     )
 
@@ -146,7 +146,7 @@ def status(name: str) -> int:
 
 
 def counters() -> dict[str, int]:
-    """Return what this process asked for and what came from the disk, in bytes."""
+    """Return the bytes of this process's read calls, and those read from the disk."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return {name: int(value) for name, value in (line.split(": ") for line in lines)}
 
@@ -169,7 +169,7 @@ def set_cache(folder: Path, cold: bool) -> None:
 
 
 def touch_memory(size: int) -> None:
-    """Touch so many bytes, so that the host of a virtual machine has them ready, and give them back."""
+    """Touch so many bytes, so that a virtual machine has them from its host, and free them."""
     pages = mmap.mmap(-1, size)
     for place in range(0, size, mmap.PAGESIZE):
         pages[place] = 1

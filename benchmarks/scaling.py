@@ -1,10 +1,10 @@
 """
-How a step's time grows with depth, with the length of sequences, and with processes; and the line that fits it.
+How the time of a step grows with depth, with the length of sequences, and with processes; with a fit.
 
 `python -m benchmarks.scaling` prints a table for depth and one for length, from one process that trains as
 `InherituneTrainer` does, and beside them the same step in two processes. Shown is the median of a few steps, by the
-clock and by the processor, and how far it lies from the fit through all points (least squares of relative errors): a
-line over depth, a square over length, since attention looks at all pairs of tokens.
+clock and by the processor, and its ratio to the fit through all points (least squares of relative errors): a line over
+depth, a square over length, since attention is quadratic.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def measure(options: Any, processes: int = 1, **changes: int) -> list[float]:
 
 
 def show(name: str, values: tuple[int, ...], found: list[list[float]], degree: int) -> None:
-    """Print a table of one thing that was varied, with the curve that fits its points, and where it bends."""
+    """Print a table over one varied quantity, with its fit, and where the square starts to dominate."""
     import numpy as np
 
     times = np.array([item[1] for item in found])
@@ -95,7 +95,7 @@ def show(name: str, values: tuple[int, ...], found: list[list[float]], degree: i
     terms = [f"{weight:.3g} s" + f" × {name}" * power for power, weight in enumerate(fit.coef)]
     print(f"\nThe fit: {' + '.join(terms)}.", flush=True)
     if degree == 2:
-        print(f"It bends at {fit.coef[1] / fit.coef[2]:.0f} {name}: from there the square costs most.")
+        print(f"From {fit.coef[1] / fit.coef[2]:.0f} {name} on the square costs most.")
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 Time and memory of training steps: this package, plain `Trainer` with its defaults, and a bare loop of the same math.
 
 `python -m benchmarks.training` prints a table. Each side is a process of its own; they take steps in turns, so that
-whatever else the machine does falls on all of them. A step is counted from one beginning to the next, with everything
-in between. What is shown is the median, the tokens of one second at it, its ratio to the bare loop (the median of the
-ratios of pairs), by the clock and by the processor, and the most memory that the process had.
+other work on the machine affects all of them. A step is measured from its start to the start of the next. The table
+shows the median, its tokens per second, its ratio to the bare loop (the median of the ratios of pairs), in elapsed and
+in processor time, and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def now() -> list[float]:
 
 
 class Turns:
-    """Waits for the parent before each step, and tells it how long the one before took."""
+    """Waits for the parent before each step, and prints the time of the one before."""
 
     def __init__(self) -> None:
         self.began: list[float] | None = None
@@ -69,7 +69,7 @@ def make_rows(options: Any, count: int) -> Any:
 
 
 def run_bare(options: Any) -> None:
-    """Do what any loop must: forward, backward, clip, AdamW."""
+    """Run the minimal loop: forward, backward, clip, AdamW."""
     import torch
 
     model, turns = make_model(options).train(), Turns()
