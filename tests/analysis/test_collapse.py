@@ -37,29 +37,25 @@ def causal(logits):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "ranks", "mass"), [(100, (3, 4, 5, 8), 30), (40, None, 14), (1024, None, 221)], ids=str
+    ("tokens", "ranks", "mass"), [(100, (3, 4, 5, 8), 30), (40, (3, 3, 4, 6), 14), (1024, (4, 5, 7, 12), 221)], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_null_values_of_uniform_attention(tokens, ranks, mass, dtype):
     """Uniform causal attention has rank 5 and mass 30 at 100 tokens, 4 and 14 at 40, 7 and 221 at 1,024."""
     attention = uniform_attention(tokens).to(dtype)
-    assert int(approximate_rank(attention)) == {100: 5, 40: 4, 1024: 7}[tokens]
+    assert tuple(int(approximate_rank(attention, tau)) for tau in TAUS) == ranks
     assert int(column_mass(attention)) == mass
-    if ranks:
-        assert tuple(int(approximate_rank(attention, tau)) for tau in TAUS) == ranks
 
 
-def test_null_values_of_columns_and_identity():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_null_values_of_columns_and_identity(dtype):
     """One column has rank and mass 1, also under a tenth of noise; identity has 90 of 100 in both."""
-    column = torch.zeros(100, 100)
+    column = torch.zeros(100, 100, dtype=dtype)
     column[:, 0] = 1
-    mixed = 0.9 * column + 0.1 * uniform_attention(100).float()
-    for attention in (column, mixed):
+    for attention in (column, 0.9 * column + 0.1 * uniform_attention(100).to(dtype)):
         assert (int(approximate_rank(attention)), int(column_mass(attention))) == (1, 1)
-    for dtype in (torch.float32, torch.float64):
-        assert int(approximate_rank(torch.eye(100, dtype=dtype))) == 90
-        assert int(column_mass(torch.eye(100, dtype=dtype))) == 90
-    assert int(approximate_rank(torch.eye(1024))) == 922
+    identity = torch.eye(100, dtype=dtype)
+    assert int(approximate_rank(identity)) == int(column_mass(identity)) == 90
 
 
 def test_null_values_of_random_attention():
@@ -185,22 +181,6 @@ def test_rank_of_float64_and_of_rectangles():
         for tau in (0.3, 0.99, 1.0):
             assert torch.equal(approximate_rank(matrices, tau), by_svd(matrices, (tau,))[:, 0])
             assert torch.equal(approximate_rank(matrices.float(), tau), by_svd(matrices.float(), (tau,))[:, 0])
-
-
-def test_cheap_methods_answer_where_the_rank_is_small():
-    """Leading values are sure of collapsed and of uniform heads, and silent about flat spectra."""
-    sink = 0.02 * causal(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))
-    sink[..., 0] += 0.98
-    for attention, sure in ((sink, True), (uniform_attention(256).float(), True), (torch.eye(256), False)):
-        gram = (attention.T @ attention)[None]
-        total, squares = attention.double().square().sum()[None], gram.double().square().sum()[None]
-        wanted = collapse.thresholds(total, (0.9,))
-        found = collapse._leading_ranks(gram, total, squares, wanted)
-        assert bool((found > 0).all()) is sure
-        if sure:
-            assert torch.equal(found, by_svd(attention[None], (0.9,)))
-    total = sink.double().square().sum()[None]
-    assert collapse._collapsed_ranks(sink[None], total, collapse.thresholds(total, (0.9,))).item() == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5, float("nan")])

@@ -15,11 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from inheritune_hf.analysis import CollapseReport, approximate_rank, measure_collapse
 from inheritune_hf.analysis import measurement as measurement_module
 from inheritune_hf.analysis.collapse import attention_entropy, column_mass, sink_share, uniform_attention
-from inheritune_hf.analysis.measurement import (
-    batches_of,
-    head_maps,
-    random_twin,
-)
+from inheritune_hf.analysis.measurement import random_twin
 from inheritune_hf.records import decode, encode
 
 OnGpu = SimpleNamespace(device=torch.device("cuda", 0))
@@ -27,6 +23,14 @@ OnGpu = SimpleNamespace(device=torch.device("cuda", 0))
 
 def fast(model, sequences, **changes):
     return measure_collapse(model, sequences, **{"controls": False, "blocks": False, **changes})
+
+
+def attentions_of(model, sequences):
+    """The probabilities that the model itself returns."""
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        return eager(sequences, output_attentions=True).attentions
 
 
 def weights_hash(model):
@@ -39,12 +43,8 @@ def weights_hash(model):
 def test_scores_are_those_of_the_models_attention(model, sequences):
     """Ranks, masses, entropy and sink are those of the probabilities that an eager model returns."""
     report = fast(model, sequences)
-    eager = copy.deepcopy(model)
-    eager.set_attn_implementation("eager")
-    with torch.no_grad():
-        attentions = eager(sequences, output_attentions=True).attentions
     assert report.depth == LAYERS
-    for layer, attention in enumerate(attentions):
+    for layer, attention in enumerate(attentions_of(model, sequences)):
         for tau in report.shares:
             assert report.ranks(layer, tau).tolist() == approximate_rank(attention, tau).tolist()
         assert report.layers[layer].sink == pytest.approx(attention[..., 1:, 0].mean((0, 2)).tolist(), abs=1e-5)
@@ -165,15 +165,6 @@ def test_a_model_is_measured_in_its_own_precision(sequences):
     assert np.isfinite(report.blocks.loss)
 
 
-def test_from_a_path(model, sequences, tmp_path):
-    """A path gives what the loaded model gives, but for its name and fingerprint."""
-    model.save_pretrained(tmp_path / "model")
-    report = measure_collapse(tmp_path / "model", sequences)
-    same = measure_collapse(model, sequences)
-    assert dataclasses.replace(report, model=same.model, weights=same.weights) == same
-    assert report.model == str(tmp_path / "model")
-
-
 def test_spread_over_devices(model, sequences, tmp_path):
     """A model that is partly on disk (`device_map`) gives what the whole one gives, and stays where it was."""
     model.save_pretrained(tmp_path / "model")
@@ -218,11 +209,12 @@ def test_hybrids_report_what_has_no_softmax_attention(sequences):
 
 
 def test_scores_are_cached(model, sequences, tmp_path, monkeypatch):
-    """Asking again loads no model; other shares, data, settings or weights are measured."""
+    """A path gives what the model gives, and again without loading it; other shares, data or weights are measured."""
     path, loads, load = tmp_path / "model", [], measurement_module.load_model
     model.save_pretrained(path)
     cached = {"cache_dir": tmp_path / "scores"}
-    first = fast(path, sequences, **cached)
+    first, same = fast(path, sequences, **cached), fast(model, sequences)
+    assert first == dataclasses.replace(same, model=str(path), weights=first.weights)
     monkeypatch.setattr(measurement_module, "load_model", lambda *x, **y: loads.append(x) or load(*x, **y))
     assert fast(path, sequences, **cached) == first
     assert loads == []
@@ -232,12 +224,6 @@ def test_scores_are_cached(model, sequences, tmp_path, monkeypatch):
     tiny_model(seed=1).save_pretrained(path)
     assert fast(path, sequences, **cached) != first
     assert len(loads) == 4
-
-
-def test_batches_hold_at_most_1024_tokens(model):
-    """Short sequences go together, a long one alone."""
-    assert [len(part) for part in batches_of(torch.ones(25, 100, dtype=torch.long), model)] == [10, 10, 5]
-    assert [len(part) for part in batches_of(torch.ones(2, 2000, dtype=torch.long), model)] == [1, 1]
 
 
 def test_unseen_attention_is_an_error(model, sequences, monkeypatch):
@@ -256,25 +242,15 @@ def test_two_attentions_in_a_layer_are_refused(model, sequences, monkeypatch):
         fast(lent, sequences[:2])
 
 
-def test_maps_are_means_over_sequences(model, sequences):
-    """A head's picture is its mean attention over the first three sequences."""
-    (found,) = head_maps(model, sequences, [(2, 1)], length=10)
-    eager = copy.deepcopy(model)
-    eager.set_attn_implementation("eager")
-    with torch.no_grad():
-        wanted = eager(sequences[:3, :10], output_attentions=True).attentions[2][:, 1].mean(0)
-    torch.testing.assert_close(torch.tensor(found.weights), wanted, atol=1e-4, rtol=0)
-
-
 def test_maps_of_chosen_heads(model, sequences, tmp_path):
-    """Heads can be chosen, also of a model whose scores are cached; the cache stays as it is."""
+    """A head's map is its mean attention over the first three sequences; what is cached stays as it is."""
     folder = tmp_path / "scores"
     first = fast(model, sequences, cache_dir=folder)
     chosen = fast(model, sequences, cache_dir=folder, heads=[(3, 1), (0, 0)])
     assert [(item.layer, item.head) for item in chosen.maps] == [(3, 1), (0, 0)]
-    assert dataclasses.replace(chosen, maps=first.maps) == first
-    assert fast(model, sequences, cache_dir=folder) == first
-    assert fast(model, sequences, heads=[(3, 1)]).maps == chosen.maps[:1]
+    assert dataclasses.replace(chosen, maps=first.maps) == first == fast(model, sequences, cache_dir=folder)
+    wanted = attentions_of(model, sequences[:3])[3][:, 1].mean(0)
+    torch.testing.assert_close(torch.tensor(chosen.maps[0].weights), wanted, atol=1e-4, rtol=0)
     for head in ((LAYERS, 0), (0, HEADS), (0, -1)):
         with pytest.raises(ValueError, match=rf"no softmax attention in layer {head[0]}, head {head[1]} of GPT2LM"):
             fast(model, sequences, cache_dir=folder, heads=[head])
