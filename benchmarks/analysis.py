@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from inheritune_hf.analysis import SHARES, watching_attention
+from inheritune_hf.analysis import SHARES, watch_attention
 from inheritune_hf.analysis.collapse import ranks
 from inheritune_hf.analysis.measurement import batches_of, score_layers
 
@@ -120,7 +120,7 @@ def compare_kind(tokens: int, sequences: int, repeats: int, kind: str) -> None:
     rows = []
     for _ in range(repeats):
         kept: list[torch.Tensor] = []
-        with watching_attention(model, lambda _, weights, kept=kept: kept.append(weights[0])):
+        with watch_attention(model, lambda _, weights, kept=kept: kept.append(weights[0])):
             model.transformer(batches[0][:1])
         rows.append(
             (

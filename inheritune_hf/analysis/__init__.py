@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .attention import watching_attention
+    from .attention import watch_attention
     from .collapse import NEAR_RANK_ONE, SHARE, SHARES, approximate_rank, column_mass
     from .influence import BlockScores, angular_distances, block_influence, loss_without
     from .measurement import measure_collapse, scores_folder
@@ -39,5 +39,5 @@ __all__ = [
     "resolve_measured",
     "sample_sequences",
     "scores_folder",
-    "watching_attention",
+    "watch_attention",
 ]

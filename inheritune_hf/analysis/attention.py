@@ -14,37 +14,37 @@ from transformers import PreTrainedModel
 from ..students import find_blocks
 
 #: Called with a layer and its probabilities, of shape `(batch, heads, query, key)` in float32, on the layer's device.
-Seen = Callable[[int, Tensor], None]
+AttentionCallback = Callable[[int, Tensor], None]
 
 _SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
 _FUSED = nn.functional.scaled_dot_product_attention
 # Logits computed at once on a CPU: one megabyte.
 _LOGITS = 1 << 18
 # Implementations in which torch computes the softmax or the attention.
-_SEEN_IN_TORCH = (None, "eager", "sdpa")
+_IN_TORCH = (None, "eager", "sdpa")
 # Kinds in `config.layer_types` that attend without a softmax over tokens.
 _WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru")
 
 
 @contextmanager
-def watching_attention(model: PreTrainedModel, seen: Seen) -> Iterator[None]:
+def watch_attention(model: PreTrainedModel, callback: AttentionCallback) -> Iterator[None]:
     """
-    Call `seen` with each layer's attention probabilities while the model runs on whole sequences.
+    Call `callback` with each layer's attention probabilities while the model runs on whole sequences.
 
     What the model computes does not change: probabilities are computed beside it, in float32, from the queries and keys
     (`sdpa`) or from the logits of its own softmax (`eager`). A model with another attention implementation, such as a
-    fused kernel, uses `eager` meanwhile. Probabilities are released when `seen` returns, so that never more than one
-    layer's are in memory. Afterwards, also after an exception, the model is as it was. Call it without a cache, on
-    sequences without padding. `seen` is not called for layers without softmax attention.
+    fused kernel, uses `eager` meanwhile. Probabilities are released when `callback` returns, so that never more than
+    one layer is in memory. Afterwards, also after an exception, the model is as it was. Call it without a cache, on
+    sequences without padding. `callback` is not called for layers without softmax attention.
     """
-    watch = _Watch(seen)
+    watch = _Watch(callback)
     with ExitStack() as undo:
         for layer, block in enumerate(find_blocks(model)):
             before = block.register_forward_pre_hook(watch.entering(layer), with_kwargs=True, prepend=True)
             undo.callback(before.remove)
             undo.callback(block.register_forward_hook(watch.leave, always_call=True).remove)
         name = model.config._attn_implementation
-        if name not in _SEEN_IN_TORCH:
+        if name not in _IN_TORCH:
             undo.callback(setattr, model.config, "_attn_implementation", name)
             model.config._attn_implementation = "eager"
         undo.enter_context(torch.no_grad())
@@ -80,7 +80,7 @@ def _window(config: Any) -> int | None:
     return window
 
 
-def require_seen(model: PreTrainedModel, layer: int, kind: str) -> None:
+def require_attention(model: PreTrainedModel, layer: int, kind: str) -> None:
     """Raise a `RuntimeError` if a layer has softmax attention, by its kind, but no probabilities were seen."""
     if kind != "other" and not any(word in kind for word in _WITHOUT_SOFTMAX):
         raise RuntimeError(
@@ -130,9 +130,9 @@ def probabilities(
 class _Watch(TorchFunctionMode):
     """Computes probabilities beside every attention that torch computes while a block runs."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, callback: AttentionCallback) -> None:
         super().__init__()
-        self._seen = seen
+        self._callback = callback
         self._layer: int | None = None
         self._shape = (0, 0)
 
@@ -152,12 +152,12 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._layer is not None and func is _FUSED:
-            self.report(probabilities(*args, **kwargs))
+            self.emit(probabilities(*args, **kwargs))
         elif self._layer is not None and func in _SOFTMAX:
-            self._see_softmax(args[0] if args else kwargs["input"])
+            self._check_softmax(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
 
-    def _see_softmax(self, logits: Tensor) -> None:
+    def _check_softmax(self, logits: Tensor) -> None:
         """Report the softmax of logits if they are attention's: routers take a softmax too, of another shape."""
         batch, tokens = self._shape
         # A learned sink is one key more than there are tokens. Some models have batch and heads in one axis.
@@ -166,13 +166,13 @@ class _Watch(TorchFunctionMode):
         if logits.ndim == 3 and (logits.shape[0] % batch or bool((logits[:, 0, 1:] > logits[:, 0, :1] - 1e3).any())):
             return  # not causal: something else of that shape
         weights = torch.softmax(logits.detach(), -1, dtype=torch.float32)[..., :tokens]
-        self.report(weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:]))
+        self.emit(weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:]))
 
-    def report(self, weights: Tensor) -> None:
+    def emit(self, weights: Tensor) -> None:
         """Pass on a layer's probabilities; what is computed meanwhile is not watched."""
         layer, self._layer = self._layer, None
         if layer is not None:
-            self._seen(layer, weights)
+            self._callback(layer, weights)
             self._layer = layer
 
 

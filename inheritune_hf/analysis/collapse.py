@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-#: Shares that are measured unless others are asked for: those of the paper's ablation (arXiv 2404.08634v4, figure 10).
+#: Shares that are measured by default: those of the paper's ablation (arXiv 2404.08634v4, figure 10).
 SHARES = (0.80, 0.85, 0.90, 0.95)
 #: The paper's tau and eta.
 SHARE = 0.90
@@ -84,10 +84,10 @@ def sink_share(attention: Tensor) -> Tensor:
 
 def uniform_attention(tokens: int, window: int | None = None) -> Tensor:
     """Return causal attention in float64 with equal weights on all visible tokens, or on the last `window` of them."""
-    seen = torch.ones(tokens, tokens, dtype=torch.float64).tril()
+    visible = torch.ones(tokens, tokens, dtype=torch.float64).tril()
     if window is not None:
-        seen = seen.triu(1 - window)
-    return seen / seen.sum(-1, keepdim=True)
+        visible = visible.triu(1 - window)
+    return visible / visible.sum(-1, keepdim=True)
 
 
 class AttentionScores(NamedTuple):
@@ -188,7 +188,7 @@ def _matrices(attention: Tensor, share: float, name: str) -> Tensor:
     matrices = attention.detach().reshape(-1, *attention.shape[-2:])
     if not matrices.is_floating_point():
         matrices = matrices.double()
-    # A sum is finite only if every entry is: no copy of the layer is made to find out.
+    # A sum is finite only if every entry is: this check needs no copy of the layer.
     if not bool(torch.isfinite(matrices.sum())):
         raise ValueError("Attention holds numbers that are not finite; check the model's weights and its precision.")
     return matrices

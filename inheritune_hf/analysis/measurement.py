@@ -23,7 +23,7 @@ from ..evaluation import preserve_state
 from ..records import Cache, cache_folder
 from ..students import OpenedReference, Reference, find_blocks, open_reference
 from . import influence
-from .attention import attention_kinds, narrow_window, require_seen, watching_attention
+from .attention import attention_kinds, narrow_window, require_attention, watch_attention
 from .collapse import (
     SHARES,
     approximate_rank,
@@ -159,18 +159,18 @@ def score_layers(
     found: dict[int, list[Any]] = {}
     kinds = attention_kinds(model)
 
-    def seen(layer: int, weights: Tensor) -> None:
+    def collect(layer: int, weights: Tensor) -> None:
         found.setdefault(layer, []).append(score_attention(weights, shares))
 
     for batch in batches:
-        with watching_attention(model, seen):
+        with watch_attention(model, collect):
             # The base model: the head's logits may be larger than all attention.
             model.base_model(input_ids=batch, use_cache=False)
         advance(len(kinds))
     layers = []
     for layer, kind in enumerate(kinds):
         if layer not in found:
-            require_seen(model, layer, kind)
+            require_attention(model, layer, kind)
             layers.append(LayerScores(layer, kind))
             continue
         if len(found[layer]) != len(batches):
@@ -224,11 +224,11 @@ def head_maps(
     """
     means: dict[int, Tensor] = {}
 
-    def seen(layer: int, weights: Tensor) -> None:
+    def collect(layer: int, weights: Tensor) -> None:
         if any(layer == chosen for chosen, _ in heads):
             means[layer] = weights.mean(0).cpu()
 
-    with evaluating(model), watching_attention(model, seen):
+    with evaluating(model), watch_attention(model, collect):
         for batch in batches_of(tokens[:_MAP_SEQUENCES, :length], model)[:1]:
             model.base_model(input_ids=batch, use_cache=False)
     for layer, head in heads:
@@ -273,7 +273,7 @@ def batches_of(tokens: Tensor, model: PreTrainedModel) -> list[Tensor]:
 
 def open_model(model: Reference, **kwargs: Any) -> OpenedReference:
     """Return the model opened; unless `dtype` says otherwise it is measured in the precision that it was saved in."""
-    if isinstance(model, PreTrainedModel):  # any that is loaded, also one that no student can be made of
+    if isinstance(model, PreTrainedModel):  # any loaded model, also of an architecture without students
         return OpenedReference(model.name_or_path or type(model).__name__, model.config, model, None, None)
     opened = open_reference(model, **kwargs)
     return opened if "dtype" in opened.options else open_reference(opened, dtype="auto")

@@ -43,7 +43,7 @@ def layer_table(report: CollapseReport, tau: float = SHARE, tolerance: float = N
     columns["sink"] = _numbers([float(np.mean(item.sink)) if item.heads else None for item in report.layers], 2)
     if report.blocks is not None:
         columns["influence"] = _numbers(report.blocks.influence, 3)
-        columns["loss if gone"] = [f"{loss - report.blocks.loss:+.3f}" for loss in report.blocks.skipped]
+        columns["loss without"] = [f"{loss - report.blocks.loss:+.3f}" for loss in report.blocks.skipped]
     columns[""] = [_remark(ranks[item.layer], item.kind, tolerance) for item in report.layers]
     table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False, caption="\n".join(controls))
     for header in columns:

@@ -125,13 +125,13 @@ def lazy_tail_start(max_ranks: Sequence[float | None]) -> int | None:
     The tail's AvgRank is below 2, and so is the MaxRank of its first layer. Layers without softmax attention count in
     no average.
     """
-    start, total, seen = None, 0.0, 0
+    start, total, count = None, 0.0, 0
     for layer in range(len(max_ranks) - 1, -1, -1):
         value = max_ranks[layer]
         if value is None:
             continue
-        total, seen = total + value, seen + 1
-        if value < 2 and total / seen < 2:
+        total, count = total + value, count + 1
+        if value < 2 and total / count < 2:
             start = layer
     return start
 

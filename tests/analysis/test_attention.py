@@ -10,7 +10,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from inheritune_hf.analysis.attention import attention_kinds, probabilities, watching_attention
+from inheritune_hf.analysis.attention import attention_kinds, probabilities, watch_attention
 from inheritune_hf.students import SUPPORTED_MODEL_TYPES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
@@ -38,7 +38,7 @@ def build(kind, values, attention="sdpa", dtype=torch.float32):
 
 def watched(model, ids=IDS):
     seen = {}
-    with watching_attention(model, seen.__setitem__):
+    with watch_attention(model, seen.__setitem__):
         output = model(ids, use_cache=False)
     return output.logits, seen
 
@@ -175,7 +175,7 @@ def test_an_exception_leaves_nothing_behind(implementation, custom):
         if layer == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), watching_attention(model, fail):
+    with pytest.raises(KeyboardInterrupt), watch_attention(model, fail):
         model(IDS, use_cache=False)
     assert hooks(model) == hooked
     assert model.config._attn_implementation == implementation
@@ -191,6 +191,6 @@ def test_never_more_than_one_layer_in_memory():
         assert not any(item() is not None for item in alive)
         alive.append(weakref.ref(weights))
 
-    with watching_attention(model, seen):
+    with watch_attention(model, seen):
         model(IDS, use_cache=False)
     assert len(alive) == 6

@@ -228,7 +228,7 @@ def test_scores_are_cached(model, sequences, tmp_path, monkeypatch):
 
 def test_unseen_attention_is_an_error(model, sequences, monkeypatch):
     """A layer that has attention of which nothing was seen is an error that says what to do."""
-    monkeypatch.setattr(measurement_module, "watching_attention", lambda model, seen: torch.no_grad())
+    monkeypatch.setattr(measurement_module, "watch_attention", lambda model, seen: torch.no_grad())
     with pytest.raises(RuntimeError, match=r"Layer 0 of GPT2LMHeadModel has attention .* attn_implementation='eager'"):
         fast(model, sequences[:2])
 
