@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -13,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -24,6 +25,7 @@ from .config import PARTS
 logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
+Digest = TypeVar("Digest")
 
 #: A number that counts something.
 Count = Annotated[int, Within(0, 1 << 53)]
@@ -37,6 +39,9 @@ MAX_BYTES = 1 << 29
 MAX_NESTING = 100
 
 Outcome = Literal["matched", "no_more_layers", "budget_exhausted", "interrupted"]
+
+# Nanoseconds after which a file's time of change tells it from what it was before: a clock of files may stand still.
+_SETTLED = 50_000_000
 
 #: Beside a student's weights: the recipe, where the student comes from, and its rounds.
 RECORD_FILE = "inheritune_config.json"
@@ -507,6 +512,25 @@ def cache_folder(name: str) -> Path:
 def digest_of(key: Any) -> str:
     """Return what tells a key, of what JSON can hold, from others: 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(encode(key), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def digest_file(file: Path, read: Callable[[Path], Digest]) -> Digest:
+    """
+    Return `read(file)`, a digest of the file's content; a file that has not changed is read once in a process.
+
+    It has not changed while its size, time of change and place on the disk are the same; a file that was written just
+    now may yet change unseen, and is read again.
+    """
+    now = file.stat()
+    changed = max(now.st_mtime_ns, now.st_ctime_ns)  # the first can be set back, the second cannot
+    remembered: Any = _read_once if time.time_ns() - changed > _SETTLED else _read_once.__wrapped__
+    found: Digest = remembered(read, file, now.st_size, changed, now.st_ino)
+    return found
+
+
+@functools.lru_cache(maxsize=512)
+def _read_once(read: Callable[[Path], Any], file: Path, size: int, changed: int, node: int) -> Any:
+    return read(file)
 
 
 class Cache(Generic[Record]):

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -25,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..records import digest_file, read_json
 from .architectures import UNUSABLE_CONFIG, Architecture, inspect_architecture, require_causal_lm
 from .checkpoints import SOURCE_ARGUMENTS, Source, Weights, commit_of, find_weights
 from .download import first_line
@@ -42,25 +42,15 @@ _MODEL_ARGUMENTS = (
 # Files that a tokenizer's words are in.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
 
-# Nanoseconds after which a file's time of change is told from the next one: clocks of files stand still for a while.
-_SETTLED = 50_000_000
-
 
 @dataclass(frozen=True, eq=False)
 class OpenedReference:
     """
     A reference whose config was read and checked; its weights are where they were.
 
-    Every function that takes a reference takes an opened one, and then opens nothing again.
-
-    Args:
-        name (`str`): Id or path as it was given; of a loaded model its `name_or_path`, or its class.
-        config (`PreTrainedConfig`): Its config, with the fields changed that were asked for.
-        model (`PreTrainedModel`, *optional*): The loaded model, if it is one; it is never changed.
-        source (`Source`, *optional*): Where its files are, if it is not.
-        commit (`str`, *optional*): Commit of the Hub that it was opened at; what is read later is of that commit.
-        options (`Mapping[str, Any]`): What else `from_pretrained` is given to load it, such as `dtype`.
-        changes (`Mapping[str, Any]`): Config fields that were asked for.
+    Every function that takes a reference takes an opened one, and then opens nothing again. `name` is as it was given,
+    or of a loaded model its `name_or_path` or class; `options` is what else `from_pretrained` is given to load it, such
+    as `dtype`, and `changes` the config fields that were asked for. What is read later is of the same `commit`.
     """
 
     name: str
@@ -126,23 +116,13 @@ class OpenedReference:
         return digest.hexdigest()
 
     def find_weights(self, use_safetensors: bool | None = None, weights_only: bool = True) -> Weights:
-        """
-        Return where its weights are; of a sharded checkpoint only the index is read.
-
-        Raises:
-            FileNotFoundError: If there are none: it is a model in memory, or its files hold no weights.
-        """
+        """Return where its weights are; a `FileNotFoundError` if there are none, or it is a model in memory."""
         if self.source is None:
             raise FileNotFoundError(f"{self.name!r} is a model in memory: it has no files.")
         return find_weights(self.source, use_safetensors, weights_only)
 
     def load(self, **options: Any) -> PreTrainedModel:
-        """
-        Return the whole model, loaded from its files, or a copy of the model in memory.
-
-        Args:
-            options: As for `from_pretrained`, over those that it was opened with; a copy follows `dtype` only.
-        """
+        """Return the whole model, loaded from its files, or a copy of that in memory, which follows `dtype` only."""
         options = {**self.options, **options}
         if self.model is not None:
             copied: Any = copy.deepcopy(self.model)
@@ -195,7 +175,10 @@ def open_reference(reference: Reference, **kwargs: Any) -> OpenedReference:
         opened = OpenedReference(name, config, reference, None, commit, options, changes)
     else:
         opened = _open_files(reference, given, options)
-    require_causal_lm(opened.config.to_dict(), repr(opened.name))
+    values = opened.config.to_dict()
+    if opened.model is not None:
+        values["architectures"] = [type(opened.model).__name__]
+    require_causal_lm(values, repr(opened.name))
     if getattr(opened.config, "quantization_config", None) is not None:
         raise ValueError(
             f"{opened.name!r} is quantized, and a student is trained on plain weights: give the original model."
@@ -218,11 +201,7 @@ class NoTokenizer(ValueError):
 
 def load_tokenizer(model: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
     """
-    Load a model's tokenizer; code of its own is run only if `trust_remote_code` says so, and nothing asks for leave.
-
-    Args:
-        model (`str` or `os.PathLike`): Hub id or folder.
-        kwargs: As for `AutoTokenizer.from_pretrained`.
+    Load the tokenizer of a folder or Hub id; its own code is run only if `trust_remote_code` says so, and nothing asks.
 
     Raises:
         NoTokenizer: If there is none, or no model.
@@ -255,30 +234,12 @@ def load_tokenizer(model: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTo
 
 
 def read_config(source: Source) -> dict[str, Any]:
-    """
-    Return config.json as it is written.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is no JSON object.
-    """
-    path = find_config(source)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}.")
-    return values
+    """Return config.json as it is written, which must be a JSON object."""
+    return read_json(find_config(source))
 
 
 def find_config(source: Source) -> Path:
-    """
-    Return the path of config.json.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """Return the path of config.json; a `FileNotFoundError` if there is none."""
     path = source.find("config.json")
     if path is None:
         if not source.is_local:
@@ -372,15 +333,9 @@ def _add_files(digest: Any, source: Source) -> None:
     digest.update(find_config(source).read_bytes())
     weights = find_weights(source)
     for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
-        now = path.stat()
-        # A clock of files may stand still for some milliseconds: what was written just now may yet change unseen.
-        changed = max(now.st_mtime_ns, now.st_ctime_ns)  # the first can be set back, the second cannot
-        read = _sha256 if time.time_ns() - changed > _SETTLED else _sha256.__wrapped__
-        digest.update(path.name.encode() + read(path, now.st_size, changed, now.st_ino))
+        digest.update(path.name.encode() + digest_file(path, _sha256))
 
 
-@functools.lru_cache(maxsize=256)
-def _sha256(file: Path, size: int, changed: int, node: int) -> bytes:
-    """Read a file once: as long as size, time of change and place on the disk stay, its content does."""
+def _sha256(file: Path) -> bytes:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

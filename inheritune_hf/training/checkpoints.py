@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import json
 import logging
 import re
 import shutil
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from ..records import (
     RunRecord,
     Validation,
     decode,
+    digest_file,
     encode,
     read_json,
     write_json,
@@ -43,8 +42,6 @@ from ..run_folder import RUN_FOLDER
 logger = logging.getLogger(__name__)
 
 _SEAL = "inheritune_state.json"
-#: Nanoseconds after which a file's time of change tells it from what it was before.
-_SETTLED = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -216,16 +213,10 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def _checksum(file: Path) -> dict[str, int]:
-    now = file.stat()
-    # A clock of files may stand still for some milliseconds: what was written just now may yet change unseen.
-    changed = max(now.st_mtime_ns, now.st_ctime_ns)  # the first can be set back, the second cannot
-    read = _crc32 if time.time_ns() - changed > _SETTLED else _crc32.__wrapped__
-    return {"bytes": now.st_size, "crc32": read(file, now.st_size, changed, now.st_ino)}
+    return {"bytes": file.stat().st_size, "crc32": digest_file(file, _crc32)}
 
 
-@functools.lru_cache(maxsize=256)
-def _crc32(file: Path, size: int, changed: int, node: int) -> int:
-    """Read a file once: as long as size, time of change and place on the disk stay, its content does."""
+def _crc32(file: Path) -> int:
     total = 0
     with file.open("rb") as stream:
         while part := stream.read(1 << 24):
