@@ -23,6 +23,11 @@ def inherit(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--output", required=True, help="Folder to save the student in.")
     parser.add_shared("--revision")
     parser.add_argument("--dtype", default="float32", help="Type of the weights (default: float32).")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="Refuse a reference that holds tensors of kept layers that its architecture does not know.",
+    )
     options = parser.parse_args(argv)
 
     from ..layers import describe
@@ -44,6 +49,7 @@ def inherit(argv: Sequence[str], prog: str) -> int:
         attention_scale=options.attention_scale,
         show=lambda plan: show_plan(console, plan),
         dtype=options.dtype,
+        strict=options.strict,
     )
     console.print(f"saved in    {options.output}", markup=False)
     return 0

@@ -29,13 +29,13 @@ from ..layers import describe, is_prefix
 #: Model types whose students are proven equal to their references by the tests of this package.
 # fmt: off
 SUPPORTED_MODEL_TYPES = (
-    "apertus", "arcee", "biogpt", "bloom", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3",
-    "ernie4_5", "exaone4", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe",
-    "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe",
-    "granitemoeshared", "helium", "hunyuan_v1_dense", "hyperclovax", "jais2", "lfm2", "lfm2_moe", "llama",
-    "ministral", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmo3", "olmoe",
-    "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
-    "smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm",
+    "apertus", "arcee", "biogpt", "bloom", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5",
+    "exaone4", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoehybrid",
+    "granitemoeshared", "helium", "hunyuan_v1_dense", "hyperclovax", "jais2", "lfm2", "lfm2_moe", "llama", "ministral",
+    "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi",
+    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
+    "vaultgemma", "xglm",
 )
 # fmt: on
 
@@ -48,24 +48,26 @@ _INDEX_LISTS = ("mlp_only_layers", "full_attn_idxs")
 # Numbers of first layers that are of another kind than those after them.
 _THRESHOLDS = ("first_k_dense_replace", "num_dense_layers")
 
-# Every how many layers one is of another kind, with no list beside them: they are right for first layers only.
-_PERIODS = ("moe_layer_interval", "interleave_moe_layer_step")
+# Fields that may say by a period or a pattern what one of the lists says for each layer; other tools read them.
+_PERIODIC = re.compile(r"pattern|interval|period|every|switch|step|freq")
+
+# Fields that count layers beside the decoder's, which predict later tokens: a student has none, as in Transformers.
+_AUXILIARY = re.compile(r"(^|_)(mtp|nextn|medusa|eagle)(_|$)")
 
 # Fields that, set to anything but none, zero or false, say that layers cannot be taken one by one.
 _UNCUTTABLE: Mapping[str, str] = {
     "is_encoder_decoder": "its decoder reads an encoder's states",
     "add_cross_attention": "its blocks read an encoder's states",
     "num_kv_shared_layers": "its last layers reuse the keys and values of earlier ones",
-    "num_nextn_predict_layers": "layers beyond its depth predict later tokens (multi-token prediction)",
-    "mtp_num_hidden_layers": "layers beyond its depth predict later tokens (multi-token prediction)",
     "hidden_size_per_layer_input": "tensors outside its blocks hold a share for each layer",
-    "attn_layer_period": "attention and state-space layers alternate, which is not proven here",
-    "attn_layer_indices": "attention and state-space layers alternate, which is not proven here",
-    "layers_block_type": "its layers are of several kinds, which is not proven here",
-    "hybrid_override_pattern": "its layers are of several kinds, which is not proven here",
-    "full_attention_interval": "attention and recurrent layers alternate, which is not proven here",
     "per_layer_config": "its layers are not of one kind",
 }
+
+# Models whose head is not one for language, by the name of their class.
+_OTHER_HEADS = re.compile(r"For\w*(Classification|Answering|Choice|Regression|Score|Embedding)|Reward|Classifier")
+
+# Where a model of several media keeps the config of its text model.
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder_config", "decoder")
 
 # What configs call the number of layers, and what no model has more of: a config is refused before one is built.
 _DEPTH_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -86,7 +88,8 @@ UNUSABLE_CONFIG = (
 _LOGIT_FACTORS: Mapping[str, Callable[[Any], float]] = {
     **dict.fromkeys(("cohere", "cohere2"), lambda config: config.logit_scale),
     **dict.fromkeys(
-        ("granite", "granite_swa", "granitemoe", "granitemoeshared"), lambda config: 1 / config.logits_scaling
+        ("granite", "granite_swa", "granitemoe", "granitemoehybrid", "granitemoeshared"),
+        lambda config: 1 / config.logits_scaling,
     ),
     "hyperclovax": lambda config: config.logits_scaling,
 }
@@ -97,7 +100,7 @@ _PROVEN_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "at
 
 def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
     """
-    Refuse a model that is not a causal language model, that cannot be cut, or whose architecture is not proven here.
+    Refuse a model that is not a causal language model, cannot be cut, or whose architecture is not proven here.
 
     Args:
         config (`Mapping`): The reference's config as a dictionary.
@@ -106,31 +109,7 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
     Raises:
         ValueError: If the model cannot be inherited from; the message names the field and the reason.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str | None):
-        raise ValueError(f"{reference} cannot be used: its config has model_type={_short(model_type)}, not a name.")
-    if model_type not in CONFIG_MAPPING and config.get("auto_map"):
-        raise ValueError(
-            f"{reference} needs code of its own (model_type {model_type!r}, with an auto_map), which is not run here. "
-            f"Give a model of one of the types that Transformers has itself: {', '.join(SUPPORTED_MODEL_TYPES)}."
-        )
-    text = config.get("text_config")
-    text_type = text.get("model_type") if isinstance(text, Mapping) else None
-    obstacles = list(_obstacles(config))
-    if model_type not in SUPPORTED_MODEL_TYPES and text_type in SUPPORTED_MODEL_TYPES and not obstacles:
-        raise ValueError(
-            f"{reference} is a model of several media (model_type {model_type!r}); the text model inside it, of type "
-            f"{text_type!r}, can be cut: load the whole with Transformers and give its language_model, or save that by "
-            "itself (save_pretrained)."
-        )
-    causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("is_encoder_decoder")
-    # Encoders such as BERT have a causal face too; they are causal language models only when told to be decoders.
-    if not causal or (model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")):
-        why = " and is_encoder_decoder=True" if config.get("is_encoder_decoder") else ""
-        raise ValueError(
-            f"{reference} is not a causal language model: its config has model_type {model_type!r}{why}. "
-            f"Give a model of one of these types: {', '.join(SUPPORTED_MODEL_TYPES)}."
-        )
+    obstacles = _require_language_model(config, reference)
     for field in _DEPTH_FIELDS:
         depth = config.get(field)
         if depth is not None and (type(depth) is not int or not 1 <= depth <= _DEEPEST):
@@ -152,17 +131,84 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
             f"{reference} cannot be cut: its config has layer_types with {unproven[0]!r}, and layers of this kind are "
             f"not proven here. Give a model whose layers are of these kinds: {', '.join(sorted(_PROVEN_KINDS))}."
         )
-    if model_type not in SUPPORTED_MODEL_TYPES:
+    if config.get("model_type") not in SUPPORTED_MODEL_TYPES:
         raise ValueError(
-            f"{reference} has model_type {model_type!r}, whose layers this version does not know how to cut. "
-            f"Supported are: {', '.join(SUPPORTED_MODEL_TYPES)}."
+            f"{reference} has model_type {config.get('model_type')!r}, whose layers this version does not know how to "
+            f"cut. Supported are: {', '.join(SUPPORTED_MODEL_TYPES)}."
         )
 
 
+def _require_language_model(config: Mapping[str, Any], reference: str) -> list[tuple[str, Any, str]]:
+    """Refuse what is no causal language model that Transformers knows; return the fields that forbid cutting it."""
+    model_type = config.get("model_type")
+    supported = ", ".join(SUPPORTED_MODEL_TYPES)
+    if not isinstance(model_type, str | None):
+        raise ValueError(f"{reference} cannot be used: its config has model_type={_short(model_type)}, not a name.")
+    if model_type not in CONFIG_MAPPING and config.get("auto_map"):
+        raise ValueError(
+            f"{reference} needs code of its own (model_type {model_type!r}, with an auto_map), which is not run here. "
+            f"Give a model of one of the types that Transformers has itself: {supported}."
+        )
+    field, text = _text_model(config)
+    obstacles = [*_obstacles(config), *(_obstacles(text, f"{field}.") if text else ())]
+    text_type = text.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES and text_type in SUPPORTED_MODEL_TYPES and not obstacles:
+        raise ValueError(
+            f"{reference} is a model of several media (model_type {model_type!r}); the text model inside it, of type "
+            f"{text_type!r} ({field}), can be cut: load the whole with Transformers and give its language_model, or "
+            "save that with its head as a model of its own (AutoModelForCausalLM.from_config(config.text_config))."
+        )
+    causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("is_encoder_decoder")
+    # Encoders such as BERT have a causal face too; they are causal language models only if `is_decoder` is set.
+    if not causal or (model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")):
+        why = " and is_encoder_decoder=True" if config.get("is_encoder_decoder") else ""
+        raise ValueError(
+            f"{reference} is not a causal language model: its config has model_type {model_type!r}{why}. "
+            f"Give a model of one of these types: {supported}."
+        )
+    for name in _as_list(config.get("architectures")):
+        if _OTHER_HEADS.search(str(name)):
+            raise ValueError(
+                f"{reference} is not a causal language model but a {name}: its head does not predict tokens. Give the "
+                "language model that it was made from."
+            )
+    return obstacles
+
+
+def _text_model(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the config of the text model within a model of several media, and where it is; empty if there is none."""
+    for field in _TEXT_CONFIGS:
+        inner = config.get(field)
+        if isinstance(inner, Mapping):
+            deeper, text = _text_model(inner)
+            return (f"{field}.{deeper}", text) if text else (field, inner)
+    return "", {}
+
+
+def _obstacles(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield the fields that stand in the way of cutting, with their values and reasons."""
+    for field, reason in _UNCUTTABLE.items():
+        if config.get(field):
+            yield f"{prefix}{field}", config[field], reason
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def dropped_kinds(config: PreTrainedConfig, layers: Sequence[int]) -> tuple[str, ...]:
-    """Return the kinds of layers, as `layer_types` names them, of which a student of `layers` has none."""
-    kinds = getattr(config, "layer_types", None) or []
-    return tuple(sorted(set(kinds) - {kinds[layer] for layer in layers})) if kinds else ()
+    """Return the kinds of layers, as the config's lists name them, of which a student of `layers` has none."""
+    dropped: set[str] = set()
+    for name in ("layer_types", "attention_layers", "mlp_layer_types"):
+        kinds = _as_list(getattr(config, name, None))
+        if len(kinds) >= int(config.num_hidden_layers):
+            dropped |= set(kinds) - {kinds[layer] for layer in layers}
+    return tuple(sorted(dropped))
 
 
 def logit_shaping(config: PreTrainedConfig) -> tuple[float, float | None]:
@@ -173,26 +219,13 @@ def logit_shaping(config: PreTrainedConfig) -> tuple[float, float | None]:
 
 def sliced_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
     """
-    Return the config of a student that keeps `layers` of a reference of `config`, which is left as it is.
-
-    Args:
-        config (`PreTrainedConfig`): The reference's config.
-        layers (sequence of `int`): The kept layers, 0-based, ascending.
-
-    Returns:
-        `PreTrainedConfig`: A checked copy with fewer layers; fields that speak of single layers follow them.
+    Return a checked config of a student that keeps `layers` (0-based, ascending) of a reference of `config`.
 
     Raises:
         ValueError: If the selection would change what a block computes.
     """
     if getattr(config, "is_heterogeneous", False):
         raise ValueError("keep_layers cannot cut a config with per_layer_config: its layers are not of one kind.")
-    for name in _PERIODS:
-        if (getattr(config, name, None) or 1) > 1 and not is_prefix(layers):
-            raise ValueError(
-                f"keep_layers={describe(layers)!r} moves layers, and {name}={getattr(config, name)} says by position "
-                f"which layers are of another kind: keep first layers only, such as 'first:{len(layers)}'."
-            )
     kinds = getattr(config, "layer_types", None) or []
     if "conv" in kinds and not any("attention" in kinds[layer] for layer in layers):
         raise ValueError(
@@ -205,21 +238,69 @@ def sliced_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrained
     vars(sliced).pop("auto_map", None)
     sliced.num_hidden_layers = len(layers)
     for name in _PER_LAYER_LISTS:
-        entries = getattr(config, name, None)
-        if isinstance(entries, list | tuple) and len(entries) >= depth:
-            setattr(sliced, name, [entries[layer] for layer in layers])
+        entries = _as_list(getattr(config, name, None))
+        if len(entries) >= depth:
+            kept = [entries[layer] for layer in layers]
+            setattr(sliced, name, kept)
+            _follow(sliced, list(entries[:depth]), kept)
     for name in _INDEX_LISTS:
-        entries = getattr(config, name, None)
-        if isinstance(entries, list | tuple):
-            setattr(sliced, name, [position for position, layer in enumerate(layers) if layer in entries])
+        chosen = getattr(config, name, None)
+        if isinstance(chosen, list | tuple):
+            setattr(sliced, name, [position for position, layer in enumerate(layers) if layer in chosen])
     for name in _THRESHOLDS:
         first = getattr(config, name, None)
         if isinstance(first, int):
             setattr(sliced, name, sum(layer < first for layer in layers))
+    for name, value in list(vars(sliced).items()):
+        if _AUXILIARY.search(name) and isinstance(value, int):
+            setattr(sliced, name, type(value)(0))
     for care in _SPECIAL_CARE.get(config.model_type, ()):
         care(sliced, config, layers)
     sliced.validate()
     return sliced
+
+
+def _follow(sliced: PreTrainedConfig, before: list[Any], after: list[Any]) -> None:
+    """Let fields that say what a list of layers said follow it; where nothing of the kind can, they are left out."""
+    for name, value in list(vars(sliced).items()):
+        if _PERIODIC.search(name) and isinstance(value, int | str):
+            moved = _moved_pattern(value, before, after)
+            if moved is None:
+                vars(sliced).pop(name)
+            elif moved != value:
+                setattr(sliced, name, moved)
+
+
+def _moved_pattern(value: int | str, before: list[Any], after: list[Any]) -> int | str | None:
+    """
+    Return what says of the layers `after` what the period or pattern `value` says of those `before`.
+
+    That is `value` itself if it says nothing of them or still holds, and None if no period says it.
+    """
+    if isinstance(value, str):
+        said = [value[layer % len(value)] for layer in range(len(before))] if value else []
+        letters = dict(zip(before, said, strict=False))
+        if len(set(letters.values())) < 2 or [letters[kind] for kind in before] != said:
+            return value
+        wanted = [letters[kind] for kind in after]
+        holds = wanted == [value[layer % len(value)] for layer in range(len(after))]
+        return value if holds else "".join(wanted)
+    for first in (
+        1,
+        0,
+    ):  # the marked layers are those with (layer + 1) % period == 0, or those with layer % period == 0
+        if value < 2:
+            break
+
+        def marked(period: int, count: int, first: int = first) -> list[bool]:
+            return [(layer + first) % period == 0 for layer in range(count)]
+
+        special = {kind for kind, mark in zip(before, marked(value, len(before)), strict=True) if mark}
+        if len(special) == 1 and [kind in special for kind in before] == marked(value, len(before)):
+            wanted_marks = [kind in special for kind in after]
+            periods = (value, *range(1, len(after) + 2))
+            return next((period for period in periods if marked(period, len(after)) == wanted_marks), None)
+    return value
 
 
 def _slice_window_threshold(sliced: PreTrainedConfig, config: PreTrainedConfig, layers: Sequence[int]) -> None:
@@ -251,36 +332,15 @@ _SPECIAL_CARE: Mapping[str, tuple[Callable[[Any, Any, Sequence[int]], None], ...
 }
 
 
-def _obstacles(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yield the fields that stand in the way, also those of the text model within a model of several media."""
-    for prefix, fields in (("", config), ("text_config.", config.get("text_config"))):
-        for field, reason in _UNCUTTABLE.items():
-            if isinstance(fields, Mapping) and fields.get(field):
-                yield f"{prefix}{field}", fields[field], reason
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
 @dataclass(frozen=True)
 class Architecture:
     """
     What building a student needs to know about the reference's architecture.
 
-    Args:
-        model_type (`str`): The config's name of the architecture, such as `gpt2`.
-        model_class (`type[PreTrainedModel]`): The causal language model class, such as `GPT2LMHeadModel`.
-        block_list (`str`): Dotted name of the list of blocks in the model, such as `transformer.h`.
-        depth (`int`): Blocks in the list.
-        tied (`Mapping[str, str]`): Parameters that share another's storage, and which, such as a tied head.
-        parameters (`Mapping[str, tuple[int, ...]]`): Shape of every tensor of the model's `state_dict`.
-        parameter_count (`int`): Numbers in the model's parameters; shared ones count once.
-        block_sizes (`tuple[int, ...]`): Numbers in the parameters of each block.
-        parts (`Mapping[str, str]`): For every tensor the part of the model that it belongs to, as in `PARTS`.
-        conversions (`tuple`): How Transformers renames and joins what files hold, such as one tensor per expert.
-        ignored (`tuple[str, ...]`): Patterns of what files hold and no model needs, such as masks.
+    Sizes are counts of numbers, and shared parameters count once. `tied` names, for each parameter that shares
+    another's storage, that other one; `parts` the part of the model (as in `PARTS`) that each tensor belongs to;
+    `conversions` how Transformers renames and joins what files hold, and `ignored` patterns of what files hold and no
+    model needs.
     """
 
     model_type: str
@@ -323,7 +383,6 @@ def inspect_architecture(config: PreTrainedConfig) -> Architecture:
         if len(_INSPECTED) >= _MOST_INSPECTED:
             _INSPECTED.pop(next(iter(_INSPECTED)), None)
         _INSPECTED[key] = found
-        return found
     return _INSPECTED[key]
 
 
@@ -375,40 +434,29 @@ def kept_names(
     architecture: Architecture, layers: Sequence[int], names: Iterable[str], parts: Sequence[str] = PARTS
 ) -> dict[str, str]:
     """
-    Return, for every tensor of `names` that a student keeps, the name under which the student is given it.
+    Return, for every tensor of `names` that a student of `layers` keeps, the name under which the student is given it.
 
-    Names are those of a file, as the family publishes them: with or without the base model's prefix
-    (`transformer.h.3.…` or, as GPT-2 is published, `h.3.…`), one tensor per expert or all in one. What a file holds
-    besides (masks, other heads, dropped layers) is not kept and never read.
-
-    Args:
-        architecture (`Architecture`): The reference's architecture.
-        layers (sequence of `int`): The kept layers, 0-based, ascending.
-        names (iterable of `str`): Names in the reference's files, or of its `state_dict`.
-        parts (sequence of `str`): Parts of the model that come along.
-
-    Returns:
-        `dict[str, str]`: Names for the student, by name in the files. Where Transformers joins several tensors into
-        one, the published name with the layer's new number; else the name in the student.
+    `names` are those of a file as the family publishes them: with or without the base model's prefix
+    (`transformer.h.3.…` or, as GPT-2 is published, `h.3.…`), one tensor per expert or all in one. Where Transformers
+    joins several tensors into one, the student is given the published name with the layer's new number; else the name
+    in the student. What a file holds besides (masks, other heads, dropped layers) is not kept and never read.
     """
     blocks = f"{architecture.block_list}."
+    last = architecture.block_list.rpartition(".")[2]
     positions = {layer: position for position, layer in enumerate(layers)}
     kept = {}
     for name in names:
         renamed, joined = _name_in_model(architecture, name)
-        if renamed is None or not _comes_along(architecture, renamed, parts):
+        if renamed is None or not _is_inherited(architecture, renamed, parts):
             continue
+        given = name if joined else renamed
         if renamed.startswith(blocks):
             layer = int(renamed.removeprefix(blocks).partition(".")[0])
             if layer not in positions:
                 continue
-            name_or_renamed = name if joined else renamed
-            last = architecture.block_list.rpartition(".")[2]
-            kept[name] = re.sub(
-                rf"(^|\.){re.escape(last)}\.{layer}\.", rf"\g<1>{last}.{positions[layer]}.", name_or_renamed, count=1
-            )
-        else:
-            kept[name] = name if joined else renamed
+            old, new = rf"(^|\.){re.escape(last)}\.{layer}\.", rf"\g<1>{last}.{positions[layer]}."
+            given = re.sub(old, new, given, count=1)
+        kept[name] = given
     return kept
 
 
@@ -416,26 +464,38 @@ def unknown_names(architecture: Architecture, layers: Sequence[int], names: Iter
     """
     Return what files hold for kept layers that the architecture does not know, `*` in place of the layer.
 
-    What the model class itself names as of no use, such as the masks of an old GPT-2, is left out.
+    What the model class itself names as of no use, such as the masks of an old GPT-2, is left out, and so are layers
+    that lie elsewhere than the decoder's, such as those of multi-token prediction.
     """
     last = architecture.block_list.rpartition(".")[2]
-    in_block = re.compile(rf"(^|\.){re.escape(last)}\.(\d+)\.")
-    found = set()
+    in_block = re.compile(rf"^(?P<before>(?:.*\.)?){re.escape(last)}\.(?P<layer>\d+)\.")
+    decoders, unknown = set(), []
     for name in names:
         place = in_block.search(name)
-        if place is None or int(place[2]) not in layers or _name_in_model(architecture, name)[0] is not None:
+        if place is None:
             continue
-        if not any(re.search(pattern, name) for pattern in architecture.ignored):
-            found.add(in_block.sub(rf"\g<1>{last}.*.", name, count=1))
-    return tuple(sorted(found))
+        if _name_in_model(architecture, name)[0] is not None:
+            decoders.add(place["before"])
+        elif int(place["layer"]) in layers and not any(re.search(item, name) for item in architecture.ignored):
+            unknown.append((place["before"], f"{place['before']}{last}.*.{name[place.end() :]}"))
+    return tuple(sorted({name for before, name in unknown if before in decoders}))
 
 
-def foreign_prefix(architecture: Architecture, names: Sequence[str]) -> str | None:
-    """Return what stands before the names of files where the architecture knows them without it, such as `module.`."""
-    for name in names[:100]:
-        for dot in re.finditer(r"\.", name):
+# What wrappers around a model or its modules put into the names of tensors.
+_WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module|base_layer)\.")
+
+
+def wrapper_names(architecture: Architecture, names: Sequence[str]) -> str | None:
+    """Return what a wrapper put into the names of files that the architecture knows without it, such as `module.`."""
+    looked_at = names[:1000]
+    strange = [name for name in looked_at if _name_in_model(architecture, name)[0] is None]
+    for name in strange:
+        plain = _WRAPPERS.sub("", name)
+        if plain != name and _name_in_model(architecture, plain)[0] is not None:
+            return "".join(f"{found[2]}." for found in _WRAPPERS.finditer(name))
+        for dot in re.finditer(r"\.", name) if len(strange) == len(looked_at) else ():
             if _name_in_model(architecture, name[dot.end() :])[0] is not None:
-                return None if _name_in_model(architecture, name)[0] is not None else name[: dot.end()]
+                return name[: dot.end()]
     return None
 
 
@@ -481,8 +541,8 @@ def drop_tied(architecture: Architecture, tensors: Mapping[str, Any]) -> dict[st
 
 
 def left_out_names(student: Architecture, parts: Sequence[str]) -> list[str]:
-    """Return which of the student's tensors do not come along with `parts`; tied ones come with either part."""
-    return [name for name in student.parameters if not _comes_along(student, name, parts)]
+    """Return which of the student's tensors are not inherited with `parts`; tied ones are with either part."""
+    return [name for name in student.parameters if not _is_inherited(student, name, parts)]
 
 
 def name_in_reference(architecture: Architecture, layers: Sequence[int], name: str) -> str:
@@ -554,7 +614,7 @@ def _converted_name(architecture: Architecture, name: str) -> tuple[str, str | N
     return (name, None) if renamed not in known and name in known else (renamed, pattern)
 
 
-def _comes_along(architecture: Architecture, name: str, parts: Sequence[str]) -> bool:
+def _is_inherited(architecture: Architecture, name: str, parts: Sequence[str]) -> bool:
     shared = {name, architecture.tied.get(name, name)} | {
         target for target, origin in architecture.tied.items() if origin == name
     }
@@ -562,7 +622,7 @@ def _comes_along(architecture: Architecture, name: str, parts: Sequence[str]) ->
 
 
 def _parts(model: PreTrainedModel, block_list: str) -> dict[str, str]:
-    """Return the part of the model that each tensor belongs to, told by the role of the module that holds it."""
+    """Return the part of the model that each tensor belongs to, by the role of the module that holds it."""
     modules = dict(model.named_modules())
     order = {name: place for place, name in enumerate(modules)}
     untyped: Any = model

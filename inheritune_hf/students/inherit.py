@@ -23,7 +23,6 @@ from ..records import Lineage, encode
 from .architectures import (
     Architecture,
     drop_tied,
-    foreign_prefix,
     inspect_architecture,
     kept_names,
     left_out_names,
@@ -33,6 +32,7 @@ from .architectures import (
     sources_of,
     unknown_names,
     with_tied_names,
+    wrapper_names,
 )
 from .checkpoints import LazyTensor, lazy_copy, open_state, open_tensors
 from .reference import (
@@ -49,14 +49,22 @@ logger = logging.getLogger(__name__)
 
 Choice = int | str | Sequence[int]
 
-#: Seed of parts that do not come along, the same as that of `TrainingArguments`.
+#: Seed of parts that are not inherited, the same as that of `TrainingArguments`.
 DEFAULT_SEED = 42
 
-# What belongs to quantized weights, as the libraries that write them call it.
+# What belongs to quantized weights, as the libraries that write them call it: beside a weight, or in its place.
 _SCALES = re.compile(
-    r"((weight|input|output|activation|proj|kv|[qkv])_(scale|scales|scale_inv|scale_2|global_scale|zero_point|blocks)"
-    r"|\.(qweight|qzeros|scales|g_idx)|\.weight\.(absmax|quant_map|quant_state\..*|nested_absmax|nested_quant_map))$"
+    r"(weights?|input|output|activation|act|proj|kv|[qkvw])_(scales?|scale_\w+|scaling_factor|global_scale|zero_?points?|"
+    r"zeros|amax|absmax|packed|blocks|shape)$"
+    r"|\.(qweight|qzeros|scales|scale_inv|g_idx|W_q|codes|codebooks?|Qidxs)$|_quantizer\._?\w+$"
+    r"|\.weight\.(absmax|quant_map|quant_state\..*|nested_absmax|nested_quant_map|_?(data|scale\w*|zero_point))$"
 )
+
+# Heads that do not predict tokens, as files call their tensors.
+_OTHER_HEAD = re.compile(r"^(score|classifier|classification_head|qa_outputs|reward_head|regression_head)\.")
+
+# Beside weights, files in which tools write how they quantized them.
+_QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 # Arguments of `from_pretrained` that would load something else than the kept tensors as they are.
 _REFUSED_ARGUMENTS = {
@@ -87,11 +95,12 @@ def from_pretrained_inherited(
             The recipe; its `keep_layers` says which layers are inherited, and its `inherit` which parts. Without it,
             all of the first half.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the parts that do not come along; as in `TrainingArguments`.
+            Seed of the parts that are not inherited; as in `TrainingArguments`.
         kwargs:
             Everything `from_pretrained` takes, such as `dtype` (defaults to `torch.float32`, because a student is
             going to be trained), `revision`, `token`, `device_map` or `attn_implementation`. With
-            `output_loading_info=True` a tuple of the student and the loading report is returned.
+            `output_loading_info=True` a tuple of the student and the loading report is returned; with `strict=True` a
+            reference is refused if it holds tensors of kept layers that its architecture does not know.
 
     Returns:
         `PreTrainedModel`: The student, such as a `GPT2LMHeadModel`.
@@ -144,7 +153,8 @@ class InheritedModelForCausalLM:
                 Layers to inherit: `12`, `"half"`, `"first:12"`, `"last:8"`, `"ends:4+4"`, `"every:2"`, `"spaced:12"`,
                 `"0:8,10"` or a list. Without it nothing is cut: a published student loads whole.
             kwargs:
-                Everything `from_pretrained` takes; `dtype` defaults to `torch.float32`.
+                Everything `from_pretrained` takes; `dtype` defaults to `torch.float32`. With `strict=True` tensors of
+                kept layers that the architecture does not know are refused rather than named.
 
         Returns:
             The plain model, such as a `GPT2LMHeadModel`; with `output_loading_info=True` a tuple of it and the report.
@@ -179,14 +189,8 @@ class Cut:
     """
     What a student takes from its reference, decided from configs alone: the same for building it and for `doctor`.
 
-    Args:
-        reference (`OpenedReference`): The reference.
-        layers (`tuple[int, ...]`): The kept layers, 0-based, ascending.
-        parts (`tuple[str, ...]`): Parts of the model that are inherited, as in `PARTS`.
-        config (`PreTrainedConfig`): The student's config.
-        scales (`tuple[float, ...]`): By what each kept block's queries are multiplied; empty where none is.
-        before (`Architecture`): Of the reference.
-        after (`Architecture`): Of the student.
+    `config` and `after` are the student's, `before` is the reference's architecture; `scales` are the factors of each
+    kept block's queries, empty where none is scaled.
     """
 
     reference: OpenedReference
@@ -210,21 +214,22 @@ class Cut:
         """
         Refuse tensors that do not fill the student, and return what else the files hold for its layers.
 
-        Args:
-            tensors (`Mapping[str, LazyTensor]`): The kept tensors, by name for the student.
-            names (iterable of `str`): Names of all tensors in the files that hold them.
-
-        Returns:
-            `tuple[str, ...]`: Names of tensors of kept layers that the architecture does not know; `*` stands for the
-            layer.
+        `tensors` are the kept ones, by name for the student; `names` those of all tensors in the files that hold them.
+        In the names that are returned `*` stands for the layer.
 
         Raises:
-            ValueError: If the weights are quantized.
+            ValueError: If the weights are quantized, or their head is not one for language.
             RuntimeError: If a tensor is missing, or has another shape.
         """
         names = list(names)
         self._refuse_quantized(tensors, names)
         sources = sources_of(self.after, tensors)
+        head = next((name for name in names if _OTHER_HEAD.match(name)), None)
+        if head is not None and not any(self.after.parts[name] == "lm_head" for name in sources):
+            raise ValueError(
+                f"{self.reference.name!r} is not a causal language model: its files hold {head} in place of a head "
+                "that predicts tokens. Give the language model that it was made from."
+            )
         filled = with_tied_names(self.after, sources) | set(self.left_out)
         missing = [name for name in self.after.parameters if name not in filled]
         mismatched = []
@@ -247,12 +252,12 @@ class Cut:
                 shown = ", ".join(name_in_reference(self.before, self.layers, item) for item in sorted(found)[:5])
                 complaints.append(f"{complaint} {shown}" + (f" and {len(found) - 5} more" if len(found) > 5 else ""))
         if complaints:
-            prefix = foreign_prefix(self.before, names)
+            wrapper = wrapper_names(self.before, names)
             advice = "Check that the config belongs to these weights."
-            if prefix is not None:
+            if wrapper is not None:
                 advice = (
-                    f"Their names begin with {prefix!r}, as a wrapper around the model leaves them: save the model "
-                    "inside the wrapper (save_pretrained of the unwrapped model), or rename the tensors."
+                    f"Their names hold {wrapper!r}, as a wrapper around the model leaves them: save the model inside "
+                    "the wrapper (save_pretrained of the unwrapped model), or rename the tensors."
                 )
             raise RuntimeError(
                 f"The weights of {self.reference.name!r} do not fill the student: {'; '.join(complaints)}. {advice}"
@@ -265,12 +270,13 @@ class Cut:
             if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool:
                 why = f"{name} is stored as {stored}"
                 break
-        scale = next((name for name in names if _SCALES.search(name) and not self.choose([name])), None)
+        scale = next((name for name in names if _SCALES.search(name) and not sources_of(self.before, [name])), None)
         if why is None and scale is not None:
             why = f"its files hold {scale}, a scale"
         source = self.reference.source
-        if why is None and source is not None and source.find_cached("hf_quant_config.json") is not None:
-            why = "hf_quant_config.json lies beside its weights"
+        if why is None and source is not None:
+            found = (name for name in _QUANTIZATION_FILES if source.find_cached(name) is not None)
+            why = next((f"{name} lies beside its weights" for name in found), None)
         if why is not None:
             raise ValueError(
                 f"{self.reference.name!r} is quantized ({why}), and a student is trained on plain weights: give the "
@@ -280,17 +286,7 @@ class Cut:
 
 
 def plan_cut(opened: OpenedReference, recipe: InherituneConfig, choice: Choice | None = None) -> Cut:
-    """
-    Decide what a student takes from a reference: layers, parts, config, scales.
-
-    Args:
-        opened (`OpenedReference`): The reference.
-        recipe (`InherituneConfig`): Its `keep_layers`, `inherit` and `attention_scale` count.
-        choice (`int`, `str` or sequence of `int`, *optional*): The layers, if not `keep_layers`.
-
-    Raises:
-        ValueError: If the reference has no such layers, or they cannot be cut out.
-    """
+    """Decide what a student takes from a reference; the layers are the recipe's if no `choice` is given."""
     before = opened.architecture
     layers = resolve_layers(recipe.keep_layers if choice is None else choice, before.depth, before.prefix_sizes)
     config = sliced_config(opened.config, layers)
@@ -311,13 +307,7 @@ def query_scales(config: PreTrainedConfig, layers: Sequence[int], recipe: Inheri
     (PAPER: Appendix A). A moved block would be rescaled, so the difference goes into its weights, unless the recipe
     says `attention_scale="position"`.
 
-    Args:
-        config (`PreTrainedConfig`): The reference's config.
-        layers (sequence of `int`): The kept layers, 0-based, ascending.
-        recipe (`InherituneConfig`): Its `attention_scale` and `inherit` count.
-
-    Returns:
-        `tuple[float, ...]`: One factor for each kept block, or nothing where none is multiplied.
+    Nothing is returned where none is multiplied.
     """
     keeps = recipe.attention_scale == "keep" and "attention" in recipe.inherited_parts
     if not keeps or not moves_scaled_blocks(config, layers):

@@ -1,10 +1,13 @@
 """The verbs that look before a run and after it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -311,6 +314,19 @@ def test_inherit_shows_its_plan_first(reference, tmp_path, capsys):
     assert "kept        0:4 (4 of 4 layers)" in found.out
     assert "note        No files of weights were found." in found.out
     assert "There are no weights at" in found.err
+
+
+def test_inherit_refuses_unknown_tensors_if_told_to(reference, tmp_path, capsys):
+    """With `--strict` tensors of kept layers that the architecture does not know are an error, and nothing is left."""
+    folder = shutil.copytree(reference, tmp_path / "reference")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.0.attn.sinks"] = torch.ones(2)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    words = ["inherit", str(folder), "--keep-layers", "2", "--output", str(tmp_path / "student")]
+    found = shown(capsys, *words, "--strict", status=1)
+    assert "has nothing of them: transformer.h.*.attn.sinks. Give a reference" in found.err
+    assert not (tmp_path / "student").exists()
+    assert "transformer.h.*.attn.sinks" in shown(capsys, *words).out
 
 
 @pytest.mark.parametrize(

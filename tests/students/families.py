@@ -19,13 +19,14 @@ ROUTED = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 8,
     "first_k_dense_replace": 2,
-    "num_nextn_predict_layers": 0,
+    "num_nextn_predict_layers": 1,
     "n_group": 1,
     "topk_group": 1,
 }
 LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
 MPT = {"vocab_size": 64, "d_model": 16, "n_heads": 2, "n_layers": 6, "max_seq_len": 32, **TOKENS}
 OPT = {**SHAPE, **TOKENS, "ffn_dim": 32, "max_position_embeddings": 32}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_expand": 2}  # sizes that its config checks
 CONVOLUTIONS = {"layer_types": ["conv", "full_attention", "conv"] * 2}
 
 #: The families that the project promises; their tests are the fast ones.
@@ -97,6 +98,17 @@ BESIDES = {
     "gpt_oss": [{**HEADS, **LOCAL_EXPERTS, **WINDOWS}],
     "granite_swa": [{**GROUPED, **WINDOWS}],
     "granitemoe": [{**GROUPED, **LOCAL_EXPERTS}],
+    "granitemoehybrid": [
+        {
+            **GROUPED,
+            **MAMBA,
+            **experts,
+            "layer_types": ["attention"] * 6,
+            "shared_intermediate_size": 8,
+            "logits_scaling": 2.0,
+        }
+        for experts in ({"num_local_experts": 0, "num_experts_per_tok": 0}, LOCAL_EXPERTS)
+    ],
     "granitemoeshared": [{**GROUPED, **LOCAL_EXPERTS, "shared_intermediate_size": 8}],
     "helium": [HEADS],
     "hunyuan_v1_dense": [HEADS],
@@ -157,6 +169,12 @@ class Published:
 
 
 MASK = (1, 1, 32, 32)
+PREDICTION = {
+    "model.layers.6.eh_proj.weight": (16, 32),
+    "model.layers.6.input_layernorm.weight": (16,),
+    "model.layers.6.mlp.experts.0.gate_proj.weight": (8, 16),
+    "model.layers.6.shared_head.head.weight": (64, 16),
+}
 PUBLISHED = {
     # openai-community/gpt2: no prefix, masks, no head.
     "gpt2": Published("transformer.", {"h.{}.attn.bias": MASK}, ("wte.weight", "h.5.ln_1.bias", "ln_f.weight")),
@@ -215,8 +233,9 @@ PUBLISHED = {
     "olmoe": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
     "flex_olmo": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
     "deepseek_v2": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
-    "deepseek_v3": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
-    "glm4_moe": Published("", names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
+    # deepseek-ai/DeepSeek-V3 and zai-org/GLM-4.5: a layer of multi-token prediction beyond the last one.
+    "deepseek_v3": Published("", PREDICTION, names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
+    "glm4_moe": Published("", PREDICTION, names=("model.layers.5.mlp.experts.3.gate_proj.weight",)),
     "lfm2": Published("", names=("model.layers.0.conv.conv.weight", "model.embedding_norm.weight")),
     "codegen": Published("", {"transformer.h.{}.attn.causal_mask": MASK}),
 }

@@ -22,12 +22,12 @@ from inheritune_hf.students import (
     architectures,
     checkpoints,
     inspect_architecture,
-    kept_names,
     logit_shaping,
     plan_inheritance,
     sliced_config,
     student_skeleton,
 )
+from inheritune_hf.students.architectures import kept_names
 from inheritune_hf.students.losses import choose_loss, computes_from_hidden, loss_of_hidden, summed_loss
 
 PAIRS = [
@@ -378,12 +378,21 @@ def test_other_models_are_refused(config, tmp_path):
         ),
         (
             {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
-            r"the text model inside it, of type 'gemma3_text', can be cut: .*give its language_model",
+            r"the text model inside it, of type 'gemma3_text' \(text_config\), can be cut: .*give its language_model",
         ),
+        (
+            {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": {"model_type": "qwen2"}}},
+            r"the text model inside it, of type 'qwen2' \(thinker_config\.text_config\), can be cut",
+        ),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]},
+            r"is not a causal language model but a LlamaForSequenceClassification: its head does not predict tokens\.",
+        ),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForProcessRewardModel"]}, "but a Qwen2ForProcessRewardModel"),
     ],
 )
 def test_a_refusal_says_what_can_be_given_instead(values, message, tmp_path):
-    """A model with code of its own, and one that wraps a text model, are told from models without language."""
+    """Models with code of their own, wrappers of a text model, and other heads are each refused for what they are."""
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=message):
         plan_inheritance(tmp_path, 1)
@@ -411,14 +420,7 @@ def test_unproven_architectures_are_refused_with_the_list(tmp_path):
             {"model_type": "gemma4_text", "hidden_size_per_layer_input": 256},
             "hidden_size_per_layer_input=256, and tens",
         ),
-        ({"model_type": "deepseek_v3", "num_nextn_predict_layers": 1}, "num_nextn_predict_layers=1, and layers beyond"),
         ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention=True, and its blocks read an enc"),
-        ({"model_type": "jamba", "attn_layer_period": 8}, "attn_layer_period=8, and attention and state-space layers"),
-        ({"model_type": "zamba", "layers_block_type": ["mamba"]}, r"layers_block_type=\['mamba'\], and its layers are"),
-        (
-            {"model_type": "nemotron_h", "hybrid_override_pattern": "M-" * 40},
-            r"hybrid_override_pattern='M-M-M.*\.\.\.,",
-        ),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
@@ -440,13 +442,59 @@ def test_kinds_of_layers_that_are_not_proven_are_refused(tmp_path):
         InheritedModelForCausalLM.from_pretrained(tmp_path, keep_layers=1)
 
 
-def test_periods_are_right_for_first_layers_only():
-    """Where only a period says which layers have experts, other choices than first layers are refused."""
-    config = AutoConfig.for_model("llama", **GROUPED, interleave_moe_layer_step=2)
-    assert sliced_config(config, (0, 1)).num_hidden_layers == 2
-    message = r"keep_layers='0,2' moves layers, and interleave_moe_layer_step=2 says by position .* such as 'first:2'\."
-    with pytest.raises(ValueError, match=message):
-        sliced_config(config, (0, 2))
+WINDOWED = ["sliding_attention"] * 5 + ["full_attention"]
+GLOBALS = ["sliding_attention"] * 3 + ["full_attention"]
+TWELVE = {"num_hidden_layers": 12, "sliding_window": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "layers", "expected"),
+    [
+        ("gemma3_text", {"sliding_window_pattern": 6}, (0, 1, 5, 6, 11), None),
+        ("gemma3_text", {"sliding_window_pattern": 6}, (0, 5, 6, 11), 2),
+        ("gemma3_text", {"sliding_window_pattern": 6}, (1, 2, 3), 6),
+        ("gemma3_text", {"sliding_window_pattern": 6}, tuple(range(7)), 6),
+        ("exaone4", {"sliding_window_pattern": "LLLG", "layer_types": GLOBALS * 3}, (0, 3, 7), "LGG"),
+        ("exaone4", {"sliding_window_pattern": "LLLG", "layer_types": GLOBALS * 3}, tuple(range(5)), "LLLG"),
+        ("cohere2", {"layer_switch": 6, "layer_types": WINDOWED * 2}, (0, 5, 6, 11), 2),
+        (
+            "olmo3",
+            {"global_every_n_layers": 3, "layer_types": ["full_attention", *SLIDING[:1] * 2] * 4},
+            (0, 1, 3, 4),
+            2,
+        ),
+        ("smollm3", {"no_rope_layer_interval": 4}, (0, 3, 4, 7), 2),
+        ("smollm3", {"no_rope_layer_interval": 4}, (0, 3, 7), None),
+        ("gemma2", {"rope_interval": 5, "layer_types": SLIDING * 2}, (0, 3), 5),
+    ],
+)
+def test_periods_follow_the_lists_that_they_speak_of(kind, values, layers, expected):
+    """What says by a period what a list says for each layer holds for the student, or is left out."""
+    config = AutoConfig.for_model(kind, **{**GROUPED, **TWELVE, "head_dim": 8, **values})
+    sliced = sliced_config(config, layers)
+    name = next(iter(values))
+    assert vars(sliced).get(name) == vars(sliced).get(f"_{name}", expected) == expected
+    lists = ("layer_types", "no_rope_layers")
+    again = type(config).from_dict(sliced.to_dict())
+    assert all(getattr(again, item, None) == getattr(sliced, item, None) for item in lists)
+
+
+@pytest.mark.parametrize(
+    "values", [{"num_nextn_predict_layers": 1}, {"mtp_num_hidden_layers": 2}, {"use_mtp": True, "num_mtp_modules": 3}]
+)
+def test_layers_beside_the_decoder_are_left_out(values, build, tmp_path):
+    """Layers that predict later tokens are no obstacle and no part of a student, which says that it has none."""
+    config = AutoConfig.for_model("glm4_moe", **{**CASES["glm4_moe"][0], "num_nextn_predict_layers": 0, **values})
+    build(config).save_pretrained(tmp_path)
+    tensors = PUBLISHED["glm4_moe"](load_file(tmp_path / "model.safetensors"))
+    tensors |= {"mtp.layers.0.norm.weight": torch.ones(16), "model.mtp_layers.1.norm.weight": torch.ones(16)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    student = InheritedModelForCausalLM.from_pretrained(tmp_path, keep_layers=[0, 1, 4], strict=True)
+    assert {name: getattr(student.config, name) for name in values} == dict.fromkeys(values, 0)
+    plan = plan_inheritance(tmp_path, [0, 1, 4])
+    assert plan.unknown_tensors == ()
+    assert set(values) <= set(plan.changed_fields)
+    assert plan.bytes_to_read == sum(tensor.nbytes for tensor in student.state_dict().values())
 
 
 def test_convolutions_alone_are_refused():
@@ -522,7 +570,6 @@ def test_every_field_that_depends_on_depth_is_on_the_page():
         *architectures._PER_LAYER_LISTS,
         *architectures._INDEX_LISTS,
         *architectures._THRESHOLDS,
-        *architectures._PERIODS,
         "attention_types",
         "max_window_layers",
         "decoder_sparse_step",

@@ -5,10 +5,18 @@ import re
 
 import pytest
 import torch
-from families import CASES
-from transformers import AutoConfig, GPT2Config
+from families import CASES, GROUPED, HEADS
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
-from inheritune_hf import InheritedGPT2
+from inheritune_hf import InheritedGPT2, InheritedModelForCausalLM
 from inheritune_hf.students import checkpoints, plan_inheritance
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -34,7 +42,7 @@ def test_a_plan_counts_what_would_be_read(layout, publish, reference, reads_noth
     assert plan.parameters_before == reference.num_parameters()
     assert plan.bytes_to_read == 4 * plan.parameters_after
     assert plan.bytes_to_fetch == 0
-    assert all(file.exact and file.at_hand for file in plan.files)
+    assert all(file.exact and file.cached for file in plan.files)
     assert len(plan.files) == (3 if layout.endswith("sharded") else 1)
     assert plan.changed_fields == {"n_layer": (12, 2)}
     assert plan.block_list == "transformer.h"
@@ -120,6 +128,15 @@ def wrap(tensors):
         tensors[f"_orig_mod.{name}"] = tensors.pop(name)
 
 
+def wrap_inside(tensors):
+    for name in [item for item in tensors if item.startswith("h.1.")]:
+        tensors[name.replace("h.1.", "h.1._checkpoint_wrapped_module.")] = tensors.pop(name)
+
+
+def score(tensors):
+    tensors["score.weight"] = torch.ones(1, 16)
+
+
 def to_float8(tensors):
     for name in list(tensors):
         if name.endswith("c_fc.weight"):
@@ -136,7 +153,9 @@ def add_scales(tensors):
     [
         (drop_a_norm, r"RuntimeError: .* do not fill the student: no tensor for transformer\.ln_f\.bias\. Check"),
         (widen, r"RuntimeError: .*: another shape in transformer\.h\.1\.mlp\.c_fc\.bias\. Check"),
-        (wrap, r"RuntimeError: .* Their names begin with '_orig_mod\.', as a wrapper .* save the model inside"),
+        (wrap, r"RuntimeError: .* Their names hold '_orig_mod\.', as a wrapper .* save the model inside"),
+        (wrap_inside, r"RuntimeError: .* Their names hold '_checkpoint_wrapped_module\.', as a wrapper"),
+        (score, r"ValueError: .* is not a causal language model: its files hold score\.weight in place of a head"),
         (to_float8, r"ValueError: .* is quantized \(transformer\.h\.0\.mlp\.c_fc\.weight is stored as float8_e4m3fn\)"),
         (
             add_scales,
@@ -153,13 +172,56 @@ def test_a_plan_refuses_what_building_refuses(edit, message, layout, publish):
     assert re.match(message, built, re.DOTALL), built
 
 
-def test_quantization_that_only_a_file_tells_of_is_refused(publish):
-    """ModelOpt writes how it quantized into a file of its own."""
+@pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json"])
+def test_quantization_that_only_a_file_tells_of_is_refused(name, publish):
+    """Tools write how they quantized into a file of its own."""
     folder = publish()
-    (folder / "hf_quant_config.json").write_text("{}")
+    (folder / name).write_text("{}")
     planned, built = both(folder)
     assert planned == built
-    assert re.match(r"ValueError: .* is quantized \(hf_quant_config\.json lies beside its weights\)", built)
+    assert re.match(rf"ValueError: .* is quantized \({name} lies beside its weights\)", built)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "weight_scale_inv",
+        "weights_scaling_factor",
+        "input_quantizer._amax",
+        "weight_packed",
+        "qweight",
+        "weight.absmax",
+    ],
+)
+def test_what_belongs_to_quantized_weights_is_recognised(name, publish):
+    """Scales and packed weights are refused by whatever name libraries give them."""
+    folder = publish(edit=lambda tensors: tensors.update({f"h.1.mlp.c_fc.{name}": torch.ones(2)}))
+    with pytest.raises(
+        ValueError, match=rf"is quantized \(its files hold h\.1\.mlp\.c_fc\.{re.escape(name)}, a scale\)"
+    ):
+        plan_inheritance(folder, 2)
+
+
+def test_a_loaded_model_with_another_head_is_refused(build):
+    """A classifier in memory is no reference, whatever its config says."""
+    config = LlamaConfig(**GROUPED)
+    with pytest.raises(ValueError, match=r"is not a causal language model but a LlamaForSequenceClassification"):
+        plan_inheritance(LlamaForSequenceClassification(config), 2)
+
+
+def test_the_text_model_of_a_wrapper_is_cut_as_its_page_says(tmp_path):
+    """A text model inside a model of several media is cut in memory, or saved with its head."""
+    text = {**HEADS, "sliding_window": 4}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
+    whole = Gemma3ForConditionalGeneration(config)
+    assert plan_inheritance(whole.model.language_model, 3).kept_layers == (0, 1, 2)
+    saved = AutoModelForCausalLM.from_config(whole.config.text_config)
+    saved.base_model.load_state_dict(whole.model.language_model.state_dict())
+    saved.lm_head.load_state_dict(whole.lm_head.state_dict())
+    saved.save_pretrained(tmp_path)
+    student = InheritedModelForCausalLM.from_pretrained(tmp_path, keep_layers=3)
+    assert torch.equal(student.lm_head.weight, whole.lm_head.weight)
 
 
 def test_a_missing_shard_is_missed_by_a_plan(publish):
