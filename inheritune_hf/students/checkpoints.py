@@ -22,6 +22,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..annotations import conform
+from ..records import read_json
 from .download import (
     CONNECTION_ERRORS,
     Header,
@@ -73,19 +75,7 @@ _PIECE = 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """
-    Where a reference's files come from: a folder, or a repository of the Hub.
-
-    Args:
-        reference (`str`): Path of a folder or id of a repository, as it was given.
-        revision (`str`, *optional*): Branch, tag or commit of the repository.
-        token (`str` or `bool`, *optional*): Token for private repositories.
-        cache_dir (`str`, *optional*): Folder of the download cache, if not the usual one.
-        subfolder (`str`): Folder of the files within the repository.
-        local_files_only (`bool`): Whether only files in the cache are used.
-        force_download (`bool`): Whether files in the cache are fetched again.
-        variant (`str`, *optional*): Variant of the weights, such as `fp16` for `model.fp16.safetensors`.
-    """
+    """Where a reference's files come from, a folder or a repository of the Hub; fields are as in `from_pretrained`."""
 
     reference: str
     revision: str | None = None
@@ -162,13 +152,8 @@ class Weights:
     """
     The weights of a reference, found but not read.
 
-    Args:
-        source (`Source`): Where files come from.
-        format (`str`): `safetensors` or `bin`.
-        files (`Mapping[str, str]`): For every tensor of a sharded checkpoint, the name of the shard that holds it;
-            empty for a single file.
-        path (`Path`): The single file (its name alone if it was not fetched), or the index of the shards.
-        weights_only (`bool`): Whether `bin` files are read without running pickled code.
+    `files` says for every tensor of a sharded checkpoint which shard holds it, and `path` is the index then; else
+    `files` is empty, and `path` the single file (its name alone if it was not fetched).
     """
 
     source: Source
@@ -191,14 +176,6 @@ def commit_of(path: Path) -> str | None:
 def find_weights(source: Source, use_safetensors: bool | None = None, weights_only: bool = True) -> Weights:
     """
     Return where the reference's weights are; of a sharded checkpoint the index is read, and nothing else is fetched.
-
-    Args:
-        source (`Source`): Where files come from.
-        use_safetensors (`bool`, *optional*): Read only safetensors (`True`) or only `pytorch_model.bin` (`False`).
-        weights_only (`bool`, *optional*, defaults to `True`): Refuse to run code that is pickled in `bin` files.
-
-    Returns:
-        `Weights`: The files.
 
     Raises:
         FileNotFoundError: If there are no weights.
@@ -225,12 +202,7 @@ def find_weights(source: Source, use_safetensors: bool | None = None, weights_on
 
 
 def size_on_hub(source: Source, name: str) -> int | None:
-    """
-    Return the bytes of the file `name` of a repository, or None if it has none, or the Hub may not be asked.
-
-    Raises:
-        OSError: If the Hub does not answer.
-    """
+    """Return the bytes of the file `name` of a repository, or None if it has none, or the Hub may not be asked."""
     if source.is_local:
         return None
     known = cached_header(source.remote(name))
@@ -241,18 +213,11 @@ def size_on_hub(source: Source, name: str) -> int | None:
 
 def open_tensors(weights: Weights, choose: Choose) -> dict[str, LazyTensor]:
     """
-    Return the kept tensors, each under its name for the student, without reading any of them.
+    Return the kept tensors that the files have, each under its name for the student, without reading any of them.
 
     Of a folder, and of the Hub's cache, only the headers of files that hold a kept tensor are read. From the Hub these
     tensors are fetched by byte ranges, and little else; a file that the server gives as a whole only is downloaded, and
     it is said.
-
-    Args:
-        weights (`Weights`): The files, from `find_weights`.
-        choose (`Callable`): Given names in files, returns for each kept one its name for the student.
-
-    Returns:
-        `dict[str, LazyTensor]`: Every kept tensor that the files have.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -343,9 +308,8 @@ def _download_whole(source: Source, name: str) -> list[Path]:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        files: dict[str, str] = conform(dict[str, str], read_json(path)["weight_map"], "weight_map")
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is not an index of shards (a JSON file with a 'weight_map'). Download it again."
         ) from error
@@ -373,12 +337,6 @@ class LazyTensor:
     A tensor that is not read yet; `lazy[...]` reads it into memory of its own, in `wanted_dtype` if that is set.
 
     `from_pretrained` takes these in place of tensors, and reads several at once.
-
-    Args:
-        shape (`tuple[int, ...]`): Its shape.
-        dtype (`torch.dtype`): The type it is stored in.
-        read (`Callable[[torch.dtype], Tensor]`): Reads it in a given type.
-        wanted_dtype (`torch.dtype`, *optional*): The type it is read in; the stored one if not given.
     """
 
     shape: tuple[int, ...]
@@ -424,13 +382,7 @@ def open_state(tensors: Mapping[Any, Any], make: Callable[[Tensor], LazyTensor])
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """
-    Return the tensors of a safetensors file, unread; only its header is read.
-
-    Raises:
-        OSError: If the file is incomplete, or holds a type that is not known. Reading a tensor raises it too, if the
-            file was changed since.
-    """
+    """Return the tensors of a safetensors file, unread; reading one raises an `OSError` if the file has changed."""
     signature = _signature(os.stat(path))  # noqa: PTH116 (the same call as for an open file)
     try:
         with safe_open(str(path), framework="pt"):
@@ -449,13 +401,10 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
 def lazy_header(header: Header, origin: str) -> dict[str, LazyTensor]:
     """Return the tensors of a file on the Hub of which the header was fetched: their shapes and types alone."""
 
-    def unread(_entry: Mapping[str, Any]) -> Callable[[torch.dtype], Tensor]:
-        def read(_dtype: torch.dtype) -> Tensor:
-            raise OSError(f"{origin} was not fetched.")
+    def read(_dtype: torch.dtype) -> Tensor:
+        raise OSError(f"{origin} was not fetched.")
 
-        return read
-
-    return _lazy_tensors(header.tensors, origin, unread)
+    return _lazy_tensors(header.tensors, origin, lambda _: read)
 
 
 def _lazy_tensors(
@@ -476,9 +425,7 @@ def open_bin(path: Path, weights_only: bool) -> dict[str, LazyTensor]:
     """
     Return the tensors of a PyTorch file, unread where it is a zip archive; older files are read whole, and it is said.
 
-    Raises:
-        OSError: If the file cannot be read, or holds no dictionary. Reading a tensor raises it too, if the file was
-            changed since.
+    Reading a tensor raises an `OSError` if the file has changed.
     """
     signature = _signature(os.stat(path))  # noqa: PTH116
     mapped = zipfile.is_zipfile(path)

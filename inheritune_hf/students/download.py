@@ -26,7 +26,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status, tqdm
 
-from ..records import write_json
+from ..records import decode, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +65,7 @@ class NoRanges(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """
-    One safetensors file of a repository of the Hub.
-
-    Args:
-        repository (`str`): Id of the repository.
-        name (`str`): Path of the file within it.
-        revision (`str`, *optional*): Branch, tag or commit; only a commit can be looked up in the cache.
-        token (`str` or `bool`, *optional*): Token for private repositories.
-        cache_dir (`str` or `Path`, *optional*): Folder of the download cache, if not the usual one.
-    """
+    """One safetensors file of a repository of the Hub; only at a commit as revision it is looked up in the cache."""
 
     repository: str
     name: str
@@ -94,16 +85,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Header:
-    """
-    What a safetensors file on the Hub holds.
-
-    Args:
-        commit (`str`): Commit that it belongs to.
-        etag (`str`, *optional*): What the Hub calls its content.
-        size (`int`): Its size in bytes.
-        begin (`int`): Where its data begin, in bytes.
-        tensors (`Mapping[str, dict]`): By name: `dtype`, `shape` and `data_offsets`, in bytes from `begin`.
-    """
+    """What a safetensors file on the Hub holds: its data begin at byte `begin`, and offsets count from there."""
 
     commit: str
     etag: str | None
@@ -126,31 +108,24 @@ class Span(NamedTuple):
 
 
 def cached_header(file: RemoteFile) -> Header | None:
-    """Return what is known of the file from the cache, or None if nothing of it was fetched."""
+    """Return what is known of the file from the cache, or None if nothing of it was fetched, or its note is damaged."""
+    path = file.folder() / _SOURCE
     try:
-        return Header(**json.loads((file.folder() / _SOURCE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        header = decode(Header, read_json(path), str(path))
+        for name, entry in header.tensors.items():
+            _checked_end(name, entry)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return header
 
 
 def read_header(file: RemoteFile) -> Header:
-    """
-    Return what the file holds; its header is fetched unless it is in the cache.
-
-    Raises:
-        NoRanges: If the server does not give parts of files.
-        OSError: If the Hub does not give the file, or it is no safetensors file.
-    """
+    """Return what the file holds; its header is fetched unless it is in the cache."""
     return cached_header(file) or _fetch_header(file, _Location(file))
 
 
 def file_size(file: RemoteFile) -> int | None:
-    """
-    Return the size of the file in bytes, or None if there is no such file.
-
-    Raises:
-        OSError: If the Hub does not answer, or refuses.
-    """
+    """Return the size of the file in bytes, or None if there is no such file."""
     try:
         return _Location(file).size
     except FileNotFoundError:
@@ -172,12 +147,7 @@ def fetch_tensors(file: RemoteFile, choose: Choose, refresh: bool = False) -> li
     Return safetensors files in the cache that together hold the file's kept tensors; what is missing is fetched.
 
     Nothing else is fetched than the kept tensors, headers, and small gaps that save a request. An interrupted fetch
-    resumes where it was, in this process and in the next.
-
-    Args:
-        file (`RemoteFile`): The file.
-        choose (`Callable`): Given names in files, returns for each kept one its name for the student.
-        refresh (`bool`, *optional*, defaults to `False`): Fetch again what is in the cache.
+    resumes where it was, in this process and in the next; `refresh` fetches again what is in the cache.
 
     Raises:
         NoRanges: If the server does not give parts of files, so that the whole file must be fetched.

@@ -7,11 +7,11 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.training_args import OptimizerNames
 
+from ..annotations import Within, annotations_of, conform
 from ..config import InherituneConfig
 from ..growth import planned_rounds, rule_from_recipe
 from .architectures import has_experts, inspect_architecture, logit_shaping, sliced_config
@@ -57,29 +58,22 @@ class TrainingSetup:
         ValueError: If a value is not one of those; the message says what came and what is allowed.
     """
 
-    batch_size: int = 8
-    block_size: int = 1024
-    accumulation: int = 1
-    processes: int = 1
-    dtype: str = "float32"
-    mixed_precision: str | None = None
+    batch_size: Annotated[int, Within(1)] = 8
+    block_size: Annotated[int, Within(1)] = 1024
+    accumulation: Annotated[int, Within(1)] = 1
+    processes: Annotated[int, Within(1)] = 1
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mixed_precision: Literal["bf16", "fp16"] | None = None
     optim: str = "adamw_torch_fused"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "block_size", "accumulation", "processes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-        choices = {
-            "dtype": tuple(DTYPES),
-            "mixed_precision": (None, *MIXED_PRECISIONS),
-            "optim": tuple(item.value for item in OptimizerNames),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                names = ", ".join(repr(item) for item in allowed)
-                raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}.")
+        own: Any = type(self)
+        for name, kind in annotations_of(own).items():
+            conform(kind, getattr(self, name), name)
+        known = [item.value for item in OptimizerNames]
+        if self.optim not in known:
+            raise ValueError(f"optim must be one of {', '.join(map(repr, known))}, got {self.optim!r}.")
 
 
 @dataclass(frozen=True)
@@ -87,15 +81,9 @@ class MemoryEstimate:
     """
     Bytes that one phase of a run holds at its peak, on each process.
 
-    Args:
-        phase (`str`): What happens then.
-        weights (`int`): Bytes of the model's parameters.
-        gradients (`int`): Bytes of their gradients.
-        optimizer (`int`, *optional*): Bytes of the optimizer's states; None if they are not known here, and then `peak`
-            leaves them out.
-        activations (`int`): Bytes kept for the backward pass, the logits left out.
-        logits (`int`): Bytes of logits and of what the loss makes of them: of all, or of a few tokens at a time.
-        peak (`int`): Bytes at the worst moment. Gradients come while activations go, so it is not always their sum.
+    `optimizer` is None if its states are not known here, and then `peak` leaves them out. `logits` counts what the loss
+    makes of them too, and `activations` leaves them out. Gradients come while activations go, so that `peak` is not
+    always the sum.
     """
 
     phase: str
@@ -110,14 +98,9 @@ class MemoryEstimate:
 @dataclass(frozen=True)
 class StepTime:
     """
-    How long one optimizer step takes on one process.
+    Seconds of one optimizer step on one process: of what does not grow with depth, and of each layer.
 
-    Args:
-        outside (`float`): Seconds for what does not grow with depth: embeddings, head, loss, their update.
-        per_layer (`float`): Seconds that each layer adds.
-        depths (`tuple[int, ...]`): Depths that were measured, in layers.
-        steps (`int`): Steps measured at each depth; the median counts.
-        device (`str`): Where they ran, such as `cpu` or `cuda`.
+    `depths` are the depths that were measured, by the median of `steps` steps each.
     """
 
     outside: float
@@ -133,18 +116,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class RoundEstimate:
-    """
-    What one round would take.
-
-    Args:
-        layers (`int`): Depth of its student, in layers.
-        parameters (`int`): Parameters of its student.
-        steps (`int`): Optimizer steps.
-        tokens (`int`): Tokens trained on.
-        flops (`float`): Floating-point operations, forward and backward.
-        seconds (`float`, *optional*): Time, if a throughput is known.
-        memory (`MemoryEstimate`): Memory while training.
-    """
+    """What one round would take; `seconds` is None if no throughput is known."""
 
     layers: int
     parameters: int
@@ -157,18 +129,7 @@ class RoundEstimate:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """
-    What a run would take if it needed every round.
-
-    Args:
-        plan (`InheritancePlan`): What the first student is cut from, and what is read for it.
-        setup (`TrainingSetup`): How students are trained.
-        rounds (`tuple[RoundEstimate, ...]`): The rounds up to the recipe's deepest student.
-        measuring (`MemoryEstimate`): Memory while the reference's loss is measured.
-        inheriting (`MemoryEstimate`): Memory while a student is built.
-        loss (`str`): How the loss would be computed on this machine: `full`, `chunked`, `linear` or `liger`.
-        step_time (`StepTime`, *optional*): What was measured to tell the time, if anything was.
-    """
+    """What a run would take if it needed every round up to the recipe's deepest student."""
 
     plan: InheritancePlan
     setup: TrainingSetup
@@ -334,17 +295,10 @@ def training_operations(config: PreTrainedConfig, block_size: int, teacher: PreT
 
 def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
     """
-    Return the floating-point operations of training on one token, forward and backward.
+    Return the floating-point operations of training on one token of a sequence of `block_size`, forward and backward.
 
     Six for every weight that a token is multiplied with (the head too, tied or not; of experts those that it is sent
     to), and twelve for every pair of positions and channel of attention.
-
-    Args:
-        config (`PreTrainedConfig`): The model's config.
-        block_size (`int`): Tokens of one sequence.
-
-    Returns:
-        `float`: Operations per token.
     """
     architecture = inspect_architecture(config)
     share = 1.0
@@ -364,20 +318,9 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
 
 
 def training_memory(config: PreTrainedConfig, setup: TrainingSetup, loss: str = "auto") -> MemoryEstimate:
-    """
-    Estimate the memory that each process takes to train a model of `config`.
-
-    Args:
-        config (`PreTrainedConfig`): The model's config.
-        setup (`TrainingSetup`): How it is trained.
-        loss (`str`, *optional*, defaults to `"auto"`): How its loss is computed, as in the recipe.
-
-    Returns:
-        `MemoryEstimate`: Bytes by kind.
-    """
-    architecture = inspect_architecture(config)
-    weights = DTYPES[setup.dtype].itemsize * architecture.parameter_count
-    kept, logits, peak = _run_empty(config, setup, has_experts(architecture), planned_loss(config, setup, loss))
+    """Estimate the memory that each process takes to train a model of `config`; `loss` is as in the recipe."""
+    weights = DTYPES[setup.dtype].itemsize * inspect_architecture(config).parameter_count
+    kept, logits, peak = _run_empty(config, setup, planned_loss(config, setup, loss))
     states, update = _step_empty(config, setup) if setup.optim in KNOWN_OPTIMIZERS else (None, 0)
     activations = 0
     all_logits = setup.batch_size * setup.block_size * vocabulary(config)
@@ -391,25 +334,13 @@ def training_memory(config: PreTrainedConfig, setup: TrainingSetup, loss: str = 
 
 
 def measuring_memory(config: PreTrainedConfig, setup: TrainingSetup) -> MemoryEstimate:
-    """
-    Estimate the memory that each process takes to measure the loss of a model of `config`, as every evaluation does.
-
-    Args:
-        config (`PreTrainedConfig`): The model's config.
-        setup (`TrainingSetup`): How students are trained; the same batches are measured.
-
-    Returns:
-        `MemoryEstimate`: Bytes by kind; activations are what the blocks hold for a while.
-    """
-    architecture = inspect_architecture(config)
-    weights = DTYPES[setup.dtype].itemsize * architecture.parameter_count
-    dtype, scale, amp = _content(setup, has_experts(architecture))
+    """Estimate the memory that each process takes to measure the loss of a model of `config` in the setup's batches."""
+    weights = DTYPES[setup.dtype].itemsize * inspect_architecture(config).parameter_count
+    dtype, scale, amp = _types_without_content(config, setup)
     blocks = 0
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model = _fresh_model(config, dtype).train(False)
-        live = _LiveBytes()
-        for parameter in model.parameters():
-            live.add(parameter.untyped_storage())
+        live = _LiveBytes(model.parameters())
         before = live.now
 
         def compute(head: Head, hidden: torch.Tensor, targets: torch.Tensor, _items: Any) -> torch.Tensor:
@@ -420,7 +351,7 @@ def measuring_memory(config: PreTrainedConfig, setup: TrainingSetup) -> MemoryEs
         ids = torch.zeros(setup.batch_size, setup.block_size, dtype=torch.long)
         with live, amp(), loss_of_hidden(model, compute):
             model(input_ids=ids, labels=ids, use_cache=False)
-    # Whatever the recipe's loss: the logits of a few tokens at once, and their log-probabilities.
+    # Independent of the recipe's loss: the logits of a few tokens at once, and their log-probabilities.
     rows = min(setup.batch_size * setup.block_size, chunk_tokens(vocabulary(config)))
     logits = 2 * 4 * rows * vocabulary(config)
     return MemoryEstimate("measuring the reference", weights, 0, 0, scale * blocks, logits, scale * live.peak)
@@ -438,27 +369,38 @@ def vocabulary(config: PreTrainedConfig) -> int:
     return int(config.get_text_config(decoder=True).vocab_size)
 
 
-def _run_empty(
-    config: PreTrainedConfig, setup: TrainingSetup, experts: bool, method: str
-) -> tuple[list[tuple[int, int]], int, int]:
+def _run_empty(config: PreTrainedConfig, setup: TrainingSetup, method: str) -> tuple[list[tuple[int, int]], int, int]:
     """
     Run a model forward and backward on tensors that have no content.
 
     Returns (numbers, bytes) of every storage that a forward pass keeps, the bytes that a loss without all logits needs
-    for a while, and the bytes alive at the worst moment of forward and backward passes: weights, gradients and all that
-    comes between.
+    meanwhile, and the bytes alive at the worst moment of forward and backward passes, weights and gradients included.
     """
     kept: dict[int, tuple[int, int, Any]] = {}
-    dtype, scale, amp = _content(setup, experts)
+    held = 0
+    dtype, scale, amp = _types_without_content(config, setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _fresh_model(config, dtype)
         if setup.gradient_checkpointing:
             checkpoint_blocks(model)
-        live = _LiveBytes()
-        for parameter in model.parameters():
-            live.add(parameter.untyped_storage())
-        own_loss = _LossWithoutContent(live, method)
+        live = _LiveBytes(model.parameters())
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+        def compute(head: Head, hidden: torch.Tensor, targets: torch.Tensor, items: Any) -> torch.Tensor:
+            nonlocal held
+            before, live.peak = live.peak, live.now
+            # PyTorch's operator holds the logits of some tokens where nothing sees them. Liger's kernel runs on a GPU
+            # only: chunks take its place.
+            tokens = min(chunk_tokens(len(head.weight)), targets.numel()) if method == "linear" else 0
+            unseen = hidden.new_empty(tokens, len(head.weight))
+            loss = mean_loss(head, hidden, targets, items, "linear" if method == "linear" else "chunked")
+            del unseen
+            held = max(held, live.peak - live.now)
+            live.peak = max(before, live.peak)
+            return loss
+
+        def own_loss() -> AbstractContextManager[None]:
+            return nullcontext() if method == "full" else loss_of_hidden(model, compute)
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
@@ -468,24 +410,26 @@ def _run_empty(
             return tensor
 
         ids = torch.zeros(setup.batch_size, setup.block_size, dtype=torch.long)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), amp(), own_loss.around(model):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), amp(), own_loss():
             model(input_ids=ids, labels=ids, use_cache=False)
         found = [(count, size) for count, size, _ in kept.values()]
         kept.clear()
         with live:
             for _ in range(min(setup.accumulation, 2)):  # the second begins with gradients there, as do all after it
-                with amp(), own_loss.around(model):
+                with amp(), own_loss():
                     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
                 loss.backward()
                 del loss
-    return found, scale * own_loss.held, scale * live.peak
+    return found, scale * held, scale * live.peak
 
 
-def _content(setup: TrainingSetup, experts: bool) -> tuple[torch.dtype, int, Callable[[], Any]]:
+def _types_without_content(
+    config: PreTrainedConfig, setup: TrainingSetup
+) -> tuple[torch.dtype, int, Callable[[], Any]]:
     """Return the type of tensors that have no content, what each of their bytes counts, and the forward pass's type."""
     # Half precision is bfloat16 here: float16 is as large, and not everything can be done in it without content.
     dtype, scale = (torch.float32, 1) if setup.dtype == "float32" else (torch.bfloat16, 1)
-    if experts and setup.dtype == "float32" and setup.mixed_precision is None:
+    if setup.dtype == "float32" and setup.mixed_precision is None and has_experts(inspect_architecture(config)):
         # Matrix products over experts exist for bfloat16 only where nothing is computed: each number counts double.
         dtype, scale = torch.bfloat16, 2
     return dtype, scale, partial(torch.autocast, "cpu", torch.bfloat16) if setup.mixed_precision else nullcontext
@@ -495,11 +439,9 @@ def _step_empty(config: PreTrainedConfig, setup: TrainingSetup) -> tuple[int, in
     """Return the bytes of the optimizer's states, and those alive at the worst moment of its step."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _fresh_model(config, torch.float32 if setup.dtype == "float32" else torch.bfloat16)
-        live = _LiveBytes()
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-            live.add(parameter.untyped_storage())
-            live.add(parameter.grad.untyped_storage())
+        live = _LiveBytes(item for parameter in model.parameters() for item in (parameter, parameter.grad))
         before = live.now
         optimizer = make_optimizer(model, setup.optim)
         with live:
@@ -513,37 +455,15 @@ def _fresh_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMode
     return model
 
 
-class _LossWithoutContent:
-    """A loss on tensors without content, and the bytes that it holds for a while besides gradients."""
-
-    def __init__(self, live: _LiveBytes, method: str) -> None:
-        self.live, self.method, self.held = live, method, 0
-
-    def around(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Let `model` compute its loss so within this context."""
-        return nullcontext() if self.method == "full" else loss_of_hidden(model, self._compute)
-
-    def _compute(self, head: Head, hidden: torch.Tensor, targets: torch.Tensor, items: Any) -> torch.Tensor:
-        live, before = self.live, self.live.peak
-        live.peak = live.now
-        # PyTorch's operator holds the logits of some tokens where nothing sees them. Liger's kernel runs on a GPU only:
-        # chunks take its place.
-        tokens = min(chunk_tokens(len(head.weight)), targets.numel()) if self.method == "linear" else 0
-        unseen = hidden.new_empty(tokens, len(head.weight))
-        loss = mean_loss(head, hidden, targets, items, "linear" if self.method == "linear" else "chunked")
-        del unseen
-        self.held = max(self.held, live.peak - live.now)
-        live.peak = max(before, live.peak)
-        return loss
-
-
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, and the most there were at once."""
+    """Counts the bytes of all storages that are alive, those of `tensors` first, and the most there were at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, tensors: Iterable[Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
+        for tensor in tensors:
+            self.add(tensor.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -578,18 +498,9 @@ def measure_step(
     """
     Train students of the planned shape for a few steps on this machine, on random tokens and from random weights.
 
-    Only shallow students are trained, of the first of the planned layers and of two more, so that it is quick and takes
-    little memory; a deeper student is taken to add as much time for each layer. Nothing is read or downloaded.
-
-    Args:
-        config (`PreTrainedConfig`): The reference's config.
-        layers (sequence of `int`): Layers of the deepest planned student, 0-based, ascending.
-        setup (`TrainingSetup`): How students are trained; one process is measured.
-        steps (`int`, *optional*, defaults to `3`): Steps to measure at each depth, after one that is not counted.
-        loss (`str`, *optional*, defaults to `"auto"`): How the loss is computed, as in the recipe.
-
-    Returns:
-        `StepTime`: Seconds of one optimizer step.
+    Only shallow students are trained, of the first of the planned `layers` and of two more, so that it is quick and
+    takes little memory; a deeper student is taken to add as much time for each layer. Nothing is read or downloaded.
+    The median of `steps` counts, after one that is not counted.
 
     Raises:
         ImportError: If the optimizer's package is not installed.

@@ -31,22 +31,16 @@ from .reference import Reference, open_reference, refuse_adapter
 @dataclass(frozen=True)
 class FilePlan:
     """
-    What is needed of one file of weights.
+    What is needed of one file of weights, in bytes.
 
-    Args:
-        name (`str`): Its name.
-        size (`int`, *optional*): Its size in bytes, if that is known.
-        kept (`int`): Bytes of the tensors that the student keeps; an estimate from the config if `exact` is false.
-        at_hand (`bool`): Whether it lies on this machine, so that nothing is fetched.
-        exact (`bool`): Whether `kept` comes from the file's header.
-        to_fetch (`int`): Bytes that would be fetched: those of the kept tensors that are not on this machine, or the
-            whole file where it cannot be had in part.
+    `kept` is an estimate from the config unless it is `exact`, from the file's header. `cached` files lie on this
+    machine; `to_fetch` is the whole file where it cannot be had in part.
     """
 
     name: str
     size: int | None
     kept: int
-    at_hand: bool
+    cached: bool
     exact: bool
     to_fetch: int = 0
 

@@ -16,7 +16,7 @@ from .architectures import logit_shaping
 
 IGNORED = -100  # label of a token that does not count, as everywhere in Transformers
 
-#: Ways to the loss without all logits: this module's own chunks, PyTorch's operator, Liger's kernel.
+#: How a loss is computed without all logits: this module's own chunks, PyTorch's operator, Liger's kernel.
 Method = Literal["chunked", "linear", "liger"]
 
 #: Vocabulary from which on `auto` does not let all logits be there at once, in tokens.
@@ -29,13 +29,9 @@ _CHUNK_NUMBERS = 1 << 25
 @dataclass(frozen=True)
 class Head:
     """
-    What makes logits of last hidden states.
+    What makes logits of last hidden states: weight `(vocab, width)`, bias `(vocab,)`, a factor, and a soft cap.
 
-    Args:
-        weight (`torch.Tensor` of shape `(vocab, width)`): Of the output embeddings.
-        bias (`torch.Tensor` of shape `(vocab,)`, *optional*): Of the output embeddings.
-        factor (`float`): By which logits are multiplied.
-        cap (`float`, *optional*): At which logits saturate: cap × tanh(logits / cap).
+    Capped logits are cap × tanh(logits / cap).
     """
 
     weight: Tensor
@@ -137,10 +133,7 @@ def sums_of_hidden(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     """
     Sum the next-token loss of each sequence, holding the logits of a few tokens at once.
 
-    Args:
-        head (`Head`): Makes logits of hidden states.
-        hidden (`torch.Tensor` of shape `(batch, tokens, width)`): Last hidden states.
-        targets (`torch.Tensor` of shape `(batch, tokens)`): The token that follows each; -100 where it does not count.
+    `targets` of shape `(batch, tokens)` are the tokens that follow; -100 does not count.
 
     Returns:
         `torch.Tensor` of shape `(batch, 3)`: Loss in nats, counted tokens, and tokens ranked first, in float64 (float32
@@ -166,11 +159,8 @@ def summed_loss(head: Head, hidden: Tensor, targets: Tensor, method: Method) -> 
     """
     Sum the loss of tokens, in nats, holding the logits of a few at once; gradients are computed on the way.
 
-    Args:
-        head (`Head`): Makes logits of hidden states.
-        hidden (`torch.Tensor` of shape `(tokens, width)`): Last hidden states.
-        targets (`torch.Tensor` of shape `(tokens,)`): The token that follows each; -100 where it does not count.
-        method (`str`): `chunked`; `linear` (PyTorch's operator: float32, no cap); `liger` (Liger's kernel: CUDA).
+    `linear` is PyTorch's operator (float32, no cap), `liger` Liger's kernel (CUDA); `targets` of shape `(tokens,)` are
+    the tokens that follow, and -100 does not count.
 
     Returns:
         `torch.Tensor` of shape `()`: In float32, or in the hidden states' precision if that is higher.
@@ -213,17 +203,9 @@ def choose_loss(
     setting: str, vocabulary: int, device: str, dtype: torch.dtype, cap: float | None = None
 ) -> tuple[str, str]:
     """
-    Choose the way to the loss of a model that allows any.
+    Choose how to compute the loss of a model that allows any: `full`, `chunked`, `linear` or `liger`, and why.
 
-    Args:
-        setting (`str`): The recipe's `loss`.
-        vocabulary (`int`): Logits of one token.
-        device (`str`): Type of device, such as `cpu` or `cuda`.
-        dtype (`torch.dtype`): In which logits are computed.
-        cap (`float`, *optional*): At which logits saturate.
-
-    Returns:
-        `tuple[str, str]`: `full`, `chunked`, `linear` or `liger`, and why.
+    `setting` is the recipe's `loss`, `vocabulary` the logits of one token, `dtype` their type, `cap` their soft cap.
     """
     if setting == "full":
         return "full", "as set"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ..layers import describe
-from ..records import RECORD_FILE, Lineage, decode
+from ..records import RECORD_FILE, Lineage, decode, read_json
 from .architectures import Architecture, inspect_architecture, join_sources, kept_names, sliced_config, sources_of
 from .checkpoints import LazyTensor, Source, find_weights, open_tensors
 from .inherit import query_rows
@@ -25,14 +24,7 @@ _NEW_TOKENS = 8
 
 @dataclass(frozen=True)
 class Check:
-    """
-    One thing that was checked.
-
-    Args:
-        name (`str`): What was checked.
-        passed (`bool`, *optional*): Whether it holds; None if it could not be checked.
-        detail (`str`): What was found.
-    """
+    """One thing that was checked; `passed` is None if it could not be."""
 
     name: str
     passed: bool | None
@@ -41,14 +33,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """
-    What checking a student came to.
-
-    Args:
-        student (`str`): Path of the student.
-        trained (`bool`): Whether its record holds rounds of training.
-        checks (`tuple[Check, ...]`): What was checked, in order.
-    """
+    """What checking a student came to; `trained` if its record holds rounds of training."""
 
     student: str
     trained: bool
@@ -103,7 +88,7 @@ def verify_student(student: str | os.PathLike[str], reference: Reference | None 
 
 def _is_trained(folder: Path) -> bool:
     record = folder / RECORD_FILE
-    return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8")).get("rounds"))
+    return record.is_file() and bool(read_json(record).get("rounds"))
 
 
 def _against_reference(

@@ -326,7 +326,7 @@ def test_a_plan_knows_the_bytes(layout, hub, on_hub, publish, reference, cache):
     assert found["notes"] == ()
     on_hub(load, "me/planned", cache)
     assert on_hub(plan, "me/planned", cache)["fetch"] == 0
-    assert all(file.at_hand for file in on_hub(plan, "me/planned", cache)["files"])
+    assert all(file.cached for file in on_hub(plan, "me/planned", cache)["files"])
     grown = on_hub(plan, "me/planned", cache, KEEP + 1)
     assert grown["fetch"] == kept_bytes(reference, KEEP + 1) - kept_bytes(reference)
 

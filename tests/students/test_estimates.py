@@ -17,9 +17,8 @@ from inheritune_hf.students import (
     estimate_run,
     estimates,
     measure_step,
-    training_memory,
 )
-from inheritune_hf.students.estimates import measuring_memory, operations_per_token
+from inheritune_hf.students.estimates import measuring_memory, operations_per_token, training_memory
 
 
 @pytest.fixture
@@ -140,7 +139,7 @@ def memory(config=SMALL, **settings):
         ({"accumulation": 1.5}, r"accumulation must be a whole number of 1 or more, got 1\.5\."),
         ({"processes": True}, r"processes must be a whole number of 1 or more, got True\."),
         ({"dtype": "int8"}, r"dtype must be one of 'float32', 'bfloat16', 'float16', got 'int8'\."),
-        ({"mixed_precision": "fp8"}, r"mixed_precision must be one of None, 'bf16', 'fp16', got 'fp8'\."),
+        ({"mixed_precision": "fp8"}, r"mixed_precision must be one of 'bf16', 'fp16', got 'fp8'\."),
         ({"optim": "adam8"}, r"optim must be one of 'adamw_torch', .*, got 'adam8'\."),
     ],
 )

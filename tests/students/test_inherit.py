@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -33,28 +30,12 @@ def test_first_layers_compute_what_they_computed(loaded, depth, published, refer
     assert all(torch.equal(left, right) for left, right in zip(ours, theirs[:depth], strict=True))
 
 
-def test_full_depth_is_the_reference(published, reference, tokens):
-    """A student that keeps all layers has the reference's logits."""
-    assert torch.equal(
-        logits_of(InheritedGPT2.from_pretrained(published, keep_layers=12), tokens), logits_of(reference, tokens)
-    )
-
-
 @pytest.mark.parametrize("choice", ["last:3", "ends:2+2", "every:3", "0:2,7"])
 def test_other_layers_compute_what_they_computed(choice, published, reference, tokens, skipping):
     """A student of any layers has the logits of the reference without the others."""
     student = from_pretrained_inherited(published, InherituneConfig(keep_layers=choice))
     kept = student.config.inheritune["kept_layers"]
     assert torch.equal(logits_of(student, tokens), skipping(reference, tokens, kept))
-
-
-def test_nothing_random_is_left(published):
-    """A student's load has no missing, mismatched or unexpected keys."""
-    _, info = from_pretrained_inherited(published, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["mismatched_keys"]
-    assert not info["unexpected_keys"]
-    assert not info["error_msgs"]
 
 
 def test_a_student_is_a_plain_model(published, reference):
@@ -68,13 +49,6 @@ def test_a_student_is_a_plain_model(published, reference):
     assert student.lm_head.weight.data_ptr() == student.transformer.wte.weight.data_ptr()
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert [block.attn.layer_idx for block in student.transformer.h] == list(range(6))
-
-
-def test_the_load_is_quiet(published, logged, capsys):
-    """Building a student prints no loading report and logs no warning."""
-    from_pretrained_inherited(published)
-    assert logged == []
-    assert "REPORT" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("from_student", [False, True])
@@ -100,45 +74,6 @@ def test_lineage_travels_in_the_config(from_student, published, tmp_path):
         },
     )
     assert (tmp_path / "student" / "model.safetensors").is_file()
-
-
-STRANGER = """
-import json, sys, torch
-torch.set_num_threads(1)
-try:
-    import inheritune_hf
-except ImportError:
-    pass
-else:
-    sys.exit("inheritune_hf can be imported here")
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("student")
-tokens = torch.load("tokens.pt")
-with torch.no_grad():
-    logits = model(tokens).logits
-torch.save(logits, "logits.pt")
-options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-runs = [model.generate(tokens[:, :6], use_cache=cached, **options).tolist() for cached in (True, False)]
-print(json.dumps({"class": type(model).__name__, "same": runs[0] == runs[1], "length": len(runs[0][0])}))
-"""
-
-
-def test_a_saved_student_needs_only_transformers(published, tokens, tmp_path):
-    """Where inheritune_hf cannot be imported, Auto loads the saved student: same logits, cached or not."""
-    student = InheritedGPT2.from_pretrained(published, keep_layers=[0, 1, 5])
-    student.save_pretrained(tmp_path / "student")
-    torch.save(tokens, tmp_path / "tokens.pt")
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    (blocked / "inheritune_hf.py").write_text("raise ImportError('not here')\n")
-    environment = {**os.environ, "PYTHONPATH": str(blocked), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"class": "GPT2LMHeadModel", "same": True, "length": 14}
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits_of(student, tokens))
-    assert "REPORT" not in done.stderr
 
 
 def test_a_loaded_reference_is_copied_and_left_alone(reference, tokens):
@@ -247,18 +182,6 @@ def test_without_keep_layers_nothing_is_cut(face, published, reference, tokens, 
     assert face.from_pretrained(tmp_path, config=str(tmp_path)).config.n_layer == 2
 
 
-def test_a_plan_reads_no_weights(published, reference, tmp_path):
-    """A plan tells layers and parameters before and after, from the config alone."""
-    (tmp_path / "config.json").write_text((published / "config.json").read_text())
-    plan = plan_inheritance(tmp_path, "ends:2+1")
-    assert (plan.reference, plan.model_type, plan.depth) == (str(tmp_path), "gpt2", 12)
-    assert plan.kept_layers == (0, 1, 11)
-    assert plan.dropped_layers == tuple(range(2, 11))
-    assert plan.parameters_before == reference.num_parameters()
-    assert plan.parameters_after == InheritedGPT2.from_pretrained(published, keep_layers=3).num_parameters()
-    assert plan_inheritance(reference, 3).parameters_after == plan.parameters_after
-
-
 GPT2_XL = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -282,14 +205,6 @@ def test_a_plan_counts_real_sizes(changes, before, after, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**GPT2_XL, **changes}))
     plan = plan_inheritance(tmp_path, "half")
     assert (plan.parameters_before, plan.parameters_after) == (before, after)
-
-
-def test_the_config_alone_can_be_read(published, reference):
-    """The reference's config is read without its weights; of a loaded model it is a copy."""
-    assert open_reference(published, dtype=torch.float16).config.n_layer == 12
-    config = open_reference(reference).config
-    config.n_layer = 1
-    assert reference.config.n_layer == 12
 
 
 @pytest.mark.parametrize("face", [InheritedGPT2, InheritedModelForCausalLM])
@@ -330,7 +245,7 @@ def test_a_reference_that_is_not_there_is_named(keep, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "config.json is not valid JSON: "), ("[]", "config.json must hold a JSON object, got a list.")],
+    [("{", r"config\.json is damaged: it is not JSON"), ("[]", r"config\.json must hold a mapping, got a list\.")],
 )
 def test_a_broken_config_is_named(content, message, tmp_path):
     """A config.json that cannot be read is named."""
