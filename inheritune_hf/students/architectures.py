@@ -166,7 +166,8 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
             f"{reference} is not a causal language model: its config has model_type {model_type!r}{why}. "
             f"Give a model of one of these types: {supported}."
         )
-    for name in _as_list(config.get("architectures")):
+    classes = config.get("architectures")
+    for name in [classes] if isinstance(classes, str) else _as_list(classes):
         if _OTHER_HEADS.search(str(name)):
             raise ValueError(
                 f"{reference} is not a causal language model but a {name}: its head does not predict tokens. Give the "

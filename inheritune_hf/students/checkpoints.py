@@ -414,8 +414,8 @@ def _lazy_tensors(
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
             raise OSError(
-                f"{origin} holds {name} in {entry['dtype']}; a student is made of plain weights in one of "
-                f"{', '.join(_DTYPES)}. Of a quantized model, give the original."
+                f"{origin} holds {name} in {entry['dtype']}; a student is made of plain weights (F64, F32, F16 or "
+                "BF16). Of a quantized model, give the original, or dequantize it first (model.dequantize())."
             )
         tensors[name] = LazyTensor(tuple(entry["shape"]), _DTYPES[entry["dtype"]], reader(entry))
     return tensors

@@ -263,6 +263,13 @@ class Cut:
                 f"The weights of {self.reference.name!r} do not fill the student: {'; '.join(complaints)}. {advice}"
             )
 
+    def _is_scale(self, name: str) -> bool:
+        """Return whether a tensor of a file belongs to quantized weights: by name, or as a scale beside a matrix."""
+        module, _, last = name.rpartition(".")
+        weights = sources_of(self.before, [f"{module}.weight"]) if "scale" in last else {}
+        beside = any(len(self.before.parameters[item]) > 1 for item in weights)
+        return (beside or bool(_SCALES.search(name))) and not sources_of(self.before, [name])
+
     def _refuse_quantized(self, tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> None:
         why = None
         for name, tensor in tensors.items():
@@ -270,7 +277,7 @@ class Cut:
             if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool:
                 why = f"{name} is stored as {stored}"
                 break
-        scale = next((name for name in names if _SCALES.search(name) and not sources_of(self.before, [name])), None)
+        scale = next((name for name in names if self._is_scale(name)), None)
         if why is None and scale is not None:
             why = f"its files hold {scale}, a scale"
         source = self.reference.source

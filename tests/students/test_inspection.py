@@ -186,6 +186,7 @@ def test_quantization_that_only_a_file_tells_of_is_refused(name, publish):
     "name",
     [
         "weight_scale_inv",
+        "dequant_scale",
         "weights_scaling_factor",
         "input_quantizer._amax",
         "weight_packed",
