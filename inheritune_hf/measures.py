@@ -51,6 +51,10 @@ def _max_ranks(report: Any, tau: float) -> list[float]:
     return [float("inf") if value is None else value for value in report.max_ranks(tau)]
 
 
+def _cost_of_skipping(report: Any, _: float) -> list[float]:
+    return [loss - report.blocks.loss for loss in report.blocks.skipped]
+
+
 def _by_smallest_turn(report: Any) -> list[int]:
     """Order layers by removing a run: the one that turns states least, then neighbours, so that it turns least."""
     turns, depth = report.blocks.angular, report.depth
@@ -97,11 +101,17 @@ MEASURES: dict[str, Measure] = {
         score=lambda report, _: [distances[0] for distances in report.blocks.angular],
         nested=_by_smallest_turn,
     ),
+    "skip": Measure(
+        keeps="layers without which alone the loss is highest",
+        source="arXiv 2402.02834",
+        axis="loss without the block\n(nats per token more)",
+        score=_cost_of_skipping,
+    ),
     "loss": Measure(
         keeps="layers left when the least missed go one by one",
         source="arXiv 2402.02834",
         axis="loss without the block\n(nats per token more)",
-        score=lambda report, _: [loss - report.blocks.loss for loss in report.blocks.skipped],
+        score=_cost_of_skipping,
         remove=_least_missed,
     ),
 }

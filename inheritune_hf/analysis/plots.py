@@ -171,7 +171,7 @@ def maps_figure(report: CollapseReport, tau: float = SHARE) -> Any:
 
 def blocks_figure(report: CollapseReport) -> Any:
     """Return the scores of each block by the measures of what blocks change."""
-    measures = [measure for measure in MEASURES.values() if measure.blocks]
+    measures = [measure for measure in MEASURES.values() if measure.blocks and measure.remove is None]
     figure, rows = _figure(_title(report, "what each block changes"), rows=len(measures))
     for place, (axes, measure) in enumerate(zip(rows, measures, strict=True)):
         scores = np.asarray(measure.score(report, SHARE))

@@ -34,8 +34,8 @@ class Recommendation:
         interval (`tuple[int, int]`, *optional*): 95 % interval of the number of layers over sequences; None without
             a lazy tail or for fewer than 30 sequences.
         tail_share (`float`, *optional*): Share of the resamples of the sequences in which there is a lazy tail.
-        by_measure (`dict[str, tuple[int, ...]]`): The layers that each measure would keep, as many; by `loss`, those
-            without which alone it would be highest (`keep_layers="loss:12"` measures again after each removal).
+        by_measure (`dict[str, tuple[int, ...]]`): The layers that each measure would keep, as many; without `loss`,
+            which measures again after each removal.
         by_depth (`dict[str, int]`): Other counts: `mass` by AvgMass instead of rank, `near_best_loss` the depth at
             which the loss through the head is within 0.1 nats per token of the model's own.
         evidence (`tuple[str, ...]`): Sentences with the figures.
@@ -102,7 +102,7 @@ def recommend_layers(
     by_measure = {
         name: tuple(sorted(measure.order(report, tau)[:keep]))
         for name, measure in MEASURES.items()
-        if report.blocks is not None or not measure.blocks
+        if measure.remove is None and (report.blocks is not None or not measure.blocks)
     }
     by_depth = _other_counts(report, tau)
     return Recommendation(

@@ -69,7 +69,7 @@ def test_a_lazy_tail_is_cut(sequences):
     assert advice.interval == (3, 3)
     assert advice.tail_share == 1
     assert advice.by_measure["rank"] == (0, 1, 2)
-    assert set(advice.by_measure) == set(MEASURES)
+    assert set(advice.by_measure) == set(MEASURES) - {"loss"}
     assert any(
         line.startswith("AvgRank of layers 3:6 is 1.00, AvgRank of those before is ") for line in advice.evidence
     )
@@ -152,6 +152,10 @@ def test_layers_by_rank_influence_and_angle(collapsed, sequences):
     report = measure_collapse(collapsed, sequences)
     assert resolve_measured(collapsed, "rank:3", sequences) == (0, 1, 3)
     assert resolve_measured(collapsed, "rank:5", sequences) == (0, 1, 2, 3, 4)
+    costs = report.blocks.skipped
+    assert resolve_measured(collapsed, "skip:2", sequences) == tuple(
+        sorted(sorted(range(LAYERS), key=costs.__getitem__)[-2:])
+    )
     by_influence = resolve_measured(collapsed, "influence:3", sequences)
     least = min(report.blocks.influence[layer] for layer in by_influence)
     assert all(report.blocks.influence[n] <= least for n in range(LAYERS) if n not in by_influence)
