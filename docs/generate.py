@@ -21,7 +21,7 @@ OUTCOMES = {
     "matched": "A student reached the target, under the recipe's tolerance and confidence.",
     "no_more_layers": "The deepest student allowed was trained for a whole round and missed the target.",
     "budget_exhausted": "`max_steps` was used up before a student reached the target.",
-    "interrupted": "The run was asked to stop (Ctrl-C or SIGTERM). The same command goes on from its last checkpoint.",
+    "interrupted": "The run was stopped by Ctrl-C or SIGTERM. The same command resumes it from its last checkpoint.",
 }
 
 
@@ -34,7 +34,8 @@ def settings_table(config: type[Any]) -> str:
     }
     for item in dataclasses.fields(config):
         # Not `item.type`: Transformers' argument parser overwrites it.
-        kind, default = kinds[item.name].replace("typing.", "").replace("'", '"'), getattr(config(), item.name)
+        kind = re.sub(r"Optional\[(.*)\]", r"\1 | None", kinds[item.name].replace("typing.", "").replace("'", '"'))
+        default = getattr(config(), item.name)
         rows.append((f"`{item.name}`", f"`{kind}`", f"`{_plain(default)}`", item.metadata["help"]))
     return _table(("setting", "type", "default", "what it says"), rows)
 
