@@ -65,7 +65,7 @@ class Lineage:
         seed (`int`, *optional*): Seed of the parts that began random; None if there are none.
         query_scales (`tuple[float, ...]`): What each block's queries were multiplied by to compute at a new position
             what they computed at the old one; empty where none was.
-        unknown_tensors (`tuple[str, ...]`): Tensors of kept layers in the reference's files that its architecture does
+        unknown_tensors (`tuple[str, ...]`): Tensors of what is kept in the reference's files that its architecture does
             not know, `*` in place of the layer: the student has nothing of them.
         data (`dict[str, str]`): Fingerprints of the sets it was trained and selected on (`train`, `selection`).
     """

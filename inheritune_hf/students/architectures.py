@@ -66,7 +66,7 @@ _UNCUTTABLE: Mapping[str, str] = {
 # Models whose head is not one for language, by the name of their class.
 _OTHER_HEADS = re.compile(r"For\w*(Classification|Answering|Choice|Regression|Score|Embedding)|Reward|Classifier")
 
-# Where a model of several media keeps the config of its text model.
+# Where a multimodal model keeps the config of its text model.
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder_config", "decoder")
 
 # What configs call the number of layers, and what no model has more of: a config is refused before one is built.
@@ -146,7 +146,7 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
         raise ValueError(f"{reference} cannot be used: its config has model_type={_short(model_type)}, not a name.")
     if model_type not in CONFIG_MAPPING and config.get("auto_map"):
         raise ValueError(
-            f"{reference} needs code of its own (model_type {model_type!r}, with an auto_map), which is not run here. "
+            f"{reference} needs remote code (model_type {model_type!r}, with an auto_map), which is not run here. "
             f"Give a model of one of the types that Transformers has itself: {supported}."
         )
     field, text = _text_model(config)
@@ -154,7 +154,7 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
     text_type = text.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES and text_type in SUPPORTED_MODEL_TYPES and not obstacles:
         raise ValueError(
-            f"{reference} is a model of several media (model_type {model_type!r}); the text model inside it, of type "
+            f"{reference} is a multimodal model (model_type {model_type!r}); the text model inside it, of type "
             f"{text_type!r} ({field}), can be cut: load the whole with Transformers and give its language_model, or "
             "save that with its head as a model of its own (AutoModelForCausalLM.from_config(config.text_config))."
         )
@@ -177,7 +177,7 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
 
 
 def _text_model(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return the config of the text model within a model of several media, and where it is; empty if there is none."""
+    """Return the config of the text model within a multimodal model, and where it is; empty if there is none."""
     for field in _TEXT_CONFIGS:
         inner = config.get(field)
         if isinstance(inner, Mapping):
@@ -209,6 +209,9 @@ def dropped_kinds(config: PreTrainedConfig, layers: Sequence[int]) -> tuple[str,
         kinds = _as_list(getattr(config, name, None))
         if len(kinds) >= int(config.num_hidden_layers):
             dropped |= set(kinds) - {kinds[layer] for layer in layers}
+    rotary = _as_list(getattr(config, "no_rope_layers", None))  # one for each layer; zero where there is no rotation
+    if 0 in rotary and all(rotary[layer] for layer in layers):
+        dropped.add("no_rope")
     return tuple(sorted(dropped))
 
 
@@ -463,23 +466,31 @@ def kept_names(
 
 def unknown_names(architecture: Architecture, layers: Sequence[int], names: Iterable[str]) -> tuple[str, ...]:
     """
-    Return what files hold for kept layers that the architecture does not know, `*` in place of the layer.
+    Return what files hold for kept layers, or beside them, that the architecture does not know, `*` for the layer.
 
-    What the model class itself names as of no use, such as the masks of an old GPT-2, is left out, and so are layers
-    that lie elsewhere than the decoder's, such as those of multi-token prediction.
+    Beside the layers these are tensors of its modules, such as a bias of its head. What the model class itself names as
+    of no use, such as the masks of an old GPT-2, is left out, and so are layers that lie elsewhere than the decoder's,
+    such as those of multi-token prediction, and other heads.
     """
     last = architecture.block_list.rpartition(".")[2]
     in_block = re.compile(rf"^(?P<before>(?:.*\.)?){re.escape(last)}\.(?P<layer>\d+)\.")
-    decoders, unknown = set(), []
+    modules: set[str] = set()
+    decoders: set[str] = set()
+    unknown: list[tuple[str | None, str]] = []
     for name in names:
         place = in_block.search(name)
-        if place is None:
-            continue
         if _name_in_model(architecture, name)[0] is not None:
-            decoders.add(place["before"])
-        elif int(place["layer"]) in layers and not any(re.search(item, name) for item in architecture.ignored):
+            modules.add(name.rpartition(".")[0])
+            if place is not None:
+                decoders.add(place["before"])
+        elif any(re.search(item, name) for item in architecture.ignored):
+            continue
+        elif place is None:
+            unknown.append((None, name))
+        elif int(place["layer"]) in layers:
             unknown.append((place["before"], f"{place['before']}{last}.*.{name[place.end() :]}"))
-    return tuple(sorted({name for before, name in unknown if before in decoders}))
+    known = ((name.rpartition(".")[0] in modules if before is None else before in decoders) for before, name in unknown)
+    return tuple(sorted({name for (_, name), is_known in zip(unknown, known, strict=True) if is_known}))
 
 
 # What wrappers around a model or its modules put into the names of tensors.

@@ -42,6 +42,7 @@ from .reference import (
     open_reference,
     read_config,
     refuse_adapter,
+    refuse_quantized,
     with_one_dtype,
 )
 
@@ -52,19 +53,8 @@ Choice = int | str | Sequence[int]
 #: Seed of parts that are not inherited, the same as that of `TrainingArguments`.
 DEFAULT_SEED = 42
 
-# What belongs to quantized weights, as the libraries that write them call it: beside a weight, or in its place.
-_SCALES = re.compile(
-    r"(weights?|input|output|activation|act|proj|kv|[qkvw])_(scales?|scale_\w+|scaling_factor|global_scale|zero_?points?|"
-    r"zeros|amax|absmax|packed|blocks|shape)$"
-    r"|\.(qweight|qzeros|scales|scale_inv|g_idx|W_q|codes|codebooks?|Qidxs)$|_quantizer\._?\w+$"
-    r"|\.weight\.(absmax|quant_map|quant_state\..*|nested_absmax|nested_quant_map|_?(data|scale\w*|zero_point))$"
-)
-
 # Heads that do not predict tokens, as files call their tensors.
 _OTHER_HEAD = re.compile(r"^(score|classifier|classification_head|qa_outputs|reward_head|regression_head)\.")
-
-# Beside weights, files in which tools write how they quantized them.
-_QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 # Arguments of `from_pretrained` that would load something else than the kept tensors as they are.
 _REFUSED_ARGUMENTS = {
@@ -222,7 +212,7 @@ class Cut:
             RuntimeError: If a tensor is missing, or has another shape.
         """
         names = list(names)
-        self._refuse_quantized(tensors, names)
+        refuse_quantized(self.reference, tensors, names)
         sources = sources_of(self.after, tensors)
         head = next((name for name in names if _OTHER_HEAD.match(name)), None)
         if head is not None and not any(self.after.parts[name] == "lm_head" for name in sources):
@@ -261,34 +251,6 @@ class Cut:
                 )
             raise RuntimeError(
                 f"The weights of {self.reference.name!r} do not fill the student: {'; '.join(complaints)}. {advice}"
-            )
-
-    def _is_scale(self, name: str) -> bool:
-        """Return whether a tensor of a file belongs to quantized weights: by name, or as a scale beside a matrix."""
-        module, _, last = name.rpartition(".")
-        weights = sources_of(self.before, [f"{module}.weight"]) if "scale" in last else {}
-        beside = any(len(self.before.parameters[item]) > 1 for item in weights)
-        return (beside or bool(_SCALES.search(name))) and not sources_of(self.before, [name])
-
-    def _refuse_quantized(self, tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> None:
-        why = None
-        for name, tensor in tensors.items():
-            stored = str(tensor.dtype).removeprefix("torch.")
-            if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool:
-                why = f"{name} is stored as {stored}"
-                break
-        scale = next((name for name in names if self._is_scale(name)), None)
-        if why is None and scale is not None:
-            why = f"its files hold {scale}, a scale"
-        source = self.reference.source
-        if why is None and source is not None:
-            found = (name for name in _QUANTIZATION_FILES if source.find_cached(name) is not None)
-            why = next((f"{name} lies beside its weights" for name in found), None)
-        if why is not None:
-            raise ValueError(
-                f"{self.reference.name!r} is quantized ({why}), and a student is trained on plain weights: give the "
-                "original model, or dequantize it first (load it with Transformers, model.dequantize(), "
-                "save_pretrained)."
             )
 
 
@@ -391,8 +353,8 @@ def _inherit(
 
 def _report_unknown(name: str, unknown: Sequence[str], strict: bool) -> None:
     message = (
-        f"{name!r} holds tensors of the kept layers that its architecture does not know, and the student has nothing "
-        f"of them: {', '.join(unknown)}."
+        f"{name!r} holds tensors of what is kept that its architecture does not know, and the student has nothing of "
+        f"them: {', '.join(unknown)}."
     )
     if strict:
         raise ValueError(f"{message} Give a reference whose architecture Transformers knows, or leave out strict.")

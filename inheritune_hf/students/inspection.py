@@ -50,25 +50,11 @@ class InheritancePlan:
     """
     What cutting a reference would give, known before any weight is read.
 
-    Args:
-        reference (`str`): Id or path of the reference, as it was given.
-        model_type (`str`): Its architecture, such as `gpt2`.
-        depth (`int`): Its depth, in layers.
-        kept_layers (`tuple[int, ...]`): Layers that the student would hold, 0-based, in order.
-        dropped_layers (`tuple[int, ...]`): Layers that it would not hold.
-        parameters_before (`int`): Parameters of the reference; shared ones count once.
-        parameters_after (`int`): Parameters of the student.
-        layer_parameters (`tuple[int, ...]`): Parameters of each of the reference's layers.
-        random_parameters (`int`): Parameters of the student that would not come along and begin random.
-        changed_fields (`dict[str, tuple[Any, Any]]`): Config fields that follow the layers: before and after.
-        query_scales (`tuple[float, ...]`): What each moved block's queries would be multiplied by; empty where none is.
-        rescaled (`bool`): Whether moved blocks would take the attention scale of their new position.
-        files (`tuple[FilePlan, ...]`): Files that would be read; none for a loaded model, or without weights.
-        block_list (`str`): Dotted name of the list of blocks.
-        tied (`bool`): Whether the head shares the embedding's weights.
-        dropped_kinds (`tuple[str, ...]`): Kinds of layers, such as `full_attention`, of which the student has none.
-        unknown_tensors (`tuple[str, ...]`): What the files hold for kept layers and the architecture does not know, `*`
-            in place of the layer.
+    Sizes are counts of parameters; shared ones count once. `random_parameters` are those that are not inherited;
+    `changed_fields` are config fields that follow the layers, before and after; `query_scales` the factors of each
+    moved block's queries, empty where none is scaled; `rescaled` says that moved blocks take the attention scale of
+    their new position. `dropped_kinds` are kinds of layers, such as `full_attention`, of which the student has none,
+    and `unknown_tensors` what the files hold of what is kept and the architecture does not know, `*` for the layer.
     """
 
     reference: str
@@ -114,7 +100,7 @@ class InheritancePlan:
                 "their new position, and compute something else than in the reference."
             )
         if self.random_parameters:
-            found.append(f"{self.random_parameters:,} parameters do not come along and begin random.")
+            found.append(f"{self.random_parameters:,} parameters are not inherited and begin random.")
         if not is_prefix(self.kept_layers):
             found.append("Not first layers only: the student cannot grow by next layers.")
         if any(not file.exact for file in self.files):
@@ -123,8 +109,8 @@ class InheritancePlan:
             found.append(f"No {' and no '.join(self.dropped_kinds)} layer is kept: the reference has some.")
         if self.unknown_tensors:
             found.append(
-                "The files hold tensors of the kept layers that the architecture does not know, and a student has "
-                f"nothing of them: {', '.join(self.unknown_tensors)}."
+                "The files hold tensors of what is kept that the architecture does not know, and a student has nothing "
+                f"of them: {', '.join(self.unknown_tensors)}."
             )
         if not self.files:
             found.append("No files of weights were found.")
@@ -147,7 +133,7 @@ def plan_inheritance(
         choice (`int`, `str` or sequence of `int`):
             The layers to keep, as in `keep_layers`.
         inherit (`str`, *optional*, defaults to `"all"`):
-            The parts that come along, as in the recipe.
+            The parts that are inherited, as in the recipe.
         attention_scale (`str`, *optional*, defaults to `"keep"`):
             Whether moved blocks keep their attention scale, as in the recipe.
         kwargs:
@@ -179,7 +165,9 @@ def plan_inheritance(
         random_parameters=sum(
             torch.Size(after.parameters[name]).numel() for name in cut.left_out if name not in after.tied
         ),
-        changed_fields={name: (old.get(name), value) for name, value in new.items() if old.get(name) != value},
+        changed_fields={
+            name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)
+        },
         query_scales=cut.scales,
         rescaled="attention" in cut.parts and not cut.scales and moves_scaled_blocks(opened.config, cut.layers),
         files=files,

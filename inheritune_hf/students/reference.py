@@ -7,8 +7,10 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ from transformers import (
 )
 
 from ..records import digest_file, read_json
-from .architectures import UNUSABLE_CONFIG, Architecture, inspect_architecture, require_causal_lm
-from .checkpoints import SOURCE_ARGUMENTS, Source, Weights, commit_of, find_weights
+from .architectures import UNUSABLE_CONFIG, Architecture, inspect_architecture, require_causal_lm, sources_of
+from .checkpoints import SOURCE_ARGUMENTS, LazyTensor, Source, Weights, commit_of, find_weights, open_tensors
 from .download import first_line
 
 # Arguments that a config would swallow although they are meant for the model.
@@ -41,6 +43,18 @@ _MODEL_ARGUMENTS = (
 
 # Files that a tokenizer's words are in.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
+
+
+# What belongs to quantized weights, as the libraries that write them call it: beside a weight, or in its place.
+_SCALES = re.compile(
+    r"(weights?|input|output|activation|act|proj|kv|[qkvw])_(scales?|scale_\w+|scaling_factor|global_scale|zero_?points?|"
+    r"zeros|amax|absmax|packed|blocks|shape)$"
+    r"|\.(qweight|qzeros|scales|scale_inv|g_idx|W_q|codes|codebooks?|Qidxs)$|_quantizer\._?\w+$"
+    r"|\.weight\.(absmax|quant_map|quant_state\..*|nested_absmax|nested_quant_map|_?(data|scale\w*|zero_point))$"
+)
+
+# Beside weights, files in which tools write how they quantized them.
+_QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +148,11 @@ class OpenedReference:
         model: PreTrainedModel = auto.from_pretrained(
             self.name, **{"config": copy.deepcopy(self.config), **source, **options}
         )
+        if self.source is not None:
+            # Its files are on this machine by now. Transformers reads weights of 8 bits as if their scales were 1.
+            weights = find_weights(replace(self.source, force_download=False))
+            tensors = {} if weights.format == "bin" else open_tensors(weights, _all)
+            refuse_quantized(self, tensors, list(tensors))
         return model
 
 
@@ -272,6 +291,44 @@ def refuse_adapter(opened: OpenedReference) -> None:
         raise ValueError(
             f"{opened.name!r} holds an adapter beside its model: merge it (merge_and_unload) and save the result."
         )
+
+
+def refuse_quantized(opened: OpenedReference, tensors: Mapping[str, LazyTensor], names: Sequence[str]) -> None:
+    """
+    Raise a `ValueError` if a reference's weights are quantized.
+
+    `tensors` are those that are read, of which one of 8 bits shows it; `names` those in the files, of which a scale
+    does.
+    """
+    why = None
+    known = partial(sources_of, opened.architecture)
+    for name, tensor in tensors.items():
+        if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool and known([name]):
+            why = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}"
+            break
+    scale = next((name for name in names if _is_scale(opened.architecture, name)), None) if why is None else None
+    if scale is not None:
+        why = f"its files hold {scale}, a scale"
+    if why is None and opened.source is not None:
+        found = (name for name in _QUANTIZATION_FILES if opened.source.find_cached(name) is not None)
+        why = next((f"{name} lies beside its weights" for name in found), None)
+    if why is not None:
+        raise ValueError(
+            f"{opened.name!r} is quantized ({why}), and a student is trained on plain weights: give the original "
+            "model, or dequantize it first (load it with Transformers, model.dequantize(), save_pretrained)."
+        )
+
+
+def _all(names: Iterable[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _is_scale(architecture: Architecture, name: str) -> bool:
+    """Return whether a tensor of a file belongs to quantized weights: by its name, or as a scale beside a matrix."""
+    module, _, last = name.rpartition(".")
+    weights = sources_of(architecture, [f"{module}.weight"]) if "scale" in last else {}
+    beside = any(len(architecture.parameters[item]) > 1 for item in weights)
+    return (beside or bool(_SCALES.search(name))) and not sources_of(architecture, [name])
 
 
 def _open_files(reference: Any, given: Any, options: dict[str, Any]) -> OpenedReference:

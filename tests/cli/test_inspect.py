@@ -39,7 +39,7 @@ def test_doctor_says_how_a_model_is_cut(reference, capsys):
         assert word in text
     size = human_bytes(Path(reference, "model.safetensors").stat().st_size)
     assert f"to read     43.5 kB of the {size} of model.safetensors" in text
-    assert "544 parameters do not come along and begin random." in text
+    assert "544 parameters are not inherited and begin random." in text
     assert "blocks      transformer.h; the head shares the token embedding's weights" in text
     values = json.loads(shown(capsys, "doctor", reference, "--json").out)
     assert values["kept_layers"] == [0, 1, 2]

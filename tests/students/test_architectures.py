@@ -374,7 +374,7 @@ def test_other_models_are_refused(config, tmp_path):
     [
         (
             {"model_type": "kimi_k2", "auto_map": {"AutoModelForCausalLM": "modeling.Kimi"}},
-            r"needs code of its own \(model_type 'kimi_k2', with an auto_map\), which is not run here",
+            r"needs remote code \(model_type 'kimi_k2', with an auto_map\), which is not run here",
         ),
         (
             {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},

@@ -82,7 +82,7 @@ def test_a_plan_tells_random_parts_and_scales(tmp_path):
     assert plan.random_parameters == 32 * 16 + 2 * 16  # positions and final norm; the head brings the embeddings
     assert plan.query_scales == (1.0, 0.5)
     assert plan.notes[0].startswith("Attention is scaled by position (scale_attn_by_inverse_layer_idx): moved blocks")
-    assert plan.notes[1] == "544 parameters do not come along and begin random."
+    assert plan.notes[1] == "544 parameters are not inherited and begin random."
 
 
 def test_a_plan_tells_what_moved_blocks_are_scaled_by(tmp_path):
@@ -211,7 +211,7 @@ def test_a_loaded_model_with_another_head_is_refused(build):
 
 
 def test_the_text_model_of_a_wrapper_is_cut_as_its_page_says(tmp_path):
-    """A text model inside a model of several media is cut in memory, or saved with its head."""
+    """A text model inside a multimodal model is cut in memory, or saved with its head."""
     text = {**HEADS, "sliding_window": 4}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3Config(text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
@@ -242,14 +242,18 @@ def test_unknown_tensors_of_kept_layers_are_named(publish, caplog):
     def add_sinks(tensors):
         tensors["h.1.attn.sinks"] = torch.ones(2)
         tensors["h.9.attn.gates"] = torch.ones(2)
+        tensors["ln_f.gate"] = torch.ones(2)
+        tensors["v_head.summary.weight"] = torch.ones(1, 16)
 
     folder = publish(edit=add_sinks)
     planned, student = both(folder)
-    assert planned.unknown_tensors == ("h.*.attn.sinks",)
-    assert "has nothing of them: h.*.attn.sinks." in " ".join(planned.notes)
-    assert student.config.inheritune["unknown_tensors"] == ["h.*.attn.sinks"]
+    assert planned.unknown_tensors == ("h.*.attn.sinks", "ln_f.gate")
+    assert "has nothing of them: h.*.attn.sinks, ln_f.gate." in " ".join(planned.notes)
+    assert student.config.inheritune["unknown_tensors"] == ["h.*.attn.sinks", "ln_f.gate"]
     assert "h.*.attn.sinks" in caplog.text
-    with pytest.raises(ValueError, match=r"does not know, and the student has nothing of them: h\.\*\.attn\.sinks\. G"):
+    with pytest.raises(
+        ValueError, match=r"does not know, and the student has nothing of them: h\.\*\.attn\.sinks, ln_f\.gate\. G"
+    ):
         InheritedGPT2.from_pretrained(folder, keep_layers=2, strict=True)
     assert both(publish())[1].config.inheritune["unknown_tensors"] == []
 
@@ -262,6 +266,8 @@ def test_kinds_of_layers_that_all_go_are_named(tmp_path):
     assert plan.dropped_kinds == ("full_attention",)
     assert "No full_attention layer is kept: the reference has some." in plan.notes
     assert plan_inheritance(tmp_path, 2).dropped_kinds == ()
+    AutoConfig.for_model("smollm3", **CASES["smollm3"][1]).save_pretrained(tmp_path)
+    assert plan_inheritance(tmp_path, [0, 3, 5]).dropped_kinds == ("no_rope",)
 
 
 def test_code_of_the_reference_is_not_named_by_a_student(publish):

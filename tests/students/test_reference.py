@@ -88,6 +88,13 @@ def test_a_changed_file_is_read_again(gpt2_folder):
     assert open_reference(gpt2_folder).fingerprint() != before
 
 
+def test_a_quantized_reference_is_not_loaded_whole(gpt2_folder):
+    """Weights whose scales only a file of its own tells of would be read as if these were 1: loading refuses them."""
+    (gpt2_folder / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is quantized \(hf_quant_config\.json lies beside its weights\)"):
+        open_reference(gpt2_folder).load()
+
+
 def test_a_reference_without_a_tokenizer_says_so(gpt2_folder):
     """None there and one that cannot be read are two things."""
     with pytest.raises(NoTokenizer, match=r"There is no tokenizer at .*tokenizer\.save_pretrained"):
