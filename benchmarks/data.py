@@ -171,7 +171,7 @@ def run_bins(options: Any) -> tuple[int, list[float]]:
     """Read every batch of a token file of the same tokens."""
     import numpy as np
     import torch
-    from datasets import load_from_disk
+    from datasets import Dataset, load_from_disk
     from torch.utils.data import DataLoader
 
     from inheritune_hf.data import CausalCollator
@@ -183,7 +183,10 @@ def run_bins(options: Any) -> tuple[int, list[float]]:
     np.concatenate(train.with_format("numpy")["input_ids"][:]).astype(np.uint16).tofile(path)
     file = find_tokens(path, "uint16")
     loader = DataLoader(
-        TokenSequences([(file, 0, file.count)], BLOCK_SIZE), batch_size=8, shuffle=True, collate_fn=CausalCollator(0)
+        TokenSequences([file], [Dataset.from_dict({"start": [0], "length": [file.count]})], BLOCK_SIZE),
+        batch_size=8,
+        shuffle=True,
+        collate_fn=CausalCollator(0),
     )
     began = now()
     tokens = sum(batch["input_ids"].numel() for batch in loader)

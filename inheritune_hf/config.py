@@ -340,12 +340,12 @@ class DataConfig:
     near_duplicates: Literal["ignore", "report", "remove"] = field(
         default="report",
         metadata={
-            "help": "Documents that nearly are in another set too: 'ignore', 'report' or 'remove' (needs datasketch)."
+            "help": "Documents that are nearly the same as one of another set: 'ignore', 'report' or 'remove'."
         },
     )
     near_duplicate_threshold: float = field(
         default=0.8,
-        metadata={"help": "Share of common runs of five tokens (Jaccard) from which documents are near-duplicates."},
+        metadata={"help": "Share of common 5-grams of tokens (Jaccard) from which documents are near-duplicates."},
     )
     carve_documents: Positive = field(
         default=20_000,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import heapq
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +20,14 @@ from ..records import DataFacts, SetFacts, SourceFacts, encode
 from .corpora import Document
 from .duplicates import (
     Integers,
+    NgramIndex,
     Overlaps,
     concat,
     count_shared,
-    document_groups,
     filter_rows,
-    find_overlaps,
-    index_documents,
     isin,
     read_column,
+    remove_overlaps,
 )
 from .packing import cut_windows, pack_sequences, set_fingerprint
 from .sources import (
@@ -45,17 +44,8 @@ from .sources import (
     stream_source,
     training_sources,
 )
-from .token_files import (
-    TokenSequences,
-    check_tokens,
-    document_digests,
-    find_tokens,
-    runs_without,
-    token_digests,
-    token_documents,
-    token_groups,
-)
-from .tokenization import Encoder, check_tokenizer, row_digest, tokenize_documents
+from .token_files import TokenFile, TokenSequences, copy_documents, find_tokens, read_documents, token_digests
+from .tokenization import Encoder, check_tokenizer, row_digest, seeded_hash, tokenize_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,8 +57,6 @@ EVALUATION = ("selection", "test")
 DEFAULT_BLOCK_SIZE = 1024
 # How often the sequences of a source may come so that a mixture has its shares: more than this is a typo.
 _MOST_PASSES = 1000
-# Digests that are hashed together.
-_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -104,15 +92,8 @@ class _Request:
 
     def encoder(self, source: Source) -> Encoder:
         """Return how the rows of a source become tokens."""
-        config = self.config
-        return Encoder(
-            self.tokenizer,
-            source.layout,
-            config.chat_loss,
-            self.vocab_size,
-            config.document_boundaries,
-            source.label,
-        )
+        settings = (self.config.chat_loss, self.vocab_size, self.config.document_boundaries)
+        return Encoder(self.tokenizer, source.layout, *settings, source.label)
 
     def tokenize(self, source: Source) -> Dataset:
         """Read and tokenize a whole source."""
@@ -159,7 +140,6 @@ def load_data_splits(
 
     Raises:
         FileNotFoundError: If a file or data set is not there.
-        ImportError: If near-duplicates are to be removed and datasketch is not installed.
         ValueError: If a source cannot be used; the message names it and says what to do.
     """
     sources, given = training_sources(config), evaluation_sources(config)
@@ -222,18 +202,11 @@ def splits_from_documents(
         rows = Dataset.from_dict({"text": [document.text for document in items]}, features=features)
         sets[name] = tokenize_documents(mark_long(rows, Layout(), f"the {name} documents"), Encoder(tokenizer))
     skipped = sum(len(items) - len(sets[name]) for name, items in given.items())
-    documents = sets.pop("train")
-    digests = [read_column(dataset, "digest") for dataset in (sets["selection"], sets["test"], documents)]
-    overlaps = Overlaps(count_shared(digests[0], digests[1], digests[2:]), None, [], np.zeros(0, dtype=bool))
-    return _pack(
-        [documents],
-        [SourceFacts(source)],
-        sets,
-        block_size,
-        max_sequences_per_document,
-        overlaps,
-        skipped_documents=skipped,
-    )
+    documents = [sets.pop("train")]
+    overlaps = Overlaps(count_shared(sets, documents))
+    facts = [SourceFacts(source)]
+    most = max_sequences_per_document
+    return _pack(documents, facts, sets, block_size, most, overlaps, skipped=skipped)
 
 
 def _check_block_size(block_size: int | None) -> None:
@@ -261,24 +234,41 @@ def _load_documents(
     del raw  # it holds tens of bytes for each row
     skipped = total - damaged - sum(map(len, tokenized))
     train, sets = tokenized[: len(sources)], dict(zip(request.given, tokenized[len(sources) :], strict=True))
-    digests = [read_column(dataset, "digest") for dataset in train]
-    chosen = choose_carved(np.concatenate(digests), request.shares, request.seed)
-    for name, wanted in chosen.items():
-        sets[name] = concat(
-            [filter_rows(dataset, isin(own, wanted)) for dataset, own in zip(train, digests, strict=True)]
-        )
-    if chosen:
-        taken = np.concatenate(list(chosen.values()))
-        train = [filter_rows(dataset, ~isin(own, taken)) for dataset, own in zip(train, digests, strict=True)]
-    overlaps = find_overlaps(
-        sets, [read_column(dataset, "digest") for dataset in train], [document_groups(item) for item in train], config
-    )
-    train = [filter_rows(dataset, ~drop) for dataset, drop in zip(train, overlaps.drop_train, strict=True)]
-    sets["selection"] = filter_rows(sets["selection"], ~overlaps.drop_selection)
-    labels = [SourceFacts(source.label, weight=source.weight) for source in sources]
+    train, held_out = _hold_out(train, request.shares, request.seed)
+    sets, train, overlaps = remove_overlaps({**sets, **held_out}, train, config)
+    facts = [SourceFacts(source.label, weight=source.weight) for source in sources]
     most = config.max_sequences_per_document
-    counts = {"skipped_documents": skipped, "damaged_rows": damaged}
-    return _pack(train, labels, sets, request.block_size, most, overlaps, **counts)
+    return _pack(train, facts, sets, request.block_size, most, overlaps, skipped=skipped, damaged=damaged)
+
+
+def _load_token_files(request: _Request) -> DataSplits:
+    """Map token files into memory: evaluation sets are copied out, the training set stays where it is."""
+    config, sources = request.config, request.sources
+    if len(sources) > 1:
+        raise ValueError(
+            "Token files (.bin) cannot be mixed with other sources, since they are read where they lie; give them by "
+            "train_files alone."
+        )
+    if config.streaming:
+        raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
+
+    def read(source: Source) -> tuple[list[TokenFile], list[Dataset]]:
+        files = [find_tokens(path, config.token_dtype) for path in find_files(source.files, source.setting)]
+        return files, [read_documents(file, request.vocab_size, request.tokenizer) for file in files]
+
+    files, train = read(sources[0])
+    sets = {}
+    for name, source in request.given.items():
+        if source.holds_token_files:
+            sets[name] = concat([copy_documents(documents) for documents in read(source)[1]])
+        else:
+            documents = request.tokenize(source)
+            # Text that was tokenized here is compared by its tokens too.
+            sets[name] = documents.remove_columns("digest").add_column("digest", token_digests(documents))
+    train, held_out = _hold_out(train, request.shares, request.seed)
+    sets, train, overlaps = remove_overlaps({**sets, **held_out}, train, config)
+    most = config.max_sequences_per_document
+    return _pack(train, [SourceFacts(sources[0].label)], sets, request.block_size, most, overlaps, files)
 
 
 def _report(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
@@ -296,41 +286,44 @@ def _count_bad(dataset: Dataset) -> int:
 
 
 def _pack(
-    documents: Sequence[Dataset],
-    labels: Sequence[SourceFacts],
-    sets: dict[str, Dataset],
+    train: Sequence[Dataset],
+    sources: Sequence[SourceFacts],
+    sets: Mapping[str, Dataset],
     block_size: int,
     most: int | None,
     overlaps: Overlaps,
-    **counts: int,
+    files: Sequence[TokenFile] = (),
+    *,
+    skipped: int = 0,
+    damaged: int = 0,
 ) -> DataSplits:
-    """Pack and mix the training documents of each source, and finish."""
-    lengths = [read_column(dataset, "length") for dataset in documents]
-    tokens = sum(int(item.sum()) for item in lengths)
-    _require_tokens(sets, tokens, block_size)
-    packed = [pack_sequences(dataset, block_size) for dataset in documents]
-    train, passes = mix_sequences(packed, [item.weight for item in labels])
-    sources = [
-        dataclasses.replace(
-            label,
-            documents=len(dataset),
-            tokens=int(length.sum()),
-            bytes=int(read_column(dataset, "bytes").sum()),
-            passes=round(share, 4),
-        )
-        for label, dataset, length, share in zip(labels, documents, lengths, passes, strict=True)
+    """Make sequences of the training documents (of each source, or of each token file of one source), and finish."""
+    lengths = [read_column(documents, "length") for documents in train]
+    _require_tokens(sets, sum(int(item.sum()) for item in lengths), block_size)
+    if files:
+        sequences, passes = TokenSequences(files, train, block_size), [1.0]
+        lengths = [np.concatenate(lengths)]
+    else:
+        packed = [pack_sequences(documents, block_size) for documents in train]
+        sequences, passes = mix_sequences(packed, [source.weight for source in sources])
+    sizes = [None if files else int(read_column(documents, "bytes").sum()) for documents in train]
+    facts = [
+        SourceFacts(source.name, len(item), int(item.sum()), size, source.weight, round(share, 4))
+        for source, item, size, share in zip(sources, lengths, sizes, passes, strict=False)
     ]
+    documents, count = sum(map(len, train)), len(sequences)
     return _finish(
-        train,
-        _set_facts(sum(map(len, documents)), train),
-        sources,
+        sequences,
+        SetFacts(documents, count * block_size, count, set_fingerprint(sequences)),
+        facts,
         sets,
         block_size,
         most,
         overlaps,
         dropped_tokens=sum(int(item.sum()) % block_size for item in lengths),
         longest_document=max(int(item.max()) for item in lengths if len(item)),
-        **counts,
+        skipped_documents=skipped,
+        damaged_rows=damaged,
     )
 
 
@@ -351,7 +344,7 @@ def _finish(
     train: Any,
     train_facts: SetFacts,
     sources: Sequence[SourceFacts],
-    sets: dict[str, Dataset],
+    sets: Mapping[str, Dataset],
     block_size: int,
     most: int | None,
     overlaps: Overlaps,
@@ -389,47 +382,47 @@ def _set_facts(documents: int, sequences: Dataset) -> SetFacts:
     return SetFacts(documents, tokens, len(sequences), set_fingerprint(sequences))
 
 
-# Carving and mixing
+# Held-out documents and mixtures
 
 
-def choose_carved(digests: Integers, shares: Mapping[str, float], seed: int) -> dict[str, Integers]:
+def _hold_out(train: list[Dataset], shares: Mapping[str, float], seed: int) -> tuple[list[Dataset], dict[str, Dataset]]:
+    """Return the training documents without those that are held out for the evaluation sets, and those sets."""
+    digests = [read_column(documents, "digest") for documents in train]
+    chosen = choose_held_out(np.concatenate(digests), shares, seed)
+    if not chosen:
+        return train, {}
+    taken = {**chosen, "train": np.concatenate(list(chosen.values()))}
+    found = {name: [isin(own, wanted) for own in digests] for name, wanted in taken.items()}
+    rest = [filter_rows(documents, ~mask) for documents, mask in zip(train, found.pop("train"), strict=True)]
+    sets = {
+        name: concat([copy_documents(filter_rows(item, mask)) for item, mask in zip(train, masks, strict=True)])
+        for name, masks in found.items()
+    }
+    return rest, sets
+
+
+def choose_held_out(digests: Integers, shares: Mapping[str, float], seed: int) -> dict[str, Integers]:
     """
-    Choose the distinct documents of each carved set by a hash, at least one each.
+    Choose the distinct documents that are held out for each set: those whose hash comes first, at least one each.
 
     Raises:
         ValueError: If there are too few distinct documents.
     """
-    ordered = np.sort(digests)  # np.unique takes several times as much memory
-    distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]]
-    if shares and len(distinct) <= len(shares):
+    if not shares:
+        return {}
+    distinct = np.unique(digests)
+    if len(distinct) <= len(shares):
         raise ValueError(
-            f"Carving {' and '.join(shares)} out of the training source needs at least {len(shares) + 1} distinct "
+            f"Holding {' and '.join(shares)} out of the training source needs at least {len(shares) + 1} distinct "
             f"documents, got {len(distinct)} (a text file is one document); give more documents, or "
             f"{' and '.join(f'{name}_files' for name in shares)}."
         )
     # Shares are below a half and rounded down, so that training documents always remain.
     counts = [max(1, int(share * len(distinct))) for share in shares.values()]
-    parts = np.split(_first_by_hash(distinct, sum(counts), seed), np.cumsum(counts))
-    return dict(zip(shares, parts, strict=False))
-
-
-def _first_by_hash(digests: Integers, count: int, seed: int) -> Integers:
-    """Return the `count` digests whose sha256, with the seed, comes first, in that order."""
-    if count == 0:
-        return digests[:0]
-
-    def full(digest: int) -> bytes:
-        return hashlib.sha256(f"{seed}:{digest}".encode()).digest()
-
-    # 8 bytes of each hash tell most of them apart, and take a tenth of the memory of the whole as Python has it.
-    parts = np.split(digests, range(_AT_ONCE, len(digests), _AT_ONCE))
-    starts = np.concatenate(
-        [np.frombuffer(b"".join(full(digest)[:8] for digest in part.tolist()), dtype=">u8") for part in parts]
-    )
-    last = np.partition(starts, count - 1)[count - 1]
-    likely = digests[starts <= last].tolist()
-    first: Integers = np.array(sorted(likely, key=full)[:count], dtype=np.int64)
-    return first
+    # Iterated over as an array: a list of its numbers would take 32 bytes for each.
+    first = heapq.nsmallest(sum(counts), distinct, key=lambda digest: seeded_hash(digest, seed))
+    parts = np.split(np.array(first, dtype=np.int64), np.cumsum(counts)[:-1])
+    return dict(zip(shares, parts, strict=True))
 
 
 def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) -> tuple[Dataset, list[float]]:
@@ -469,65 +462,6 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
     return concatenate_datasets(list(packed)).select(order), passes
 
 
-# Token files
-
-
-def _load_token_files(request: _Request) -> DataSplits:
-    """Map token files into memory: evaluation sets are copied out, the training set stays where it lies."""
-    config, sources = request.config, request.sources
-    if len(sources) > 1:
-        raise ValueError(
-            "Token files (.bin) cannot be mixed with other sources, since they are read where they lie; give them by "
-            "train_files alone."
-        )
-    if config.streaming:
-        raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
-
-    def opened(source: Source) -> list[Any]:
-        files = [find_tokens(path, config.token_dtype) for path in find_files(source.files, source.setting)]
-        return [(file, check_tokens(file, request.vocab_size, request.tokenizer)) for file in files]
-
-    files = opened(sources[0])
-    digests = [document_digests(file, ends) for file, ends in files]
-    sets: dict[str, Dataset] = {}
-    for name, source in request.given.items():
-        if source.holds_token_files:
-            own = opened(source)
-            sets[name] = token_documents(own, [np.arange(len(ends)) for _, ends in own])
-        else:
-            documents = request.tokenize(source)
-            # Text that was tokenized here is compared by its tokens too.
-            sets[name] = documents.remove_columns("digest").add_column("digest", token_digests(documents))
-    chosen = choose_carved(np.concatenate(digests), request.shares, request.seed)
-    for name, wanted in chosen.items():
-        sets[name] = token_documents(files, [np.flatnonzero(isin(own, wanted)) for own in digests])
-    carved = [isin(own, np.concatenate([*chosen.values(), np.empty(0, dtype=np.int64)])) for own in digests]
-    rest = [np.flatnonzero(~own) for own in carved]
-    overlaps = find_overlaps(
-        sets,
-        [own[numbers] for own, numbers in zip(digests, rest, strict=True)],
-        [token_groups(file, ends, numbers) for (file, ends), numbers in zip(files, rest, strict=True)],
-        config,
-    )
-    sets["selection"] = filter_rows(sets["selection"], ~overlaps.drop_selection)
-    dropped = [numbers[drop] for numbers, drop in zip(rest, overlaps.drop_train, strict=True)]
-    left_out = [np.concatenate([np.flatnonzero(own), drop]) for own, drop in zip(carved, dropped, strict=True)]
-    train = TokenSequences(runs_without(files, left_out), request.block_size)
-    _require_tokens(sets, train.tokens, request.block_size)
-    count = sum(len(own) for own in digests) - sum(map(len, left_out))
-    return _finish(
-        train,
-        SetFacts(count, len(train) * request.block_size, len(train), set_fingerprint(train)),
-        [SourceFacts(sources[0].label, count, train.tokens, passes=1.0)],
-        sets,
-        request.block_size,
-        config.max_sequences_per_document,
-        overlaps,
-        dropped_tokens=train.tokens % request.block_size,
-        longest_document=max(int(np.diff(ends, prepend=0).max()) for _, ends in files),
-    )
-
-
 # Streams
 
 
@@ -535,7 +469,7 @@ def _load_stream(request: _Request) -> DataSplits:
     """
     Open a training stream, and make the evaluation sets.
 
-    A carved set is every document whose hash falls into the set's share. It is looked for among the first
+    A set that is held out is every document whose hash falls into the set's share. It is searched for among the first
     `carve_documents` documents of each source; the stream leaves such documents out wherever they are.
     """
     from .stream import Exclusion, PackedStream, StreamSource  # imports torch
@@ -544,15 +478,16 @@ def _load_stream(request: _Request) -> DataSplits:
     opened = [(stream_source(source), request.encoder(source)) for source in sources]
     sets = {name: request.tokenize(source) for name, source in request.given.items()}
     sets |= _carve_stream(opened, request.shares, config.carve_documents, seed)
-    overlaps = find_overlaps(sets, [], [], config)
-    sets["selection"] = filter_rows(sets["selection"], ~overlaps.drop_selection)
+    sets, _, overlaps = remove_overlaps(sets, [], config)
     _require_tokens(sets, request.block_size, request.block_size)
-    settings = {"shared": config.duplicates, "near": config.near_duplicates}
+    settings, index = {"shared": config.duplicates, "near": config.near_duplicates}, None
+    if config.near_duplicates != "ignore":
+        index = NgramIndex([sets[name] for name in EVALUATION], config.near_duplicate_threshold)
     exclusion = Exclusion(
         seed,
         sum(request.shares.values()),
-        frozenset(digest for dataset in sets.values() for digest in dataset["digest"][:]),
-        index_documents([sets[name] for name in EVALUATION], config),
+        frozenset(digest for dataset in sets.values() for digest in read_column(dataset, "digest").tolist()),
+        index,
         frozenset(name for name, value in settings.items() if value == "remove"),
     )
     # In another order it is another stream: a run cannot be resumed in it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ from torch.utils.data import get_worker_info
 
 from ..annotations import Within
 from ..records import Count
-from .duplicates import Index, near_duplicates
+from .duplicates import NgramIndex
 from .sources import BAD_ROW, LABELS, TOKENS, reading
-from .tokenization import Encoded, Encoder, check_fit, mark_long_rows
+from .tokenization import Encoded, Encoder, check_fit, mark_long_rows, seeded_hash
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +44,14 @@ class Exclusion:
         seed (`int`): Chooses what is carved.
         share (`float`): Share of the documents that is carved, by the hash of their text, wherever they are.
         digests (`frozenset[int]`): Documents of the evaluation sets.
-        near (`Index`, *optional*): The same documents, if others that are near to one are looked for.
+        near (`NgramIndex`, *optional*): The same documents, if others that are near to one are looked for.
         remove (`frozenset[str]`): What is left out: `shared` documents, `near` ones; carved ones always are.
     """
 
     seed: int = 0
     share: float = 0.0
     digests: frozenset[int] = frozenset()
-    near: Index | None = None
+    near: NgramIndex | None = None
     remove: frozenset[str] = frozenset()
 
     def __call__(self, documents: Sequence[Encoded]) -> list[str]:
@@ -64,15 +63,14 @@ class Exclusion:
         if self.near is not None and documents:
             lengths = np.array([len(document.tokens) for document in documents])
             tokens = np.concatenate([document.tokens for document in documents])
-            for number, _, _ in near_duplicates([(tokens, lengths)], self.near):
-                found[number] = found[number] or "near"
+            near = self.near.near_in(tokens, lengths)
+            found = [kind or ("near" if nearly else "") for kind, nearly in zip(found, near, strict=True)]
         return found
 
 
 def unit_hash(digest: int, seed: int) -> float:
     """Return a hash of a document between 0 and 1: the same whatever the order, the shards or the workers."""
-    value = hashlib.sha256(f"{seed}:{digest}".encode()).digest()[:8]
-    return int.from_bytes(value, "big") / 2**64
+    return int.from_bytes(seeded_hash(digest, seed)[:8], "big") / 2**64
 
 
 @dataclass(frozen=True)

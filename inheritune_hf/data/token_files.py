@@ -8,15 +8,17 @@ No copy is made, and a training is fed with 47 million tokens per second of proc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 
-from .duplicates import Group, Integers, grouped
+from .duplicates import Integers, document_groups, read_column
 from .sources import TOKENS
 from .tokenization import document_features, end_of_text
 
@@ -34,15 +36,7 @@ _TOKENS_TO_TELL = 64
 
 @dataclass(frozen=True)
 class TokenFile:
-    """
-    One token file.
-
-    Args:
-        path (`str`): Where it is.
-        dtype (`str`): `uint16` or `uint32`.
-        offset (`int`): Bytes before the first token.
-        count (`int`): Tokens.
-    """
+    """A token file: its path, type of number (`uint16` or `uint32`), bytes before the first token, and tokens."""
 
     path: str
     dtype: str
@@ -50,7 +44,7 @@ class TokenFile:
     count: int
 
     def open(self) -> np.ndarray[Any, Any]:
-        """Return its tokens, mapped into memory."""
+        """Return the tokens, mapped into memory."""
         return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=(self.count,))
 
 
@@ -81,6 +75,42 @@ def find_tokens(path: Path, dtype: str) -> TokenFile:
     if size % width:
         raise ValueError(f"{path} has {size} bytes, no whole number of {dtype} tokens; set token_dtype, or repair it.")
     return TokenFile(str(path.absolute()), dtype, 0, size // width)
+
+
+def read_documents(file: TokenFile, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """
+    Return the documents of a token file as if tokenized, without a copy, and the place in the file where each starts.
+
+    Raises:
+        ValueError: If a token is out of range or half of one, or there is no end-of-text token; with an example.
+    """
+    ends = check_tokens(file, vocab_size, tokenizer)
+    places = np.concatenate([[0], ends])
+    columns = {
+        TOKENS: pa.LargeListArray.from_arrays(pa.array(places), pa.array(file.open())),
+        "length": np.diff(places),
+        "bytes": np.zeros(len(ends), dtype=np.int64),
+        "start": places[:-1],
+    }
+    documents = Dataset(pa.table(columns), fingerprint=generate_random_fingerprint())
+    return documents.add_column("digest", token_digests(documents))
+
+
+def copy_documents(documents: Dataset) -> Dataset:
+    """Return documents as `tokenize_documents` does: those of a token file are copied out of it."""
+    if "start" not in documents.column_names:
+        return documents
+    return documents.remove_columns("start").cast(document_features(labelled=False))
+
+
+def token_digests(documents: Dataset) -> Integers:
+    """Return 64 bits of the sha256 of each document's tokens (as int32, so that the file's type does not matter)."""
+    found = [
+        int.from_bytes(hashlib.sha256(document.astype("<i4").tobytes()).digest()[:8], "big", signed=True)
+        for tokens, lengths in document_groups(documents)
+        for document in np.split(tokens, np.cumsum(lengths)[:-1])
+    ]
+    return np.array(found, dtype=np.int64)
 
 
 def check_tokens(file: TokenFile, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> Integers:
@@ -131,18 +161,26 @@ class TokenSequences:
     Sequences of exactly `block_size` tokens out of token files, as rows of a map-style data set.
 
     Args:
-        runs (`Sequence[tuple[TokenFile, int, int]]`): File, first and last place (half-open) of each run of tokens, in
-            the order in which they are joined.
+        files (`Sequence[TokenFile]`): The files.
+        documents (`Sequence[datasets.Dataset]`): For each file, those of its documents that are joined.
         block_size (`int`): Tokens of one sequence.
     """
 
-    def __init__(self, runs: Sequence[tuple[TokenFile, int, int]], block_size: int) -> None:
-        self.block_size = block_size
-        self.files = list(dict.fromkeys(file for file, _, _ in runs))
-        numbers = {file: number for number, file in enumerate(self.files)}
-        self.run_files = np.array([numbers[file] for file, _, _ in runs], dtype=np.int64)
-        self.run_starts = np.array([start for _, start, _ in runs], dtype=np.int64)
-        self.run_ends = np.concatenate([[0], np.cumsum([stop - start for _, start, stop in runs], dtype=np.int64)])
+    def __init__(self, files: Sequence[TokenFile], documents: Sequence[Dataset], block_size: int) -> None:
+        self.block_size, self.files = block_size, list(files)
+        run_files, run_starts, run_lengths = [], [], []
+        for number, own in enumerate(documents):
+            starts = read_column(own, "start")
+            ends = starts + read_column(own, "length")
+            # Documents that follow one another in the file are one run.
+            breaks = starts[1:] != ends[:-1]
+            first = np.concatenate([[True], breaks])[: len(starts)]
+            last = np.concatenate([breaks, [True]])[: len(starts)]
+            run_files.append(np.full(int(first.sum()), number))
+            run_starts.append(starts[first])
+            run_lengths.append(ends[last] - starts[first])
+        self.run_files, self.run_starts = np.concatenate(run_files), np.concatenate(run_starts)
+        self.run_ends = np.concatenate([[0], np.cumsum(np.concatenate(run_lengths))])
         self._open: list[np.ndarray[Any, Any]] | None = None
 
     @property
@@ -176,63 +214,3 @@ class TokenSequences:
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return several sequences."""
         return [self[int(index)] for index in indices]
-
-
-def document_digests(file: TokenFile, ends: Integers) -> Integers:
-    """Return 64 bits of the sha256 of each document's tokens (as int32, so that it is that of any file)."""
-    tokens, start, found = file.open(), 0, np.empty(len(ends), dtype=np.int64)
-    for number, stop in enumerate(ends.tolist()):
-        found[number] = _digest(tokens[start:stop])
-        start = stop
-    return found
-
-
-def token_groups(file: TokenFile, ends: Integers, numbers: Integers) -> Iterator[Group]:
-    """Yield some documents of a token file, in groups that are not too long."""
-    tokens, starts = file.open(), np.concatenate([[0], ends[:-1]])
-    lengths = (ends - starts)[numbers]
-    for places in grouped(lengths):
-        chosen = numbers[places]
-        yield np.concatenate([tokens[starts[number] : ends[number]] for number in chosen.tolist()]), lengths[places]
-
-
-def token_digests(documents: Dataset) -> Integers:
-    """Return the same for documents that are a data set."""
-    rows = documents.with_format("numpy")[TOKENS][:]
-    return np.array([_digest(row) for row in rows], dtype=np.int64)
-
-
-def _digest(tokens: np.ndarray[Any, Any]) -> int:
-    return int.from_bytes(hashlib.sha256(tokens.astype("<i4").tobytes()).digest()[:8], "big", signed=True)
-
-
-def token_documents(files: Sequence[tuple[TokenFile, Integers]], keep: Sequence[Integers]) -> Dataset:
-    """Copy the documents numbered in `keep` out of token files (and the ends of their documents), as if tokenized."""
-    rows: dict[str, list[Any]] = {TOKENS: [], "length": [], "digest": [], "bytes": []}
-    for (file, ends), numbers in zip(files, keep, strict=True):
-        tokens = file.open()
-        for number in numbers.tolist():
-            start, stop = int(ends[number - 1]) if number else 0, int(ends[number])
-            document = tokens[start:stop].astype(np.int32)
-            rows[TOKENS].append(document)
-            rows["length"].append(stop - start)
-            rows["digest"].append(_digest(document))
-            rows["bytes"].append(0)
-    return Dataset.from_dict(rows, features=document_features(labelled=False))
-
-
-def runs_without(
-    files: Sequence[tuple[TokenFile, Integers]], left_out: Sequence[Integers]
-) -> list[tuple[TokenFile, int, int]]:
-    """Return the runs of tokens that remain of the files without the documents that are left out."""
-    runs: list[tuple[TokenFile, int, int]] = []
-    for (file, ends), numbers in zip(files, left_out, strict=True):
-        place = 0
-        for number in np.sort(numbers).tolist():
-            start, stop = int(ends[number - 1]) if number else 0, int(ends[number])
-            if start > place:
-                runs.append((file, place, start))
-            place = stop
-        if place < file.count:
-            runs.append((file, place, file.count))
-    return runs

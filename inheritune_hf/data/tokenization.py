@@ -363,6 +363,11 @@ def row_digest(row: Mapping[str, Any], layout: Layout) -> int | None:
     return _digest(rows[0]) if rows else None
 
 
+def seeded_hash(digest: int, seed: int) -> bytes:
+    """Return a hash of a document by which held-out sets are chosen, whatever its place in the source."""
+    return hashlib.sha256(f"{seed}:{digest}".encode()).digest()
+
+
 def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:
     """Return the content of rows that have some: texts, lists of messages, or pairs of tokens and labels."""
     column, bad, labels = batch[layout.wanted], batch.get(BAD_ROW), batch.get(LABELS)

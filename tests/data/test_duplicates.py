@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from test_splits import documents_of, load, write_texts
 
 from inheritune_hf.data import duplicates
-from inheritune_hf.data.duplicates import Index, document_groups, filter_rows, isin, near_duplicates, read_column
+from inheritune_hf.data.duplicates import NgramIndex, filter_rows, isin, read_column
 
 quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 
@@ -34,72 +33,60 @@ def jaccard(a, b):
     return len(runs[0] & runs[1]) / len(runs[0] | runs[1])
 
 
+def dataset_of(documents):
+    rows = [np.asarray(document).tolist() for document in documents]
+    return Dataset.from_dict({"input_ids": rows}, features=Features({"input_ids": List(Value("int32"))}))
+
+
 @quick
 @given(seed=st.integers(0, 10**6), changes=st.integers(0, 12))
-def test_similarity_is_that_of_the_runs(seed, changes):
-    """What is found is found with its exact Jaccard similarity, and it is the nearest there is."""
+def test_similarity_is_that_of_the_ngrams(seed, changes):
+    """The similarity is exactly the Jaccard similarity with the nearest document, if it reaches the threshold."""
     draw = np.random.default_rng(seed)
     documents = [draw.integers(1, 5000, size=120) for _ in range(5)]
-    index = Index(0.5)
-    for document in documents:
-        index.add(document)
+    index = NgramIndex([dataset_of(documents[:2]), dataset_of(documents[2:])], 0.5)
     other = documents[3].copy()
     other[draw.integers(0, 119, size=changes)] = 6000
     expected = jaccard(documents[3], other)
-    found = index.find(other)
-    if found is None:
-        assert expected < 0.65  # MinHash may pass over one at the border, not one well above it
-    else:
-        assert found == (3, pytest.approx(expected))
-    assert index.find(draw.integers(1, 5000, size=120)) is None
+    found = index.similarity(other)
+    assert found == pytest.approx(expected) or (found == 0 and expected < 0.5)
+    assert index.near(dataset_of([other])).tolist() == [expected >= 0.5]
+    assert index.similarity(draw.integers(1, 5000, size=120)) == 0
 
 
 @quick
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12), seed=st.integers(0, 99), at_once=st.integers(1, 99)
 )
-def test_documents_are_looked_at_together_as_one_by_one(lengths, seed, at_once):
+def test_documents_are_compared_together_as_one_by_one(lengths, seed, at_once):
     """What is found in a set is what is found of each of its documents, whatever stands beside it."""
     draw = np.random.default_rng(seed)
     documents = [[*draw.integers(1, 4, size=length - 1).tolist(), 0] for length in lengths]
-    index = Index(0.3)
-    for document in documents[::2]:
-        index.add(np.array(document))
-    expected = [(n, *like) for n, row in enumerate(documents) if (like := index.find(np.array(row))) is not None]
+    index = NgramIndex([dataset_of(documents[::2])], 0.3)
+    expected = [index.similarity(np.array(row)) >= 0.3 for row in documents]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_TOKENS_AT_ONCE", at_once)
-        dataset = Dataset.from_dict({"input_ids": documents}, features=Features({"input_ids": List(Value("int32"))}))
-        found = near_duplicates(document_groups(dataset), index)
-    assert found == expected
-    # One by one and without the first look: nothing that is near enough is lost by it.
-    for number, document in enumerate(documents[::2]):
-        if len(document) > 1:
-            assert any(item[0] == 2 * number and item[2] == 1 for item in found)
+        patch.setattr(duplicates, "_TOKENS_PER_GROUP", at_once)
+        assert index.near(dataset_of(documents)).tolist() == expected
+    # The look at the table loses nothing that is near enough.
+    assert all(found for row, found in zip(documents[::2], expected[::2], strict=True) if len(row) > 1)
 
 
-def test_a_table_grows_with_what_it_holds(monkeypatch):
-    """However much is indexed, a foreign document needs no closer look, and what is there is found."""
-    monkeypatch.setattr(duplicates, "_FEWEST_PLACES", 1 << 10)
+def test_a_foreign_document_is_not_compared():
+    """However much is indexed, the table shows of foreign documents that they are not near."""
     draw = np.random.default_rng(0)
     documents = draw.integers(0, 50_000, (60, 200))
-    index = Index(0.8)
-    for document in documents:
-        index.add(document)
-    assert len(index.table) >= 16 * 60 * 190
+    index = NgramIndex([dataset_of(documents)], 0.8)
     assert index.table.mean() < 0.07
     foreign = draw.integers(0, 50_000, (60, 200))
-    assert len(index.likely(foreign.reshape(-1), np.full(60, 200))) < 6
-    assert [index.find(document) for document in documents] == [(number, 1.0) for number in range(60)]
+    assert len(index.candidates(foreign.reshape(-1), np.full(60, 200))) < 6
+    assert index.near(dataset_of(documents)).all()
 
 
 def test_short_documents_are_compared_whole():
-    """A document shorter than a run is near to its like alone; an empty one to none."""
-    index = Index(0.8)
-    for document in ([1, 2, 0], [3, 0], [0]):
-        index.add(np.array(document))
-    assert index.find(np.array([1, 2, 0])) == (0, 1.0)
-    assert index.find(np.array([2, 1, 0])) is None
-    assert index.find(np.array([0])) is None
+    """A document shorter than an n-gram is near to its like alone; an empty one to none."""
+    index = NgramIndex([dataset_of([[1, 2, 0], [3, 0], [0]])], 0.8)
+    assert index.near(dataset_of([[1, 2, 0], [2, 1, 0], [0]])).tolist() == [True, False, False]
+    assert not NgramIndex([], 0.8).near(dataset_of([[1, 2, 0]])).any()
 
 
 def given_sets(tmp_path):
@@ -165,31 +152,15 @@ def test_a_stream_leaves_them_out(tmp_path, tokenizer):
     assert (exact["left_out"], exact["near"]) == (2, 2)
 
 
-def test_the_search_for_near_duplicates_is_an_extra(tmp_path, tokenizer, caplog, monkeypatch):
-    """Without datasketch a run reports the same documents alone, and says how to install it; removal is an error."""
-    monkeypatch.setitem(sys.modules, "datasketch", None)
-    duplicates._warn_once.cache_clear()
-    files, _ = given_sets(tmp_path)
-    facts = load(tokenizer, **files).facts
-    assert (facts.shared_documents, facts.near_duplicates) == (1, None)
-    assert caplog.text.count("needs datasketch; install it with: pip install 'inheritune-hf[dedup]'") == 1
-    assert load(tokenizer, **files, duplicates="remove", near_duplicates="ignore").facts.removed_documents == 2
-    with pytest.raises(ImportError, match=r"needs datasketch; .*, or set near_duplicates to 'ignore'"):
-        load(tokenizer, **files, near_duplicates="remove")
-
-
 DIGESTS = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), min_size=3, max_size=60)
 small = settings(deadline=None, database=None, derandomize=True)
 
 
 @small
-@given(digests=DIGESTS, few=DIGESTS | st.just([]), at_once=st.integers(1, 70))
-def test_documents_among_a_few(digests, few, at_once):
-    """A document is told by its digest, in whatever parts they are looked at."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_DIGESTS_AT_ONCE", at_once)
-        found = isin(np.array(digests, dtype=np.int64), np.array(few, dtype=np.int64))
-    assert found.tolist() == [digest in few for digest in digests]
+@given(digests=DIGESTS, few=DIGESTS | st.just([]))
+def test_documents_among_a_few(digests, few):
+    """A document is recognised by its digest."""
+    assert isin(np.array(digests), np.array(few, dtype=np.int64)).tolist() == [digest in few for digest in digests]
 
 
 def test_a_column_is_that_of_the_chosen_rows():

@@ -18,9 +18,8 @@ from transformers import ByT5Tokenizer
 
 from inheritune_hf.config import DataConfig
 from inheritune_hf.data import Document, load_data_splits, set_fingerprint, splits_from_documents
-from inheritune_hf.data import splits as data_splits
 from inheritune_hf.data.duplicates import isin
-from inheritune_hf.data.splits import choose_carved
+from inheritune_hf.data.splits import choose_held_out
 from inheritune_hf.records import encode
 
 TEXTS = [f"def layer_{index}(x):\n    return x + {index}\n" for index in range(40)]
@@ -440,16 +439,14 @@ small = settings(deadline=None, database=None, derandomize=True)
 
 
 @small
-@given(digests=DIGESTS, seed=st.integers(0, 9), at_once=st.integers(1, 70))
-def test_those_are_carved_whose_hash_comes_first(digests, seed, at_once):
-    """The carved documents are the first in the order of their sha256 with the seed, however they are looked at."""
+@given(digests=DIGESTS, seed=st.integers(0, 9))
+def test_those_are_held_out_whose_hash_comes_first(digests, seed):
+    """The held-out documents are the first in the order of their sha256 with the seed."""
     ordered = sorted(set(digests), key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
     if len(ordered) < 3:
         return
     count = max(1, int(0.3 * len(ordered)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_splits, "_AT_ONCE", at_once)
-        chosen = choose_carved(np.array(digests), {"selection": 0.3, "test": 0.3}, seed)
+    chosen = choose_held_out(np.array(digests), {"selection": 0.3, "test": 0.3}, seed)
     assert chosen["selection"].tolist() == ordered[:count]
     assert chosen["test"].tolist() == ordered[count : 2 * count]
 
@@ -460,7 +457,7 @@ def test_carving_takes_few_bytes_of_each_document():
     digests = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, count)
     tracemalloc.start()
     try:
-        chosen = choose_carved(digests, {"selection": 0.001, "test": 0.001}, 0)
+        chosen = choose_held_out(digests, {"selection": 0.001, "test": 0.001}, 0)
         isin(digests, np.concatenate(list(chosen.values())))
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -13,7 +13,7 @@ from test_duplicates import given_sets
 from test_splits import TEXTS, documents_of, load, write_texts
 
 from inheritune_hf.data import set_fingerprint
-from inheritune_hf.data.token_files import TokenSequences, check_tokens, find_tokens, runs_without
+from inheritune_hf.data.token_files import TokenSequences, find_tokens, read_documents
 
 
 def tokens_of(tokenizer, texts=TEXTS):
@@ -119,14 +119,13 @@ def test_sequences_join_what_remains(documents, block_size, data, tmp_path, toke
     path = tmp_path / "any.bin"
     write_nanogpt(path, [token for row in documents for token in [*row, end]])
     file = find_tokens(path, "uint16")
-    ends = check_tokens(file, 300, tokenizer)
     left_out = data.draw(st.sets(st.integers(0, len(documents) - 1)))
-    runs = runs_without([(file, ends)], [np.array(sorted(left_out), dtype=np.int64)])
-    rest = [t for n, row in enumerate(documents) if n not in left_out for t in [*row, end]]
-    if not runs:
-        assert not rest
-        return
-    rows = pickle.loads(pickle.dumps(TokenSequences(runs, block_size)))  # noqa: S301 (its own pickle)
+    kept = [number for number in range(len(documents)) if number not in left_out]
+    rest = [t for number in kept for t in [*documents[number], end]]
+    everything = read_documents(file, 300, tokenizer)
+    assert everything["input_ids"][:] == [[*row, end] for row in documents]
+    rows = TokenSequences([file, file], [everything.select([]), everything.select(kept)], block_size)
+    rows = pickle.loads(pickle.dumps(rows))  # noqa: S301 (its own pickle)
     assert [t for row in rows.__getitems__(range(len(rows))) for t in row["input_ids"]] == rest[
         : len(rest) // block_size * block_size
     ]
