@@ -249,6 +249,10 @@ class InherituneConfig:
         return from_mapping(cls, read_mapping(path))
 
 
+#: What a row of data may hold.
+RowKind = Literal["text", "tokens", "messages"]
+
+
 @dataclass
 class DataConfig:
     """
@@ -298,7 +302,7 @@ class DataConfig:
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds a document's text."})
-    rows: Literal["text", "tokens", "messages"] = field(
+    rows: RowKind = field(
         default="text",
         metadata={
             "help": "What a row holds: 'text', 'tokens' (input_ids and, if wanted, labels with -100 where a token does "
@@ -339,9 +343,7 @@ class DataConfig:
     )
     near_duplicates: Literal["ignore", "report", "remove"] = field(
         default="report",
-        metadata={
-            "help": "Documents that are nearly the same as one of another set: 'ignore', 'report' or 'remove'."
-        },
+        metadata={"help": "Documents that are nearly the same as one of another set: 'ignore', 'report' or 'remove'."},
     )
     near_duplicate_threshold: float = field(
         default=0.8,

@@ -23,14 +23,7 @@ MIN_EVALUATION_DOCUMENTS = 48
 
 @dataclass(frozen=True)
 class Document:
-    """
-    One text with a name.
-
-    Args:
-        name (`str`): Path relative to the corpus, with `/` between its parts.
-        group (`str`): What must stay on one side of a split, such as the top-level module.
-        text (`str`): The whole text.
-    """
+    """One text: its path relative to the corpus, what must stay on one side of a split (its module), and the text."""
 
     name: str
     group: str
@@ -75,12 +68,7 @@ def split_standard_library(
 
     The split depends on the names alone: modules in the order of the sha256 of their name fill the selection set and
     then the test set up to 48 documents each; the rest, and every module of more than 8 documents, is for training.
-
-    Args:
-        documents (`Sequence[Document]`): The documents, in any order; each set keeps this order.
-
-    Returns:
-        `tuple[list[Document], list[Document], list[Document]]`: The train, selection and test documents.
+    Each set keeps the order of the documents.
 
     Raises:
         ValueError: If there are too few documents in small modules to fill both sets.

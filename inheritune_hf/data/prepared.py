@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from datasets import DatasetDict, load_from_disk
+from datasets import DatasetDict
 
 from ..annotations import Within
 from ..config import DataConfig
 from ..records import Count, DataFacts, encode, hold_folder, read_record, write_record
-from .sources import evaluation_sources, source_identity, training_sources
+from .sources import TOKENS, evaluation_sources, load_saved, source_identity, training_sources
 from .splits import DEFAULT_BLOCK_SIZE, DataSplits, load_data_splits
 from .tokenization import definition
 
@@ -44,17 +44,7 @@ def refuse_unfinished(name: str) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """
-    What was asked for when data were prepared.
-
-    Args:
-        config (`DataConfig`): Sources and shares.
-        block_size (`int`): Tokens of one sequence.
-        seed (`int`): Chose which documents were carved.
-        tokenizer (`str`): Its definition.
-        vocabulary (`int`): Its tokens.
-        sources (`tuple[dict, ...]`): Identities of the sources, see `source_identity`.
-    """
+    """What was asked for when data were prepared, with the definition of the tokenizer and the sources' identities."""
 
     config: DataConfig
     block_size: Annotated[int, Within(2, 1 << 30)]
@@ -99,21 +89,9 @@ def prepare_data(
     """
     Tokenize, carve, pack and save what `config` describes; the folder is then a `dataset_name` of a run.
 
-    It may be interrupted at any moment: the same call resumes at the first part that was not finished. A folder that
-    is finished is left as it is.
-
-    Args:
-        config (`DataConfig`): Sources and shares.
-        tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
-        output_dir (`str` or `Path`): Folder to save in; `.work` in it holds unfinished work and goes at the end.
-        block_size (`int`, *optional*): Tokens of one sequence, as for `load_data_splits`.
-        seed (`int`, *optional*, defaults to `42`): Chooses which documents are carved.
-        vocab_size (`int`, *optional*): Tokens that the reference knows; the tokenizer's own if not given.
-        context_length (`int`, *optional*): Most tokens that the reference reads; the tokenizer's limit if not given.
-        progress (`Callable`, *optional*): Told documents done and documents in all, after each part.
-
-    Returns:
-        `DataFacts`: What the sets hold.
+    It may be interrupted at any moment: the same call resumes at the first part that was not finished (`.work` in the
+    folder holds the finished ones). A folder that is finished is left as it is. The arguments are those of
+    `load_data_splits`.
 
     Raises:
         BlockingIOError: If another process prepares the same folder.
@@ -173,15 +151,9 @@ def load_prepared(
     """
     Load a prepared folder; its block size is the run's.
 
-    Args:
-        config (`DataConfig`): Names the folder.
-        tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
-        block_size (`int`, *optional*): What was asked for, if anything was.
-        context_length (`int`, *optional*): Most tokens that the reference reads.
-
     Raises:
-        ValueError: If it was made with another tokenizer or block size, or if `config` asks for something else than was
-            decided then.
+        ValueError: If it was made with another tokenizer or block size, if `config` asks for something else than was
+            decided then, or if it is damaged.
     """
     folder = Path(str(config.dataset_name))
     prepared = read_prepared(folder)
@@ -211,5 +183,13 @@ def load_prepared(
             f"{folder} was prepared with sequences of {facts.block_size} tokens, but the reference reads at most "
             f"{context_length}; prepare the data again with block_size {context_length} or less."
         )
-    sets = load_from_disk(folder / _SETS)
-    return DataSplits(sets["train"], sets["selection"], sets["test"], facts)
+    sets = {}
+    for name in ("train", "selection", "test"):
+        sets[name] = load_saved(folder / _SETS / name, "prepare the data again in another folder")
+        expected = getattr(facts, name).sequences
+        if len(sets[name]) != expected or TOKENS not in sets[name].column_names:
+            raise ValueError(
+                f"{folder / _SETS / name} does not hold the {expected} sequences that {_FACTS} names; prepare the data "
+                "again in another folder."
+            )
+    return DataSplits(**sets, facts=facts)

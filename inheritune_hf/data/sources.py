@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import lzma
-import math
 import platform
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
-from ..config import DataConfig, reject_unknown_keys
+from ..annotations import conform
+from ..config import DataConfig, RowKind, reject_unknown_keys
 from .corpora import standard_library_documents
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ IGNORED_LABEL = -100
 EMBEDDED = "standard_library"
 
 _INT32 = np.iinfo(np.int32)
-_SOURCE_KEYS = {"dataset_name", "dataset_config", "split", "files", "text_column", "rows", "weight"}
 # Bytes of files that are hashed to identify a source: a fraction of a second.
 _MOST_HASHED = 256_000_000
 _BYTES_AT_ONCE = 1 << 20
@@ -59,16 +58,11 @@ _TABLE_ERRORS = (pa.ArrowException, OSError, EOFError, lzma.LZMAError, zlib.erro
 @dataclass(frozen=True)
 class Layout:
     """
-    How a row is read.
-
-    Args:
-        rows (`str`): `text`, `tokens` or `messages`.
-        column (`str`): Column of the text.
-        most_bytes (`int`): Longest document, in bytes.
-        skip (`bool`): Whether a bad row is marked and skipped instead of raised.
+    How a row is read: what it holds, the column of its text, the longest document in bytes, and whether bad rows are
+    skipped.
     """
 
-    rows: str = "text"
+    rows: RowKind = "text"
     column: str = "text"
     most_bytes: int = 16_000_000
     skip: bool = False
@@ -92,15 +86,10 @@ class Layout:
 @dataclass(frozen=True)
 class Source:
     """
-    One place that documents come from.
+    One place that documents come from: files (paths or globs), or a data set by its name.
 
     Args:
         setting (`str`): Name of the setting it was given by, for messages.
-        layout (`Layout`): How its rows are read.
-        files (`tuple[str, ...]`): Paths or globs; or
-        name (`str`, *optional*): Hub id or folder of a data set,
-        config (`str`, *optional*): its configuration and
-        split (`str`): its split.
         weight (`float`, *optional*): Share of the tokens in a mixture, relative to the other sources.
     """
 
@@ -133,6 +122,19 @@ class Source:
     def find_files(self) -> list[Path]:
         """Return its files, see `find_files`."""
         return find_files(self.files, self.setting, self.layout.skip)
+
+
+@dataclass(frozen=True)
+class _MixedSource:
+    """What a recipe says of a source of a mixture."""
+
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    split: str = "train"
+    files: tuple[str, ...] = ()
+    text_column: str | None = None
+    rows: RowKind | None = None
+    weight: float | None = None
 
 
 def training_sources(config: DataConfig) -> list[Source]:
@@ -174,26 +176,16 @@ def _layout_of(config: DataConfig) -> Layout:
     return Layout(config.rows, config.text_column, config.max_document_bytes, config.damaged_rows == "skip")
 
 
-def _mixed_source(item: Any, place: str, layout: Layout) -> Source:
-    if not isinstance(item, Mapping):
-        raise ValueError(f"{place} must be a mapping of settings, got {item!r}.")
-    reject_unknown_keys(item, _SOURCE_KEYS, place)
+def _mixed_source(item: Mapping[str, Any], place: str, layout: Layout) -> Source:
+    reject_unknown_keys(item, {field.name for field in dataclasses.fields(_MixedSource)}, place)
     files = item.get("files") or ()
-    files = (files,) if isinstance(files, str) else files
-    if not isinstance(files, Sequence) or not all(isinstance(name, str) for name in files):
-        raise ValueError(f"{place}: files must be a path or a list of paths, got {files!r}.")
-    if bool(files) == bool(item.get("dataset_name")):
+    given = conform(_MixedSource, {**item, "files": [files] if isinstance(files, str) else files}, place)
+    if bool(given.files) == bool(given.dataset_name):
         raise ValueError(f"{place} needs either dataset_name or files.")
-    weight = item.get("weight")
-    numeric = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
-    if weight is not None and not (numeric and weight > 0):
-        raise ValueError(f"{place}: weight must be a number above 0, got {weight!r}; leave the source out instead.")
-    rows = item.get("rows", layout.rows)
-    if rows not in ("text", "tokens", "messages"):
-        raise ValueError(f"{place}: rows must be one of text, tokens, messages, got {rows!r}.")
-    layout = dataclasses.replace(layout, rows=rows, column=item.get("text_column", layout.column))
-    named = (item.get("dataset_name"), item.get("dataset_config"), item.get("split", "train"))
-    return Source(place, layout, tuple(files), *named, None if weight is None else float(weight))
+    if given.weight is not None and given.weight <= 0:
+        raise ValueError(f"{place}: weight must be above 0, got {given.weight:g}; leave the source out instead.")
+    layout = dataclasses.replace(layout, rows=given.rows or layout.rows, column=given.text_column or layout.column)
+    return Source(place, layout, given.files, given.dataset_name, given.dataset_config, given.split, given.weight)
 
 
 def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
@@ -216,7 +208,8 @@ def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
         dataset = _local(source.name, source.split)
         if dataset is None:
             dataset = load_dataset(source.name, source.config, split=source.split, cache_dir=cached)
-    return mark_long(dataset.select_columns(_columns(dataset.features, source.layout, place)), source.layout, place)
+    columns = _wanted_columns(dataset.features.arrow_schema, place, source.layout)
+    return mark_long(dataset.select_columns(columns), source.layout, place)
 
 
 def stream_source(source: Source) -> IterableDataset:
@@ -242,7 +235,7 @@ def stream_source(source: Source) -> IterableDataset:
     place = f"{source.name} ({source.split})"
     if stream.features is None:
         raise ValueError(f"{place} has no row; give another split, or leave it out.")
-    return stream.select_columns(_columns(stream.features, source.layout, place))
+    return stream.select_columns(_wanted_columns(stream.features.arrow_schema, place, source.layout))
 
 
 # Identity
@@ -393,23 +386,31 @@ def read_rows(path: Path, layout: Layout) -> Iterator[dict[str, Any] | BadRow]:
         BadRow: If something cannot be read and is not to be skipped.
         ValueError: If the file holds no rows of this kind.
     """
-    kind, compression = _kind_of(path)
-    if kind in _TABLES:
-        rows = _read_table(path, kind, compression, layout)
-    elif kind in _JSON:
-        rows = _read_json(path, layout)
-    elif kind == ".bin":
+    kind, _ = _kind_of(path)
+    if kind == ".bin":
         raise ValueError(
             f"{path} holds tokens; name token files by their ending, such as {path.parent}/*.bin, without other files."
         )
-    else:
-        rows = _read_text(path, layout)
     if kind not in (".parquet", ".arrow", *_JSON) and layout.rows != "text":
         raise ValueError(f"{path} is a text file, but rows is {layout.rows!r}; give JSON, Parquet or Arrow files.")
-    for row in rows:
-        if isinstance(row, BadRow) and not layout.skip:
-            raise row
-        yield row
+    read = _read_table if kind in _TABLES else _read_json if kind in _JSON else _read_text
+    try:
+        for place, value in read(path, layout):
+            try:
+                row: dict[str, Any] | BadRow = _checked_row(value, place, layout)
+            except BadRow as bad:
+                if not layout.skip:
+                    raise
+                row = bad
+            yield row
+    except BadRow as bad:  # what follows in the file is lost
+        if not layout.skip:
+            raise
+        yield bad
+
+
+# Where a row is, and the row, its line of JSON, or what is wrong with it.
+_Item = tuple[str, Any]
 
 
 def _kind_of(path: Path) -> tuple[str, str]:
@@ -436,24 +437,18 @@ def _unreadable(path: Path, place: str, error: Exception) -> BadRow:
     return BadRow(f"{place}: the compressed file is damaged or cut off ({error}); fetch or compress it again.")
 
 
-def _read_text(path: Path, layout: Layout) -> Iterator[dict[str, Any] | BadRow]:
+def _read_text(path: Path, layout: Layout) -> Iterator[_Item]:
     try:
         with _open(path) as file:
             data = file.read(layout.most_bytes + 1)
     except _FILE_ERRORS as error:
-        yield _unreadable(path, str(path), error)
-        return
+        raise _unreadable(path, str(path), error) from error
     if len(data) > layout.most_bytes:
-        yield too_long(str(path), layout)
-        return
-    try:
-        # Decoded as a whole, so that the position in the message is the position in the file.
-        yield {layout.column: data.decode("utf-8").removeprefix("\ufeff")}
-    except UnicodeDecodeError as error:
-        yield _not_utf8(path, error)
+        raise too_long(str(path), layout)
+    yield str(path), {layout.column: _decode(data, str(path))}
 
 
-def _read_json(path: Path, layout: Layout) -> Iterator[dict[str, Any] | BadRow]:
+def _read_json(path: Path, layout: Layout) -> Iterator[_Item]:
     """Read JSON lines, or one JSON list, which is held whole."""
     # A row holds a document and its other fields, escaped: \\u0041 is one letter.
     longest, number = 3 * layout.most_bytes + _BYTES_AT_ONCE, 0
@@ -462,28 +457,38 @@ def _read_json(path: Path, layout: Layout) -> Iterator[dict[str, Any] | BadRow]:
             start = file.read(256)
         with _open(path) as file:
             if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-                yield from _list_items(file.read(), path, layout)
+                for number, item in enumerate(_parse_json(file.read(), str(path)), start=1):
+                    yield f"{path}, item {number}", item
                 return
             for number, line in enumerate(_lines(file, longest), start=1):
                 place = f"{path}, line {number}"
                 if line is None:
-                    yield too_long(place, layout)
+                    yield place, too_long(place, layout)
                 elif not line.isspace():
-                    yield _json_line(line, place, layout)
+                    yield place, line
     except _FILE_ERRORS as error:
-        yield _unreadable(path, f"{path}, after line {number}", error)
+        raise _unreadable(path, f"{path}, after line {number}", error) from error
 
 
-def _list_items(data: bytes, path: Path, layout: Layout) -> Iterator[dict[str, Any] | BadRow]:
+def _decode(data: bytes, place: str) -> str:
     try:
-        items = json.loads(data.decode("utf-8").removeprefix("\ufeff"))
+        # Not by utf-8-sig: the position in the message is the position in the data.
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        yield _not_utf8(path, error)
+        raise BadRow(
+            f"{place} is not UTF-8 text: byte {data[error.start]:#04x} at byte offset {error.start}; convert it to "
+            "UTF-8, or give .txt, .jsonl, .json, .csv, .parquet or .arrow files only."
+        ) from error
+
+
+def _parse_json(data: bytes, place: str) -> Any:
+    text = _decode(data, place)
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        yield _not_json(str(path), error)
-    else:
-        for number, item in enumerate(items, start=1):
-            yield checked_row(item, f"{path}, item {number}", layout)
+        raise BadRow(
+            f"{place} is damaged ({error}); a JSON file holds one object per line, or one list of objects."
+        ) from error
 
 
 def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
@@ -497,49 +502,34 @@ def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
         yield None
 
 
-def _json_line(line: bytes, place: str, layout: Layout) -> dict[str, Any] | BadRow:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return BadRow(f"{place} is not UTF-8 text ({error.reason}); convert the file.")
-    except (ValueError, RecursionError) as error:
-        return _not_json(place, error)
-    return checked_row(row, place, layout)
-
-
-def _read_table(path: Path, kind: str, compression: str, layout: Layout) -> Iterator[dict[str, Any] | BadRow]:
+def _read_table(path: Path, layout: Layout) -> Iterator[_Item]:
+    kind, compression = _kind_of(path)
     if compression and kind in (".parquet", ".arrow"):
-        yield BadRow(f"{path}: a {kind} file is compressed within; give it without {compression}.")
-        return
+        raise BadRow(f"{path}: a {kind} file is compressed within; give it without {compression}.")
     number = 0
     batches = {".parquet": _parquet_batches, ".arrow": _arrow_batches}.get(kind, _csv_batches)
     try:
-        for batch in batches(path, layout):
-            if isinstance(batch, BadRow):
-                yield batch
-                continue
-            number, rows = batch
-            for row in rows:
-                number += 1
-                yield checked_row(row, f"{path}, row {number}", layout)
-    except BadRow as bad:
-        yield bad
+        for before, rows in batches(path, layout):
+            for number, row in enumerate(rows, start=before + 1):
+                yield f"{path}, row {number}", row
+    except BadRow:
+        raise
     except _TABLE_ERRORS as error:
         lost = f" (what follows row {number} is lost)" if number else ""
-        yield BadRow(
+        raise BadRow(
             f"{path} is not a readable {_TABLES[kind]} file: {str(error).strip()}{lost}; fetch or write it again."
-        )
+        ) from error
 
 
 # The number of rows before a batch, and its rows.
 _Batch = tuple[int, list[Any]]
 
 
-def _parquet_batches(path: Path, layout: Layout) -> Iterator[_Batch | BadRow]:
+def _parquet_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
     """Yield batches, or what is wrong with a row group: the builder of `datasets` gives up the rest of the file."""
     # Mapped: otherwise the wanted columns of a whole row group, which may be the file, are read at once.
     with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-        columns = _wanted_columns(file.schema_arrow, path, layout)
+        columns = _wanted_columns(file.schema_arrow, str(path), layout)
         after = 0
         for group in range(file.metadata.num_row_groups):
             number, after = after, after + file.metadata.row_group(group).num_rows
@@ -552,7 +542,8 @@ def _parquet_batches(path: Path, layout: Layout) -> Iterator[_Batch | BadRow]:
             except _TABLE_ERRORS as error:
                 reason = error
             if number < after:
-                yield BadRow(f"{path}, rows {number + 1} to {after}: damaged ({reason}); fetch or write it again.")
+                bad = f"{path}, rows {number + 1} to {after}: damaged ({reason}); fetch or write it again."
+                yield number, [BadRow(bad)]
 
 
 def _arrow_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
@@ -563,7 +554,7 @@ def _arrow_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
         except pa.ArrowInvalid:
             stream = pa.ipc.open_file(source)
             batches = (stream.get_batch(index) for index in range(stream.num_record_batches))
-        columns = _wanted_columns(stream.schema, path, layout)
+        columns = _wanted_columns(stream.schema, str(path), layout)
         number = 0
         for batch in batches:
             for start in range(0, len(batch), _ROWS_AT_ONCE):
@@ -582,21 +573,29 @@ def _csv_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
         number = 0
         for frame in frames:
             if layout.column not in frame:
-                raise BadRow(_missing_column(str(path), layout, frame.columns))
+                raise _missing_column(str(path), layout, frame.columns)
             texts = frame[layout.column].tolist()
             yield number, [{layout.column: text if isinstance(text, str) else None} for text in texts]
             number += len(texts)
 
 
-def _wanted_columns(schema: Any, path: Path, layout: Layout) -> list[str]:
+def _wanted_columns(schema: Any, place: str, layout: Layout) -> list[str]:
+    """Return the columns of a table that are read, after checking that they hold what they should."""
     if layout.wanted not in schema.names:
-        raise BadRow(_missing_column(str(path), layout, schema.names))
+        raise _missing_column(place, layout, schema.names)
     kind = schema.field(layout.wanted).type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if layout.rows == "text" and value not in (pa.string(), pa.large_string(), pa.string_view()):
+    value = getattr(kind, "value_type", None)  # of a list, or of a dictionary
+    if layout.rows == "text" and not {kind, value} & {pa.string(), pa.large_string(), pa.string_view()}:
         raise BadRow(
-            f"Column {layout.column!r} of {path} holds {kind}, not text; set text_column to a column of strings "
+            f"Column {layout.column!r} of {place} holds {kind}, not text; set text_column to a column of strings "
             f"({_names(schema.names)})."
+        )
+    if layout.rows == "tokens" and not (value and (pa.types.is_integer(value) or pa.types.is_null(value))):
+        raise BadRow(f"Column {TOKENS!r} of {place} holds {kind}; rows of tokens are lists of whole numbers.")
+    if layout.rows == "messages" and not (value and pa.types.is_struct(value)):
+        raise BadRow(
+            f"Column {MESSAGES!r} of {place} holds {kind}; rows of messages are lists of objects with 'role' and "
+            "'content'."
         )
     return [layout.wanted, *([LABELS] if layout.rows == "tokens" and LABELS in schema.names else [])]
 
@@ -604,59 +603,59 @@ def _wanted_columns(schema: Any, path: Path, layout: Layout) -> list[str]:
 # Rows
 
 
-def checked_row(row: Any, place: str, layout: Layout) -> dict[str, Any] | BadRow:
-    """Return the wanted part of a row, or what is wrong with it."""
+def _checked_row(row: Any, place: str, layout: Layout) -> dict[str, Any]:
+    """Return the wanted part of a row, or raise what is wrong with it."""
+    if isinstance(row, BadRow):
+        raise row
+    if isinstance(row, bytes):
+        row = _parse_json(row, place)
     if not isinstance(row, dict):
-        return BadRow(f"{place} holds a {type(row).__name__}, not an object with the field {layout.wanted!r}.")
+        raise BadRow(f"{place} holds a {type(row).__name__}, not an object with the field {layout.wanted!r}.")
     if layout.wanted not in row:
-        return BadRow(_missing_column(place, layout, row))
+        raise _missing_column(place, layout, row)
     value = row[layout.wanted]
     if layout.rows == "tokens":
-        return _checked_tokens(row, place)
-    if value is None:
-        return {layout.wanted: None}
+        labels = None if value is None else row.get(LABELS)
+        if reason := wrong_tokens(value, labels):
+            raise BadRow(f"{place}: {reason}; repair the row.")
+        return {TOKENS: value, LABELS: labels}
+    return {layout.wanted: None if value is None else _checked_text(value, place, layout)}
+
+
+def _checked_text(value: Any, place: str, layout: Layout) -> str:
     if layout.rows == "messages":
         if not isinstance(value, list) or not all(isinstance(item, dict) and "role" in item for item in value):
-            return BadRow(f"{place}: 'messages' must be a list of objects with 'role' and 'content'; repair the row.")
+            raise BadRow(f"{place}: 'messages' must be a list of objects with 'role' and 'content'; repair the row.")
         value = json.dumps(value, ensure_ascii=False)
     elif not isinstance(value, str):
-        return BadRow(
-            f"{place}: {layout.column!r} holds {type(value).__name__}, not text; set text_column to a field of strings "
-            f"({_names(row)})."
+        raise BadRow(
+            f"{place}: {layout.column!r} holds {type(value).__name__}, not text; set text_column to a field of strings."
         )
     try:
         size = len(value) if value.isascii() else len(value.encode())
-    except UnicodeEncodeError:
-        return BadRow(f"{place}: {layout.wanted!r} holds half a surrogate pair, which no encoding allows; repair it.")
-    return {layout.wanted: value} if size <= layout.most_bytes else too_long(place, layout)
+    except UnicodeEncodeError as error:
+        raise BadRow(
+            f"{place}: {layout.wanted!r} holds half a surrogate pair, which no encoding allows; repair it."
+        ) from error
+    if size > layout.most_bytes:
+        raise too_long(place, layout)
+    return str(value)
 
 
-def _checked_tokens(row: dict[str, Any], place: str) -> dict[str, Any] | BadRow:
-    if row[TOKENS] is None:
-        return {TOKENS: None, LABELS: None}
-    for name in (TOKENS, LABELS):
-        if row.get(name) is not None and (reason := wrong_tokens(name, row[name])):
-            return BadRow(f"{place}: {reason}; repair the row.")
-    labels = row.get(LABELS)
-    if labels is not None and len(labels) != len(row[TOKENS]):
-        return BadRow(
-            f"{place} has {len(row[TOKENS])} tokens but {len(labels)} labels; give one label per token, -100 "
-            "where it does not count."
-        )
-    return {TOKENS: row[TOKENS], LABELS: labels}
-
-
-def wrong_tokens(name: str, values: Any) -> str:
-    """Return what is wrong with tokens, or with labels (-100 where a token does not count); nothing if all is well."""
-    try:
-        array = np.asarray(values)
-    except ValueError:  # lists of unequal lengths
-        array = np.empty((0, 0))
-    if array.ndim != 1 or not (len(array) == 0 or np.issubdtype(array.dtype, np.integer)):
-        return f"{name!r} must be a list of whole numbers"
-    counted = array[array != IGNORED_LABEL] if name == LABELS else array
-    if len(counted) and (counted.max() > _INT32.max or counted.min() < 0):
-        return f"{name!r} has {int(counted.max())} or {int(counted.min())}, which is no token id"
+def wrong_tokens(tokens: Any, labels: Any) -> str:
+    """Return what is wrong with tokens and their labels (-100 where a token does not count), if there are any."""
+    for name, values in ((TOKENS, tokens), (LABELS, labels)):
+        try:
+            array = np.asarray([] if values is None else values)
+        except ValueError:  # lists of unequal lengths
+            array = np.empty((0, 0))
+        if array.ndim != 1 or not (len(array) == 0 or np.issubdtype(array.dtype, np.integer)):
+            return f"{name!r} must be a list of whole numbers"
+        counted = array[array != IGNORED_LABEL] if name == LABELS else array
+        if len(counted) and (counted.max() > _INT32.max or counted.min() < 0):
+            return f"{name!r} has {int(counted.max())} or {int(counted.min())}, which is no token id"
+    if tokens is not None and labels is not None and len(labels) != len(tokens):
+        return f"{len(tokens)} tokens but {len(labels)} labels; give one label per token, -100 where it does not count"
     return ""
 
 
@@ -668,22 +667,11 @@ def too_long(place: str, layout: Layout) -> BadRow:
     )
 
 
-def _not_json(place: str, reason: object) -> BadRow:
-    return BadRow(f"{place} is damaged ({reason}); a JSON file holds one object per line, or one list of objects.")
-
-
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> BadRow:
-    return BadRow(
-        f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at byte offset {error.start}; "
-        "convert it to UTF-8, or give .txt, .jsonl, .json, .csv, .parquet or .arrow files only."
-    )
-
-
-def _missing_column(place: str, layout: Layout, columns: Any) -> str:
+def _missing_column(place: str, layout: Layout, columns: Any) -> BadRow:
     setting = "set text_column to one of"
     if layout.rows != "text":
         setting = f"rows of {layout.rows} have it; set rows to what these hold. There are"
-    return f"{place} has no column {layout.wanted!r}; {setting} {_names(columns)}."
+    return BadRow(f"{place} has no column {layout.wanted!r}; {setting} {_names(columns)}.")
 
 
 def _names(columns: Any) -> str:
@@ -697,15 +685,15 @@ def mark_long(dataset: Dataset, layout: Layout, place: str) -> Dataset:
     """Return a data set with too long texts marked as bad rows, by their sizes; raise the first if not skipped."""
     if layout.rows != "text" or len(dataset) == 0:
         return dataset
-    sizes = (pc.binary_length(part).fill_null(0) for part in dataset.data.column(layout.column).chunks)
-    long = np.concatenate([np.asarray(part) > layout.most_bytes for part in sizes])
+    sizes = pc.binary_length(dataset.data.column(layout.column)).fill_null(0).to_numpy()
     if dataset._indices is not None:
-        long = long[dataset._indices.column(0).to_numpy()]
-    reasons = {number: too_long(f"{place}, row {number + 1}", layout) for number in np.flatnonzero(long).tolist()}
+        sizes = sizes[dataset._indices.column(0).to_numpy()]
+    long = np.flatnonzero(sizes > layout.most_bytes).tolist()
+    reasons = {number: too_long(f"{place}, row {number + 1}", layout) for number in long}
     if not reasons:
         return dataset
     if not layout.skip:
-        raise next(iter(reasons.values()))
+        raise reasons[long[0]]
     bad = [str(reasons[number]) if number in reasons else None for number in range(len(dataset))]
     fingerprint = Hasher.hash((dataset._fingerprint, BAD_ROW, layout.most_bytes, list(reasons)))
     return dataset.add_column(BAD_ROW, pa.array(bad, pa.string()), new_fingerprint=fingerprint)
@@ -754,50 +742,22 @@ def _local(name: str, split: str) -> Dataset | None:
         texts = [document.text for document in standard_library_documents()]
         return Dataset.from_dict({"text": texts}, features=Features({"text": Value("large_string")}))
     if (folder / "dataset_dict.json").is_file():
-        splits = _read_state(folder / "dataset_dict.json", "splits")
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
         if split not in splits:
             raise ValueError(f"{name} has no split {split!r}; its splits are {_names(splits)}.")
-        folder = folder / split
-    elif not (folder / "state.json").is_file():
+        return load_saved(folder / split, "write it again with save_to_disk")
+    if not (folder / "state.json").is_file():
         return None
-    elif split != "train":
+    if split != "train":
         raise ValueError(f"{name} is one saved data set without splits, got the split {split!r}; leave it at 'train'.")
-    if (folder / "state.json").is_file() and not _read_state(folder / "state.json", "_data_files"):
-        # datasets writes a set without rows, but does not read it.
-        raise ValueError(f"{name} has no row in {folder}; give another split, or leave it out.")
+    return load_saved(folder, "write it again with save_to_disk")
+
+
+def load_saved(folder: Path, advice: str) -> Dataset:
+    """Load a data set that `save_to_disk` wrote; a `ValueError` names a folder that is damaged, with `advice`."""
     try:
         return load_from_disk(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read: {error}; write it again with save_to_disk.") from error
-
-
-def _read_state(path: Path, field: str) -> list[Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); write the data set again with save_to_disk.") from error
-    found = values.get(field) if isinstance(values, dict) else None
-    if not isinstance(found, list):
-        raise ValueError(f"{path} is damaged (no list {field!r}); write the data set again with save_to_disk.")
-    return found
-
-
-def _columns(features: Features, layout: Layout, place: str) -> list[str]:
-    """Return the columns of a data set that are read, after checking that they hold what they should."""
-    if layout.wanted not in features:
-        raise ValueError(_missing_column(place, layout, list(features)))
-    feature = features[layout.wanted]
-    if layout.rows == "text" and (not isinstance(feature, Value) or feature.dtype not in ("string", "large_string")):
-        raise ValueError(
-            f"Column {layout.column!r} of {place} holds {getattr(feature, 'dtype', feature)}, not text; "
-            f"set text_column to a column of strings ({_names(features)})."
-        )
-    items = getattr(feature, "feature", None)
-    if layout.rows == "tokens" and not (isinstance(items, Value) and "int" in items.dtype):
-        raise ValueError(f"Column {TOKENS!r} of {place} holds {feature}; rows of tokens are lists of whole numbers.")
-    if layout.rows == "messages" and not isinstance(items, dict):
-        raise ValueError(
-            f"Column {MESSAGES!r} of {place} holds {feature}; rows of messages are lists of objects with 'role' and "
-            "'content'."
-        )
-    return [layout.wanted, *([LABELS] if layout.rows == "tokens" and LABELS in features else [])]
+    except IndexError as error:  # datasets writes a set without rows, but does not read it
+        raise ValueError(f"{folder} has no row; give another split, or leave it out.") from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{folder} cannot be read ({type(error).__name__}: {error}); {advice}.") from error

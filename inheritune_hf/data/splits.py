@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import heapq
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,14 +156,20 @@ def load_data_splits(
     size = asked or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
     request = _Request(config, sources, given, tokenizer, known, size, seed)
     if any(source.holds_token_files for source in sources):
-        return _load_token_files(request)
-    for name, source in given.items():
-        if source.holds_token_files:
-            raise ValueError(
-                f"{name}_files: {source.label} holds tokens, the training source text or rows, and documents in both "
-                "could not be found; give both as token files (.bin), or neither."
-            )
-    return _load_stream(request) if config.streaming else _load_documents(request, cache_dir, progress)
+        found = _read_token_files(request)
+    else:
+        for name, source in given.items():
+            if source.holds_token_files:
+                raise ValueError(
+                    f"{name}_files: {source.label} holds tokens, the training source text or rows, and documents in "
+                    "both could not be found; give both as token files (.bin), or neither."
+                )
+        if config.streaming:
+            return _load_stream(request)
+        found = _tokenize_sources(request, cache_dir, progress)
+    train, held_out = _hold_out(found.train, request.shares, seed)
+    sets, train, overlaps = remove_overlaps({**found.sets, **held_out}, train, config)
+    return _pack(request, dataclasses.replace(found, train=train, sets=sets), overlaps)
 
 
 def splits_from_documents(
@@ -177,20 +183,7 @@ def splits_from_documents(
     source: str = "documents in memory",
 ) -> DataSplits:
     """
-    Tokenize and cut documents that are already in memory and already split.
-
-    Args:
-        train (`Sequence[Document]`): Documents to train on.
-        selection (`Sequence[Document]`): Documents that decide about growing and stopping.
-        test (`Sequence[Document]`): Documents for the reported result.
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
-        block_size (`int`): Tokens of one sequence.
-        max_sequences_per_document (`int`, *optional*):
-            Windows to keep of each selection and test document; all if not given.
-        source (`str`, *optional*, defaults to `"documents in memory"`): Where they come from, for the facts.
-
-    Returns:
-        `DataSplits`: The three sets and their facts.
+    Tokenize and cut documents that are already in memory and already split; `source` says where they come from.
 
     Raises:
         ValueError: If a set has too little text.
@@ -201,12 +194,10 @@ def splits_from_documents(
     for name, items in given.items():
         rows = Dataset.from_dict({"text": [document.text for document in items]}, features=features)
         sets[name] = tokenize_documents(mark_long(rows, Layout(), f"the {name} documents"), Encoder(tokenizer))
-    skipped = sum(len(items) - len(sets[name]) for name, items in given.items())
-    documents = [sets.pop("train")]
-    overlaps = Overlaps(count_shared(sets, documents))
-    facts = [SourceFacts(source)]
-    most = max_sequences_per_document
-    return _pack(documents, facts, sets, block_size, most, overlaps, skipped=skipped)
+    found = _Documents([sets["train"]], sets, sum(len(items) - len(sets[name]) for name, items in given.items()))
+    config = DataConfig(max_sequences_per_document=max_sequences_per_document)
+    request = _Request(config, [Source("train", Layout(), name=source)], {}, tokenizer, len(tokenizer), block_size, 0)
+    return _pack(request, found, Overlaps(count_shared(sets, found.train)))
 
 
 def _check_block_size(block_size: int | None) -> None:
@@ -214,37 +205,46 @@ def _check_block_size(block_size: int | None) -> None:
         raise ValueError(f"block_size must be 2 tokens or more, got {block_size}.")
 
 
-def _load_documents(
+@dataclass(frozen=True)
+class _Documents:
+    """Tokenized documents: of each training source (or token file), and of the given sets; and what was left out."""
+
+    train: list[Dataset]
+    sets: dict[str, Dataset]
+    skipped: int = 0
+    damaged: int = 0
+    files: tuple[TokenFile, ...] = ()
+
+
+def _tokenize_sources(
     request: _Request, cache_dir: Path | None, progress: Callable[[int, int], None] | None
-) -> DataSplits:
-    """Read and tokenize every source, carve what is not given, see to documents in two sets, and pack."""
-    config, sources = request.config, request.sources
-    everything = [*sources, *request.given.values()]
+) -> _Documents:
+    """Read and tokenize every source."""
+    everything = [*request.sources, *request.given.values()]
     # Everything is read before anything is tokenized: a wrong path must not cost an hour.
     raw = [read_source(source, cache_dir) for source in everything]
     encoders = [request.encoder(source) for source in everything]
     labelled = any(encoder.labelled for encoder in encoders)
-    done, total = 0, sum(map(len, raw))
-    tokenized = []
-    for dataset, encoder in zip(raw, encoders, strict=True):
-        report = None if progress is None else partial(_report, progress, done, total)
-        tokenized.append(tokenize_documents(dataset, encoder, config.preprocessing_workers, labelled, report))
-        done += len(dataset)
+    total, tokenized = sum(map(len, raw)), []
+    for number, (dataset, encoder) in enumerate(zip(raw, encoders, strict=True)):
+        before = sum(map(len, raw[:number]))
+
+        def report(done: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        workers = request.config.preprocessing_workers
+        tokenized.append(tokenize_documents(dataset, encoder, workers, labelled, report))
     damaged = sum(map(_count_bad, raw))
-    del raw  # it holds tens of bytes for each row
     skipped = total - damaged - sum(map(len, tokenized))
-    train, sets = tokenized[: len(sources)], dict(zip(request.given, tokenized[len(sources) :], strict=True))
-    train, held_out = _hold_out(train, request.shares, request.seed)
-    sets, train, overlaps = remove_overlaps({**sets, **held_out}, train, config)
-    facts = [SourceFacts(source.label, weight=source.weight) for source in sources]
-    most = config.max_sequences_per_document
-    return _pack(train, facts, sets, request.block_size, most, overlaps, skipped=skipped, damaged=damaged)
+    sets = dict(zip(request.given, tokenized[len(request.sources) :], strict=True))
+    return _Documents(tokenized[: len(request.sources)], sets, skipped, damaged)
 
 
-def _load_token_files(request: _Request) -> DataSplits:
-    """Map token files into memory: evaluation sets are copied out, the training set stays where it is."""
-    config, sources = request.config, request.sources
-    if len(sources) > 1:
+def _read_token_files(request: _Request) -> _Documents:
+    """Map token files into memory; the documents of evaluation sets are copied out."""
+    config = request.config
+    if len(request.sources) > 1:
         raise ValueError(
             "Token files (.bin) cannot be mixed with other sources, since they are read where they lie; give them by "
             "train_files alone."
@@ -252,27 +252,19 @@ def _load_token_files(request: _Request) -> DataSplits:
     if config.streaming:
         raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
 
-    def read(source: Source) -> tuple[list[TokenFile], list[Dataset]]:
+    def read(source: Source) -> dict[TokenFile, Dataset]:
         files = [find_tokens(path, config.token_dtype) for path in find_files(source.files, source.setting)]
-        return files, [read_documents(file, request.vocab_size, request.tokenizer) for file in files]
+        return {file: read_documents(file, request.vocab_size, request.tokenizer) for file in files}
 
-    files, train = read(sources[0])
-    sets = {}
+    train, sets = read(request.sources[0]), {}
     for name, source in request.given.items():
         if source.holds_token_files:
-            sets[name] = concat([copy_documents(documents) for documents in read(source)[1]])
+            sets[name] = concat([copy_documents(documents) for documents in read(source).values()])
         else:
             documents = request.tokenize(source)
             # Text that was tokenized here is compared by its tokens too.
             sets[name] = documents.remove_columns("digest").add_column("digest", token_digests(documents))
-    train, held_out = _hold_out(train, request.shares, request.seed)
-    sets, train, overlaps = remove_overlaps({**sets, **held_out}, train, config)
-    most = config.max_sequences_per_document
-    return _pack(train, [SourceFacts(sources[0].label)], sets, request.block_size, most, overlaps, files)
-
-
-def _report(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
-    progress(before + done, total)
+    return _Documents(list(train.values()), sets, files=tuple(train))
 
 
 def _count_bad(dataset: Dataset) -> int:
@@ -285,45 +277,34 @@ def _count_bad(dataset: Dataset) -> int:
     return len(reasons)
 
 
-def _pack(
-    train: Sequence[Dataset],
-    sources: Sequence[SourceFacts],
-    sets: Mapping[str, Dataset],
-    block_size: int,
-    most: int | None,
-    overlaps: Overlaps,
-    files: Sequence[TokenFile] = (),
-    *,
-    skipped: int = 0,
-    damaged: int = 0,
-) -> DataSplits:
-    """Make sequences of the training documents (of each source, or of each token file of one source), and finish."""
-    lengths = [read_column(documents, "length") for documents in train]
-    _require_tokens(sets, sum(int(item.sum()) for item in lengths), block_size)
-    if files:
-        sequences, passes = TokenSequences(files, train, block_size), [1.0]
+def _pack(request: _Request, found: _Documents, overlaps: Overlaps) -> DataSplits:
+    """Make sequences of the training documents, and finish."""
+    size, sources = request.block_size, request.sources
+    lengths = [read_column(documents, "length") for documents in found.train]
+    _require_tokens(found.sets, sum(int(item.sum()) for item in lengths), size)
+    train: Any
+    texts: list[int | None] = [None]
+    if found.files:
+        train, passes = TokenSequences(found.files, found.train, size), [1.0]
         lengths = [np.concatenate(lengths)]
     else:
-        packed = [pack_sequences(documents, block_size) for documents in train]
-        sequences, passes = mix_sequences(packed, [source.weight for source in sources])
-    sizes = [None if files else int(read_column(documents, "bytes").sum()) for documents in train]
-    facts = [
-        SourceFacts(source.name, len(item), int(item.sum()), size, source.weight, round(share, 4))
-        for source, item, size, share in zip(sources, lengths, sizes, passes, strict=False)
-    ]
-    documents, count = sum(map(len, train)), len(sequences)
+        packed = [pack_sequences(documents, size) for documents in found.train]
+        train, passes = mix_sequences(packed, [source.weight for source in sources])
+        texts = [int(read_column(documents, "bytes").sum()) for documents in found.train]
     return _finish(
-        sequences,
-        SetFacts(documents, count * block_size, count, set_fingerprint(sequences)),
-        facts,
-        sets,
-        block_size,
-        most,
+        request,
+        train,
+        SetFacts(sum(map(len, lengths)), len(train) * size, len(train), set_fingerprint(train)),
+        [
+            SourceFacts(source.label, len(own), int(own.sum()), text, source.weight, round(share, 4))
+            for source, own, text, share in zip(sources, lengths, texts, passes, strict=True)
+        ],
+        found.sets,
         overlaps,
-        dropped_tokens=sum(int(item.sum()) % block_size for item in lengths),
-        longest_document=max(int(item.max()) for item in lengths if len(item)),
-        skipped_documents=skipped,
-        damaged_rows=damaged,
+        dropped_tokens=sum(int(own.sum()) % size for own in lengths),
+        longest_document=max(int(own.max()) for own in lengths if len(own)),
+        skipped_documents=found.skipped,
+        damaged_rows=found.damaged,
     )
 
 
@@ -341,23 +322,27 @@ def _require_tokens(sets: Mapping[str, Dataset], tokens: int, block_size: int) -
 
 
 def _finish(
+    request: _Request,
     train: Any,
     train_facts: SetFacts,
     sources: Sequence[SourceFacts],
     sets: Mapping[str, Dataset],
-    block_size: int,
-    most: int | None,
     overlaps: Overlaps,
-    **counts: int,
+    **counts: Any,
 ) -> DataSplits:
     """Cut the evaluation sets, log what the three sets hold, and warn if documents are in two of them."""
-    selection, test = (cut_windows(sets[name], block_size, most) for name in EVALUATION)
+    windows, set_facts = {}, {}
+    for name in EVALUATION:
+        windows[name] = cut_windows(sets[name], request.block_size, request.config.max_sequences_per_document)
+        rows = windows[name].with_format("arrow").iter(batch_size=1024)
+        tokens = sum(len(batch[TOKENS].combine_chunks().flatten()) for batch in rows)
+        set_facts[name] = SetFacts(len(sets[name]), tokens, len(windows[name]), set_fingerprint(windows[name]))
     facts = DataFacts(
         source=", ".join(source.name for source in sources),
-        block_size=block_size,
+        block_size=request.block_size,
         train=train_facts,
-        selection=_set_facts(len(sets["selection"]), selection),
-        test=_set_facts(len(sets["test"]), test),
+        selection=set_facts["selection"],
+        test=set_facts["test"],
         shared_documents=overlaps.shared,
         near_duplicates=overlaps.near,
         removed_documents=overlaps.removed,
@@ -373,13 +358,7 @@ def _finish(
             if facts.removed_documents
             else " (duplicates 'remove' leaves the others out).",
         )
-    return DataSplits(train, selection, test, facts)
-
-
-def _set_facts(documents: int, sequences: Dataset) -> SetFacts:
-    rows = sequences.with_format("arrow").iter(batch_size=1024)
-    tokens = sum(len(batch[TOKENS].combine_chunks().flatten()) for batch in rows)
-    return SetFacts(documents, tokens, len(sequences), set_fingerprint(sequences))
+    return DataSplits(train, windows["selection"], windows["test"], facts)
 
 
 # Held-out documents and mixtures
@@ -505,15 +484,8 @@ def _load_stream(request: _Request) -> DataSplits:
         seed,
         together=sources[0].weight is None,
     )
-    return _finish(
-        train,
-        SetFacts(None, None, None, fingerprint),
-        [SourceFacts(source.label, weight=source.weight) for source in sources],
-        sets,
-        request.block_size,
-        config.max_sequences_per_document,
-        overlaps,
-    )
+    facts = [SourceFacts(source.label, weight=source.weight) for source in sources]
+    return _finish(request, train, SetFacts(None, None, None, fingerprint), facts, sets, overlaps)
 
 
 def _stream_weights(sources: Sequence[Source]) -> list[float]:

@@ -41,11 +41,11 @@ class Exclusion:
     Which documents of a stream are also in an evaluation set: those are left out, or counted.
 
     Args:
-        seed (`int`): Chooses what is carved.
-        share (`float`): Share of the documents that is carved, by the hash of their text, wherever they are.
+        seed (`int`): Chooses what is held out.
+        share (`float`): Share of the documents that is held out, by the hash of their text, wherever they are.
         digests (`frozenset[int]`): Documents of the evaluation sets.
-        near (`NgramIndex`, *optional*): The same documents, if others that are near to one are looked for.
-        remove (`frozenset[str]`): What is left out: `shared` documents, `near` ones; carved ones always are.
+        near (`NgramIndex`, *optional*): The same documents, if others that are near to one are searched for.
+        remove (`frozenset[str]`): What is left out: `shared` documents, `near` ones; held-out ones always are.
     """
 
     seed: int = 0
@@ -149,10 +149,9 @@ class SourceState:
     Where a reader is in one source: before a document.
 
     Args:
-        shard (`int`): The shard.
         rows (*optional*): State of `datasets` at the row at which a window begins; None at the beginning.
         window (`int`): The window's number in the pass.
-        passed (`int`): Its rows that were passed when a group of documents was read.
+        passed (`int`): Rows of the window before the current group of documents.
         taken (`int`): Documents of that group that were taken.
         counts (`dict[str, int]`): What happened to the documents.
     """
@@ -172,16 +171,7 @@ class SourceState:
 
 @dataclass(frozen=True)
 class ReaderState:
-    """
-    Where a reader is after a sequence: in each source, and behind `offset` tokens of a document of source `current`.
-
-    Args:
-        sources (`tuple[SourceState, ...]`): Where it is in each source, before that document.
-        current (`int`): Number of the source that the document is from.
-        offset (`int`): Tokens of the document that are in sequences.
-        worker (`int`): Number of the loader's worker.
-        workers (`int`): Workers of the loader.
-    """
+    """Where a reader is after a sequence: in each source, and `offset` tokens into a document of source `current`."""
 
     sources: tuple[SourceState, ...]
     current: Count
@@ -192,13 +182,7 @@ class ReaderState:
 
 @dataclass
 class StreamState:
-    """
-    Where a process is in a stream.
-
-    Args:
-        workers (`dict[str, ReaderState]`): State of the reader of each of its loader's workers, after its last batch.
-        next (`int`): Worker whose batch is next.
-    """
+    """Where a process is in a stream: the reader of each loader worker after its last batch, and the next worker."""
 
     workers: dict[str, ReaderState] = field(default_factory=dict)
     next: Count = 0

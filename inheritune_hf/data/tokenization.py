@@ -45,11 +45,10 @@ _SHARED: weakref.WeakValueDictionary[str, PreTrainedTokenizerBase] = weakref.Wea
 @dataclass(frozen=True)
 class Encoded:
     """
-    One document as tokens.
+    One document as tokens, the last one the end-of-text token.
 
     Args:
-        tokens (`np.ndarray` of shape `(tokens,)`): Token ids, the last one the end-of-text token.
-        labels (`np.ndarray` of shape `(tokens,)`, *optional*): -100 where a token does not count; None if all do.
+        labels (`np.ndarray`, *optional*): -100 where a token does not count; None if all do.
         digest (`int`): 64 bits of the sha256 of what was read.
         size (`int`): Bytes of the text (0 for rows of tokens).
     """
@@ -66,9 +65,6 @@ class Encoder:
     Turn rows into tokens.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
-        layout (`Layout`): How rows are read.
-        chat_loss (`str`, *optional*, defaults to `"all"`): Tokens of a chat that count: `all` or `assistant`.
         vocab_size (`int`, *optional*): Tokens that the reference knows; no check if not given.
         boundaries (`bool`, *optional*, defaults to `False`): Whether end-of-text tokens will separate documents.
         source (`str`, *optional*, defaults to `"the data"`): Name of the source, for messages.
@@ -100,12 +96,7 @@ class Encoder:
         return _restore, (definition(self.tokenizer), self.__dict__)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> list[Encoded]:
-        """
-        Encode the rows of a batch; null, blank and bad ones are left out.
-
-        Raises:
-            ValueError: If a token is out of the reference's range, or a chat cannot be written; with an example.
-        """
+        """Return the documents of a batch without null, blank and bad rows; a `ValueError` shows one that is wrong."""
         rows = _rows(batch, self.layout)
         if not rows:
             return []
@@ -141,17 +132,12 @@ def tokenize_documents(
     Tokenize each document and end it with the end-of-text token; null, blank and bad ones are left out.
 
     No other special token is added. The result is cached under the rows and the encoder's definition, part by part, so
-    that a second call, also in another process, reads it from disk, and an interrupted one goes on.
+    that a second call, also in another process, reads it from disk, and an interrupted one resumes.
 
     Args:
-        dataset (`datasets.Dataset`): One row per document.
-        encoder (`Encoder`): How rows become tokens.
         workers (`int`, *optional*): Processes that tokenize; this process alone if not given.
         labelled (`bool`, *optional*): Whether there is a column of labels; if there may be some, if not given.
-        progress (`Callable`, *optional*): Told how many documents are done, after each part.
-
-    Raises:
-        ChildProcessError: If a worker dies.
+        progress (`Callable`, *optional*): Called with the number of finished documents, after each part.
 
     Returns:
         `datasets.Dataset`: In the same order, `input_ids`, `length` (tokens), `digest` (of the text, 64 bits), `bytes`
@@ -260,13 +246,9 @@ def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int, end: int | Sequence[int] | None = None
 ) -> None:
     """
-    Refuse a tokenizer that does not fit a model with `vocab_size` embeddings; warn if it ends documents otherwise.
+    Refuse a tokenizer that does not fit a model with `vocab_size` embeddings.
 
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer that makes the sequences.
-        vocab_size (`int`): Tokens that the reference knows (`config.vocab_size`).
-        end (`int` or `Sequence[int]`, *optional*):
-            Tokens that end the reference's text (`config.eos_token_id`); not compared if not given.
+    Warns if the tokenizer ends documents with another token than those of the reference (`end`, its `eos_token_id`).
 
     Raises:
         ValueError: If the tokenizer has more tokens than the reference, or no end-of-text token.
@@ -309,11 +291,8 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def check_fit(batch: Mapping[str, Sequence[Any]], found: Sequence[Encoded], encoder: Encoder) -> None:
     """
-    Refuse documents (a batch, and what `encoder` made of it) that the tokenizer was not made for.
-
-    Raises:
-        ValueError: If more than one token in a hundred is unknown, or, with `document_boundaries`, if there is an
-            end-of-text token within a document; each with an example.
+    Refuse documents (a batch, and what `encoder` made of it) that the tokenizer was not made for: more than one token
+    in a hundred is unknown, or an end-of-text token is within a document and separates documents.
     """
     rows, source = _rows(batch, encoder.layout), encoder.source
     tokenizer = encoder.tokenizer
@@ -423,15 +402,10 @@ def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Sequence
 
 
 def _from_tokens(row: tuple[Sequence[int], Sequence[int] | None], end: int) -> Encoded:
-    for name, values in zip((TOKENS, LABELS), row, strict=True):
-        if values is not None and (reason := wrong_tokens(name, values)):
-            raise ValueError(f"The row {_excerpt(row)}: {reason}; repair it.")
+    if reason := wrong_tokens(*row):
+        raise ValueError(f"The row {_excerpt(row)}: {reason}; repair it.")
     tokens = np.asarray(row[0], dtype=np.int32)
     labels = tokens if row[1] is None else np.asarray(row[1], dtype=np.int32)
-    if len(labels) != len(tokens):
-        raise ValueError(
-            f"The row {list(row[0])[:8]}... has {len(tokens)} tokens but {len(labels)} labels; give as many."
-        )
     if tokens[-1] != end:
         tokens, labels = np.append(tokens, np.int32(end)), np.append(labels, np.int32(end))
     return Encoded(tokens, labels, _digest(row), 0)

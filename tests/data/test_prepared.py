@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from test_splits import TEXTS, load, write_jsonl, write_texts
 
 from inheritune_hf.config import DataConfig
@@ -27,6 +29,7 @@ def test_a_prepared_folder_is_what_a_run_would_make(tmp_path, tokenizer):
     plain = load(tokenizer, train_files=files)
     facts = prepare(tokenizer, train_files=files)
     assert facts == plain.facts
+    assert 1 < facts.bytes_per_token < 4
     loaded = load_data_splits(DataConfig(dataset_name="prepared"), tokenizer, block_size=16)
     assert loaded.facts == plain.facts
     for name in ("train", "selection", "test"):
@@ -87,7 +90,7 @@ if sys.argv[1] == "tokenizing":
 elif sys.argv[1] == "saving":
     prepared.DatasetDict.save_to_disk = kill
 else:
-    prepared.write_json = kill
+    prepared.write_record = kill
 tokenizer = PreTrainedTokenizerFast.from_pretrained("tokenizer")
 prepare_data(DataConfig(train_files=["rows.jsonl"]), tokenizer, "cut", block_size=16, progress=progress)
 """
@@ -147,17 +150,9 @@ def test_a_changed_file_is_not_taken_for_prepared(tmp_path, tokenizer):
     ("name", "value"),
     [
         ("selection_files", ["texts/*.txt"]),
-        ("test_split", "test"),
         ("streaming", True),
-        ("max_sequences_per_document", 1),
-        ("duplicates", "remove"),
         ("near_duplicates", "remove"),
-        ("near_duplicate_threshold", 0.5),
         ("selection_fraction", 0.2),
-        ("rows", "messages"),
-        ("text_column", "body"),
-        ("damaged_rows", "skip"),
-        ("max_document_bytes", 10),
         ("document_boundaries", True),
     ],
 )
@@ -189,16 +184,6 @@ def test_what_needs_no_preparation(tmp_path, tokenizer):
         prepare(tokenizer, train_files=["a.bin"])
 
 
-def test_facts_travel_as_json(tmp_path, tokenizer):
-    """What is known of a prepared folder is in one file that JSON reads."""
-    facts = prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")])
-    values = json.loads((tmp_path / "prepared" / "prepared.json").read_text())["facts"]
-    assert values["train"]["fingerprint"] == facts.train.fingerprint
-    assert values["sources"][0]["documents"] == 36
-    assert facts.bytes_per_token == pytest.approx(values["sources"][0]["bytes"] / values["sources"][0]["tokens"])
-    assert 1 < facts.bytes_per_token < 4
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -222,6 +207,24 @@ def test_a_damaged_folder_is_named(change, message, tmp_path, tokenizer):
     path.write_text("{")
     with pytest.raises(ValueError, match=r"prepared/prepared\.json is damaged: it is not JSON"):
         load(tokenizer, dataset_name="prepared")
+
+
+def test_damaged_sequences_are_named(tmp_path, tokenizer):
+    """A set of a prepared folder that is damaged, lacks rows or holds something else is named, with what to do."""
+    prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")])
+    sets = tmp_path / "prepared" / "sets"
+    Dataset.from_dict({"input_ids": [[1] * 16]}).save_to_disk(tmp_path / "few")
+    for damage, message in (
+        (
+            lambda: shutil.copytree("few", sets / "test", dirs_exist_ok=True),
+            r"sets/test does not hold the \d+ seq",
+        ),
+        (lambda: (sets / "selection" / "state.json").write_text("[]"), r"sets/selection cannot be read \(TypeError"),
+        (lambda: shutil.rmtree(sets / "train"), r"sets/train cannot be read \(FileNotFoundError"),
+    ):
+        damage()
+        with pytest.raises(ValueError, match=rf"prepared/{message}.*; prepare the data again in another folder"):
+            load(tokenizer, dataset_name="prepared")
 
 
 def test_a_folder_of_before_is_read(tmp_path, tokenizer):

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value
-from test_splits import TEXTS, load, mixture, write_jsonl, write_texts
+from test_splits import TEXTS, load, mixture, write_jsonl
 
 from inheritune_hf.config import DataConfig
 from inheritune_hf.data import Document, load_data_splits, sources
@@ -110,42 +110,6 @@ def chats(count=12):
     ]
 
 
-BAD_ROWS = {
-    "tokens that are no numbers": ("tokens", {"input_ids": ["a"]}, r"line 2: 'input_ids' must be a list of whole numb"),
-    "negative tokens": ("tokens", {"input_ids": [1, -5]}, r"line 2: 'input_ids' has 1 or -5, which is no token id"),
-    "labels of another length": (
-        "tokens",
-        {"input_ids": [1, 2], "labels": [1]},
-        r"line 2 has 2 tokens but 1 labels; give one label per token, -100",
-    ),
-    "no tokens": ("tokens", {"text": "a"}, r"line 2 has no column 'input_ids'; rows of tokens have it; set rows to"),
-    "messages without a role": ("messages", {"messages": [{"content": "a"}]}, r"line 2: 'messages' must be a list of"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ROWS)
-def test_rows_that_do_not_hold_what_they_should(case, tmp_path, tokenizer):
-    """What a row lacks is said with its file and line."""
-    rows, bad, message = BAD_ROWS[case]
-    good = {"input_ids": [1, 2]} if rows == "tokens" else chats(1)[0]
-    path = write_jsonl(tmp_path / "rows.jsonl", [good, bad])
-    with pytest.raises(ValueError, match=message):
-        load(tokenizer, train_files=[path], rows=rows)
-
-
-def test_text_files_hold_no_tokens(tmp_path, tokenizer):
-    """A text file cannot be a row of tokens."""
-    with pytest.raises(ValueError, match=r"000\.txt is a text file, but rows is 'tokens'; give JSON, Parquet or Arrow"):
-        load(tokenizer, train_files=[write_texts(tmp_path / "texts")], rows="tokens")
-
-
-def test_tokens_of_a_saved_set_may_have_too_few_labels(tokenizer):
-    """Labels that do not fit are found in a saved data set too."""
-    Dataset.from_list([{"input_ids": [1, 2], "labels": [1]}] * 5).save_to_disk("saved")
-    with pytest.raises(ValueError, match=r"The row \[1, 2\]... has 2 tokens but 1 labels; give as many"):
-        load(tokenizer, dataset_name="./saved", rows="tokens")
-
-
 # --- identity --------------------------------------------------------------------------------------------------------
 
 
@@ -188,11 +152,10 @@ def test_a_source_is_known_by_what_is_in_its_files(most, kind, tmp_path, tokeniz
         ("texts", r"sources\[1\] must be a mapping, got 'texts'"),
         ({"file": "a"}, r"source 2 has no setting named 'file' \(did you mean 'files'\?\)"),
         ({"weight": 1}, r"source 2 needs either dataset_name or files"),
-        ({"files": "a", "weight": 0}, r"source 2: weight must be a number above 0, got 0; leave the source out"),
-        ({"files": "a", "weight": float("inf")}, r"source 2: weight must be a number above 0, got inf; leave the"),
-        ({"files": "a", "weight": True}, r"source 2: weight must be a number above 0, got True; leave the source"),
-        ({"files": 3}, r"source 2: files must be a path or a list of paths, got 3"),
-        ({"files": "a", "rows": "pages"}, r"source 2: rows must be one of text, tokens, messages, got 'pages'"),
+        ({"files": "a", "weight": 0}, r"source 2: weight must be above 0, got 0; leave the source out instead"),
+        ({"files": "a", "weight": float("inf")}, r"source 2\.weight must be a finite number, got inf"),
+        ({"files": 3}, r"source 2\.files must be a list, got 3"),
+        ({"files": "a", "rows": "pages"}, r"source 2\.rows must be one of 'text', 'tokens', 'messages', got 'pages'"),
         ({"files": "a"}, r"source 2 has no weight, but another has; give all of them, or none"),
         (
             {"files": ["a.bin", "b.txt"], "weight": 1},
@@ -221,38 +184,100 @@ def test_a_full_disk_is_named(tmp_path, tokenizer, monkeypatch):
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
-def cut_off(path, data=LINES * 50):
-    compress(path, data)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    return str(path)
+BAD_LINES = {
+    "damaged": ("text", '{"text": ', r"line 2 is damaged \(Expecting value.*; a JSON file holds one object per line"),
+    "nested too deep": ("text", '{"text": ' + "[" * 100_000, r"line 2 is damaged \(maximum recursion depth exceeded"),
+    "a long number": ("text", '{"text": ' + "1" * 5_000 + "}", r"line 2 is damaged \(Exceeds the limit \(4300 digits"),
+    "not UTF-8": ("text", b'{"text": "\xff"}', r"line 2 is not UTF-8 text: byte 0xff at byte offset 10; convert it"),
+    "no object": ("text", "[1]", r"line 2 holds a list, not an object with the field 'text'"),
+    "no column": ("text", '{"id": 1, "body": "b"}', r"line 2 has no column 'text'; set text_column .* 'id', 'body'"),
+    "no text": ("text", '{"text": 3}', r"line 2: 'text' holds int, not text; set text_column to a field of strings"),
+    "half a character": ("text", '{"text": "\\ud800"}', r"line 2: 'text' holds half a surrogate pair"),
+    "no tokens": ("tokens", '{"text": "a"}', r"line 2 has no column 'input_ids'; rows of tokens have it; set rows to"),
+    "no numbers": ("tokens", '{"input_ids": ["a"]}', r"line 2: 'input_ids' must be a list of whole numbers; repair"),
+    "unequal lists": ("tokens", '{"input_ids": [[1], [2, 3]]}', r"line 2: 'input_ids' must be a list of whole numbers"),
+    "a token below 0": ("tokens", '{"input_ids": [1, -5]}', r"line 2: 'input_ids' has 1 or -5, which is no token id"),
+    "a label below 0": ("tokens", '{"input_ids": [1], "labels": [-5]}', r"line 2: 'labels' has -5 or -5, which is no"),
+    "too few labels": ("tokens", '{"input_ids": [1, 2], "labels": [1]}', r"line 2: 2 tokens but 1 labels; give one"),
+    "no role": ("messages", '{"messages": [{"content": "a"}]}', r"line 2: 'messages' must be a list of objects with"),
+    "half in a chat": (
+        "messages",
+        '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        r"line 2: 'messages' holds half a surrogate pair",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_is_named_or_skipped(case, tmp_path):
+    """What is wrong with a line of JSON is said with file and line; the other lines can be read."""
+    rows, bad, message = BAD_LINES[case]
+    good = {"text": {"text": "a"}, "tokens": {"input_ids": [1]}, "messages": {"messages": [{"role": "user"}]}}[rows]
+    line = json.dumps(good).encode()
+    (tmp_path / "a.ndjson").write_bytes(b"\n".join([line, bad if isinstance(bad, bytes) else bad.encode(), line]))
+    with pytest.raises(BadRow, match=r"a\.ndjson, " + message):
+        list(read_rows(tmp_path / "a.ndjson", Layout(rows)))
+    kinds = [isinstance(row, BadRow) for row in read_rows(tmp_path / "a.ndjson", Layout(rows, skip=True))]
+    assert kinds == [False, True, False]
+
+
+def test_a_json_list_is_read_whole(tmp_path):
+    """Its items are rows; what is wrong with one is said with its number, and what is no JSON with its line."""
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf [{"text": "a"}, {"body": 1}]')
+    rows = list(read_rows(tmp_path / "a.json", Layout(skip=True)))
+    assert rows[0] == {"text": "a"}
+    assert "a.json, item 2 has no column 'text'" in str(rows[1])
+    for content, message in (
+        (b'[{"text": "a"},\n{"text": tru}]', r"a\.json is damaged \(Expecting value: line 2 column 10 "),
+        (b"[" * 100_000, r"a\.json is damaged \(maximum recursion depth exceeded"),
+        (b'[{"text": "a\xff"}]', r"a\.json is not UTF-8 text: byte 0xff at byte offset 12; convert it"),
+    ):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(BadRow, match=message):
+            list(read_rows(tmp_path / "a.json", Layout()))
 
 
 @pytest.mark.parametrize("ending", ["gz", "xz", "zst"])
-def test_a_compressed_file_that_is_cut_off_is_named(ending, tmp_path, tokenizer):
+def test_a_compressed_file_that_is_cut_off_is_named(ending, tmp_path):
     """A compressed file that ends too soon is named, with the last line that could be read."""
-    path = cut_off(tmp_path / f"rows.jsonl.{ending}")
-    with pytest.raises(
-        ValueError, match=rf"rows\.jsonl\.{ending}, after line \d+: the compressed file is damaged or c"
+    for name, data, place in (
+        ("a.jsonl", LINES * 50, r", after line \d+"),
+        ("a.txt", bytes(range(32, 127)) * 3000, ""),
     ):
-        load(tokenizer, train_files=[path])
-    text = cut_off(tmp_path / f"text.txt.{ending}", bytes(range(32, 127)) * 3000)
-    with pytest.raises(ValueError, match=rf"text\.txt\.{ending}: the compressed file is damaged or cut off"):
-        load(tokenizer, train_files=[text])
+        path = tmp_path / f"{name}.{ending}"
+        compress(path, data)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(BadRow, match=rf"{name}\.{ending}{place}: the compressed file is damaged or cut off"):
+            list(read_rows(path, Layout()))
 
 
-def test_a_parquet_file_that_is_cut_off_is_named(tmp_path, tokenizer):
-    """Parquet and Arrow files that end too soon are named."""
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS * 50), tmp_path / "rows.parquet")
-    data = (tmp_path / "rows.parquet").read_bytes()
-    (tmp_path / "rows.parquet").write_bytes(data[: len(data) // 2])
+def test_a_table_that_cannot_be_read_is_named(tmp_path):
+    """Parquet and Arrow files that are none, have no such column, hold numbers or are compressed again, are named."""
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2], "body": ["a", "b"]}), path)
+    (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:-9])
     (tmp_path / "rows.arrow").write_bytes(b"ARROW1 and nothing more")
-    for name, message in (("rows.parquet", "a readable Parquet file"), ("rows.arrow", "a readable Arrow file")):
-        with pytest.raises(ValueError, match=rf"{name.replace('.', '[.]')} is not {message}: "):
-            load(tokenizer, train_files=[name])
-    (tmp_path / "rows.parquet.gz").write_bytes(gzip.compress(data))
-    with pytest.raises(ValueError, match=r"rows\.parquet\.gz: a \.parquet file is compressed within; give it without"):
-        load(tokenizer, train_files=["rows.parquet.gz"])
+    (tmp_path / "rows.parquet.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for name, layout, message in (
+        ("cut.parquet", Layout(), r"cut\.parquet is not a readable Parquet file: "),
+        ("rows.arrow", Layout(), r"rows\.arrow is not a readable Arrow file: "),
+        ("rows.parquet.gz", Layout(), r"a \.parquet file is compressed within; give it without \.gz"),
+        ("rows.parquet", Layout(), r"Column 'text' of .*rows\.parquet holds int64, not text; .*'text', 'body'"),
+        (
+            "rows.parquet",
+            Layout(column="story"),
+            r"rows\.parquet has no column 'story'; set text_column to",
+        ),
+    ):
+        with pytest.raises(BadRow, match=message):
+            list(read_rows(tmp_path / name, layout))
+
+
+def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path):
+    """The message has the file and the offset of the byte in it."""
+    (tmp_path / "latin.txt").write_bytes("\ufeffcafé".encode() + "é".encode("latin-1"))
+    with pytest.raises(BadRow, match=r"latin\.txt is not UTF-8 text: byte 0xe9 at byte offset 8; convert it"):
+        list(read_rows(tmp_path / "latin.txt", Layout()))
 
 
 def test_damage_can_be_skipped_and_is_counted(tmp_path, tokenizer, caplog):
@@ -422,68 +447,12 @@ def test_csv_and_tsv_files_are_read_as_written(tmp_path):
             list(read_rows(tmp_path / "a.csv", Layout()))
 
 
-def test_a_json_list_is_read_whole(tmp_path):
-    """Its items are rows; what is wrong with one is said with its number, and what is no JSON with its line."""
-    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf [{"text": "a"}, {"body": 1}]')
-    rows = list(read_rows(tmp_path / "a.json", Layout(skip=True)))
-    assert rows[0] == {"text": "a"}
-    assert "a.json, item 2 has no column 'text'" in str(rows[1])
-    for content, message in (
-        (b'[{"text": "a"},\n{"text": tru}]', r"a\.json is damaged \(Expecting value: line 2 column 10 "),
-        (b'[{"text": "a"}] {}', r"a\.json is damaged \(Extra data: line 1 column 17"),
-        (b"[" * 100_000, r"a\.json is damaged \(maximum recursion depth exceeded"),
-        (b'[{"text": "a\xff"}]', r"a\.json is not UTF-8 text: byte 0xff at byte offset 12; convert it"),
-    ):
-        (tmp_path / "a.json").write_bytes(content)
-        with pytest.raises(BadRow, match=message):
-            list(read_rows(tmp_path / "a.json", Layout()))
-
-
-def test_other_names_of_json_lines(tmp_path):
-    """.ndjson is JSON lines, and .zstd is .zst."""
-    lines = "".join(json.dumps(row) + "\n" for row in TABLE_ROWS)
-    (tmp_path / "a.ndjson").write_text(lines)
-    with pyarrow.CompressedOutputStream(str(tmp_path / "b.jsonl.zstd"), "zstd") as file:
-        file.write(lines.encode())
-    for name in ("a.ndjson", "b.jsonl.zstd"):
-        assert list(read_rows(tmp_path / name, Layout())) == TABLE_ROWS
-
-
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.txt.zst"])
 def test_a_file_that_cannot_be_opened_is_not_called_damaged(name, tmp_path):
     """What the system refuses is said as it is, compressed or not."""
     (tmp_path / name).symlink_to(tmp_path / name)  # leads to itself
     with pytest.raises(BadRow, match=r"the file cannot be read \(.*\); make it readable, or leave it out"):
         list(read_rows(tmp_path / name, Layout()))
-
-
-DEEP = {
-    "nested too deep": ("text", '{"text": ' + "[" * 100_000, r"line 2 is damaged \(maximum recursion depth exceeded"),
-    "a long number": ("text", '{"text": ' + "1" * 5_000 + "}", r"line 2 is damaged \(Exceeds the limit \(4300 digits"),
-    "unequal lists": ("tokens", '{"input_ids": [[1], [2, 3]]}', r"line 2: 'input_ids' must be a list of whole numbers"),
-    "a label below 0": (
-        "tokens",
-        '{"input_ids": [1, 2], "labels": [-5, 2]}',
-        r"line 2: 'labels' has 2 or -5, which is no token id; repair the row",
-    ),
-    "half a surrogate": (
-        "messages",
-        '{"messages": [{"role": "user", "content": "\\ud800"}]}',
-        r"line 2: 'messages' holds half a surrogate pair",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", DEEP)
-def test_strange_rows_have_a_place(case, tmp_path):
-    """What Python's own readers refuse in their own words is said with its line, and can be skipped."""
-    rows, bad, message = DEEP[case]
-    good = {"text": {"text": "a"}, "tokens": {"input_ids": [1]}, "messages": {"messages": [{"role": "user"}]}}[rows]
-    (tmp_path / "a.jsonl").write_text(f"{json.dumps(good)}\n{bad}\n{json.dumps(good)}\n")
-    with pytest.raises(BadRow, match=message):
-        list(read_rows(tmp_path / "a.jsonl", Layout(rows)))
-    kinds = [isinstance(row, BadRow) for row in read_rows(tmp_path / "a.jsonl", Layout(rows, skip=True))]
-    assert kinds == [False, True, False]
 
 
 # --- data sets on this machine ----------------------------------------------------------------------------------------
@@ -517,7 +486,7 @@ def without_a_file(folder):
 
 def with_a_damaged_state(folder):
     saved(folder)
-    (folder / "dataset_dict.json").write_text("{")
+    (folder / "train" / "state.json").write_text("[]")
 
 
 def an_empty_parquet_file(folder):
@@ -540,12 +509,12 @@ def no_file(folder):
 
 
 UNREADABLE = {
-    "no row": (without_rows, {}, r"\./folder has no row in folder; give another split"),
-    "an empty split": (saved, {"train_split": "empty"}, r"\./folder has no row in folder/empty; give another split"),
-    "no such split": (saved, {"train_split": "dev"}, r"\./folder has no split 'dev'; its splits are 'train', 'empty'"),
-    "cut off": (with_a_file_cut_off, {}, r"\./folder cannot be read: .*; write it again with save_to_disk"),
-    "a file missing": (without_a_file, {}, r"\./folder cannot be read: .*; write it again with save_to_disk"),
-    "state": (with_a_damaged_state, {}, r"dataset_dict\.json is damaged .*; write the data set again with save_to_di"),
+    "no row": (without_rows, {}, r"\./folder \(train\): folder has no row; give another split"),
+    "an empty split": (saved, {"train_split": "empty"}, r"folder/empty has no row; give another split"),
+    "no such split": (saved, {"train_split": "dev"}, r"\./folder has no split 'dev'; its splits are 'empty', 'train'"),
+    "cut off": (with_a_file_cut_off, {}, r"folder/train cannot be read \(.*\); write it again with save_to_disk"),
+    "a file missing": (without_a_file, {}, r"folder/train cannot be read \(.*\); write it again with save_to_disk"),
+    "state": (with_a_damaged_state, {}, r"folder/train cannot be read \(TypeError.*; write it again with save_to_disk"),
     "Parquet": (an_empty_parquet_file, {}, r"\./folder.* cannot be read: .*; repair it, or give its files by"),
     "JSON": (a_broken_json_file, {}, r"\./folder.* cannot be read: .*; repair it, or give its files by train_"),
     "split of a folder": (a_broken_json_file, {"train_split": "dev"}, r"\./folder \(dev\).*train"),
@@ -578,6 +547,11 @@ def test_a_file_is_no_data_set(name, tmp_path, tokenizer):
         ("tokens", {"input_ids": "abc"}, r"Column 'input_ids' of \./folder \(train\) holds .*lists of whole numbers"),
         ("tokens", {"input_ids": [1, 2**40]}, r"The row .*: 'input_ids' has 1099511627776 or 1, which is no token id"),
         ("tokens", {"input_ids": [1, None]}, r"The row .*: 'input_ids' must be a list of whole numbers; repair it"),
+        (
+            "tokens",
+            {"input_ids": [1, 2], "labels": [1]},
+            r"The row .*: 2 tokens but 1 labels; give one label",
+        ),
         ("tokens", {"input_ids": [1, 2], "labels": [1, 999]}, r"Label 999 at place 1 of the document .* is out of the"),
         ("messages", {"messages": "hello"}, r"Column 'messages' of \./folder \(train\) holds .*objects with 'role'"),
     ],

@@ -124,18 +124,6 @@ def test_an_interrupted_stream_goes_on_token_by_token(
     assert resumed == whole[stop + 1 :]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
-@pytest.mark.parametrize(("shards", "shuffle"), [(1, 0), (4, 5), (7, 0)])
-def test_it_goes_on_with_workers(workers, shards, shuffle, tokenizer):
-    """However many workers a loader has, it goes on with the batch that is next."""
-    stream = stream_of(tokenizer, [documents(9, seed=part) for part in range(shards)], shuffle=shuffle)
-    whole, after = take(stream, 12, workers=workers)
-    for stop in (0, 2, 7):
-        resumed, again = take(stream, 11 - stop, workers=workers, state=after[stop])
-        assert resumed == whole[stop + 1 :]
-        assert again == after[stop + 1 :]
-
-
 @settings(quick, max_examples=8)
 @given(
     shards=st.integers(1, 4),
@@ -222,28 +210,6 @@ def test_lanes_keep_their_documents_when_shuffled(shards, tokenizer):
 
 
 # --- lanes -----------------------------------------------------------------------------------------------------------
-
-
-@quick
-@given(shards=st.integers(1, 6), world=st.integers(1, 3), count=st.integers(3, 12))
-def test_lanes_share_the_documents_out(shards, world, count, tokenizer):
-    """Every document is in exactly one lane, whatever the numbers of shards and processes."""
-    parts = [documents(count, seed=part, words=3) for part in range(shards)]
-    parts = [[f"{text} s{number}" for text in part] for number, part in enumerate(parts)]
-    stream = stream_of(tokenizer, parts, block_size=4)
-    found = []
-    for rank in range(world):
-        tokens, passed = [], 0
-        for row in stream.begin(rank, world):
-            tokens += row["input_ids"].tolist()
-            passed = row["reader_state"].sources[0].counts["passes"]
-            if passed:
-                break
-        text = tokenizer.decode(tokens).split(tokenizer.eos_token)
-        own = list(dict.fromkeys(part for part in text[:-1] if part))
-        found += own
-    everything = [text for part in parts for text in part]
-    assert sorted(found) == sorted(everything)
 
 
 def test_a_lane_without_documents_says_so(tokenizer):

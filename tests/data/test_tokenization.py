@@ -86,16 +86,6 @@ def test_workers_share_a_tokenizer(build_tokenizer, tokenizer):
     assert pickle.loads(pickle.dumps(Encoder(tokenizer))).tokenizer is not shared  # noqa: S301 (its own pickle)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_processes_tokenize_the_same(tokenizer):
-    """With several processes the documents are those of one, in the same order."""
-    items = [f"layer {index} is kept" for index in range(300)]
-    dataset = Dataset.from_dict({"text": items}, features=Features({"text": Value("large_string")}))
-    for workers in (2, 3):
-        found = tokenize_documents(dataset, Encoder(tokenizer, source=f"{workers} workers"), workers)
-        assert found["input_ids"][:] == expected_tokens(items, tokenizer)
-
-
 def test_no_other_special_token_is_added(build_tokenizer):
     """A tokenizer that opens every text with a token of its own does not do so here."""
     from tokenizers.processors import TemplateProcessing
