@@ -175,13 +175,13 @@ def run_bins(options: Any) -> tuple[int, list[float]]:
     from torch.utils.data import DataLoader
 
     from inheritune_hf.data import CausalCollator
-    from inheritune_hf.data.token_files import TokenSequences, find_tokens
+    from inheritune_hf.data.token_files import TokenSequences, open_token_file
 
     torch.set_num_threads(1)
     train = load_from_disk(Path(options.prepared) / "sets")["train"]
     path = Path(options.folder) / "train.bin"
     np.concatenate(train.with_format("numpy")["input_ids"][:]).astype(np.uint16).tofile(path)
-    file = find_tokens(path, "uint16")
+    file = open_token_file(path, "uint16")
     loader = DataLoader(
         TokenSequences([file], [Dataset.from_dict({"start": [0], "length": [file.count]})], BLOCK_SIZE),
         batch_size=8,

@@ -259,7 +259,7 @@ class DataConfig:
     Say which text a student is trained, selected and tested on.
 
     Give one of `dataset_name` (a Hub data set, or a folder of one), `train_files` and `sources` (a mixture). The
-    selection and test sets are given, or carved out of the training source by whole documents.
+    selection and test sets are given, or held out of the training source by whole documents.
 
     Raises:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
@@ -275,10 +275,13 @@ class DataConfig:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split of the Hub data set to train on."})
     selection_split: str | None = field(
-        default=None, metadata={"help": "Split that decides about growing and stopping; carved if not given."}
+        default=None,
+        metadata={
+            "help": "Split that decides about growing and stopping; held out of the training split if not given."
+        },
     )
     test_split: str | None = field(
-        default=None, metadata={"help": "Split for the reported result; carved if not given."}
+        default=None, metadata={"help": "Split for the reported result; held out of the training split if not given."}
     )
     train_files: list[str] = field(
         default_factory=list,
@@ -288,17 +291,17 @@ class DataConfig:
         },
     )
     selection_files: list[str] = field(
-        default_factory=list, metadata={"help": "Files that decide about growing and stopping; carved if not given."}
+        default_factory=list, metadata={"help": "Files that decide about growing and stopping; held out if not given."}
     )
     test_files: list[str] = field(
-        default_factory=list, metadata={"help": "Files for the reported result; carved if not given."}
+        default_factory=list, metadata={"help": "Files for the reported result; held out if not given."}
     )
     sources: list[dict[str, Any]] = field(
         default_factory=list,
         metadata={
             "help": "A mixture: for each source dataset_name (with dataset_config and split) or files, and if wanted "
-            "text_column, rows and weight (its share of the tokens; without weights every document comes once in a "
-            "pass over all of them)."
+            "text_column, rows and weight (its share of the tokens; without weights every document is used once in "
+            "a pass over all of them)."
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds a document's text."})
@@ -337,9 +340,7 @@ class DataConfig:
     )
     duplicates: Literal["report", "remove"] = field(
         default="report",
-        metadata={
-            "help": "Documents that are, word for word, in another set too: 'report', or 'remove' from the other."
-        },
+        metadata={"help": "Documents that are, word for word, in another set too: 'report' or 'remove' them."},
     )
     near_duplicates: Literal["ignore", "report", "remove"] = field(
         default="report",
@@ -349,22 +350,22 @@ class DataConfig:
         default=0.8,
         metadata={"help": "Share of common 5-grams of tokens (Jaccard) from which documents are near-duplicates."},
     )
-    carve_documents: Positive = field(
+    holdout_documents: Positive = field(
         default=20_000,
-        metadata={"help": "Documents at the start of each streamed source among which carved sets are looked for."},
+        metadata={"help": "Documents at the start of each streamed source from which held-out sets are taken."},
     )
     shuffle_documents: Annotated[int, Within(0)] = field(
         default=1_000,
         metadata={
-            "help": "Documents of a stream whose order is drawn at once, by the seed (at most 32 million characters of "
-            "them); 0 keeps the order of the source."
+            "help": "Documents of a stream that are shuffled together (at most 32 million characters of them); 0 keeps "
+            "the order of the source."
         },
     )
     selection_fraction: float = field(
-        default=0.05, metadata={"help": "Share of the training documents carved for selection if none is given."}
+        default=0.05, metadata={"help": "Share of the training documents held out for selection if no set is given."}
     )
     test_fraction: float = field(
-        default=0.05, metadata={"help": "Share of the training documents carved for the test if none is given."}
+        default=0.05, metadata={"help": "Share of the training documents held out for the test if no set is given."}
     )
     block_size: Annotated[int, Within(2)] | None = field(
         default=None,

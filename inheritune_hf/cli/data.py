@@ -54,7 +54,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="Hub id or folder of the reference (what it knows is checked), or of its tokenizer alone.",
     )
     parser.add_argument("--output", required=True, help="Folder to save the sequences in.")
-    parser.add_argument("--seed", type=int, default=42, help="Chooses which documents are carved (default: 42).")
+    parser.add_argument("--seed", type=int, default=42, help="Chooses which documents are held out (default: 42).")
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -155,7 +155,7 @@ class NgramIndex:
         """
         Return the share of n-grams (Jaccard) that a document has in common with the most similar of the index.
 
-        0 for one that, as a look at the table shows, is less similar than the threshold.
+        0 for one that, as the table shows, is less similar than the threshold.
         """
         own = np.unique(_ngram_hashes(tokens))
         if len(own) == 0 or self.table[self._slots(own)].mean() < self.threshold:

@@ -83,11 +83,11 @@ class CausalCollator:
     stay available. Other columns are ignored.
 
     Args:
-        pad_token_id (`int`): Token to pad with; any token will do, since it is neither attended to nor counted.
+        pad_token_id (`int`): Token to pad with; it is neither attended to nor counted.
         end_token_id (`int`, *optional*):
             Token that ends a document. If given, positions restart after it, from which Transformers makes a
-            block-diagonal attention, and a document's first token is not to be predicted from the one before. Padding
-            comes as a document of its own, without an `attention_mask`.
+            block-diagonal attention, and a document's first token is not predicted from the one before. Padding is a
+            document of its own, without an `attention_mask`.
     """
 
     pad_token_id: int

@@ -1,4 +1,4 @@
-"""Make a run's sequences ahead of time, once, into a folder that runs on many machines can read."""
+"""Prepare sequences ahead of time, once, in a folder that runs on many machines can read."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _SETS = "sets"
 # Folder of unfinished work in a folder that is being prepared.
 _WORK = ".work"
 
-# What a run may say of prepared data; everything else was decided when they were prepared. The block size is compared
-# on its own.
-_OPEN = ("dataset_name", "block_size", "preprocessing_workers")
+# Settings that a run may give with prepared data; all others were decided when they were prepared. The block size is
+# compared on its own.
+_MAY_BE_REPEATED = ("dataset_name", "block_size", "preprocessing_workers")
 
 
 def is_prepared(name: str) -> bool:
@@ -39,7 +39,9 @@ def is_prepared(name: str) -> bool:
 def refuse_unfinished(name: str) -> None:
     """Raise a `ValueError` if `name` is a folder whose preparation was interrupted."""
     if (Path(name) / _WORK).is_dir() and not is_prepared(name):
-        raise ValueError(f"{name} is not prepared to its end; give the command that prepares it again to resume.")
+        raise ValueError(
+            f"The preparation of {name} was interrupted; run the command that prepares it again to resume."
+        )
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a prepared folder was asked to hold, and what it holds."""
+    """What was asked for when a folder was prepared, and what it holds."""
 
     request: Request
     facts: DataFacts
 
 
 def read_prepared(name: str | Path) -> Prepared:
-    """Return what a prepared folder says of itself; a `RecordError` names what is damaged."""
+    """Return the record of a prepared folder; a `RecordError` names what is damaged."""
     return read_record(Prepared, Path(name) / _FACTS)
 
 
-def keeps_documents_apart(config: DataConfig) -> bool:
-    """Return whether documents of a sequence must not see each other: as set, or as decided when data were prepared."""
+def separates_documents(config: DataConfig) -> bool:
+    """Return whether documents of a sequence must not attend to each other: as set now, or when data were prepared."""
     name = config.dataset_name
     if name and is_prepared(name) and read_prepared(name).request.config.document_boundaries:
         return True
@@ -87,7 +89,7 @@ def prepare_data(
     progress: Callable[[int, int], None] | None = None,
 ) -> DataFacts:
     """
-    Tokenize, carve, pack and save what `config` describes; the folder is then a `dataset_name` of a run.
+    Tokenize, split, pack and save what `config` describes; the folder is then a `dataset_name` of a run.
 
     It may be interrupted at any moment: the same call resumes at the first part that was not finished (`.work` in the
     folder holds the finished ones). A folder that is finished is left as it is. The arguments are those of
@@ -100,12 +102,10 @@ def prepare_data(
     """
     folder = Path(output_dir)
     if config.streaming:
-        raise ValueError("A stream is packed while training; leave out streaming to prepare data ahead of time.")
+        raise ValueError("A stream is packed during training; leave out streaming to prepare data ahead of time.")
     sources = training_sources(config)
     if any(source.holds_token_files for source in sources):
-        raise ValueError(
-            "Token files (.bin) are read where they lie; give them to the run, there is nothing to prepare."
-        )
+        raise ValueError("Token files (.bin) are used as they are; give them to the run, there is nothing to prepare.")
     if config.dataset_name and is_prepared(config.dataset_name):
         raise ValueError(f"{config.dataset_name} is prepared already; give it to the run as dataset_name.")
     size = block_size or config.block_size or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
@@ -122,7 +122,9 @@ def prepare_data(
     work = folder / _WORK
     if is_prepared(str(folder)):
         if encode(read_prepared(folder).request) != encode(request):
-            raise ValueError(f"{folder} holds data that were prepared otherwise; choose another folder, or remove it.")
+            raise ValueError(
+                f"{folder} holds data that were prepared with other settings; choose another folder, or remove it."
+            )
         shutil.rmtree(work, ignore_errors=True)
         return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,8 +154,8 @@ def load_prepared(
     Load a prepared folder; its block size is the run's.
 
     Raises:
-        ValueError: If it was made with another tokenizer or block size, if `config` asks for something else than was
-            decided then, or if it is damaged.
+        ValueError: If it was made with another tokenizer or block size, if `config` asks for something else than it was
+            prepared with, or if it is damaged.
     """
     folder = Path(str(config.dataset_name))
     prepared = read_prepared(folder)
@@ -162,11 +164,11 @@ def load_prepared(
     asked = [
         f"{name} {value!r} (prepared with {decided[name]!r})"
         for name, value in vars(config).items()
-        if name not in _OPEN and value not in (default[name], decided[name])
+        if name not in _MAY_BE_REPEATED and value not in (default[name], decided[name])
     ]
     if asked:
         raise ValueError(
-            f"{folder} is prepared: its sets are made. Leave out {', '.join(asked)}, or prepare the data again with it."
+            f"{folder} is prepared: its sets are final. Leave out {', '.join(asked)}, or prepare it again."
         )
     if request.tokenizer != definition(tokenizer):
         raise ValueError(

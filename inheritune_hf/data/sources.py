@@ -39,14 +39,14 @@ TOKENS, LABELS, MESSAGES = "input_ids", "labels", "messages"
 BAD_ROW = "bad_row"
 # Labels with this value do not count (torch.nn.functional.cross_entropy, Transformers).
 IGNORED_LABEL = -100
-#: Name of the data set that is on every machine: the source of the interpreter's own library.
+#: Name of the embedded data set: the source of the interpreter's standard library.
 EMBEDDED = "standard_library"
 
 _INT32 = np.iinfo(np.int32)
 # Bytes of files that are hashed to identify a source: a fraction of a second.
 _MOST_HASHED = 256_000_000
-_BYTES_AT_ONCE = 1 << 20
-_ROWS_AT_ONCE = 256
+_BYTES_PER_READ = 1 << 20
+_ROWS_PER_READ = 256
 _COMPRESSED = (".gz", ".xz", ".zst", ".zstd")
 _JSON = (".jsonl", ".ndjson", ".json")
 _TABLES = {".parquet": "Parquet", ".arrow": "Arrow", ".csv": "CSV", ".tsv": "TSV"}
@@ -68,8 +68,8 @@ class Layout:
     skip: bool = False
 
     @property
-    def wanted(self) -> str:
-        """The column without which a row is no document."""
+    def content_column(self) -> str:
+        """The column that every document must have."""
         return {"text": self.column, "tokens": TOKENS, "messages": MESSAGES}[self.rows]
 
     @property
@@ -126,7 +126,7 @@ class Source:
 
 @dataclass(frozen=True)
 class _MixedSource:
-    """What a recipe says of a source of a mixture."""
+    """A source of a mixture, as a recipe gives it."""
 
     dataset_name: str | None = None
     dataset_config: str | None = None
@@ -156,7 +156,7 @@ def training_sources(config: DataConfig) -> list[Source]:
 
 
 def evaluation_sources(config: DataConfig) -> dict[str, Source]:
-    """Return the sources of the selection and test sets that are given; the others are carved."""
+    """Return the sources of the selection and test sets that are given; others are held out of the training source."""
     found = {}
     for name in ("selection", "test"):
         files, split = getattr(config, f"{name}_files"), getattr(config, f"{name}_split")
@@ -195,7 +195,7 @@ def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
     Of a folder of text files read by name the documents are their lines, so name the files instead.
 
     Returns:
-        `datasets.Dataset`: One row per document: the wanted columns and, if some may be skipped, `bad_row`.
+        `datasets.Dataset`: One row per document: the columns that are used and, if some may be skipped, `bad_row`.
 
     Raises:
         FileNotFoundError: If a pattern matches no file, or there is no such folder.
@@ -204,12 +204,12 @@ def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
     if source.name is None:
         return read_files(source.files, source.layout, source.setting, cache_dir)
     cached, place = None if cache_dir is None else str(cache_dir), f"{source.name} ({source.split})"
-    with _named(source):
-        dataset = _local(source.name, source.split)
+    with _naming_data_set(source):
+        dataset = _load_local(source.name, source.split)
         if dataset is None:
             dataset = load_dataset(source.name, source.config, split=source.split, cache_dir=cached)
-    columns = _wanted_columns(dataset.features.arrow_schema, place, source.layout)
-    return mark_long(dataset.select_columns(columns), source.layout, place)
+    columns = _content_columns(dataset.features.arrow_schema, place, source.layout)
+    return mark_long_texts(dataset.select_columns(columns), source.layout, place)
 
 
 def stream_source(source: Source) -> IterableDataset:
@@ -223,8 +223,8 @@ def stream_source(source: Source) -> IterableDataset:
     if source.name is None:
         options = {"stamps": _stamps(source.find_files()), "layout": source.layout}
         return IterableDataset.from_generator(_rows_of_files, features=source.layout.features, gen_kwargs=options)
-    with _named(source):
-        dataset = _local(source.name, source.split)
+    with _naming_data_set(source):
+        dataset = _load_local(source.name, source.split)
         if dataset is None:
             stream = load_dataset(source.name, source.config, split=source.split, streaming=True)
         else:
@@ -235,7 +235,7 @@ def stream_source(source: Source) -> IterableDataset:
     place = f"{source.name} ({source.split})"
     if stream.features is None:
         raise ValueError(f"{place} has no row; give another split, or leave it out.")
-    return stream.select_columns(_wanted_columns(stream.features.arrow_schema, place, source.layout))
+    return stream.select_columns(_content_columns(stream.features.arrow_schema, place, source.layout))
 
 
 # Identity
@@ -252,7 +252,7 @@ def source_identity(source: Source) -> dict[str, Any]:
     Return what identifies a source: its files, or the name of its data set on the Hub.
 
     Files are identified by name, size and content, wherever they are copied to; if they are large, by the time of
-    their last change instead of the content, which would take minutes to read.
+    their last change, because reading their content would take minutes.
     """
     values = dataclasses.asdict(source)
     values.pop("setting")
@@ -288,7 +288,7 @@ def _identify(files: Any) -> list[tuple[str, int, str | int]]:
 
 
 class BadRow(ValueError):
-    """What cannot be read: a message that names the file and the row, and says what to do."""
+    """A row that cannot be read: the message names the file and the row, and says what to do."""
 
 
 def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir: Path | None = None) -> Dataset:
@@ -380,7 +380,7 @@ def read_rows(path: Path, layout: Layout) -> Iterator[dict[str, Any] | BadRow]:
     Read the rows of one file, in order, holding one of them (one batch of a table, a whole JSON list) in memory.
 
     Yields:
-        `dict` or `BadRow`: A row with the wanted columns; with `layout.skip`, what could not be read.
+        `dict` or `BadRow`: A row with the columns that are used; with `layout.skip`, what could not be read.
 
     Raises:
         BadRow: If something cannot be read and is not to be skipped.
@@ -426,12 +426,12 @@ def _open(path: Path) -> BinaryIO:
     if compression == ".xz":
         return cast(BinaryIO, lzma.open(path, "rb"))
     if compression:
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), _BYTES_AT_ONCE)
-    return path.open("rb", buffering=_BYTES_AT_ONCE)
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), _BYTES_PER_READ)
+    return path.open("rb", buffering=_BYTES_PER_READ)
 
 
 def _unreadable(path: Path, place: str, error: Exception) -> BadRow:
-    # What the system refuses has a number; what is wrong within the file has none.
+    # An error of the system has a number; damage within the file has none.
     if not _kind_of(path)[1] or getattr(error, "errno", None) is not None:
         return BadRow(f"{place}: the file cannot be read ({error}); make it readable, or leave it out.")
     return BadRow(f"{place}: the compressed file is damaged or cut off ({error}); fetch or compress it again.")
@@ -451,7 +451,7 @@ def _read_text(path: Path, layout: Layout) -> Iterator[_Item]:
 def _read_json(path: Path, layout: Layout) -> Iterator[_Item]:
     """Read JSON lines, or one JSON list, which is held whole."""
     # A row holds a document and its other fields, escaped: \\u0041 is one letter.
-    longest, number = 3 * layout.most_bytes + _BYTES_AT_ONCE, 0
+    longest, number = 3 * layout.most_bytes + _BYTES_PER_READ, 0
     try:
         with _open(path) as file:
             start = file.read(256)
@@ -497,7 +497,7 @@ def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
         if len(line) < limit or line.endswith(b"\n"):
             yield line
             continue
-        while (rest := file.readline(_BYTES_AT_ONCE)) and not rest.endswith(b"\n"):
+        while (rest := file.readline(_BYTES_PER_READ)) and not rest.endswith(b"\n"):
             pass
         yield None
 
@@ -527,15 +527,15 @@ _Batch = tuple[int, list[Any]]
 
 def _parquet_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
     """Yield batches, or what is wrong with a row group: the builder of `datasets` gives up the rest of the file."""
-    # Mapped: otherwise the wanted columns of a whole row group, which may be the file, are read at once.
+    # Mapped: otherwise the columns that are used of a whole row group, which may be the file, are read at once.
     with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-        columns = _wanted_columns(file.schema_arrow, str(path), layout)
+        columns = _content_columns(file.schema_arrow, str(path), layout)
         after = 0
         for group in range(file.metadata.num_row_groups):
             number, after = after, after + file.metadata.row_group(group).num_rows
             reason: object = "fewer rows than the file says"
             try:
-                for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns, row_groups=[group]):
+                for batch in file.iter_batches(batch_size=_ROWS_PER_READ, columns=columns, row_groups=[group]):
                     batch.validate(full=True)
                     yield number, batch.to_pylist()
                     number += len(batch)
@@ -554,12 +554,12 @@ def _arrow_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
         except pa.ArrowInvalid:
             stream = pa.ipc.open_file(source)
             batches = (stream.get_batch(index) for index in range(stream.num_record_batches))
-        columns = _wanted_columns(stream.schema, str(path), layout)
+        columns = _content_columns(stream.schema, str(path), layout)
         number = 0
         for batch in batches:
-            for start in range(0, len(batch), _ROWS_AT_ONCE):
-                rows = batch.select(columns).slice(start, _ROWS_AT_ONCE)
-                # Arrow looks at neither offsets nor letters by itself: wrong ones would end the process.
+            for start in range(0, len(batch), _ROWS_PER_READ):
+                rows = batch.select(columns).slice(start, _ROWS_PER_READ)
+                # Arrow does not check offsets and characters by itself: wrong ones would crash the process.
                 rows.validate(full=True)
                 yield number + start, rows.to_pylist()
             number += len(batch)
@@ -569,7 +569,7 @@ def _csv_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
     separator = "\t" if _kind_of(path)[0] == ".tsv" else ","
     with _open(path) as file:
         # As written: a text may be "NA" or "007".
-        frames = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, chunksize=_ROWS_AT_ONCE)
+        frames = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, chunksize=_ROWS_PER_READ)
         number = 0
         for frame in frames:
             if layout.column not in frame:
@@ -579,11 +579,11 @@ def _csv_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
             number += len(texts)
 
 
-def _wanted_columns(schema: Any, place: str, layout: Layout) -> list[str]:
+def _content_columns(schema: Any, place: str, layout: Layout) -> list[str]:
     """Return the columns of a table that are read, after checking that they hold what they should."""
-    if layout.wanted not in schema.names:
+    if layout.content_column not in schema.names:
         raise _missing_column(place, layout, schema.names)
-    kind = schema.field(layout.wanted).type
+    kind = schema.field(layout.content_column).type
     value = getattr(kind, "value_type", None)  # of a list, or of a dictionary
     if layout.rows == "text" and not {kind, value} & {pa.string(), pa.large_string(), pa.string_view()}:
         raise BadRow(
@@ -597,29 +597,29 @@ def _wanted_columns(schema: Any, place: str, layout: Layout) -> list[str]:
             f"Column {MESSAGES!r} of {place} holds {kind}; rows of messages are lists of objects with 'role' and "
             "'content'."
         )
-    return [layout.wanted, *([LABELS] if layout.rows == "tokens" and LABELS in schema.names else [])]
+    return [layout.content_column, *([LABELS] if layout.rows == "tokens" and LABELS in schema.names else [])]
 
 
 # Rows
 
 
 def _checked_row(row: Any, place: str, layout: Layout) -> dict[str, Any]:
-    """Return the wanted part of a row, or raise what is wrong with it."""
+    """Return the part of a row that is used, or raise what is wrong with it."""
     if isinstance(row, BadRow):
         raise row
     if isinstance(row, bytes):
         row = _parse_json(row, place)
     if not isinstance(row, dict):
-        raise BadRow(f"{place} holds a {type(row).__name__}, not an object with the field {layout.wanted!r}.")
-    if layout.wanted not in row:
+        raise BadRow(f"{place} holds a {type(row).__name__}, not an object with the field {layout.content_column!r}.")
+    if layout.content_column not in row:
         raise _missing_column(place, layout, row)
-    value = row[layout.wanted]
+    value = row[layout.content_column]
     if layout.rows == "tokens":
         labels = None if value is None else row.get(LABELS)
         if reason := wrong_tokens(value, labels):
             raise BadRow(f"{place}: {reason}; repair the row.")
         return {TOKENS: value, LABELS: labels}
-    return {layout.wanted: None if value is None else _checked_text(value, place, layout)}
+    return {layout.content_column: None if value is None else _checked_text(value, place, layout)}
 
 
 def _checked_text(value: Any, place: str, layout: Layout) -> str:
@@ -635,7 +635,7 @@ def _checked_text(value: Any, place: str, layout: Layout) -> str:
         size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError as error:
         raise BadRow(
-            f"{place}: {layout.wanted!r} holds half a surrogate pair, which no encoding allows; repair it."
+            f"{place}: {layout.content_column!r} holds half a surrogate pair, which no encoding allows; repair it."
         ) from error
     if size > layout.most_bytes:
         raise too_long(place, layout)
@@ -671,7 +671,7 @@ def _missing_column(place: str, layout: Layout, columns: Any) -> BadRow:
     setting = "set text_column to one of"
     if layout.rows != "text":
         setting = f"rows of {layout.rows} have it; set rows to what these hold. There are"
-    return BadRow(f"{place} has no column {layout.wanted!r}; {setting} {_names(columns)}.")
+    return BadRow(f"{place} has no column {layout.content_column!r}; {setting} {_names(columns)}.")
 
 
 def _names(columns: Any) -> str:
@@ -681,8 +681,8 @@ def _names(columns: Any) -> str:
 # Data sets by name
 
 
-def mark_long(dataset: Dataset, layout: Layout, place: str) -> Dataset:
-    """Return a data set with too long texts marked as bad rows, by their sizes; raise the first if not skipped."""
+def mark_long_texts(dataset: Dataset, layout: Layout, place: str) -> Dataset:
+    """Return a data set with too long texts marked as bad rows; raise the first if they are not skipped."""
     if layout.rows != "text" or len(dataset) == 0:
         return dataset
     sizes = pc.binary_length(dataset.data.column(layout.column)).fill_null(0).to_numpy()
@@ -700,7 +700,7 @@ def mark_long(dataset: Dataset, layout: Layout, place: str) -> Dataset:
 
 
 @contextmanager
-def reading(place: str) -> Iterator[None]:
+def naming_source(place: str) -> Iterator[None]:
     """Name the source of what `datasets` cannot read."""
     try:
         yield
@@ -712,16 +712,16 @@ def reading(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _named(source: Source) -> Iterator[None]:
+def _naming_data_set(source: Source) -> Iterator[None]:
     place = f"{source.name} ({source.split})"
     try:
-        with reading(place):
+        with naming_source(place):
             yield
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
         raise ValueError(
-            f"{place} is made by a program, which datasets does not run. The Hub may have a copy in Parquet: "
+            f"{place} is made by a loading script, which datasets does not run. The Hub may have a copy in Parquet: "
             f"hf download {source.name} --repo-type dataset --revision refs/convert/parquet --local-dir copy; give its "
             "files by train_files."
         ) from error
@@ -729,7 +729,7 @@ def _named(source: Source) -> Iterator[None]:
         raise error if str(error).startswith(str(source.name)) else ValueError(f"{place}: {error}") from error
 
 
-def _local(name: str, split: str) -> Dataset | None:
+def _load_local(name: str, split: str) -> Dataset | None:
     """Return the split if it is on this machine in the format of `datasets`, or embedded."""
     folder = Path(name)
     if folder.is_file():
@@ -738,7 +738,9 @@ def _local(name: str, split: str) -> Dataset | None:
         raise FileNotFoundError(f"dataset_name: there is no folder {name}; give a folder of a data set, or a Hub id.")
     if name == EMBEDDED:
         if split != "train":
-            raise ValueError(f"{EMBEDDED} has no split {split!r}; its evaluation sets are carved, or given as files.")
+            raise ValueError(
+                f"{EMBEDDED} has no split {split!r}; its evaluation sets are held out of it, or given as files."
+            )
         texts = [document.text for document in standard_library_documents()]
         return Dataset.from_dict({"text": texts}, features=Features({"text": Value("large_string")}))
     if (folder / "dataset_dict.json").is_file():

@@ -37,14 +37,14 @@ from .sources import (
     Source,
     evaluation_sources,
     find_files,
-    mark_long,
+    mark_long_texts,
+    naming_source,
     read_source,
-    reading,
     sources_fingerprint,
     stream_source,
     training_sources,
 )
-from .token_files import TokenFile, TokenSequences, copy_documents, find_tokens, read_documents, token_digests
+from .token_files import TokenFile, TokenSequences, copy_documents, open_token_file, read_documents, token_digests
 from .tokenization import Encoder, check_tokenizer, row_digest, seeded_hash, tokenize_documents
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 EVALUATION = ("selection", "test")
 # Longest sequence that is chosen without being asked for; the paper's block size.
 DEFAULT_BLOCK_SIZE = 1024
-# How often the sequences of a source may come so that a mixture has its shares: more than this is a typo.
+# How often the sequences of a source may be repeated for its share of a mixture: more than this is a typo.
 _MOST_PASSES = 1000
 
 
@@ -80,7 +80,7 @@ class DataSplits:
 
 @dataclass(frozen=True)
 class _Request:
-    """What the three sets are made of, beside the tokenizer's files: settings, sources, and how text becomes tokens."""
+    """What the three sets are made from: settings, sources, and how text becomes tokens."""
 
     config: DataConfig
     sources: list[Source]
@@ -101,7 +101,7 @@ class _Request:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the documents to carve for each evaluation set that is not given."""
+        """The share of the documents to hold out for each evaluation set that is not given."""
         return {name: getattr(self.config, f"{name}_fraction") for name in EVALUATION if name not in self.given}
 
 
@@ -119,8 +119,8 @@ def load_data_splits(
     """
     Read, tokenize and cut the train, selection and test sets that `config` describes.
 
-    Sets that are not given are carved out of the training source by whole documents, chosen by a hash of their text:
-    the choice does not depend on the order of the documents, and equal documents stay on one side. Reading,
+    Sets that are not given are held out of the training source by whole documents, chosen by a hash of their text: the
+    choice does not depend on the order of the documents, and equal documents stay in one set. Reading,
     tokenizing, packing and cutting are cached by `datasets`; in several processes let the main one call this first.
 
     Args:
@@ -129,11 +129,11 @@ def load_data_splits(
         block_size (`int`, *optional*):
             Tokens of one sequence; if not given, `config.block_size`, else that of a prepared folder, else
             `context_length` (at most 1024).
-        seed (`int`, *optional*, defaults to `42`): Chooses which documents are carved.
+        seed (`int`, *optional*, defaults to `42`): Chooses which documents are held out.
         vocab_size (`int`, *optional*): Tokens that the reference knows; the tokenizer's own if not given.
         context_length (`int`, *optional*): Most tokens that the reference reads; the tokenizer's limit if not given.
         cache_dir (`Path`, *optional*): Where `datasets` caches what was read and made; its own folder if not given.
-        progress (`Callable`, *optional*): Told documents tokenized and documents in all, after each part.
+        progress (`Callable`, *optional*): Called with the documents tokenized and their total, after each part.
 
     Returns:
         `DataSplits`: The three sets and their facts.
@@ -193,7 +193,7 @@ def splits_from_documents(
     features, sets = Features({"text": Value("large_string")}), {}
     for name, items in given.items():
         rows = Dataset.from_dict({"text": [document.text for document in items]}, features=features)
-        sets[name] = tokenize_documents(mark_long(rows, Layout(), f"the {name} documents"), Encoder(tokenizer))
+        sets[name] = tokenize_documents(mark_long_texts(rows, Layout(), f"the {name} documents"), Encoder(tokenizer))
     found = _Documents([sets["train"]], sets, sum(len(items) - len(sets[name]) for name, items in given.items()))
     config = DataConfig(max_sequences_per_document=max_sequences_per_document)
     request = _Request(config, [Source("train", Layout(), name=source)], {}, tokenizer, len(tokenizer), block_size, 0)
@@ -246,14 +246,14 @@ def _read_token_files(request: _Request) -> _Documents:
     config = request.config
     if len(request.sources) > 1:
         raise ValueError(
-            "Token files (.bin) cannot be mixed with other sources, since they are read where they lie; give them by "
+            "Token files (.bin) cannot be mixed with other sources, since they are used as they are; give them by "
             "train_files alone."
         )
     if config.streaming:
         raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
 
     def read(source: Source) -> dict[TokenFile, Dataset]:
-        files = [find_tokens(path, config.token_dtype) for path in find_files(source.files, source.setting)]
+        files = [open_token_file(path, config.token_dtype) for path in find_files(source.files, source.setting)]
         return {file: read_documents(file, request.vocab_size, request.tokenizer) for file in files}
 
     train, sets = read(request.sources[0]), {}
@@ -262,7 +262,7 @@ def _read_token_files(request: _Request) -> _Documents:
             sets[name] = concat([copy_documents(documents) for documents in read(source).values()])
         else:
             documents = request.tokenize(source)
-            # Text that was tokenized here is compared by its tokens too.
+            # Documents of token files are compared by their tokens, so this text is too.
             sets[name] = documents.remove_columns("digest").add_column("digest", token_digests(documents))
     return _Documents(list(train.values()), sets, files=tuple(train))
 
@@ -352,11 +352,9 @@ def _finish(
     logger.info("data: %s", encode(facts))
     if facts.shared_documents:
         logger.warning(
-            "%d selection or test documents are, word for word, in another set too: losses on them flatter a student%s",
+            "%d selection or test documents are, word for word, in another set too: losses on them are too low%s",
             facts.shared_documents,
-            "; the others were left out."
-            if facts.removed_documents
-            else " (duplicates 'remove' leaves the others out).",
+            "; the others were removed." if facts.removed_documents else " (duplicates 'remove' removes the others).",
         )
     return DataSplits(train, windows["selection"], windows["test"], facts)
 
@@ -408,11 +406,11 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
     """
     Join the sequences of several sources so that each has its share, evenly spread.
 
-    Without weights every sequence comes once. With weights, every sequence comes at least once, and those of sources
-    that would have too small a share again and again.
+    Without weights every sequence is used once. With weights, every sequence is used at least once, and those of
+    sources that would have too small a share are repeated.
 
     Returns:
-        `tuple[datasets.Dataset, list[float]]`: The sequences, and how often each source's come.
+        `tuple[datasets.Dataset, list[float]]`: The sequences, and how often each source's are used.
     """
     if len(packed) == 1:
         return packed[0], [1.0]
@@ -430,8 +428,8 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
     if max(passes) > _MOST_PASSES:
         most, least = passes.index(max(passes)), passes.index(min(passes))
         raise ValueError(
-            f"source {most + 1} would come {max(passes):,.0f} times (at most {_MOST_PASSES:,}), so that every sequence "
-            f"of source {least + 1} comes once; give weights nearer to their sizes ({counts[most]:,} and "
+            f"source {most + 1} would be repeated {max(passes):,.0f} times (at most {_MOST_PASSES:,}), so that every "
+            f"sequence of source {least + 1} is used once; give weights nearer to their sizes ({counts[most]:,} and "
             f"{counts[least]:,} sequences), or set streaming."
         )
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -449,14 +447,14 @@ def _load_stream(request: _Request) -> DataSplits:
     Open a training stream, and make the evaluation sets.
 
     A set that is held out is every document whose hash falls into the set's share. It is searched for among the first
-    `carve_documents` documents of each source; the stream leaves such documents out wherever they are.
+    `holdout_documents` documents of each source; the stream leaves such documents out wherever they are.
     """
     from .stream import Exclusion, PackedStream, StreamSource  # imports torch
 
     config, sources, seed = request.config, request.sources, request.seed
     opened = [(stream_source(source), request.encoder(source)) for source in sources]
     sets = {name: request.tokenize(source) for name, source in request.given.items()}
-    sets |= _carve_stream(opened, request.shares, config.carve_documents, seed)
+    sets |= _hold_out_of_stream(opened, request.shares, config.holdout_documents, seed)
     sets, _, overlaps = remove_overlaps(sets, [], config)
     _require_tokens(sets, request.block_size, request.block_size)
     settings, index = {"shared": config.duplicates, "near": config.near_duplicates}, None
@@ -469,7 +467,7 @@ def _load_stream(request: _Request) -> DataSplits:
         index,
         frozenset(name for name, value in settings.items() if value == "remove"),
     )
-    # In another order it is another stream: a run cannot be resumed in it.
+    # In another order it is another stream: a run cannot resume in it.
     order = f":{config.shuffle_documents}:{seed}" if config.shuffle_documents else ""
     fingerprint = hashlib.sha256(f"{sources_fingerprint(sources)}{order}".encode()).hexdigest()
     train = PackedStream(
@@ -482,7 +480,7 @@ def _load_stream(request: _Request) -> DataSplits:
         fingerprint,
         config.shuffle_documents,
         seed,
-        together=sources[0].weight is None,
+        equal_passes=sources[0].weight is None,
     )
     facts = [SourceFacts(source.label, weight=source.weight) for source in sources]
     return _finish(request, train, SetFacts(None, None, None, fingerprint), facts, sets, overlaps)
@@ -497,7 +495,7 @@ def _stream_weights(sources: Sequence[Source]) -> list[float]:
     return [float(max(1, sum(path.stat().st_size for path in source.find_files()))) for source in sources]
 
 
-def _carve_stream(
+def _hold_out_of_stream(
     opened: Sequence[tuple[IterableDataset, Encoder]], shares: Mapping[str, float], most: int, seed: int
 ) -> dict[str, Dataset]:
     """Tokenize the documents among the first `most` of each source whose hash falls into the share of a set."""
@@ -511,7 +509,7 @@ def _carve_stream(
     for rows, encoder in opened:
         found: list[list[dict[str, Any]]] = [[] for _ in shares]
         read = 0
-        with reading(encoder.source):
+        with naming_source(encoder.source):
             for row in itertools.islice(rows, most):
                 read += 1
                 digest = row_digest(row, encoder.layout)
@@ -525,6 +523,6 @@ def _carve_stream(
         if not parts:
             raise ValueError(
                 f"None of the first {read:,} documents falls into the {name} set ({shares[name]:.4g} of all); raise "
-                f"carve_documents or {name}_fraction, or give {name}_files."
+                f"holdout_documents or {name}_fraction, or give {name}_files."
             )
     return {name: concat(parts) for name, parts in chosen.items()}

@@ -18,7 +18,7 @@ from torch.utils.data import get_worker_info
 from ..annotations import Within
 from ..records import Count
 from .duplicates import NgramIndex
-from .sources import BAD_ROW, LABELS, TOKENS, reading
+from .sources import BAD_ROW, LABELS, TOKENS, naming_source
 from .tokenization import Encoded, Encoder, check_fit, mark_long_rows, seeded_hash
 
 logger = logging.getLogger(__name__)
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 #: Name under which a sequence, and a batch, carries the state of its reader after it.
 READER_STATE = "reader_state"
 
-# Documents that are tokenized at once, and characters (or tokens) of them: enough to be fast, few enough to be held.
+# Documents that are tokenized together, and their characters (or tokens): enough to be fast, few enough for memory.
 _GROUP = (64, 250_000)
-# Characters (or tokens) of the documents whose order is drawn at once.
+# Characters (or tokens) of the documents that are shuffled together.
 _WINDOW_SIZE = 32_000_000
 
-# What happened to the documents of a source; all but the first two grow when a group is read.
+# What happened to the documents of a source; all but the first two change when a group is read.
 _COUNTS = ("documents", "tokens", "passes", "damaged", "left_out", "shared", "near")
 
 
@@ -55,11 +55,11 @@ class Exclusion:
     remove: frozenset[str] = frozenset()
 
     def __call__(self, documents: Sequence[Encoded]) -> list[str]:
-        """Return for each document `carved`, `shared`, `near`, or an empty string."""
+        """Return for each document `held_out`, `shared`, `near`, or an empty string."""
         found = ["shared" if document.digest in self.digests else "" for document in documents]
         for number, document in enumerate(documents):
             if unit_hash(document.digest, self.seed) < self.share:
-                found[number] = "carved"
+                found[number] = "held_out"
         if self.near is not None and documents:
             lengths = np.array([len(document.tokens) for document in documents])
             tokens = np.concatenate([document.tokens for document in documents])
@@ -86,11 +86,11 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
     """
     Join the documents of one or several sources into sequences of exactly `block_size` tokens, without end.
 
-    A run has as many readers as processes, times their loader workers. Shards are dealt among them: a document belongs
-    to one reader, and every reader begins its documents again when it has read them all, so that one with fewer of
-    them holds up none of the others. Of several sources, the next document comes from the one that is furthest behind
-    its share of the tokens; if they are read together, of those with the fewest passes. Each sequence carries the
-    state of its reader after it; begun there, a reader gives the sequences that would have come next, token by token.
+    A run has as many readers as processes, times their loader workers. Shards are distributed among them: a document
+    belongs to one reader, and every reader starts over when it has read all of its documents, so that none waits for
+    another. Of several sources, the next document comes from the one that is furthest behind its share of the tokens;
+    with `equal_passes`, of those with the fewest passes. Each sequence carries the state of its reader after it; a
+    reader that starts from a state yields the sequences that would have come next, token by token.
 
     Args:
         sources (`Sequence[StreamSource]`): Where documents come from.
@@ -98,10 +98,10 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         exclusion (`Exclusion`, *optional*): What is not trained on.
         fingerprint (`str`, *optional*): Identity of the stream.
         shuffle_documents (`int`, *optional*, defaults to `0`):
-            Documents whose order is drawn at once; a reader's files come in a drawn order too. 0 keeps the order.
-        seed (`int`, *optional*, defaults to `0`): Draws the order, another one in each pass.
-        together (`bool`, *optional*, defaults to `False`):
-            Whether a source that was read to its end waits for the others, so that every document comes once in a pass.
+            Documents that are shuffled together; a reader's files are shuffled too. 0 keeps the order.
+        seed (`int`, *optional*, defaults to `0`): Determines the order, another one in each pass.
+        equal_passes (`bool`, *optional*, defaults to `False`):
+            Whether a source that was read to its end waits for the others, so that a pass has every document once.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         fingerprint: str = "",
         shuffle_documents: int = 0,
         seed: int = 0,
-        together: bool = False,
+        equal_passes: bool = False,
     ) -> None:
         self.sources = tuple(sources)
         self.block_size = block_size
@@ -120,22 +120,22 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         self.fingerprint = fingerprint
         self.shuffle_documents = shuffle_documents
         self.seed = seed
-        self.together = together
+        self.equal_passes = equal_passes
         self.rank, self.world_size = 0, 1
         self.state = StreamState()
 
     def begin(self, rank: int = 0, world_size: int = 1, state: StreamState | None = None) -> PackedStream:
-        """Return this stream for one process of `world_size`, begun at the start or where that process was."""
-        begun = copy.copy(self)
-        begun.rank, begun.world_size = rank, world_size
-        begun.state = copy.deepcopy(state) if state else StreamState()
-        return begun
+        """Return this stream for one process of `world_size`, from the start or from the state of that process."""
+        stream = copy.copy(self)
+        stream.rank, stream.world_size = rank, world_size
+        stream.state = copy.deepcopy(state) if state else StreamState()
+        return stream
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield `input_ids` (and `labels`), arrays of `block_size` tokens, and `reader_state`."""
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
-        # A loader asks its worker 0 first; whoever is next after the last batch takes that part.
+        # A loader asks its worker 0 first: it takes the part of the worker that is next after the last batch.
         worker = (worker + self.state.next) % workers
         number, count = self.rank * workers + worker, self.world_size * workers
         for row in _read(self, number, count, self.state.workers.get(str(worker))):
@@ -149,7 +149,7 @@ class SourceState:
     Where a reader is in one source: before a document.
 
     Args:
-        rows (*optional*): State of `datasets` at the row at which a window begins; None at the beginning.
+        rows (*optional*): State of `datasets` at the row at which a window begins; None at the start.
         window (`int`): The window's number in the pass.
         passed (`int`): Rows of the window before the current group of documents.
         taken (`int`): Documents of that group that were taken.
@@ -201,9 +201,9 @@ class StreamState:
     def total(self, name: str) -> int:
         """Return the sum of a count (`documents`, `tokens`, `damaged`, `left_out`, `shared`, `near`)."""
         whole: int = sum(source.counts[name] for reader in self.workers.values() for source in reader.sources)
-        # The document that a reader is in has been read, and its first tokens.
-        begun = {"tokens": [reader.offset for reader in self.workers.values()], "documents": [1] * len(self.workers)}
-        return whole + sum(begun.get(name, ()))
+        # A reader is within a document: it counts, as do its first tokens.
+        partial = {"tokens": [reader.offset for reader in self.workers.values()], "documents": [1] * len(self.workers)}
+        return whole + sum(partial.get(name, ()))
 
     @property
     def passes(self) -> int:
@@ -235,7 +235,7 @@ def _read(stream: PackedStream, number: int, count: int, start: ReaderState | No
     size = stream.block_size
     current = (start.current, start.offset) if start else None
     parts: dict[str, list[Any]] = {name: [] for name in names}
-    held = 0
+    pending = 0
     while True:
         chosen, skip = current or (_furthest_behind(readers, stream), 0)
         current = None
@@ -244,27 +244,27 @@ def _read(stream: PackedStream, number: int, count: int, start: ReaderState | No
         labels = document.tokens if document.labels is None else document.labels
         values = {name: (labels if name == LABELS else document.tokens)[skip:] for name in names}
         length, at = len(document.tokens) - skip, 0
-        while held + length - at >= size:
-            until = at + size - held
+        while pending + length - at >= size:
+            until = at + size - pending
             row: dict[str, Any] = {name: np.concatenate([*parts[name], values[name][at:until]]) for name in names}
-            at, held, parts = until, 0, {name: [] for name in names}
+            at, pending, parts = until, 0, {name: [] for name in names}
             row[READER_STATE] = ReaderState(before, chosen, skip + until)
             yield row
         for name in names:
             parts[name].append(values[name][at:])
-        held += length - at
+        pending += length - at
 
 
 def _furthest_behind(readers: Sequence[_SourceReader], stream: PackedStream) -> int:
     shares = [
-        (reader.begun_passes() if stream.together else 0, reader.counts["tokens"] / reader.source.weight)
+        (reader.next_pass() if stream.equal_passes else 0, reader.counts["tokens"] / reader.source.weight)
         for reader in readers
     ]
     return shares.index(min(shares))
 
 
 class _SourceReader:
-    """The documents of one source for one reader, again and again."""
+    """The documents of one source for one reader, pass after pass."""
 
     def __init__(self, source: StreamSource, stream: PackedStream, number: int, count: int, start: SourceState) -> None:
         self.source, self.stream, self.number, self.count = source, stream, number, count
@@ -277,19 +277,19 @@ class _SourceReader:
             self.group, self.taken = next(self.groups), start.taken
 
     def state(self) -> SourceState:
-        """Return where this is, before the next document; begun there, the rows of its window are read again."""
+        """Return the state before the next document; from it, the rows of its window are read again."""
         counts = {name: (self.counts if name in _COUNTS[:2] else self.group_start.counts)[name] for name in _COUNTS}
         return dataclasses.replace(self.group_start, taken=self.taken, counts=counts)
 
-    def begun_passes(self) -> int:
-        """Return which pass the next document belongs to."""
+    def next_pass(self) -> int:
+        """Return the number of the pass that the next document belongs to."""
         if self.taken == len(self.group):
             self.group, self.taken = next(self.groups), 0
         return self.counts["passes"]
 
     def take(self) -> Encoded:
         """Return the next document."""
-        self.begun_passes()
+        self.next_pass()
         document = self.group[self.taken]
         self.taken += 1
         self.counts["tokens"] += len(document.tokens)
@@ -298,17 +298,17 @@ class _SourceReader:
 
     def _groups(self, state: SourceState) -> Iterator[list[Encoded]]:
         """Yield some documents at a time, pass after pass, and note where each group began."""
-        shuffled, wanted = self.stream.shuffle_documents, self.source.encoder.layout.wanted
+        shuffled, wanted = self.stream.shuffle_documents, self.source.encoder.layout.content_column
         most = (shuffled, _WINDOW_SIZE) if shuffled else _GROUP
         while True:
             whole, found_any = state.begins_pass, False
-            rows = _Pass(self._deal(), state.shard, state.rows, self.source.encoder.source)
+            rows = _ShardRows(self._assign_shards(), state.shard, state.rows, self.source.encoder.source)
             unread = iter(rows)
-            while window := list(_some(unread, *most, wanted)):
+            while window := list(_take_group(unread, *most, wanted)):
                 if shuffled:
                     window = [window[number] for number in self._order(len(window), state.window)]
                 ordered = iter(window[state.passed :])
-                while group := list(_some(ordered, *_GROUP, wanted)):
+                while group := list(_take_group(ordered, *_GROUP, wanted)):
                     start = dataclasses.replace(state, counts=dict(self.counts))
                     found = self._encode(group, first=whole and not found_any)
                     if found:
@@ -325,11 +325,11 @@ class _SourceReader:
             self.counts["passes"] += 1
             state = SourceState()
 
-    def _deal(self) -> list[IterableDataset]:
-        """Return this reader's shards; with fewer shards than readers, every so many rows of all of them."""
+    def _assign_shards(self) -> list[IterableDataset]:
+        """Return this reader's shards; with fewer shards than readers, every n-th row of all of them."""
         rows = self.source.rows
         if rows.num_shards < self.count:
-            # In their order: which rows are a reader's is told by their number.
+            # In their order: the number of a row decides whose it is.
             return [split_dataset_by_node(rows, self.number, self.count)]
         own = rows.shard(self.count, self.number, contiguous=False)
         if not self.stream.shuffle_documents:
@@ -357,37 +357,37 @@ class _SourceReader:
         for document, kind in zip(found, exclusion(found), strict=True):
             if kind in ("shared", "near"):
                 counts[kind] += 1
-            if kind == "carved" or kind in exclusion.remove:
+            if kind == "held_out" or kind in exclusion.remove:
                 counts["left_out"] += 1
             else:
                 kept.append(document)
         return kept
 
 
-class _Pass:
-    """The rows of some shards, one shard after the other, begun anywhere."""
+class _ShardRows:
+    """The rows of some shards, one shard after the other, from any state."""
 
     def __init__(self, shards: Sequence[IterableDataset], shard: int, state: Any, name: str) -> None:
         self.shards, self.shard = shards, shard
-        self.begun, self.name = state, name
+        self.start, self.name = state, name
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number in range(self.shard, len(self.shards)):
             rows, self.shard = self.shards[number], number
-            if self.begun is not None:
-                rows.load_state_dict(self.begun)
-                self.begun = None
-            with reading(self.name):
+            if self.start is not None:
+                rows.load_state_dict(self.start)
+                self.start = None
+            with naming_source(self.name):
                 for batch in rows.iter(batch_size=1):
                     yield {name: values[0] for name, values in batch.items()}
 
     def position(self) -> tuple[int, Any]:
-        """Return the shard, and where this is in it, after the last row that was read."""
+        """Return the shard, and its state after the last row that was read."""
         return self.shard, self.shards[self.shard].state_dict()
 
 
-def _some(rows: Iterator[dict[str, Any]], documents: int, size: int, wanted: str) -> Iterator[dict[str, Any]]:
-    """Yield the next rows, until they are many or long enough."""
+def _take_group(rows: Iterator[dict[str, Any]], documents: int, size: int, wanted: str) -> Iterator[dict[str, Any]]:
+    """Yield the next rows, until there are `documents` of them or they are `size` long."""
     read = 0
     for number, row in enumerate(rows, start=1):
         yield row

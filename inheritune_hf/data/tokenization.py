@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How many of its tokens a tokenizer may not know.
+# Share of unknown tokens above which the tokenizer was made for other text.
 MOST_UNKNOWN = 0.01
 
-_CHARACTERS_AT_ONCE = 2_000_000
-# A batch has few documents, since one may be a whole book; or many, since each batch becomes a part of what is written,
-# which takes some kilobytes of memory as long as it is open.
+_CHARACTERS_PER_CALL = 2_000_000
+# A batch has few documents if they are long (one may be a whole book), and many if they are short, since each batch
+# becomes a part of the file that is written, which takes some kilobytes of memory while it is open.
 _BYTES_PER_BATCH = 16_000_000
 _FEWEST_PER_BATCH, MOST_PER_BATCH = 16, 1024
-# What an interruption costs at most.
+# What is lost at most by an interruption.
 DOCUMENTS_PER_PART = 20_000
 
 TOKEN_LIST = List(Value("int32"))
@@ -106,7 +106,7 @@ class Encoder:
         elif self.layout.rows == "messages" and self.chat_loss != "all":
             found = [_from_chat(row, self.tokenizer, end) for row in rows]
         else:
-            texts = [row if self.layout.rows == "text" else _write_chat(row, self.tokenizer) for row in rows]
+            texts = [row if self.layout.rows == "text" else _render_chat(row, self.tokenizer) for row in rows]
             found = _from_texts(rows, texts, self.tokenizer, end)
         for row, item in zip(rows, found, strict=True):
             _require_range(item.tokens, self.vocab_size, row)
@@ -205,7 +205,7 @@ def _empty(features: Features) -> Dataset:
 
 
 def documents_per_batch(documents: Dataset) -> int:
-    """Return how many documents are looked at together, by their mean size."""
+    """Return how many documents are processed together, by their mean size."""
     wanted = _BYTES_PER_BATCH * documents.data.num_rows // max(1, documents.data.nbytes)
     return int(min(max(wanted, _FEWEST_PER_BATCH), MOST_PER_BATCH))
 
@@ -312,7 +312,7 @@ def check_fit(batch: Mapping[str, Sequence[Any]], found: Sequence[Encoded], enco
         if encoder.boundaries:
             raise ValueError(
                 f"{source}: the end-of-text token {tokenizer.eos_token!r} is within a document too, as in "
-                f"{_excerpt(row)}, so documents cannot be told apart by it; leave document_boundaries out, or take it "
+                f"{_excerpt(row)}, so it cannot separate documents; leave document_boundaries out, or remove it "
                 "out of the text."
             )
         if encoder.layout.rows == "text":
@@ -349,7 +349,7 @@ def seeded_hash(digest: int, seed: int) -> bytes:
 
 def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:
     """Return the content of rows that have some: texts, lists of messages, or pairs of tokens and labels."""
-    column, bad, labels = batch[layout.wanted], batch.get(BAD_ROW), batch.get(LABELS)
+    column, bad, labels = batch[layout.content_column], batch.get(BAD_ROW), batch.get(LABELS)
     present = [
         index
         for index, row in enumerate(column)
@@ -393,7 +393,7 @@ def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Sequence
     if [item.ids for item in backend.encode_batch_fast(start, add_special_tokens=False)] != expected:
         return cast(Sequence[Any], whole(texts))
     # Some at a time: a tokenizer notes something of each character. As arrays: Python integers take nine times as much.
-    sizes = np.cumsum([len(text) for text in texts]) // _CHARACTERS_AT_ONCE
+    sizes = np.cumsum([len(text) for text in texts]) // _CHARACTERS_PER_CALL
     return [
         np.array(item.ids, dtype=np.int32)
         for places in np.split(np.arange(len(texts)), np.flatnonzero(np.diff(sizes)) + 1)
@@ -411,7 +411,7 @@ def _from_tokens(row: tuple[Sequence[int], Sequence[int] | None], end: int) -> E
     return Encoded(tokens, labels, _digest(row), 0)
 
 
-def _write_chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+def _render_chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
     if not tokenizer.chat_template:
         raise ValueError(
             f"The tokenizer has no chat template, so the chat {_excerpt(messages)} cannot be written; set "
@@ -427,12 +427,12 @@ def _write_chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
 
 def _from_chat(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, end: int) -> Encoded:
     options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-    written = _write_chat(messages, tokenizer, **options)
+    written = _render_chat(messages, tokenizer, **options)
     tokens = np.asarray(written["input_ids"], dtype=np.int32)
     counted = np.asarray(written["assistant_masks"], dtype=bool)
     if any(message["role"] == "assistant" for message in messages) and not counted.any():
         raise ValueError(
-            "The tokenizer's chat template does not mark what the assistant says ({% generation %}), so chat_loss "
+            "The tokenizer's chat template does not mark the assistant's tokens ({% generation %}), so chat_loss "
             "'assistant' would count nothing; set chat_loss to 'all', or use a template that marks it."
         )
     labels = np.where(counted, tokens, np.int32(IGNORED_LABEL))

@@ -27,7 +27,7 @@ from ..analysis import (
 )
 from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
-from ..data.prepared import keeps_documents_apart
+from ..data.prepared import separates_documents
 from ..evaluation import LazinessComparison, compare_losses
 from ..figures import loss_panel, save_panels
 from ..growth import rule_from_recipe
@@ -118,7 +118,7 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
             context_length=reference.context_length,
             vocab_size=text.vocab_size,
         )
-    return PreparedRun(reference, tokenizer, splits, kwargs, keeps_documents_apart(data))
+    return PreparedRun(reference, tokenizer, splits, kwargs, separates_documents(data))
 
 
 def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreTrainedConfig) -> None:

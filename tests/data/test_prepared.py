@@ -16,7 +16,7 @@ from test_splits import TEXTS, load, write_jsonl, write_texts
 
 from inheritune_hf.config import DataConfig
 from inheritune_hf.data import load_data_splits, prepare_data, tokenization
-from inheritune_hf.data.prepared import keeps_documents_apart
+from inheritune_hf.data.prepared import separates_documents
 
 
 def prepare(tokenizer, folder="prepared", block_size=16, **settings):
@@ -79,7 +79,7 @@ KILLED = """
 import os, signal, sys
 from transformers import PreTrainedTokenizerFast
 from inheritune_hf.config import DataConfig
-from inheritune_hf.data.prepared import keeps_documents_apart
+from inheritune_hf.data.prepared import separates_documents
 from inheritune_hf.data import prepare_data, prepared, tokenization
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -106,7 +106,7 @@ def test_a_killed_preparation_goes_on(tmp_path, tokenizer):
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-        with pytest.raises(ValueError, match=r"\./cut is not prepared to its end; give the command that prepares it"):
+        with pytest.raises(ValueError, match=r"The preparation of \./cut was interrupted; run the command"):
             load(tokenizer, dataset_name="./cut")
     facts = prepare(tokenizer, "cut", train_files=[path])
     assert facts == prepare(tokenizer, "whole", train_files=[path])
@@ -120,7 +120,7 @@ def test_a_folder_is_not_written_over(tmp_path, tokenizer, build_tokenizer):
     """Other data, another tokenizer or block size are refused, with what to do."""
     files = [write_texts(tmp_path / "texts")]
     prepare(tokenizer, train_files=files)
-    with pytest.raises(ValueError, match=r"prepared holds data that were prepared otherwise; choose another folder"):
+    with pytest.raises(ValueError, match=r"prepared holds data that were prepared with other settings; choose another"):
         prepare(tokenizer, train_files=files, block_size=8)
     with pytest.raises(ValueError, match=r"prepared was prepared with sequences of 16 tokens, got block_size 8; leave"):
         load(tokenizer, dataset_name="prepared", block_size=8)
@@ -142,7 +142,7 @@ def test_a_changed_file_is_not_taken_for_prepared(tmp_path, tokenizer):
     assert prepare(tokenizer, train_files=[path]) == facts
     Path(path).write_text(Path(path).read_text().replace("layer_11", "layer_99"))
     os.utime(path, (1000, 1000))
-    with pytest.raises(ValueError, match=r"prepared holds data that were prepared otherwise"):
+    with pytest.raises(ValueError, match=r"prepared holds data that were prepared with other settings"):
         prepare(tokenizer, train_files=[path])
 
 
@@ -163,7 +163,7 @@ def test_what_was_decided_is_not_asked_for_again(name, value, tmp_path, tokenize
         tokenizer, dataset_name="prepared", test_fraction=0.1, near_duplicates="ignore", preprocessing_workers=2
     )
     with pytest.raises(
-        ValueError, match=rf"prepared is prepared: its sets are made\. Leave out {name} .* \(prepared wi"
+        ValueError, match=rf"prepared is prepared: its sets are final\. Leave out {name} .* \(prepared wi"
     ):
         load(tokenizer, dataset_name="prepared", **{name: value})
 
@@ -172,15 +172,15 @@ def test_what_was_decided_is_not_asked_for_again(name, value, tmp_path, tokenize
 def test_documents_stay_apart_as_they_were_prepared(apart, tmp_path, tokenizer):
     """A run need not say again that documents are kept apart."""
     prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")], document_boundaries=apart)
-    assert keeps_documents_apart(DataConfig(dataset_name="prepared")) is apart
-    assert keeps_documents_apart(DataConfig(dataset_name="elsewhere", document_boundaries=True))
+    assert separates_documents(DataConfig(dataset_name="prepared")) is apart
+    assert separates_documents(DataConfig(dataset_name="elsewhere", document_boundaries=True))
 
 
 def test_what_needs_no_preparation(tmp_path, tokenizer):
     """Streams and token files are not prepared."""
-    with pytest.raises(ValueError, match=r"A stream is packed while training; leave out streaming"):
+    with pytest.raises(ValueError, match=r"A stream is packed during training; leave out streaming"):
         prepare(tokenizer, train_files=["a.jsonl"], streaming=True)
-    with pytest.raises(ValueError, match=r"Token files \(\.bin\) are read where they lie; .*nothing to prepare"):
+    with pytest.raises(ValueError, match=r"Token files \(\.bin\) are used as they are; .*nothing to prepare"):
         prepare(tokenizer, train_files=["a.bin"])
 
 

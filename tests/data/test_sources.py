@@ -20,7 +20,7 @@ from test_splits import TEXTS, load, mixture, write_jsonl
 
 from inheritune_hf.config import DataConfig
 from inheritune_hf.data import Document, load_data_splits, sources
-from inheritune_hf.data.sources import BadRow, Layout, mark_long, read_rows
+from inheritune_hf.data.sources import BadRow, Layout, mark_long_texts, read_rows
 
 ROWS = [{"text": text} for text in TEXTS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -78,7 +78,7 @@ def test_the_embedded_corpus_is_a_source(small_library, tmp_path, tokenizer):
         tokenizer, dataset_name="standard_library", streaming=True, selection_fraction=0.2, test_fraction=0.2
     )
     assert len(next(iter(streamed.train))["input_ids"]) == 16
-    with pytest.raises(ValueError, match=r"standard_library has no split 'dev'; its evaluation sets are carved, or"):
+    with pytest.raises(ValueError, match=r"standard_library has no split 'dev'; its evaluation sets are held out of"):
         load(tokenizer, dataset_name="standard_library", selection_split="dev")
 
 
@@ -518,7 +518,11 @@ UNREADABLE = {
     "Parquet": (an_empty_parquet_file, {}, r"\./folder.* cannot be read: .*; repair it, or give its files by"),
     "JSON": (a_broken_json_file, {}, r"\./folder.* cannot be read: .*; repair it, or give its files by train_"),
     "split of a folder": (a_broken_json_file, {"train_split": "dev"}, r"\./folder \(dev\).*train"),
-    "a program": (a_program, {}, r"\./folder \(train\) is made by a program, .*refs/convert/parquet --local-dir copy"),
+    "a program": (
+        a_program,
+        {},
+        r"\./folder \(train\) is made by a loading script, .*refs/convert/parquet --local-dir copy",
+    ),
     "no files": (no_file, {}, r"folder doesn't contain any data files"),
 }
 
@@ -568,7 +572,7 @@ def test_a_later_shard_that_cannot_be_read_is_named(tmp_path, tokenizer):
     (tmp_path / "folder").mkdir()
     Dataset.from_list(SET_ROWS).to_parquet(tmp_path / "folder" / "train-0.parquet")
     Dataset.from_list(SET_ROWS).to_parquet(tmp_path / "folder" / "train-1.parquet")
-    settings = {"dataset_name": "./folder", "streaming": True, "carve_documents": 40, "shuffle_documents": 0}
+    settings = {"dataset_name": "./folder", "streaming": True, "holdout_documents": 40, "shuffle_documents": 0}
     stream = load_small(tokenizer, **settings).train
     path = tmp_path / "folder" / "train-1.parquet"
     path.write_bytes(path.read_bytes()[:-9])
@@ -617,7 +621,7 @@ def test_chosen_rows_are_marked_by_their_own_sizes():
     """Of a data set that is a choice of rows, those are marked that are chosen; a null is not."""
     rows = Dataset.from_dict({"text": ["a" * 9, "b", None, "c" * 8]}).select([3, 2, 1])
     layout = Layout(most_bytes=7, skip=True)
-    marked = mark_long(rows, layout, "here")
+    marked = mark_long_texts(rows, layout, "here")
     assert [row and row[:34] for row in marked["bad_row"]] == ["here, row 1 is longer than max_doc", None, None]
     assert marked["text"][:] == ["c" * 8, None, "b"]
-    assert mark_long(rows.select([1, 2]), layout, "here").column_names == ["text"]
+    assert mark_long_texts(rows.select([1, 2]), layout, "here").column_names == ["text"]

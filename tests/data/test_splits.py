@@ -442,7 +442,8 @@ def test_a_mixture_has_the_shares_it_was_given(tmp_path, tokenizer):
 def test_a_weight_that_is_a_slip_is_not_tried(tmp_path, tokenizer):
     """A weight by which one source would come a thousand times and more is said with both sizes, at once."""
     with pytest.raises(
-        ValueError, match=r"source 1 would come [\d,]+ times \(at most 1,000\), so that .* source 2 comes once; give"
+        ValueError,
+        match=r"source 1 would be repeated [\d,]+ times \(at most 1,000\), so that .* source 2 is used once; give",
     ):
         load(tokenizer, sources=mixture(tmp_path, 1, 1e-9), near_duplicates="ignore")
 

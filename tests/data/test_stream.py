@@ -48,14 +48,14 @@ def rows_of(shards):
             yield {"text": text, "bad_row": None}
 
 
-def stream_of(tokenizer, *sources, block_size=8, weights=None, shuffle=0, seed=0, together=False):
+def stream_of(tokenizer, *sources, block_size=8, weights=None, shuffle=0, seed=0, equal_passes=False):
     """A stream of sources, each a list of shards, each a list of texts."""
     made = []
     for number, shards in enumerate(sources):
         rows = IterableDataset.from_generator(rows_of, gen_kwargs={"shards": [json.dumps(shard) for shard in shards]})
         weight = weights[number] if weights else 1.0
         made.append(StreamSource(rows, Encoder(tokenizer, source=f"source {number}"), weight))
-    return PackedStream(made, block_size, shuffle_documents=shuffle, seed=seed, together=together)
+    return PackedStream(made, block_size, shuffle_documents=shuffle, seed=seed, equal_passes=equal_passes)
 
 
 def documents(count, seed=0, words=12):
@@ -110,15 +110,17 @@ def test_a_stream_is_its_documents_end_to_end(shards, block_size, tokenizer):
     stop=st.integers(0, 12),
     sources=st.integers(1, 3),
     shuffle=st.integers(0, 50),
-    together=st.booleans(),
+    equal_passes=st.booleans(),
 )
 def test_an_interrupted_stream_goes_on_token_by_token(
-    count, shards, block_size, stop, sources, shuffle, together, tokenizer
+    count, shards, block_size, stop, sources, shuffle, equal_passes, tokenizer
 ):
     """Wherever it stopped, shuffled or not, the sequences that follow are those that would have followed."""
     parts = [[documents(count, seed=10 * number + part) for part in range(shards)] for number in range(sources)]
     weights = [number + 1.0 for number in range(sources)]
-    stream = stream_of(tokenizer, *parts, block_size=block_size, weights=weights, shuffle=shuffle, together=together)
+    stream = stream_of(
+        tokenizer, *parts, block_size=block_size, weights=weights, shuffle=shuffle, equal_passes=equal_passes
+    )
     whole, after = take(stream, stop + 8, batch_size=1)
     resumed, _ = take(stream, 7, batch_size=1, state=after[stop])
     assert resumed == whole[stop + 1 :]
@@ -236,7 +238,7 @@ def test_sources_of_a_stream_have_their_shares(tokenizer):
 def test_sources_read_together_come_once_in_a_pass(sizes, shuffle, stop, tokenizer):
     """However unlike their sizes, and gone on with anywhere, each pass has every document of every source once."""
     parts = [[[f"{number} {n}" for n in range(size)]] for number, size in enumerate(sizes)]
-    stream = stream_of(tokenizer, *parts, block_size=2, shuffle=shuffle, together=True)
+    stream = stream_of(tokenizer, *parts, block_size=2, shuffle=shuffle, equal_passes=True)
     once = sum(len(tokenizer(text)["input_ids"]) + 1 for (texts,) in parts for text in texts)
     whole, after = take(stream, once + stop + 1, batch_size=1)
     resumed, _ = take(stream, once, batch_size=1, state=after[stop])

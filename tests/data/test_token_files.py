@@ -13,7 +13,7 @@ from test_duplicates import given_sets
 from test_splits import TEXTS, documents_of, load, write_texts
 
 from inheritune_hf.data import set_fingerprint
-from inheritune_hf.data.token_files import TokenSequences, find_tokens, read_documents
+from inheritune_hf.data.token_files import TokenSequences, open_token_file, read_documents
 
 
 def tokens_of(tokenizer, texts=TEXTS):
@@ -118,7 +118,7 @@ def test_sequences_join_what_remains(documents, block_size, data, tmp_path, toke
     end = tokenizer.eos_token_id
     path = tmp_path / "any.bin"
     write_nanogpt(path, [token for row in documents for token in [*row, end]])
-    file = find_tokens(path, "uint16")
+    file = open_token_file(path, "uint16")
     left_out = data.draw(st.sets(st.integers(0, len(documents) - 1)))
     kept = [number for number in range(len(documents)) if number not in left_out]
     rest = [t for number in kept for t in [*documents[number], end]]

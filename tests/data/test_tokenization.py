@@ -153,7 +153,7 @@ def test_chats_are_written_by_the_template(tmp_path, build_tokenizer):
     ("template", "settings", "message"),
     [
         (None, {}, r"tokenizer has no chat template, so the chat \"\[\{'role': 'user'.* cannot be written; set"),
-        (TEMPLATE, {"chat_loss": "assistant"}, r"does not mark what the assistant says .*set chat_loss to 'all'"),
+        (TEMPLATE, {"chat_loss": "assistant"}, r"does not mark the assistant's tokens .*set chat_loss to 'all'"),
         ("{{ raise_exception('no') }}", {}, r"chat template refuses the chat .*: no; repair the row"),
     ],
 )

@@ -125,7 +125,7 @@ def test_two_processes_continue_across_rounds(reference, tmp_path):
     shards = [(0, 2), (2, 30), (32, 3), (35, 8)]
     args = {"per_device_train_batch_size": 2, "dataloader_num_workers": 1}
     recipe = {**TWO_ROUNDS, "data_order": "continue"}
-    settings = settings_of(tmp_path, reference, "run", shards=shards, args=args, recipe=recipe, carved=0.3)
+    settings = settings_of(tmp_path, reference, "run", shards=shards, args=args, recipe=recipe, held_out=0.3)
     result = run_program(settings, processes=2)
     assert result["world_size"] == 2
     counts, exclusion = [], Exclusion(share=0.3)

@@ -266,8 +266,8 @@ def main():
         sharding.communicate_by_gloo()
     shards = sharding.Shards()
     train = stream(settings["shards"], settings.get("shuffle", 0)) if "shards" in settings else None
-    if "carved" in settings:
-        train.exclusion = Exclusion(share=settings["carved"])
+    if "held_out" in settings:
+        train.exclusion = Exclusion(share=settings["held_out"])
     seen = Seen()
     trainer = make_trainer(
         settings["output_dir"],
