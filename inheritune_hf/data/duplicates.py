@@ -30,15 +30,7 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class Overlaps:
-    """
-    How many documents are in two sets.
-
-    Args:
-        shared (`int`): Selection and test documents that are, word for word, in another set too.
-        near (`int`, *optional*): Training and selection documents that are nearly the same as one of a set that
-            evaluates them; None if they were not searched for.
-        removed (`int`): Documents that were removed.
-    """
+    """How many documents are in two sets, word for word or nearly (None: not searched for), and were removed."""
 
     shared: int
     near: int | None = None
@@ -59,13 +51,7 @@ def remove_overlaps(
     Count the documents that are in two sets, and remove them if `config` says so: training documents first, then
     selection documents, so that what evaluates stays.
 
-    Args:
-        sets (`dict[str, datasets.Dataset]`): The tokenized selection and test sets.
-        train (`Sequence[datasets.Dataset]`): The tokenized training documents; none for a stream.
-        config (`DataConfig`): What to search for, and whether to remove it.
-
-    Returns:
-        `tuple[dict[str, Dataset], list[Dataset], Overlaps]`: The sets and training documents that remain.
+    Takes and returns the tokenized selection and test sets and training documents (none for a stream).
     """
     test = read_column(sets["test"], "digest")
     evaluated = np.concatenate([read_column(sets["selection"], "digest"), test])
@@ -96,11 +82,8 @@ class NgramIndex:
     The 5-grams of evaluation documents, with which other documents are compared exactly.
 
     A document can only be near one of them if it shares enough n-grams with all of them together, which a table shows
-    in a few nanoseconds per token; only such documents are compared one by one.
-
-    Args:
-        sets (`Iterable[datasets.Dataset]`): Tokenized documents, as `tokenize_documents` returns them.
-        threshold (`float`): Jaccard similarity from which documents are near-duplicates.
+    in a few nanoseconds per token; only such documents are compared one by one. Documents are near-duplicates from a
+    Jaccard similarity of `threshold` on.
     """
 
     def __init__(self, sets: Iterable[Dataset], threshold: float) -> None:

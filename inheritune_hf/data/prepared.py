@@ -97,7 +97,6 @@ def prepare_data(
 
     Raises:
         BlockingIOError: If another process prepares the same folder.
-        FileNotFoundError: If a file or data set is not there.
         ValueError: If a source cannot be used, the reference cannot read the sequences, or the folder holds other data.
     """
     folder = Path(output_dir)
@@ -150,13 +149,7 @@ def load_prepared(
     block_size: int | None = None,
     context_length: int | None = None,
 ) -> DataSplits:
-    """
-    Load a prepared folder; its block size is the run's.
-
-    Raises:
-        ValueError: If it was made with another tokenizer or block size, if `config` asks for something else than it was
-            prepared with, or if it is damaged.
-    """
+    """Load a prepared folder; a `ValueError` if it is damaged, or `config` or the tokenizer asks for something else."""
     folder = Path(str(config.dataset_name))
     prepared = read_prepared(folder)
     request, facts = prepared.request, prepared.facts

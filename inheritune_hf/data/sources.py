@@ -190,16 +190,10 @@ def _mixed_source(item: Mapping[str, Any], place: str, layout: Layout) -> Source
 
 def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
     """
-    Read a whole source into a data set that is cached on disk; a null is kept as a null.
+    Read a whole source into a data set that is cached on disk, one row per document, nulls included.
 
-    Of a folder of text files read by name the documents are their lines, so name the files instead.
-
-    Returns:
-        `datasets.Dataset`: One row per document: the columns that are used and, if some may be skipped, `bad_row`.
-
-    Raises:
-        FileNotFoundError: If a pattern matches no file, or there is no such folder.
-        ValueError: If something cannot be read; the message names file and place.
+    It has the columns that are used and, if some rows may be skipped, `bad_row`. In a folder of text files that is
+    given as a data set, each line is a document.
     """
     if source.name is None:
         return read_files(source.files, source.layout, source.setting, cache_dir)
@@ -213,13 +207,7 @@ def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
 
 
 def stream_source(source: Source) -> IterableDataset:
-    """
-    Open a source as a stream; nothing is copied to disk. Each file is a shard.
-
-    Raises:
-        FileNotFoundError: If a pattern matches no file, or there is no such folder.
-        ValueError: If a file is empty, there is no such split, or no text in the column.
-    """
+    """Open a source as a stream; nothing is copied to disk. Each file is a shard."""
     if source.name is None:
         options = {"stamps": _stamps(source.find_files()), "layout": source.layout}
         return IterableDataset.from_generator(_rows_of_files, features=source.layout.features, gen_kwargs=options)
@@ -295,13 +283,8 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
     """
     Read the rows of files, in the order of the patterns, sorted within each.
 
-    A file that is neither JSON nor a table is one document of UTF-8 text. What was read is cached by `datasets`, under
-    the paths, sizes and times of change of the files.
-
-    Raises:
-        FileNotFoundError: If a pattern matches no file.
-        OSError: If what was read cannot be written.
-        ValueError: If a file is empty, or damaged, or has no such column; the message names file and place.
+    A file that is neither JSON nor a table is one document of UTF-8 text. The rows are cached by `datasets` under the
+    paths, sizes and times of change of the files.
     """
     stamps = _stamps(find_files(patterns, setting, layout.skip))
     try:
@@ -328,13 +311,7 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
 
 
 def find_files(patterns: Sequence[str], setting: str, skip: bool = False) -> list[Path]:
-    """
-    Return the files that `patterns` match, each once, and refuse empty ones, unless they are to be skipped later.
-
-    Raises:
-        FileNotFoundError: If a pattern matches no file.
-        ValueError: If a file is empty.
-    """
+    """Return the files that `patterns` match, each once, and refuse empty ones, unless they are to be skipped later."""
     found: dict[Path, Path] = {}
     for pattern in patterns:
         named = Path(pattern).expanduser()
@@ -377,14 +354,9 @@ def _rows_of_files(stamps: Sequence[tuple[str, int, int]], layout: Layout) -> It
 
 def read_rows(path: Path, layout: Layout) -> Iterator[dict[str, Any] | BadRow]:
     """
-    Read the rows of one file, in order, holding one of them (one batch of a table, a whole JSON list) in memory.
+    Yield the rows of one file, in order, with the columns that are used; a bad one is raised, or yielded if skipped.
 
-    Yields:
-        `dict` or `BadRow`: A row with the columns that are used; with `layout.skip`, what could not be read.
-
-    Raises:
-        BadRow: If something cannot be read and is not to be skipped.
-        ValueError: If the file holds no rows of this kind.
+    One row (one batch of a table, a whole JSON list) is held in memory.
     """
     kind, _ = _kind_of(path)
     if kind == ".bin":

@@ -182,12 +182,7 @@ def splits_from_documents(
     *,
     source: str = "documents in memory",
 ) -> DataSplits:
-    """
-    Tokenize and cut documents that are already in memory and already split; `source` says where they come from.
-
-    Raises:
-        ValueError: If a set has too little text.
-    """
+    """Tokenize and cut documents that are already in memory and split; `source` says where they come from."""
     _check_block_size(block_size)
     given = {"train": train, "selection": selection, "test": test}
     features, sets = Features({"text": Value("large_string")}), {}
@@ -379,12 +374,7 @@ def _hold_out(train: list[Dataset], shares: Mapping[str, float], seed: int) -> t
 
 
 def choose_held_out(digests: Integers, shares: Mapping[str, float], seed: int) -> dict[str, Integers]:
-    """
-    Choose the distinct documents that are held out for each set: those whose hash comes first, at least one each.
-
-    Raises:
-        ValueError: If there are too few distinct documents.
-    """
+    """Choose the distinct documents that are held out for each set: those whose hash comes first, at least one each."""
     if not shares:
         return {}
     distinct = np.unique(digests)
@@ -407,10 +397,7 @@ def mix_sequences(packed: Sequence[Dataset], weights: Sequence[float | None]) ->
     Join the sequences of several sources so that each has its share, evenly spread.
 
     Without weights every sequence is used once. With weights, every sequence is used at least once, and those of
-    sources that would have too small a share are repeated.
-
-    Returns:
-        `tuple[datasets.Dataset, list[float]]`: The sequences, and how often each source's are used.
+    sources that would have too small a share are repeated. Returns how often each source's are used, too.
     """
     if len(packed) == 1:
         return packed[0], [1.0]

@@ -49,12 +49,7 @@ class TokenFile:
 
 
 def open_token_file(path: Path, dtype: str) -> TokenFile:
-    """
-    Recognise a token file: llm.c's by its header, nanoGPT's by having none.
-
-    Raises:
-        ValueError: If its size does not fit what its header says, or whole tokens.
-    """
+    """Recognise a token file, llm.c's by its header, nanoGPT's by having none; a `ValueError` if its size is wrong."""
     size = path.stat().st_size
     if size >= HEADER_BYTES:
         magic, version, count = (int(item) for item in np.fromfile(path, dtype="<i4", count=3))
@@ -78,12 +73,7 @@ def open_token_file(path: Path, dtype: str) -> TokenFile:
 
 
 def read_documents(file: TokenFile, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """
-    Return the documents of a token file as if tokenized, without a copy, and the place in the file where each starts.
-
-    Raises:
-        ValueError: If a token is out of range or half of one, or there is no end-of-text token; with an example.
-    """
+    """Return the documents of a token file as if tokenized, without a copy, and where in the file each starts."""
     ends = check_tokens(file, vocab_size, tokenizer)
     places = np.concatenate([[0], ends])
     columns = {
@@ -115,13 +105,9 @@ def token_digests(documents: Dataset) -> Integers:
 
 def check_tokens(file: TokenFile, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> Integers:
     """
-    Read every token once: all must be known to the reference, and documents must end.
+    Return where each document ends, after reading every token once.
 
-    Returns:
-        `np.ndarray` of shape `(documents,)`: The place after each end-of-text token, ascending, and the last place.
-
-    Raises:
-        ValueError: If a token is out of range or half of one, or there is no end-of-text token; with an example.
+    A `ValueError` shows tokens that are out of range or halves of tokens, and a file without end-of-text tokens.
     """
     tokens, end, ends = file.open(), end_of_text(tokenizer), []
     for start in range(0, file.count, _TOKENS_PER_READ):
@@ -157,14 +143,7 @@ def _is_uint32(tokens: np.ndarray[Any, Any], vocab_size: int) -> bool:
 
 
 class TokenSequences:
-    """
-    Sequences of exactly `block_size` tokens out of token files, as rows of a map-style data set.
-
-    Args:
-        files (`Sequence[TokenFile]`): The files.
-        documents (`Sequence[datasets.Dataset]`): For each file, those of its documents that are joined.
-        block_size (`int`): Tokens of one sequence.
-    """
+    """Sequences of exactly `block_size` tokens, as a map-style data set: the documents of token files, joined."""
 
     def __init__(self, files: Sequence[TokenFile], documents: Sequence[Dataset], block_size: int) -> None:
         self.block_size, self.files = block_size, list(files)
@@ -196,7 +175,7 @@ class TokenSequences:
         return {**self.__dict__, "_open": None}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return sequence `index`: `input_ids`, an array of `block_size` tokens."""
+        """Return the `input_ids` of one sequence."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"There are {len(self)} sequences, got {index}.")
         if self._open is None:

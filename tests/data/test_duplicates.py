@@ -98,7 +98,7 @@ def given_sets(tmp_path):
 
 
 def test_documents_in_two_sets_are_reported(tmp_path, tokenizer, caplog):
-    """The same and nearly the same are counted apart, and nothing is taken away."""
+    """The same and nearly the same are counted separately, and nothing is removed."""
     files, _ = given_sets(tmp_path)
     facts = load(tokenizer, **files).facts
     assert (facts.shared_documents, facts.near_duplicates, facts.removed_documents) == (1, 3, 0)
@@ -110,7 +110,7 @@ def test_documents_in_two_sets_are_reported(tmp_path, tokenizer, caplog):
 
 
 def test_documents_in_two_sets_are_removed(tmp_path, tokenizer):
-    """What judges stays: training documents go, and selection documents that are in the test set."""
+    """What evaluates stays: training documents are removed, and selection documents that are in the test set."""
     files, base = given_sets(tmp_path)
     splits = load(tokenizer, **files, duplicates="remove", near_duplicates="remove")
     assert splits.facts.removed_documents == 5
@@ -129,7 +129,7 @@ def counts_after_two_passes(splits):
     return None
 
 
-def test_a_stream_counts_them_as_they_come(tmp_path, tokenizer):
+def test_a_stream_counts_them_as_it_is_read(tmp_path, tokenizer):
     """A stream counts what is in an evaluation set, the same and nearly, in each pass; nothing is left out."""
     files, _ = given_sets(tmp_path)
     splits = load(tokenizer, **files, streaming=True)

@@ -112,8 +112,8 @@ def test_what_the_hub_does_not_have_is_named(on_hub, repository, tokenizer):
 
 
 @pytest.mark.parametrize("shuffle", [0, 7])
-def test_the_hub_is_streamed_and_gone_on_with(shuffle, hub, on_hub, repository, tokenizer):
-    """A stream from the Hub is that of its files, and goes on token by token."""
+def test_the_hub_is_streamed_and_resumed(shuffle, hub, on_hub, repository, tokenizer):
+    """A stream from the Hub is that of its files, and resumes token by token."""
     order = {"streaming": True, "shuffle_documents": shuffle, "test_fraction": 0.2}
     config = DataConfig(**PAGES, **order, selection_split="validation")
     whole, after = on_hub(streamed, config, tokenizer, 120)

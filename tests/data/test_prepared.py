@@ -1,4 +1,4 @@
-"""Sequences made ahead of time: the same as made by a run, interruptible, and recognised."""
+"""Prepared sequences: the same as a run makes, interruptible, and recognised."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_run_takes_the_block_size_of_its_prepared_data(tmp_path, tokenizer):
         assert splits.facts.block_size == len(splits.train[0]["input_ids"]) == 16
 
 
-def test_an_interrupted_preparation_goes_on(tmp_path, build_tokenizer, monkeypatch):
+def test_an_interrupted_preparation_resumes(tmp_path, build_tokenizer, monkeypatch):
     """What was tokenized before an interruption is not tokenized again, and the result is the same."""
     monkeypatch.setattr(tokenization, "DOCUMENTS_PER_PART", 10)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
@@ -97,8 +97,8 @@ prepare_data(DataConfig(train_files=["rows.jsonl"]), tokenizer, "cut", block_siz
 
 
 @pytest.mark.slow
-def test_a_killed_preparation_goes_on(tmp_path, tokenizer):
-    """Killed while it tokenizes, while it saves and before it says so, it ends with what it would have made at once."""
+def test_a_killed_preparation_resumes(tmp_path, tokenizer):
+    """Killed while it tokenizes, while it saves and before its record, it ends with what it would have made at once."""
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
     tokenizer.save_pretrained("tokenizer")
     for moment in ("tokenizing", "saving", "saying"):
@@ -134,7 +134,7 @@ def test_a_folder_is_not_written_over(tmp_path, tokenizer, build_tokenizer):
         prepare(tokenizer, "again", dataset_name="prepared")
 
 
-def test_a_changed_file_is_not_taken_for_prepared(tmp_path, tokenizer):
+def test_a_changed_file_is_not_what_was_prepared(tmp_path, tokenizer):
     """After an edit that keeps the size, a finished folder is refused, not given back with the old text."""
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
     facts = prepare(tokenizer, train_files=[path])
@@ -227,7 +227,7 @@ def test_damaged_sequences_are_named(tmp_path, tokenizer):
             load(tokenizer, dataset_name="prepared")
 
 
-def test_a_folder_of_before_is_read(tmp_path, tokenizer):
+def test_a_folder_without_a_format_is_read(tmp_path, tokenizer):
     """A file without the number of its format, as was written before, is the first format."""
     facts = prepare(tokenizer, train_files=[write_texts(tmp_path / "texts")])
     path = tmp_path / "prepared" / "prepared.json"
@@ -239,7 +239,7 @@ def test_a_folder_of_before_is_read(tmp_path, tokenizer):
 
 
 def test_one_process_prepares_a_folder(tmp_path, tokenizer):
-    """A second one is told which process is at work; a file that a killed one left is in nobody's way."""
+    """A second process gets an error that names the first; a lock file that a killed one left does not matter."""
     files = [write_texts(tmp_path / "texts")]
 
     def meanwhile(done, total):

@@ -1,4 +1,4 @@
-"""Every kind of source, and what is said of one that is damaged."""
+"""Every kind of source, and the errors of those that are damaged."""
 
 from __future__ import annotations
 

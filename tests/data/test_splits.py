@@ -1,4 +1,4 @@
-"""Three document-disjoint sets from every kind of source, and what is said when that cannot be."""
+"""Three document-disjoint sets from every kind of source, and the errors of sources that cannot be used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_jsonl(path, rows):
 
 
 def documents_of(dataset, tokenizer):
-    """The texts of an evaluation set, put together again from its windows."""
+    """The texts of an evaluation set, joined from its windows."""
     found = {}
     for row in dataset:
         found.setdefault(row["document"], []).extend(row["input_ids"])
@@ -49,10 +49,10 @@ def load(tokenizer, *, block_size=16, seed=42, **settings):
     return load_data_splits(DataConfig(**settings), tokenizer, block_size=block_size, seed=seed)
 
 
-# --- carving ---------------------------------------------------------------------------------------------------------
+# --- held-out sets ----------------------------------------------------------------------------------------------------
 
 
-def test_carved_sets_divide_the_documents(tmp_path, tokenizer):
+def test_held_out_sets_divide_the_documents(tmp_path, tokenizer):
     """Every document is in one set; the shares are those asked for; the facts count what is there."""
     splits = load(tokenizer, train_files=[write_texts(tmp_path / "texts")], selection_fraction=0.1, test_fraction=0.2)
     selection, test = documents_of(splits.selection, tokenizer), documents_of(splits.test, tokenizer)
@@ -74,8 +74,8 @@ def test_carved_sets_divide_the_documents(tmp_path, tokenizer):
     assert json.loads(json.dumps(encode(facts)))["train"]["documents"] == 28
 
 
-def test_carving_does_not_depend_on_the_order(tmp_path, tokenizer):
-    """Shuffled documents are carved alike; within a set, the order is that of the source."""
+def test_held_out_sets_do_not_depend_on_the_order(tmp_path, tokenizer):
+    """Of shuffled documents the same are held out; within a set, the order is that of the source."""
     shuffled = random.Random(1).sample(TEXTS, len(TEXTS))
     sets = []
     for name, texts in (("one", TEXTS), ("two", shuffled)):
@@ -87,7 +87,7 @@ def test_carving_does_not_depend_on_the_order(tmp_path, tokenizer):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_carving_does_not_depend_on_workers_or_files(tmp_path, tokenizer):
+def test_held_out_sets_do_not_depend_on_workers_or_files(tmp_path, tokenizer):
     """One file or five, one process or two: the same sets, token for token."""
     whole = write_jsonl(tmp_path / "whole.jsonl", [{"text": text} for text in TEXTS])
     for number in range(5):
@@ -99,7 +99,7 @@ def test_carving_does_not_depend_on_workers_or_files(tmp_path, tokenizer):
 
 
 def test_equal_documents_stay_on_one_side(tmp_path, tokenizer):
-    """A text that comes twice is never both trained on and judged by."""
+    """A text that is there twice is never both trained and evaluated on."""
     path = write_jsonl(tmp_path / "twice.jsonl", [{"text": text} for text in TEXTS * 2])
     splits = load(tokenizer, train_files=[path], selection_fraction=0.3, test_fraction=0.3)
     assert splits.facts.shared_documents == 0
@@ -108,8 +108,8 @@ def test_equal_documents_stay_on_one_side(tmp_path, tokenizer):
     assert all(selection.count(text) == 2 for text in selection)
 
 
-def test_the_seed_chooses_what_is_carved(tmp_path, tokenizer):
-    """The same seed carves the same documents, another seed others."""
+def test_the_seed_chooses_what_is_held_out(tmp_path, tokenizer):
+    """The same seed holds out the same documents, another seed others."""
     files = [write_texts(tmp_path / "texts")]
     sets = [documents_of(load(tokenizer, train_files=files, seed=seed).selection, tokenizer) for seed in (1, 1, 2)]
     assert sets[0] == sets[1] != sets[2]
@@ -130,8 +130,8 @@ def test_three_documents_are_enough_and_two_are_not(tmp_path, tokenizer):
 # --- given sets ------------------------------------------------------------------------------------------------------
 
 
-def test_given_sets_are_used_and_the_missing_one_is_carved(tmp_path, tokenizer):
-    """A given selection set is taken whole; only the test set is carved."""
+def test_given_sets_are_used_and_the_missing_one_is_held_out(tmp_path, tokenizer):
+    """A given selection set is used whole; only the test set is held out."""
     splits = load(
         tokenizer,
         train_files=[write_texts(tmp_path / "train", TEXTS[:20])],
@@ -294,7 +294,7 @@ def test_documents_in_memory_are_packed_like_files(tmp_path, tokenizer):
 
 
 def test_files_that_are_not_there(tmp_path, tokenizer):
-    """A glob without a match, a missing file, a folder and an empty file are told apart."""
+    """A glob without a match, a missing file, a folder and an empty file are distinguished."""
     (tmp_path / "empty.txt").touch()
     with pytest.raises(
         FileNotFoundError, match=r"train_files: no file matches 'texts/\*\.md' in .*correct the pattern"
@@ -398,7 +398,7 @@ def test_those_are_held_out_whose_hash_comes_first(digests, seed):
     assert chosen["test"].tolist() == ordered[count : 2 * count]
 
 
-def test_carving_takes_few_bytes_of_each_document():
+def test_holding_out_takes_few_bytes_for_each_document():
     """What is held to choose among many documents is less than 50 bytes for each."""
     count = 400_000
     digests = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, count)
@@ -425,7 +425,7 @@ def mixture(tmp_path, *weights):
 
 
 def test_a_mixture_has_the_shares_it_was_given(tmp_path, tokenizer):
-    """Each source has its share of the sequences, spread evenly; each document comes at least once."""
+    """Each source has its share of the sequences, spread evenly; each document is used at least once."""
     splits = load(tokenizer, sources=mixture(tmp_path, 3, 1), near_duplicates="ignore")
     texts = [tokenizer.decode(row) for row in splits.train["input_ids"]]
     first = [("source 0" in text or "e 0 says" in text) for text in texts]
@@ -439,8 +439,8 @@ def test_a_mixture_has_the_shares_it_was_given(tmp_path, tokenizer):
     assert plain.facts.train.documents == splits.facts.train.documents == 54
 
 
-def test_a_weight_that_is_a_slip_is_not_tried(tmp_path, tokenizer):
-    """A weight by which one source would come a thousand times and more is said with both sizes, at once."""
+def test_a_weight_that_is_a_typo_is_refused(tmp_path, tokenizer):
+    """A weight by which one source would be repeated a thousand times is refused with both sizes."""
     with pytest.raises(
         ValueError,
         match=r"source 1 would be repeated [\d,]+ times \(at most 1,000\), so that .* source 2 is used once; give",

@@ -1,4 +1,4 @@
-"""Token files of nanoGPT and llm.c: read as they are, by memory map."""
+"""Token files of nanoGPT and llm.c, read by memory map."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_layout_gives_the_sets_of_the_text(tmp_path, tokenizer):
 
 
 def test_given_sets_are_used(tmp_path, tokenizer):
-    """Token files for evaluation, or text, take the place of carving; what they share with training is counted."""
+    """Token files for evaluation, or text, are used as they are; what they share with training is counted."""
     train = write_nanogpt(tmp_path / "train.bin", tokens_of(tokenizer, TEXTS[:30]))
     val = write_nanogpt(tmp_path / "val.bin", tokens_of(tokenizer, TEXTS[28:35]))
     test = write_texts(tmp_path / "test", [*TEXTS[35:], TEXTS[3]])
@@ -68,7 +68,7 @@ def test_given_sets_are_used(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_text_is_not_judged_by_token_files(streaming, tmp_path, tokenizer):
+def test_text_is_not_evaluated_on_token_files(streaming, tmp_path, tokenizer):
     """Text to train on with token files for evaluation is refused with the reason, before anything is read."""
     val = write_nanogpt(tmp_path / "val.bin", tokens_of(tokenizer))
     train = write_texts(tmp_path / "train")
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_found_before_training(tmp_path, tokenizer):
         load(tokenizer, train_files=["short.bin"], streaming=True)
 
 
-def test_the_two_types_are_told_apart(tmp_path, tokenizer):
+def test_the_two_types_are_distinguished(tmp_path, tokenizer):
     """uint32 read as uint16 would be twice as many tokens, every other one 0; uint16 read as uint32 is out of range."""
     tokens = tokens_of(tokenizer)
     tokens = tokens[: len(tokens) // 2 * 2]
@@ -177,7 +177,7 @@ def test_the_two_types_are_told_apart(tmp_path, tokenizer):
 
 
 def test_documents_may_begin_with_the_token(tmp_path, tokenizer):
-    """llm.c puts the token before each document: they are told apart all the same."""
+    """llm.c puts the token before each document: they are separated all the same."""
     end = tokenizer.eos_token_id
     documents = [[token + 1, token + 2, token + 3] for token in range(20)]
     path = write_llm_c(tmp_path / "first.bin", [token for row in documents for token in [end, *row]])

@@ -52,7 +52,7 @@ def test_every_document_ends_with_the_end_of_text_token(items, tokenizer):
     assert documents["length"][:] == [len(row) for row in documents["input_ids"]]
 
 
-def test_few_long_documents_are_looked_at_together():
+def test_few_long_documents_are_processed_together():
     """A batch has about as many bytes whatever the documents are, within limits, and knows what was left out before."""
     for letters, count in ((2_000_000, 16), (160_000, 99), (10, MOST_PER_BATCH)):
         documents = Dataset.from_dict({"text": ["a" * letters] * 20})
@@ -61,7 +61,7 @@ def test_few_long_documents_are_looked_at_together():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_worker_that_dies_is_said(tokenizer, monkeypatch):
+def test_a_worker_that_dies_is_named(tokenizer, monkeypatch):
     """A worker that is killed, as one is that runs out of memory, ends in an error that says what to do."""
 
     def die(*arguments, **options):
@@ -107,7 +107,7 @@ def test_a_tokenizer_must_fit_the_reference(tokenizer):
         check_tokenizer(tokenizer, 100)
 
 
-def test_another_end_of_text_than_the_references_is_said_once(build_tokenizer, caplog):
+def test_another_end_of_text_than_the_references_is_warned_of_once(build_tokenizer, caplog):
     """Where the config names other tokens only, it is warned of, with both; one of several, or none, is right."""
     tokenizer = build_tokenizer()
     end = tokenizer.eos_token_id
@@ -134,7 +134,7 @@ MARKED = (
 )
 
 
-def test_chats_are_written_by_the_template(tmp_path, build_tokenizer):
+def test_chats_are_rendered_by_the_template(tmp_path, build_tokenizer):
     """Rows of messages become the text that the reference's template makes of them."""
     tokenizer = build_tokenizer()
     tokenizer.chat_template = TEMPLATE
@@ -157,7 +157,7 @@ def test_chats_are_written_by_the_template(tmp_path, build_tokenizer):
         ("{{ raise_exception('no') }}", {}, r"chat template refuses the chat .*: no; repair the row"),
     ],
 )
-def test_chats_that_cannot_be_written(template, settings, message, tmp_path, build_tokenizer):
+def test_chats_that_cannot_be_rendered(template, settings, message, tmp_path, build_tokenizer):
     """A chat without a template, or one that does not do what is asked, is said with the chat."""
     tokenizer = build_tokenizer()
     tokenizer.chat_template = template
@@ -195,7 +195,7 @@ def test_text_that_the_tokenizer_does_not_know(streaming, tmp_path):
 
 
 def test_the_end_of_text_token_within_a_document(tmp_path, tokenizer, caplog):
-    """It is warned of, with the document; where documents are to be told apart by it, it is an error."""
+    """It is warned of, with the document; where it separates documents, it is an error."""
     rows = [*ROWS, {"text": f"one {tokenizer.eos_token} two"}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     load(tokenizer, train_files=[path])
