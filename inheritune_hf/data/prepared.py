@@ -119,28 +119,37 @@ def prepare_data(
         tuple(source_identity(source) for source in [*sources, *evaluation_sources(config).values()]),
     )
     work = folder / _WORK
-    if is_prepared(str(folder)):
-        if encode(read_prepared(folder).request) != encode(request):
-            raise ValueError(
-                f"{folder} holds data that were prepared with other settings; choose another folder, or remove it."
-            )
-        shutil.rmtree(work, ignore_errors=True)
-        return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
-    folder.mkdir(parents=True, exist_ok=True)
-    with hold_folder(folder):
-        work.mkdir(exist_ok=True)
-        splits = load_data_splits(
-            config, tokenizer, block_size=size, seed=seed, vocab_size=vocab_size, cache_dir=work, progress=progress
+    if not is_prepared(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with hold_folder(folder):
+            if not is_prepared(str(folder)):  # another process may have finished it in between
+                work.mkdir(exist_ok=True)
+                splits = load_data_splits(
+                    config,
+                    tokenizer,
+                    block_size=size,
+                    seed=seed,
+                    vocab_size=vocab_size,
+                    cache_dir=work,
+                    progress=progress,
+                )
+                _save(splits, folder, request)
+    if encode(read_prepared(folder).request) != encode(request):
+        raise ValueError(
+            f"{folder} holds data that were prepared with other settings; choose another folder, or remove it."
         )
-        temporary = folder / f".{_SETS}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        DatasetDict(train=splits.train, selection=splits.selection, test=splits.test).save_to_disk(temporary)
-        shutil.rmtree(folder / _SETS, ignore_errors=True)
-        temporary.rename(folder / _SETS)
-        # Last: a folder without it is not used.
-        write_record(folder / _FACTS, Prepared(request, splits.facts))
-        shutil.rmtree(work, ignore_errors=True)
-    return splits.facts
+    shutil.rmtree(work, ignore_errors=True)
+    return load_prepared(DataConfig(dataset_name=str(folder)), tokenizer).facts
+
+
+def _save(splits: DataSplits, folder: Path, request: Request) -> None:
+    temporary = folder / f".{_SETS}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    DatasetDict(train=splits.train, selection=splits.selection, test=splits.test).save_to_disk(temporary)
+    shutil.rmtree(folder / _SETS, ignore_errors=True)
+    temporary.rename(folder / _SETS)
+    # Last: a folder without it is not used.
+    write_record(folder / _FACTS, Prepared(request, splits.facts))
 
 
 def load_prepared(

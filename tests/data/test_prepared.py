@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from datasets import Dataset
 from test_splits import TEXTS, load, write_jsonl, write_texts
 
 from inheritune_hf.config import DataConfig
-from inheritune_hf.data import load_data_splits, prepare_data, tokenization
+from inheritune_hf.data import load_data_splits, prepare_data, prepared, tokenization
 from inheritune_hf.data.prepared import separates_documents
 
 
@@ -251,3 +252,20 @@ def test_one_process_prepares_a_folder(tmp_path, tokenizer):
     (tmp_path / "prepared" / ".lock").write_text("process 1 on elsewhere since long ago")
     prepare_data(config, tokenizer, "prepared", block_size=16, progress=meanwhile)
     assert sorted(item.name for item in (tmp_path / "prepared").iterdir()) == ["prepared.json", "sets"]
+
+
+def test_a_folder_that_was_finished_in_between_is_not_prepared_again(tmp_path, tokenizer, monkeypatch):
+    """Where another process finishes a folder just before this one would begin, its sequences are used."""
+    files, saved, hold, save = [write_texts(tmp_path / "texts")], [], prepared.hold_folder, prepared._save
+
+    @contextlib.contextmanager
+    def another_first(folder):
+        monkeypatch.setattr(prepared, "hold_folder", hold)
+        prepare(tokenizer, train_files=files)
+        with hold(folder):
+            yield
+
+    monkeypatch.setattr(prepared, "hold_folder", another_first)
+    monkeypatch.setattr(prepared, "_save", lambda *values: saved.append(1) or save(*values))
+    assert prepare(tokenizer, train_files=files) == load(tokenizer, dataset_name="prepared").facts
+    assert saved == [1]
