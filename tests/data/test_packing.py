@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_tokenization import expected_tokens, make_documents, quick, texts
 
 from inheritune_hf.data import CausalCollator, set_fingerprint
 from inheritune_hf.data.packing import cut_windows, pack_sequences, spread
-from inheritune_hf.data.tokenization import MOST_PER_BATCH, Encoder, tokenize_documents
+from inheritune_hf.data.tokenization import MOST_PER_BATCH
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,18 +31,6 @@ def test_packing_loses_only_the_last_partial_sequence(items, block_size, tokeniz
     packed = [token for row in rows for token in row]
     assert all(len(row) == block_size for row in rows)
     assert packed == source[: len(source) // block_size * block_size]
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@settings(max_examples=5, deadline=None, database=None, derandomize=True)
-@given(count=st.integers(1, 40), workers=st.integers(1, 3), block_size=st.integers(2, 9), words=st.integers(0, 6))
-def test_workers_pack_the_tokens_of_the_source(count, workers, block_size, words, tokenizer):
-    """However many processes tokenize, the sequences are the documents end to end, but for the last partial one."""
-    texts = [f"{number} " + "layer " * (number % (words + 1)) for number in range(count)]
-    rows = Dataset.from_dict({"text": texts})
-    packed = pack_sequences(tokenize_documents(rows, Encoder(tokenizer), workers), block_size)
-    once = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
-    assert [token for row in packed["input_ids"] for token in row] == once[: len(once) // block_size * block_size]
 
 
 def test_packing_carries_tokens_from_batch_to_batch(tokenizer):
