@@ -391,7 +391,7 @@ def llama_case(folder):
 
 
 def stream_case(folder):
-    """A packed stream of text files, shuffled, of which selection documents are carved; rounds go on in the data."""
+    """A packed stream of text files, shuffled, with held-out selection documents; rounds continue in the data."""
     reads = DataConfig(
         train_files=[write_texts(folder / "texts")],
         selection_fraction=0.2,
