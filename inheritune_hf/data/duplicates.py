@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 _NGRAM = 5
 # Slots of the table for each n-gram: a fuller one would find a tenth of a foreign document's n-grams by chance.
-_SLOTS_PER_NGRAM, _MAX_SLOTS = 16, 1 << 28
+_SLOTS_PER_NGRAM, _MIN_SLOTS, _MAX_SLOTS = 16, 1 << 24, 1 << 28
 # Compared together, short documents cost a tenth of what they cost one by one.
 _TOKENS_PER_GROUP = 500_000
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -101,7 +101,7 @@ class NgramIndex:
         #: All n-grams, sorted, and the number of the document that each is from.
         self.hashes: Hashes = hashes[order]
         self.owners = np.repeat(np.arange(len(ngrams), dtype=np.int32), self.sizes)[order]
-        slots = 1 << int(_SLOTS_PER_NGRAM * len(hashes)).bit_length()
+        slots = max(1 << int(_SLOTS_PER_NGRAM * len(hashes)).bit_length(), _MIN_SLOTS)
         #: Which n-grams, by the last bits of their hash, occur.
         self.table = np.zeros(min(slots, _MAX_SLOTS), dtype=bool)
         self.table[self._slots(self.hashes)] = True
