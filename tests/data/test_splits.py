@@ -400,7 +400,7 @@ def test_those_are_held_out_whose_hash_comes_first(digests, seed):
 
 def test_holding_out_takes_few_bytes_for_each_document():
     """What is held to choose among many documents is less than 50 bytes for each."""
-    count = 400_000
+    count = 100_000
     digests = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, count)
     tracemalloc.start()
     try:
