@@ -1,4 +1,4 @@
-"""The arms of a comparison: what each of them is, how deep it is, and for how long it trains."""
+"""The arms of a comparison: which layers each takes, how deep it is, and for how long it trains."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from .layers import resolve_layers
 from .measures import MEASURES
 
-#: The arm that says how deep the others are and how long they train, unless the comparison does.
+#: The arm that decides how deep the others are and how long they train, unless the comparison sets it.
 LOOP = "inheritune"
-#: Arms that keep a comparison honest: run whether or not they are asked for, unless `controls` is off.
+#: Control arms, which are run whether or not they are asked for, unless `controls` is off.
 CONTROLS = ("continued", "random", "random-long")
 
 _PAPER = "arXiv 2404.08634v4"
@@ -26,38 +26,22 @@ SUBMODULES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """
-    One way to get a small model, trained under the comparison's budget.
+    """One way to get a small model, trained under the comparison's budget."""
 
-    Args:
-        name (`str`): As it is written in a recipe.
-        summary (`str`): What it is, in a sentence.
-        source (`str`): Where it comes from.
-        places (`Callable`, *optional*): Says, by the depths of the reference and of the model, for each position which
-            layer's block stands there; None for a random one. Layers that a measure chose, or weights of the arm's own,
-            if not given.
-        budgets (`float`): Budgets that it is trained for.
-        stages (`int`): Stages of equal length; each begins with a model that is twice as deep as the last one.
-        whole (`bool`): Whether it is as deep as the reference.
-        moves (`bool`): Whether it moves blocks to other positions.
-        narrow (`bool`): Whether it is half as wide.
-        after_reference (`bool`): Whether its budget includes the reference's own training.
-        measure (`str`, *optional*): Measure of importance that chooses its layers.
-        lowest (`bool`): Whether the layers of the lowest importance are chosen.
-    """
-
-    name: str
+    name: str  # as recipes write it
     summary: str
-    source: str
+    source: str  # the paper, or where else it comes from
+    # By the depths of the reference and of the model, the layer whose block goes to each position, None for a random
+    # one; without it, layers that a measure chose, or weights of the arm's own.
     places: Callable[[int, int], Sequence[int | None]] | None = None
-    budgets: float = 1.0
-    stages: int = 1
-    whole: bool = False
-    moves: bool = False
-    narrow: bool = False
-    after_reference: bool = False
-    measure: str | None = None
-    lowest: bool = False
+    budgets: float = 1.0  # that it is trained for
+    stages: int = 1  # of equal length, each with a model twice as deep as before
+    whole: bool = False  # as deep as the reference
+    moves: bool = False  # moves blocks to other positions
+    narrow: bool = False  # half as wide
+    after_reference: bool = False  # its budget includes the reference's own training
+    measure: str | None = None  # of importance, which chooses its layers
+    lowest: bool = False  # the layers of the lowest importance
 
     @property
     def is_loop(self) -> bool:
@@ -65,37 +49,25 @@ class Arm:
         return self.name == LOOP
 
 
-# Which layer stands where
+# Layers by position
 
 
 def twice(layers: int) -> tuple[int, ...]:
-    """
-    Return the first half as many layers, twice over.
-
-    Raises:
-        ValueError: If the number of layers is odd.
-    """
+    """Return the first half as many layers, twice over, or raise a `ValueError` if the number is odd."""
     return (*range(_half(layers)), *range(_half(layers)))
 
 
 def each_twice(layers: int) -> tuple[int, ...]:
-    """
-    Return the first half as many layers, each followed by itself.
-
-    Raises:
-        ValueError: If the number of layers is odd.
-    """
+    """Return the first half as many layers, each followed by itself, or raise a `ValueError` if the number is odd."""
     return tuple(layer for layer in range(_half(layers)) for _ in range(2))
 
 
 def alternate_layers(depth: int, layers: int) -> tuple[int, ...]:
     """
-    Return the layers of a DistilBERT-style student: every other one, then on from three quarters of the depth.
+    Return the layers of a DistilBERT-style student: every other one, then those from three quarters of the depth on.
 
-    For 16 of 24 layers these are 0, 2, ..., 22 and 18 to 21 (PAPER: Appendix D), in this order.
-
-    Raises:
-        ValueError: If it would be deeper than three quarters of the reference.
+    For 16 of 24 layers these are 0, 2, ..., 22 and 18 to 21 (PAPER: Appendix D), in this order. A student deeper than
+    three quarters of the reference is a `ValueError`.
     """
     alternate = tuple(range(0, depth, 2))[:layers]
     start = depth * 3 // 4
@@ -106,7 +78,7 @@ def alternate_layers(depth: int, layers: int) -> tuple[int, ...]:
 
 
 def lazy_in_place(depth: int) -> list[int | None]:
-    """Return the last layers where they stand, from the 16th of 24 on, after random ones (PAPER: G.3)."""
+    """Return the last layers at their own positions, from the 16th of 24 on, after random ones (PAPER: G.3)."""
     return [None if place < depth * 5 // 8 else place for place in range(depth)]
 
 
@@ -136,7 +108,7 @@ _ARMS = (
     Arm(
         "random-long",
         "same depth from random weights, with the reference's own training as well",
-        "control: what the reference had seen counts too",
+        "control: the reference's own training counts too",
         after_reference=True,
     ),
     Arm(
@@ -183,7 +155,7 @@ _ARMS = (
     ),
     Arm(
         "lazy-in-place",
-        "the reference's depth: its last layers where they stand, the first five eighths random",
+        "the reference's depth: its last layers at their own positions, the first five eighths random",
         f"{_PAPER}, G.3",
         lambda depth, layers: lazy_in_place(depth),
         whole=True,
@@ -231,7 +203,7 @@ _ARMS = (
     ),
     Arm(
         "distilbert",
-        "every other layer, then on from three quarters of the depth",
+        "every other layer, then those from three quarters of the depth on",
         f"{_PAPER}, appendix D",
         alternate_layers,
         moves=True,
