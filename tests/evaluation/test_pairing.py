@@ -74,14 +74,6 @@ def test_same_model_twice_and_full_depth_are_equal(pair, corpus):
     assert (found.accuracy_lower, found.accuracy_upper) == (0, 0)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_batch_size_changes_nothing(pair, corpus, batch_size):
-    """The batch size changes losses by float tolerance at most, and accuracies not at all."""
-    found, eight = validate(load(pair.student), corpus, batch_size), validate(load(pair.student), corpus)
-    assert found.correct == eight.correct
-    np.testing.assert_allclose(found.loss_sums, eight.loss_sums, rtol=1e-6)
-
-
 def test_accuracy_is_paired_by_document(pair, corpus):
     """The difference in accuracy lies within its bounds; with few documents it is said that they may be too narrow."""
     documents = tuple(range(40))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from inheritune_hf.evaluation import PAPER_TASKS, compare_tasks, evaluate_tasks, require_harness, tasks
 from inheritune_hf.evaluation.tasks import TaskScores, exact_mcnemar, exchange_test, task_of_file
@@ -85,27 +85,6 @@ def test_log_likelihoods_are_those_of_a_plain_forward_pass(pair, files):
     for row, found in zip(WORDS, words.log_likelihoods, strict=True):
         expected = log_likelihood(model, pair.tokenizer, row["context"], f" {row['continuation']}")
         assert found == pytest.approx([expected], abs=1e-3)
-
-
-@harness
-@shared
-def test_hundred_rows_of_the_real_tasks(tmp_path):
-    """On the first 100 rows of ARC-easy, PIQA and LAMBADA the harness agrees with an independent computation."""
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "gpt2_tokenizer")
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=8, n_layer=2, n_head=2)).eval()
-    for name in ("arc_easy", "piqa", "lambada_openai"):
-        path = SHARED / "zero_shot" / f"{name}.jsonl"
-        (scores,) = evaluate_tasks(model, tokenizer, [str(path)], limit=100)
-        rows = [json.loads(line) for line in path.read_text().splitlines()[:100]]
-        assert len(scores.log_likelihoods) == 100
-        for row, found in zip(rows, scores.log_likelihoods, strict=True):
-            if "query" in row:
-                context, answers = f"{row['query']}\nAnswer:", [f" {choice}" for choice in row["choices"]]
-            else:
-                context, answers = row["context"], [f" {row['continuation']}"]
-            expected = [log_likelihood(model, tokenizer, context, answer) for answer in answers]
-            assert found == pytest.approx(expected, abs=2e-3)
 
 
 @harness

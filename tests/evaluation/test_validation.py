@@ -9,7 +9,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.evaluation import ValidatedTrainer, document_ids, sequence_sums
 from inheritune_hf.evaluation.validation import sum_by_document
-from inheritune_hf.records import Validation, decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +56,15 @@ def expected_sums(model, rows):
     return sums
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 4}, {"eval_accumulation_steps": 1}])
-@pytest.mark.parametrize("lengths", ["padded", "alike"])
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("batch_size", "lengths", "settings"),
+    [
+        (1, "padded", {}),
+        (3, "padded", {"gradient_accumulation_steps": 4}),
+        (8, "padded", {"eval_accumulation_steps": 1}),
+        (8, "alike", {}),
+    ],
+)
 def test_loss_does_not_depend_on_batches_or_padding(model, rows, tmp_path, batch_size, lengths, settings):
     """Batches of 1, 3 and 8, padded or not, with accumulation or without, give the loss of each sequence on its own."""
     if lengths == "alike":
@@ -133,12 +138,3 @@ def test_documents_of_a_set():
     stream = IterableDataset.from_generator(lambda: iter(()))
     with pytest.raises(ValueError, match="must have a length, got a IterableDataset"):
         document_ids(stream)
-
-
-def test_validation_goes_through_json():
-    """The sums are the same bits after JSON."""
-    import json
-
-    found = Validation((0, 2), (0.1 + 0.2, 1 / 3), (3, 4), (1, 0))
-    assert decode(Validation, json.loads(json.dumps(encode(found))), "a file") == found
-    assert found.accuracy == 1 / 7
