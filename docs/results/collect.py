@@ -5,13 +5,12 @@ Put the runs of several seeds into docs/results/: one table, one picture.
     python docs/results/collect.py inheritune-demo-seed1 inheritune-demo-seed2 inheritune-demo-seed3
 """
 
-import json
 import sys
 from pathlib import Path
 
 from inheritune_hf.figures import loss_panel, save_panels
-from inheritune_hf.publishing import ResultRow, markdown_table
-from inheritune_hf.records import Match, RunRecord, decode, write_text
+from inheritune_hf.publishing import FinishedRun, markdown_table
+from inheritune_hf.records import read_record, write_text
 
 HERE = Path(__file__).parent
 
@@ -50,53 +49,46 @@ The test set was opened once for each run, after its last round.
 
 In {grown} of {runs} runs the first round misses and a later one matches. On the test sets a student is {random} nats
 per token below a model of its shape from random weights that was given the same steps, and {continued} nats per token
-above the reference trained on for those steps. So a student that matches the *starting* reference has also had more
-training than it; given the same, the reference is ahead where that figure is positive. The models are tiny and far
+above the reference, trained further for those steps. So a student that matches the *starting* reference has also had
+more training than it; given the same, the reference is ahead where that figure is positive. The models are tiny and far
 from converged, and the text is program source: nothing here is evidence about the sizes in the paper.
 """
 
 
 def main(folders: list[str]) -> None:
     """Write embedded.md and losses.png."""
-    runs = [json.loads((Path(folder) / "rounds.json").read_text(encoding="utf-8")) for folder in folders]
-    records = [decode(RunRecord, run, "rounds.json", only_known=False) for run in runs]
+    runs = [read_record(FinishedRun, Path(folder) / "rounds.json") for folder in folders]
     first = runs[0]
     rounds = [
-        f"| {run['seed']} | {item.index} | {item.layers} | {item.loss:.4f} | {item.target:.4f} | "
+        f"| {run.seed} | {item.index} | {item.layers} | {item.loss:.4f} | {item.target:.4f} | "
         f"{item.match.difference:+.4f} | {item.match.upper:+.4f} | {'yes' if item.match.matched else 'no'} |"
-        for run, record in zip(runs, records, strict=True)
-        for item in record.rounds
+        for run in runs
+        for item in run.rounds
         if item.match.upper is not None
     ]
-    tests = [f"### Seed {run['seed']}\n\n{markdown_table([_row(values) for values in run['results']])}" for run in runs]
-    grown = sum(record.outcome == "matched" and len(record.rounds) > 1 for record in records)
+    tests = [f"### Seed {run.seed}\n\n{markdown_table(run.results)}" for run in runs]
     text = _HEAD.format(
-        layers=records[0].lineage.reference_layers,
-        steps=first["results"][0]["steps"],
-        documents=first["data"]["train"]["documents"],
-        tokens=first["data"]["train"]["tokens"],
-        per_round=records[0].recipe["steps_per_round"],
-        tolerance=records[0].recipe["tolerance"],
-        seed=first["seed"],
+        layers=first.lineage.reference_layers,
+        steps=first.results[0].steps,
+        documents=first.data.train.documents,
+        tokens=first.data.train.tokens,
+        per_round=first.recipe["steps_per_round"],
+        tolerance=first.recipe["tolerance"],
+        seed=first.seed,
         rounds="\n".join(rounds),
         tests="\n\n".join(tests),
-        grown=grown,
-        random=_range([run["results"][2]["loss"] - run["results"][1]["loss"] for run in runs]),
-        continued=_range([run["results"][1]["loss"] - run["results"][3]["loss"] for run in runs]),
+        grown=sum(run.outcome == "matched" and len(run.rounds) > 1 for run in runs),
+        random=_range([run.results[2].loss - run.results[1].loss for run in runs]),
+        continued=_range([run.results[1].loss - run.results[3].loss for run in runs]),
         runs=len(runs),
     )
     write_text(HERE / "embedded.md", text)
-    tolerance = records[0].recipe["tolerance"]
-    save_panels(HERE / "losses.png", [loss_panel(records[0].rounds, first["curves"], records[0].target, tolerance)])
+    panel = loss_panel(first.rounds, first.curves, first.target, first.recipe["tolerance"])
+    save_panels(HERE / "losses.png", [panel])
 
 
 def _range(values: list[float]) -> str:
     return f"{min(values):.3f} to {max(values):.3f}"
-
-
-def _row(values: dict[str, object]) -> ResultRow:
-    match = values.pop("match")
-    return ResultRow(**values, match=Match(**match) if isinstance(match, dict) else None)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ from inheritune_hf import DataConfig, load_data_splits
 from inheritune_hf.arms import parse_arm
 from inheritune_hf.evaluation import Corpus, compare_over_seeds, validate
 from inheritune_hf.experiments import random_model, train_control
-from inheritune_hf.experiments.arms import ArmInputs, build_arm
+from inheritune_hf.experiments.arm_models import ArmInputs, build_arm
 from inheritune_hf.experiments.results import (
     ArmResult,
     Cell,
+    ComparisonRecord,
     arm_results,
-    cells_by_arm,
     comma_separated,
     curves_panel,
     difference,
@@ -39,7 +39,7 @@ from inheritune_hf.experiments.results import (
     markdown,
 )
 from inheritune_hf.figures import save_panels
-from inheritune_hf.records import write_json, write_text
+from inheritune_hf.records import decode, write_json, write_text
 from inheritune_hf.run_folder import RESULT_FILE
 from inheritune_hf.students import open_reference
 
@@ -184,14 +184,21 @@ def write_page() -> None:
     if (WORK / "comparison" / RESULT_FILE).is_file():
         comparison = json.loads((WORK / "comparison" / RESULT_FILE).read_text(encoding="utf-8"))
         made = json.loads((WORK / "reference.json").read_text(encoding="utf-8"))
-        records = {"comparison": comparison, "made": made, "untrained": untrained(cells_by_arm(comparison))}
+        records = {"comparison": comparison, "made": made, "untrained": untrained(read_comparison(comparison).by_arm())}
         write_text(kept, json.dumps(records, ensure_ascii=False) + "\n")
     records = json.loads(kept.read_text(encoding="utf-8"))
-    rows = arm_results(records["comparison"])
+    comparison = read_comparison(records["comparison"])
+    rows = arm_results(comparison)
     write_text(HERE / "mechanism.md", page(records))
     write_text(HERE / "mechanism.csv", comma_separated(rows))
-    save_panels(HERE / "mechanism.png", [curves_panel(records["comparison"])])
+    save_panels(HERE / "mechanism.png", [curves_panel(comparison)])
     save_panels(HERE / "mechanism-differences.png", [differences_panel(rows)])
+
+
+def read_comparison(values: dict) -> ComparisonRecord:
+    """Return a comparison's record, checked."""
+    values.pop("format", None)
+    return decode(ComparisonRecord, values, "comparison.json")
 
 
 def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:
@@ -213,8 +220,8 @@ def untrained(cells: dict[str, list[Cell]]) -> dict[str, float]:
 
 def page(records: dict) -> str:
     """Return the page that the records make."""
-    facts, made, starts = records["comparison"], records["made"], records["untrained"]
-    rows, cells = arm_results(facts), cells_by_arm(facts)
+    comparison, made, starts = read_comparison(records["comparison"]), records["made"], records["untrained"]
+    rows, cells = arm_results(comparison), comparison.by_arm()
     moved = [name for name in cells if f"{name}/moved-scale" in cells]
     first = cells["inherited"]
     scales = [
@@ -226,12 +233,12 @@ def page(records: dict) -> str:
     choices = sorted((pair(cells[name], first).difference, name) for name in others)
     (_, before), (_, last) = made["curve"][-2:]
     gain = (before - last) / before
-    reference = facts["reference"]
+    reference = comparison.reference
     return _PAGE.format(
-        layers=reference["layers"],
-        parameters=reference["parameters"],
+        layers=reference.layers,
+        parameters=reference.parameters,
         steps=STEPS,
-        seen=reference["tokens"],
+        seen=reference.tokens,
         summary=summary({row.arm: row for row in rows}),
         before="\n".join(
             f"| `{name}` | {starts[name]:.4f} | {starts[f'{name}/moved-scale']:.4f} | "
@@ -244,15 +251,15 @@ def page(records: dict) -> str:
         held=HELD_OUT,
         gain=gain,
         flat="" if gain < 0.01 else ", so it is not trained to its end",
-        tables=markdown(rows, facts),
+        tables=markdown(rows, comparison),
         scales="\n".join(scales),
         share=share(cells),
-        chosen_layers=f"{first[0].layers} of {reference['layers']} layers",
+        chosen_layers=f"{first[0].layers} of {reference.layers} layers",
         choices="\n".join(
             f"| `{name}` | {which(cells[name])} | {cells[name][0].learning_rate:g} | {paired(cells[name], first)} |"
             for _, name in choices
         ),
-        limits=limits(facts, cells),
+        limits=limits(comparison, rows),
     )
 
 
@@ -267,20 +274,20 @@ def summary(rows: dict[str, ArmResult]) -> str:
         f"the middle {depth} layers, which keep their scale": "middle",
         f"the loop, {steps} steps over all its rounds": "inheritune",
         "the loop with distillation": "inheritune/kd",
-        f"the reference trained on for {steps} steps": "continued",
+        f"the reference, trained further for {steps} steps": "continued",
     }
     return "\n".join(f"- {what}: {difference(rows[name].to_reference)}" for what, name in points.items())
 
 
-def limits(facts: dict, cells: dict[str, list[Cell]]) -> str:
+def limits(comparison: ComparisonRecord, rows: list[ArmResult]) -> str:
     """Return what the comparison does not show, as its records say."""
+    cells, by_name = comparison.by_arm(), {row.arm: row for row in rows}
     loops = cells["inheritune"]
     matched = sum(cell.outcome == "matched" for cell in loops)
-    lazy = facts["reference"]["lazy_layers"]
-    swept = sorted(facts["sweep"]["inherited"], key=float)
+    lazy = comparison.reference.lazy_layers
+    swept = sorted(comparison.sweep["inherited"], key=float)
     edges = sum(f"{group[0].learning_rate:g}" in (swept[0], swept[-1]) for group in cells.values())
-    rows = {row.arm: row for row in arm_results(facts)}
-    long = rows["random-long"]
+    long = by_name["random-long"]
     shallow = [
         f"The reference is no strong one: {long.layers} layers from random weights, trained for its own and the "
         f"students' steps together, are {difference(long.to_reference)} nats per token from it. Where depth buys so "
@@ -289,10 +296,10 @@ def limits(facts: dict, cells: dict[str, list[Cell]]) -> str:
     if long.to_reference.upper >= 0.0:
         shallow = []
     points = [
-        f"{matched} of {len(loops)} loops matched their reference on the selection set. The reference trained on for "
-        f"the same steps is another thing: the loop's students are {difference(rows['inheritune'].to_continued)} "
+        f"{matched} of {len(loops)} loops matched their reference on the selection set. The reference, trained further "
+        f"for the same steps, is another: the loop's students are {difference(by_name['inheritune'].to_continued)} "
         "nats per token from it.",
-        f"The reference has {lazy} lazy layers: what lazy layers of a large model transfer cannot be told from it.",
+        f"The reference has {lazy} lazy layers: what lazy layers of a large model transfer cannot be learned from it.",
         f"The rates were {', '.join(swept)}. For {edges} of {len(cells)} arms the best was the lowest or the "
         "highest of them, so a better one may lie beyond.",
         f"{len(loops)} seeds of students of one reference, on one text: another reference was not tried.",
@@ -315,7 +322,7 @@ def share(cells: dict[str, list[Cell]]) -> str:
             part = f"the moved scale makes {added.difference / gap.difference:.0%} of it"
         else:
             part = (
-                "what the moved scale makes of it is not told from nothing, and at most "
+                "what the moved scale makes of it is indistinguishable from zero, and at most "
                 f"{added.upper / gap.difference:.0%} by the interval's upper end"
             )
         lines.append(f"- `{name}/moved-scale` ends {gap.difference:+.4f} above the first layers; {part}.")

@@ -1,39 +1,26 @@
-"""Whole runs: the recipe on a user's data, the embedded default, controls, and the student beside its reference."""
+"""Whole runs: a recipe, the embedded default, comparisons of arms, and the evaluation of a student."""
 
 from typing import TYPE_CHECKING
 
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .arm_models import random_model
     from .assessment import evaluate_student
-    from .comparison import (
-        ArmEstimate,
-        ComparisonEstimate,
-        ComparisonResult,
-        estimate_comparison,
-        run_comparison,
-    )
-    from .controls import Control, random_model, train_control
+    from .comparison import ComparisonEstimate, estimate_comparison, run_comparison
     from .embedded import EmbeddedShape, run_embedded
-    from .results import write_results
-    from .runs import RunResult, finish_run, run_recipe
+    from .runs import run_recipe, train_control
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "ArmEstimate",
     "ComparisonEstimate",
-    "ComparisonResult",
-    "Control",
     "EmbeddedShape",
-    "RunResult",
     "estimate_comparison",
     "evaluate_student",
-    "finish_run",
     "random_model",
     "run_comparison",
     "run_embedded",
     "run_recipe",
     "train_control",
-    "write_results",
 ]

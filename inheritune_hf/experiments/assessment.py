@@ -193,7 +193,7 @@ def _measure_in_turn(
         if "loss" in parts:
             losses.append([validate(loaded, corpus, batch_size, pad) for corpus in corpora])
         if "samples" in parts:
-            texts.append([_continue(loaded, row, tokenizer) for row in prompts])
+            texts.append([continue_text(loaded, row, tokenizer) for row in prompts])
         if "layers" in parts:
             sequences = sample_sequences(corpora[0].sequences)
             collapses.append(measure_collapse(loaded, sequences, controls=False, blocks=False))
@@ -239,7 +239,8 @@ def _new_tokens(model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> int:
     return min(_SAMPLE_TOKENS, context_of(model) - max(prompt.shape[1] for prompt in prompts))
 
 
-def _continue(model: Any, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def continue_text(model: Any, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return up to 48 tokens of text that a model writes after a prompt, greedily with a repetition penalty of 1.2."""
     tokens = torch.tensor([list(prompt)], device=model.device)
     options = {**fixed_generation(_new_tokens(model, [tokens])), "repetition_penalty": _REPETITION_PENALTY}
     with preserve_state(model), torch.no_grad():

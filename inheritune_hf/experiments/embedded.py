@@ -1,10 +1,9 @@
-"""The embedded default: the whole loop on real text, with no download, in minutes on two cores."""
+"""Run the embedded default: the whole loop on real text, without a download, in minutes on two cores."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,12 +12,10 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.constants import HF_HOME
 from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
     GPT2Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,10 +26,13 @@ from transformers import (
 from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data import DataSplits, Document, split_standard_library, splits_from_documents, standard_library_documents
 from ..publishing import ResultRow
+from ..records import cache_folder, digest_of
 from ..students import open_reference, student_skeleton
 from ..training import InherituneTrainer, numeric_arguments, on_main_process
-from .controls import Control, random_model, train_control, with_changes
-from .runs import PreparedRun, RunResult, finish_run, refuse_early, train_student
+from .arm_models import random_model
+from .assessment import continue_text
+from .results import TRAINED_FURTHER
+from .runs import Control, PreparedRun, RunResult, finish_run, refuse_early, train_control, train_student, with_changes
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"
@@ -40,30 +40,19 @@ _PROMPT = "def __init__(self, name"
 
 @dataclass(frozen=True)
 class EmbeddedShape:
-    """
-    Sizes of the embedded reference.
+    """Sizes of the embedded reference and its data."""
 
-    Args:
-        vocabulary (`int`): Entries of the byte-level BPE.
-        width (`int`): Hidden size.
-        heads (`int`): Attention heads.
-        layers (`int`): Depth.
-        block_size (`int`): Tokens of one sequence.
-        steps (`int`): Optimizer steps of pre-training.
-        sequences_per_document (`int`): Sequences kept of each selection or test document.
-    """
-
-    vocabulary: int = 4096
-    width: int = 128
+    vocabulary: int = 4096  # entries of the byte-level BPE
+    width: int = 128  # hidden size
     heads: int = 4
     layers: int = 8
-    block_size: int = 128
-    steps: int = 500
-    sequences_per_document: int = 8
+    block_size: int = 128  # tokens
+    steps: int = 500  # of pre-training
+    sequences_per_document: int = 8  # in the selection and test sets
 
 
 _REFERENCE_LEARNING_RATE = 2e-3
-#: Added to the run's data seed, so that it is none that a run or a comparison is given.
+# Added to the run's data seed, so that no run or comparison uses the same one.
 _REFERENCE_DATA_SEED = 1_000_003
 
 
@@ -78,21 +67,13 @@ def run_embedded(
     """
     Train a tokenizer and a reference on the running interpreter's standard library, then run the recipe on them.
 
-    The reference is kept in a cache folder and found there the next time. Beside the student two controls are trained
-    on the same data: a model of the student's shape from random weights, and the reference, trained further, each for
-    the student's total steps. All of them have checkpoints, and what is finished is not trained again.
-
-    Args:
-        run (`RunConfig`): Names no reference.
-        recipe (`InherituneConfig`): The recipe.
-        data (`DataConfig`): The default: the embedded run brings its own text.
-        args (`TrainingArguments`): Settings of the student, the reference and the controls.
-        console (`rich.console.Console`): Where progress and the table are shown; of the main process.
-        shape (`EmbeddedShape`, *optional*): Sizes of the reference.
+    The reference is cached. Beside the student two controls are trained on the same data: a model of the student's
+    shape from random weights, and the reference, trained further, each for the student's total steps. All of them have
+    checkpoints, and what is finished is not trained again.
 
     Raises:
         KeyboardInterrupt: If the reference or a control was interrupted; the same call resumes it.
-        ValueError: If settings do not fit together, or say what the embedded run brings.
+        ValueError: If settings do not fit together, or name a reference's revision or data.
     """
     if run.revision is not None:
         raise ValueError("revision came without a reference: give its Hub id by --reference.")
@@ -103,14 +84,13 @@ def run_embedded(
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", trainer.output_dir)
     console.rule("controls and test")
-    reference = Path(ready.reference.name)
     result = finish_run(
         trainer,
         ready.splits,
         console,
-        train_controls=lambda: _controls(trainer, ready.splits, reference),
+        train_controls=lambda: _controls(trainer, ready),
         reference_steps=shape.steps,
-        remarks=lambda rows: _remarks(trainer, rows, ready.tokenizer, reference),
+        remarks=lambda rows: _remarks(trainer, rows, ready),
     )
     console.print(f"The student, rounds.json, results.md and losses.png are in {result.output_dir}.")
     return result
@@ -135,8 +115,8 @@ def prepare_embedded(
     refuse_early(recipe, args, _reference_config(shape, 0))
     documents = standard_library_documents()
     train, selection, test = split_standard_library(documents)
-    folder = cache_folder(shape, args, documents)
-    with _alone(folder, args, console):
+    folder = embedded_folder(shape, args, documents)
+    with _hold_cache(folder, args, console):
         console.rule("text and tokenizer")
         with args.main_process_first(desc="training the tokenizer"):
             tokenizer = _tokenizer(folder / "tokenizer", train, shape, progress=not args.disable_tqdm)
@@ -163,8 +143,8 @@ def prepare_embedded(
     return PreparedRun(open_reference(reference), tokenizer, splits)
 
 
-def cache_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[Document]) -> Path:
-    """Return the folder of the embedded tokenizer and reference for these sizes, settings, versions and text."""
+def embedded_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[Document]) -> Path:
+    """Return the cache folder of the embedded tokenizer and reference for these sizes, settings, versions and text."""
     text = hashlib.sha256()
     for document in documents:
         text.update(document.name.encode())
@@ -176,13 +156,12 @@ def cache_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(HF_HOME) / "inheritune_hf" / f"embedded-{digest}"
+    return cache_folder(f"embedded-{digest_of(key)}")
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, args: TrainingArguments, console: Console) -> Iterator[None]:
-    """Let one run at a time make what is kept in `folder`; others wait, and find it there."""
+def _hold_cache(folder: Path, args: TrainingArguments, console: Console) -> Iterator[None]:
+    """Let one run at a time fill `folder`; others wait, and find it filled."""
     with contextlib.ExitStack() as held:
         if args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +212,7 @@ def _tokenizer(folder: Path, train: list[Document], shape: EmbeddedShape, progre
 def _train_reference(
     folder: Path, tokenizer: PreTrainedTokenizerBase, splits: DataSplits, args: TrainingArguments, shape: EmbeddedShape
 ) -> None:
-    """Pre-train the reference and keep it."""
+    """Pre-train the reference and cache it."""
     model = random_model(_reference_config(shape, tokenizer.eos_token_id), args.seed)
     settings, work = _reference_settings(args, shape), folder.parent / "work"
     control = train_control(model, settings, splits, shape.steps, "reference", work)
@@ -260,31 +239,31 @@ def _reference_config(shape: EmbeddedShape, end_of_text: int) -> GPT2Config:
 
 
 def _reference_settings(args: TrainingArguments, shape: EmbeddedShape) -> TrainingArguments:
-    # An order of its own: students and controls do not see the batches again that the reference was trained on.
+    # Another data order: students and controls do not repeat the reference's batches.
     data_seed = (args.seed if args.data_seed is None else args.data_seed) + _REFERENCE_DATA_SEED
     return with_changes(args, learning_rate=_REFERENCE_LEARNING_RATE, eval_steps=shape.steps // 2, data_seed=data_seed)
 
 
-def _controls(trainer: InherituneTrainer, splits: DataSplits, reference: Path) -> Mapping[str, Control]:
-    """Train the student's shape from random weights, and the reference on, for the student's total steps."""
+def _controls(trainer: InherituneTrainer, ready: PreparedRun) -> Mapping[str, Control]:
+    """Train random weights of the student's shape, and the reference further, for the student's total steps."""
     last = trainer.rounds[-1]
     work = trainer.output_dir / "controls"
     settings = with_changes(trainer.args, eval_steps=max(1, last.end_step // 4))
-    shape = student_skeleton(open_reference(reference).config, range(last.layers)).config
+    shape = student_skeleton(ready.reference.config, range(last.layers)).config
     models: dict[str, str | PreTrainedModel] = {
         "random weights": random_model(shape, trainer.args.seed),
-        "reference, trained on": str(reference),
+        TRAINED_FURTHER: ready.reference.name,
     }
     return {
-        name: train_control(model, settings, splits, last.end_step, name, work / f"{number}-{last.end_step}-steps")
+        name: train_control(
+            model, settings, ready.splits, last.end_step, name, work / f"{number}-{last.end_step}-steps"
+        )
         for number, (name, model) in enumerate(models.items(), 1)
     }
 
 
-def _remarks(
-    trainer: InherituneTrainer, rows: list[ResultRow], tokenizer: PreTrainedTokenizerBase, reference: Path
-) -> str:
-    """Return a sample of generated text and one honest paragraph on what the run shows and what it does not."""
+def _remarks(trainer: InherituneTrainer, rows: list[ResultRow], ready: PreparedRun) -> str:
+    """Return a sample of generated text, and a paragraph on what the run shows and what it does not."""
     original, student, random, continued = rows
     verdict = {
         "matched": f"A student of {student.layers} of {original.layers} layers matched the reference's selection loss "
@@ -294,32 +273,26 @@ def _remarks(
     }[str(trainer.outcome)]
     ahead = "ahead of" if continued.loss < student.loss else "not ahead of"
     inherited = "better" if student.loss < random.loss else "no better"
-    sample = _generate(trainer.student, tokenizer)
-    whole = _generate(AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32), tokenizer)
+    sample = _sample(trainer.student, ready.tokenizer)
+    whole = _sample(ready.reference.load(dtype=torch.float32), ready.tokenizer)
     return (
         f"Sample, student:\n{sample}\n\nSample, reference:\n{whole}\n\n"
         f"What this shows: {verdict}, and on the test set it is {inherited} than a model of the same shape from random "
         f"weights given the same {student.steps} steps ({student.loss:.3f} against {random.loss:.3f} nats per token). "
-        f"The starting reference is what was matched; the reference trained on for those steps is {ahead} the student "
-        f"({continued.loss:.3f}). What it does not show: the reference has {original.parameters:,} parameters and is "
-        "far from converged, so part of the gain is more training, not inheritance; one seed and one small corpus of "
-        "program text say nothing about the sizes in the paper."
+        f"The starting reference is what was matched; the reference, trained further for those steps, is {ahead} the "
+        f"student ({continued.loss:.3f}). What it does not show: the reference has {original.parameters:,} parameters "
+        "and is far from converged, so part of the gain is more training, not inheritance; one seed and one small "
+        "corpus of program text say nothing about the sizes in the paper."
     )
 
 
-def _generate(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    model.eval()
-    prompt = tokenizer(_PROMPT, return_tensors="pt").to(model.device)
-    room = min(48, model.config.n_positions - prompt["input_ids"].shape[1])
-    with torch.no_grad():
-        tokens = model.generate(
-            **prompt, max_new_tokens=room, do_sample=False, repetition_penalty=1.2, pad_token_id=tokenizer.eos_token_id
-        )
-    return "    " + str(tokenizer.decode(tokens[0], skip_special_tokens=True)).replace("\n", "\n    ")
+def _sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    text = _PROMPT + continue_text(model, tokenizer(_PROMPT)["input_ids"], tokenizer)
+    return "    " + text.replace("\n", "\n    ")
 
 
 def _save_whole(folder: Path, *savers: Any) -> None:
-    """Let `savers` fill a folder that appears only when it is complete."""
+    """Let `savers` fill a folder that appears when it is complete."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

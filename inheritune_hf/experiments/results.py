@@ -1,72 +1,90 @@
-"""What a comparison came to: its cells, and the table, curves and files that are made from them."""
+"""Results of a comparison: its records, and the table, curves and files that are made from them."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..arms import CONTROLS, parse_arm
+from ..config import CompareConfig
 from ..evaluation import SeedDifference, compare_over_seeds
 from ..figures import Panel, arm_panel, difference_panel, save_panels
-from ..records import Validation, decode, read_record, write_text
+from ..records import DataFacts, Outcome, Validation, read_record, write_record, write_text
 from ..run_folder import CELL_FILE, RESULT_FILE
 
+#: The control that trains the reference further: as an arm of a comparison, and in the table of the embedded run.
 CONTINUED = "continued"
+TRAINED_FURTHER = "reference, trained further"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """
-    What an arm came to with one seed and one learning rate.
+    """One arm trained with one seed and one learning rate; counts include all rounds and stages, failed ones too."""
 
-    Args:
-        arm (`str`): The arm, as the recipe names it.
-        seed (`int`): Seed of weights, dropout and data order.
-        learning_rate (`float`): Peak learning rate.
-        layers (`int`): Depth of the final model.
-        parameters (`int`): Its parameters, tied ones counted once.
-        steps (`int`): Optimizer steps, all rounds and stages together, failed ones included.
-        tokens (`int`): Tokens of those steps.
-        flops (`float`): Floating-point operations of those steps, forward and backward.
-        epochs (`float`): Passes over the training set, all rounds and stages together.
-        seconds (`float`): Wall time of training and evaluating.
-        outcome (`str`, *optional*): How the loop ended; None for other arms.
-        curve (`tuple`): Points of (tokens, FLOPs, selection loss in nats per token).
-        reference_loss (`float`): The reference's selection loss, in nats per token.
-        selection (`Validation`): The final model's loss on the selection set, per document.
-        folder (`str`): Name of the folder that holds the trained model, below the comparison's.
-        identity (`Mapping`): What it was trained by: a finished cell stands for no other settings.
-        lazy_layers (`int`, *optional*): Layers of the final model near rank 1; None where not measured.
-        test (`Validation`, *optional*): Its loss on the test set; None unless this cell was chosen.
-    """
-
-    arm: str
-    seed: int
-    learning_rate: float
-    layers: int
-    parameters: int
+    arm: str  # as the recipe names it
+    seed: int  # of weights, dropout and data order
+    learning_rate: float  # peak
+    layers: int  # of the final model
+    parameters: int  # of the final model, tied ones counted once
     steps: int
     tokens: int
-    flops: float
+    flops: float  # forward and backward
     epochs: float
-    seconds: float
-    outcome: str | None
-    curve: tuple[tuple[int, float, float], ...]
-    reference_loss: float
-    selection: Validation
-    folder: str
-    identity: Mapping[str, Any]
-    lazy_layers: int | None = None
-    test: Validation | None = None
+    seconds: float  # of training and evaluating
+    outcome: Outcome | None  # how the loop ended; None for other arms
+    curve: tuple[tuple[int, float, float], ...]  # tokens, FLOPs, selection loss in nats per token
+    reference_loss: float  # on the selection set, in nats per token
+    selection: Validation  # of the final model
+    folder: str  # of the trained model, below the comparison's
+    identity: Mapping[str, Any]  # its settings: a finished cell is not reused for others
+    lazy_layers: int | None = None  # of the final model; None where not measured
+    test: Validation | None = None  # None unless this cell was chosen
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """The reference of a comparison, as it is before any training here."""
+
+    name: str
+    layers: int
+    parameters: int
+    steps: int | None  # of its own training, like tokens and FLOPs; None where not known
+    tokens: int | None
+    flops: float | None
+    selection_loss: float
+    lazy_layers: int
+    test: Validation
+
+
+@dataclass(frozen=True)
+class ComparisonRecord:
+    """A finished comparison, as `comparison.json` holds it."""
+
+    compare: CompareConfig
+    recipe: Mapping[str, Any]
+    settings: Mapping[str, Any]  # what `inheritune compare` takes to run it again
+    versions: Mapping[str, str]
+    reference: ReferenceResult
+    data: DataFacts
+    sweep: Mapping[str, Mapping[str, float]]  # selection loss by arm and learning rate, with the first seed
+    left_out: Mapping[str, str]  # reason for each arm that was not run
+    cells: tuple[Cell, ...]  # those at the chosen learning rates
+
+    def by_arm(self) -> dict[str, list[Cell]]:
+        """Return the cells of each arm, one for each seed."""
+        groups: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(cell.arm, []).append(cell)
+        return groups
 
 
 def read_cell(folder: Path) -> Cell | None:
@@ -77,33 +95,11 @@ def read_cell(folder: Path) -> Cell | None:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """
-    What an arm came to over all seeds.
-
-    Args:
-        arm (`str`): The arm, or `reference`.
-        summary (`str`): What it is.
-        layers (`str`): Depth of its final model; a span where seeds differ.
-        parameters (`int`): Its parameters, on average over seeds.
-        learning_rate (`float`, *optional*): Chosen peak learning rate.
-        steps (`int`): Optimizer steps, on average.
-        tokens (`int`): Tokens trained on, on average, failed rounds included.
-        flops (`float`): Floating-point operations of that, on average.
-        epochs (`float`): Passes over the training set, on average.
-        seconds (`float`): Wall time, on average.
-        loss (`float`): Test loss in nats per token, mean over seeds.
-        deviation (`float`, *optional*): Standard deviation of the loss between seeds.
-        to_reference (`SeedDifference`, *optional*): Paired difference to the starting reference.
-        to_continued (`SeedDifference`, *optional*): Paired difference to the reference, trained further.
-        tokens_to_match (`int`, *optional*): Tokens until the mean selection loss was not above the reference's at an
-            evaluation, on average; None unless every seed got there.
-        flops_to_match (`float`, *optional*): Operations until then.
-        lazy_layers (`float`, *optional*): Layers near rank 1, on average.
-    """
+    """One row of the table: an arm, or the reference, as means over seeds."""
 
     arm: str
     summary: str
-    layers: str
+    layers: str  # of the final model; a span where seeds differ
     parameters: int
     learning_rate: float | None
     steps: int
@@ -111,94 +107,93 @@ class ArmResult:
     flops: float
     epochs: float
     seconds: float
-    loss: float
-    deviation: float | None
+    loss: float  # on the test set, in nats per token
+    deviation: float | None  # standard deviation of the loss between seeds
     to_reference: SeedDifference | None = None
-    to_continued: SeedDifference | None = None
-    tokens_to_match: int | None = None
+    to_continued: SeedDifference | None = None  # to the reference, trained further
+    tokens_to_match: int | None = None  # until the mean selection loss was the reference's; None unless with every seed
     flops_to_match: float | None = None
     lazy_layers: float | None = None
 
 
-def arm_results(facts: Mapping[str, Any]) -> list[ArmResult]:
-    """Return the result of the reference and of each arm, best test loss first, from the records of a comparison."""
-    reference = facts["reference"]
-    start = decode(Validation, reference["test"], "reference.test")
-    groups = cells_by_arm(facts)
+def arm_results(record: ComparisonRecord) -> list[ArmResult]:
+    """Return the rows of the reference and of each arm, best test loss first."""
+    reference, groups = record.reference, record.by_arm()
     continued = {cell.seed: cell for cell in groups.get(CONTINUED, ())}
-    rows = [
-        ArmResult(
-            arm="reference",
-            summary="as it was given",
-            layers=str(reference["layers"]),
-            parameters=reference["parameters"],
-            learning_rate=None,
-            steps=reference["steps"] or 0,
-            tokens=reference["tokens"] or 0,
-            flops=reference["flops"] or 0.0,
-            epochs=0.0,
-            seconds=0.0,
-            loss=start.loss,
-            deviation=None,
-            lazy_layers=reference["lazy_layers"],
-        )
-    ]
-    arms = [_arm_result(name, cells, start, continued) for name, cells in groups.items()]
-    return rows + sorted(arms, key=lambda row: row.loss)
+    first = ArmResult(
+        arm="reference",
+        summary="as it was given",
+        layers=str(reference.layers),
+        parameters=reference.parameters,
+        learning_rate=None,
+        steps=reference.steps or 0,
+        tokens=reference.tokens or 0,
+        flops=reference.flops or 0.0,
+        epochs=0.0,
+        seconds=0.0,
+        loss=reference.test.loss,
+        deviation=None,
+        lazy_layers=reference.lazy_layers,
+    )
+    arms = [_arm_result(name, cells, reference.test, continued) for name, cells in groups.items()]
+    return [first, *sorted(arms, key=lambda row: row.loss)]
 
 
 def _arm_result(name: str, cells: Sequence[Cell], start: Validation, continued: Mapping[int, Cell]) -> ArmResult:
     tests = [_test(cell) for cell in cells]
     losses = [test.loss for test in tests]
     depths = sorted({cell.layers for cell in cells})
-    matched = [point for cell in cells if (point := _reached(cell)) is not None]
+    matches = [point for cell in cells if (point := _first_match(cell)) is not None]
+    matched = len(matches) == len(cells)
     paired = name != CONTINUED and all(cell.seed in continued for cell in cells)
     lazy = [cell.lazy_layers for cell in cells if cell.lazy_layers is not None]
-
-    def mean(field: str) -> float:
-        return _mean([getattr(cell, field) for cell in cells])
-
     return ArmResult(
         arm=name,
         summary=parse_arm(name).arm.summary,
         layers=str(depths[0]) if len(depths) == 1 else f"{depths[0]} to {depths[-1]}",
-        parameters=round(mean("parameters")),
+        parameters=round(fmean(cell.parameters for cell in cells)),
         learning_rate=cells[0].learning_rate,
-        steps=round(mean("steps")),
-        tokens=round(mean("tokens")),
-        flops=mean("flops"),
-        epochs=mean("epochs"),
-        seconds=mean("seconds"),
-        loss=_mean(losses),
+        steps=round(fmean(cell.steps for cell in cells)),
+        tokens=round(fmean(cell.tokens for cell in cells)),
+        flops=fmean(cell.flops for cell in cells),
+        epochs=fmean(cell.epochs for cell in cells),
+        seconds=fmean(cell.seconds for cell in cells),
+        loss=fmean(losses),
         deviation=statistics.stdev(losses) if len(losses) > 1 else None,
         to_reference=compare_over_seeds(tests, [start] * len(tests)),
         to_continued=compare_over_seeds(tests, [_test(continued[cell.seed]) for cell in cells]) if paired else None,
-        tokens_to_match=round(_mean([point[0] for point in matched])) if len(matched) == len(cells) else None,
-        flops_to_match=_mean([point[1] for point in matched]) if len(matched) == len(cells) else None,
-        lazy_layers=_mean(lazy) if lazy else None,
+        tokens_to_match=round(fmean(tokens for tokens, _ in matches)) if matched else None,
+        flops_to_match=fmean(flops for _, flops in matches) if matched else None,
+        lazy_layers=fmean(lazy) if lazy else None,
     )
 
 
-def write_results(folder: Path) -> Table:
-    """
-    Write a comparison's table and pictures from its records: `comparison.md`, `.csv`, `.png`, `differences.png`.
+def _first_match(cell: Cell) -> tuple[int, float] | None:
+    """Return tokens and FLOPs at the first evaluation whose mean loss is not above the reference's."""
+    return next(((tokens, flops) for tokens, flops, loss in cell.curve if loss <= cell.reference_loss), None)
 
-    Args:
-        folder (`Path`): The comparison's folder, which holds `comparison.json`.
 
-    Returns:
-        `rich.table.Table`: The table for a terminal.
-    """
-    facts = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-    rows = arm_results(facts)
-    write_text(folder / "comparison.md", markdown(rows, facts))
+def _test(cell: Cell) -> Validation:
+    if cell.test is None:
+        raise ValueError(f"The cell {cell.folder} was not measured on the test set; run the comparison to its end.")
+    return cell.test
+
+
+# Table and pictures
+
+
+def write_results(folder: Path, record: ComparisonRecord) -> Table:
+    """Write a comparison's record, tables and pictures, and return its table for a terminal."""
+    write_record(folder / RESULT_FILE, record)
+    rows = arm_results(record)
+    write_text(folder / "comparison.md", markdown(rows, record))
     write_text(folder / "comparison.csv", comma_separated(rows))
-    save_panels(folder / "comparison.png", [curves_panel(facts)])
+    save_panels(folder / "comparison.png", [curves_panel(record)])
     save_panels(folder / "differences.png", [differences_panel(rows)])
     return terminal(rows)
 
 
-#: What came out, and what it took: the columns of two tables that fit a page.
+#: The columns of two tables that fit a page: results, and what they took.
 OUTCOME = ("layers", "parameters", "test loss", "to the reference", "to the reference trained further")
 COST = ("rate", "tokens", "FLOPs", "epochs", "tokens to match", "FLOPs to match", "minutes", "lazy layers")
 
@@ -230,25 +225,33 @@ def table_cells(row: ArmResult) -> dict[str, str]:
     }
 
 
-def table_notes(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> list[str]:
-    """Return what the table rests on, what weakens its intervals, and what was left out, a sentence or more each."""
+def difference(given: SeedDifference | None) -> str:
+    """Return a difference and its interval, in nats per token."""
+    if given is None:
+        return ""
+    if given.lower is None or given.upper is None:
+        return f"{given.difference:+.4f}"
+    return f"{given.difference:+.4f} ({given.lower:+.4f} to {given.upper:+.4f})"
+
+
+def table_notes(rows: Sequence[ArmResult], record: ComparisonRecord) -> list[str]:
+    """Return what the table means, what weakens its intervals, and what was left out, a sentence or more each."""
     notes = sorted({item.note for row in rows for item in (row.to_reference, row.to_continued) if item and item.note})
-    seeds = facts["compare"]["seeds"]
     return [
-        _BUDGETS[facts["compare"]["budget"]],
-        f"Test loss in nats per token, mean over {len(seeds)} seed(s) ± standard deviation. Differences are paired by "
-        "document and seed, with a 95 % interval that covers other documents and other seeds. Tokens and FLOPs count "
-        "all rounds and stages, failed ones included; the reference's own training stands in its row and in no other. "
-        "What it takes to match is counted until the mean selection loss first was not above the reference's. "
-        "Each arm's learning rate was chosen on the selection set with the first seed; the test set was opened once, "
-        "for what was chosen.",
+        _BUDGETS[record.compare.budget],
+        f"Test loss in nats per token, mean over {len(record.compare.seeds)} seed(s) ± standard deviation. Differences "
+        "are paired by document and seed, with a 95 % interval that covers other documents and other seeds. Tokens and "
+        "FLOPs count all rounds and stages, failed ones included; the reference's own training stands in its row and "
+        "in no other. What it takes to match is counted until the mean selection loss first was not above the "
+        "reference's. Each arm's learning rate was chosen on the selection set with the first seed; the test set was "
+        "opened once, for what was chosen.",
         *(f"Note: {note}." for note in notes),
-        *(f"Left out: `{name}`, because {reason}." for name, reason in facts["left_out"].items()),
+        *(f"Left out: `{name}`, because {reason}." for name, reason in record.left_out.items()),
     ]
 
 
-def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
-    """Return two tables as Markdown, what came out and what it took, with what they rest on and what was left out."""
+def markdown(rows: Sequence[ArmResult], record: ComparisonRecord) -> str:
+    """Return two tables as Markdown, results and what they took, with notes and what the arms are."""
     parts = []
     for columns in (OUTCOME, COST):
         lines = [f"| arm | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
@@ -257,16 +260,7 @@ def markdown(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> str:
             lines.append(f"| `{row.arm}` | {' | '.join(cells[name] for name in columns)} |")
         parts.append("\n".join(lines))
     parts.append("\n".join(f"- `{row.arm}`: {row.summary}" for row in rows))
-    return "\n\n".join([*parts, *table_notes(rows, facts)]) + "\n"
-
-
-def difference(given: SeedDifference | None) -> str:
-    """Return a difference and its interval, in nats per token."""
-    if given is None:
-        return ""
-    if given.lower is None or given.upper is None:
-        return f"{given.difference:+.4f}"
-    return f"{given.difference:+.4f} ({given.lower:+.4f} to {given.upper:+.4f})"
+    return "\n\n".join([*parts, *table_notes(rows, record)]) + "\n"
 
 
 def comma_separated(rows: Sequence[ArmResult]) -> str:
@@ -279,10 +273,18 @@ def comma_separated(rows: Sequence[ArmResult]) -> str:
     return text.getvalue()
 
 
+def _flat(row: ArmResult) -> dict[str, Any]:
+    values = asdict(row)
+    for name in ("to_reference", "to_continued"):
+        given = values.pop(name) or {}
+        values.update({f"{name}_{part}": given.get(part) for part in ("difference", "lower", "upper")})
+    return values
+
+
 def terminal(rows: Sequence[ArmResult]) -> Table:
     """Return the table for a terminal of 80 columns."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    table.add_column("arm", overflow="fold")  # names that are cut are no longer told apart
+    table.add_column("arm", overflow="fold")  # a name that is cut could be another arm's
     for header in ("layers", "params", "tokens", "test loss", "to the reference", "to it, trained further"):
         table.add_column(header, justify="right")
     for row in rows:
@@ -298,25 +300,24 @@ def terminal(rows: Sequence[ArmResult]) -> Table:
     return table
 
 
-def mean_curves(facts: Mapping[str, Any]) -> dict[str, tuple[tuple[int, float], ...]]:
+def mean_curves(record: ComparisonRecord) -> dict[str, tuple[tuple[int, float], ...]]:
     """Return each arm's points of tokens and selection loss, means over seeds, lowest last loss first."""
-    groups = cells_by_arm(facts)
-    order = sorted(groups, key=lambda name: _mean([cell.selection.loss for cell in groups[name]]))
+    groups = record.by_arm()
     curves = {}
-    for name in order:
-        cells = groups[name]
-        shortest = min(len(cell.curve) for cell in cells)
-        points = ([cell.curve[index] for cell in cells] for index in range(shortest))
-        curves[name] = tuple(
-            (round(_mean([tokens for tokens, _, _ in each])), _mean([loss for _, _, loss in each])) for each in points
-        )
+    for name in sorted(groups, key=lambda name: fmean(cell.selection.loss for cell in groups[name])):
+        steps = zip(*(_points(cell) for cell in groups[name]), strict=False)  # as long as the shortest of them
+        curves[name] = tuple((round(fmean(t for t, _ in each)), fmean(loss for _, loss in each)) for each in steps)
     return curves
 
 
-def curves_panel(facts: Mapping[str, Any]) -> Panel:
-    """Return the picture of selection loss against tokens, one line for each arm, from the records of a comparison."""
-    seeds = {name: [_points(cell) for cell in cells] for name, cells in cells_by_arm(facts).items()}
-    return arm_panel(mean_curves(facts), facts["reference"]["selection_loss"], seeds)
+def curves_panel(record: ComparisonRecord) -> Panel:
+    """Return the picture of selection loss against tokens, one line for each arm."""
+    seeds = {name: [_points(cell) for cell in cells] for name, cells in record.by_arm().items()}
+    return arm_panel(mean_curves(record), record.reference.selection_loss, seeds)
+
+
+def _points(cell: Cell) -> tuple[tuple[int, float], ...]:
+    return tuple((tokens, loss) for tokens, _, loss in cell.curve)
 
 
 def differences_panel(rows: Sequence[ArmResult]) -> Panel:
@@ -326,39 +327,3 @@ def differences_panel(rows: Sequence[ArmResult]) -> Panel:
         [(f"{row.arm} ({row.layers})", given.difference, given.lower, given.upper) for row, given in shown],
         "test loss less the starting reference's (nats per token); layers in brackets",
     )
-
-
-def cells_by_arm(facts: Mapping[str, Any]) -> dict[str, list[Cell]]:
-    """Return the cells of each arm, one for each seed, from the records of a comparison."""
-    groups: dict[str, list[Cell]] = {}
-    for values in facts["cells"]:
-        cell = decode(Cell, values, "comparison.json")
-        groups.setdefault(cell.arm, []).append(cell)
-    return groups
-
-
-def _points(cell: Cell) -> tuple[tuple[int, float], ...]:
-    return tuple((tokens, loss) for tokens, _, loss in cell.curve)
-
-
-def _reached(cell: Cell) -> tuple[int, float] | None:
-    """Return tokens and operations at the first evaluation whose mean loss is not above the reference's."""
-    return next(((tokens, flops) for tokens, flops, loss in cell.curve if loss <= cell.reference_loss), None)
-
-
-def _flat(row: ArmResult) -> dict[str, Any]:
-    values = asdict(row)
-    for name in ("to_reference", "to_continued"):
-        given = values.pop(name) or {"difference": None, "lower": None, "upper": None}
-        values.update({f"{name}_{part}": given[part] for part in ("difference", "lower", "upper")})
-    return values
-
-
-def _test(cell: Cell) -> Validation:
-    if cell.test is None:
-        raise ValueError(f"The cell {cell.folder} was not measured on the test set; run the comparison to its end.")
-    return cell.test
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -1,7 +1,8 @@
-"""One whole run: data, loop, test, table, picture, checkpoint."""
+"""Whole runs: data, loop, controls, test, table, picture, checkpoint."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from transformers import (
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -19,70 +21,51 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..analysis import (
-    measure_collapse,
-    resolve_measured,
-    sample_sequences,
-    scores_folder,
-)
+from ..analysis import measure_collapse, resolve_measured, sample_sequences, scores_folder
 from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..data.prepared import separates_documents
 from ..evaluation import LazinessComparison, compare_losses
 from ..figures import loss_panel, save_panels
-from ..growth import rule_from_recipe
+from ..growth import GrowthRule, follow, rule_from_recipe
 from ..layers import describe
 from ..measures import is_measured
-from ..publishing import ResultRow, markdown_table, terminal_table
-from ..records import Outcome, Validation, encode, write_json, write_text
+from ..publishing import FinishedRun, ResultRow, markdown_table, terminal_table
+from ..records import Outcome, Validation, write_json, write_record, write_text
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, SETTINGS_FILE, without_nothing
 from ..students import OpenedReference, inspect_architecture, open_reference, student_skeleton
 from ..training import (
+    Baseline,
     CollapseCallback,
     InherituneTrainer,
     check_arguments,
     check_output_dir,
     on_main_process,
 )
-from .controls import Control
 
 logger = logging.getLogger(__name__)
+
+# A target that no loss reaches: a control takes all its steps.
+_UNREACHED = 1e-9
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """
-    How a run ended and what it left.
-
-    Args:
-        outcome (`str`): `matched`, `no_more_layers`, `budget_exhausted` or `interrupted`.
-        output_dir (`Path`): Folder with the student, `rounds.json`, `results.md` and `losses.png`.
-        rows (`list[ResultRow]`): The result table; empty if the run was interrupted.
-    """
+    """How a run ended, and its result table, which is empty if the run was interrupted."""
 
     outcome: Outcome
-    output_dir: Path
+    output_dir: Path  # with the student, `rounds.json`, `results.md` and `losses.png`
     rows: list[ResultRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """
-    A reference and its data, ready to be trained on.
-
-    Args:
-        reference (`OpenedReference`): The reference.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        splits (`DataSplits`): The three sets.
-        kwargs (`Mapping[str, Any]`): Where the reference comes from.
-        document_boundaries (`bool`): Whether documents of a sequence are kept apart.
-    """
+    """A reference and its data."""
 
     reference: OpenedReference
     tokenizer: PreTrainedTokenizerBase
     splits: DataSplits
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    document_boundaries: bool = False
+    document_boundaries: bool = False  # whether documents of a sequence are kept apart
 
     @property
     def block_size(self) -> int:
@@ -91,22 +74,21 @@ class PreparedRun:
 
     @property
     def collator(self) -> CausalCollator | None:
-        """What turns rows into batches, where it is not the trainer's own."""
+        """The collator that keeps documents apart, if they are; else the trainer's own serves."""
         end = end_of_text(self.tokenizer)
         return CausalCollator(end, end) if self.document_boundaries else None
 
 
 def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> PreparedRun:
     """
-    Read a run's reference and data: what its trainer, and everything it is compared with, starts from.
+    Read a run's reference and data.
 
     Raises:
         ValueError: If settings, data and reference do not fit together.
     """
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
-    kwargs = {} if run.revision is None else {"revision": run.revision}
-    reference = open_reference(run.reference, **kwargs)
+    reference = open_reference(run.reference, **({} if run.revision is None else {"revision": run.revision}))
     refuse_early(recipe, args, reference.config)
     tokenizer, text = reference.tokenizer, reference.text_config
     check_tokenizer(tokenizer, text.vocab_size, getattr(text, "eos_token_id", None))
@@ -118,20 +100,16 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
             context_length=reference.context_length,
             vocab_size=text.vocab_size,
         )
-    return PreparedRun(reference, tokenizer, splits, kwargs, separates_documents(data))
+    return PreparedRun(reference, tokenizer, splits, separates_documents(data))
 
 
 def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreTrainedConfig) -> None:
     """
     Refuse what the trainer would refuse, before hours of tokenizing or training.
 
-    Args:
-        recipe (`InherituneConfig`): The recipe.
-        args (`TrainingArguments`): The run's arguments.
-        config (`PreTrainedConfig`): The reference's config.
-
     Raises:
-        ValueError: If they cannot work together, or `output_dir` holds a run of other settings.
+        ValueError: If recipe, arguments and the reference's config cannot work together, or `output_dir` holds a run
+            of other settings.
     """
     check_arguments(args, recipe)
     check_output_dir(args, recipe)
@@ -144,7 +122,7 @@ def run_recipe(
     run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments, console: Console
 ) -> RunResult:
     """
-    Run a recipe from its reference to a saved student: the job of `inheritune train` and the example script.
+    Run a recipe from its reference to a saved student: `inheritune train` and the example script.
 
     Raises:
         ValueError: If settings, data and reference do not fit together; nothing has been trained then.
@@ -156,17 +134,16 @@ def run_recipe(
 def train_student(
     ready: PreparedRun, run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments
 ) -> InherituneTrainer:
-    """Return the trainer after the recipe's rounds, or as many as it came to before it was interrupted."""
+    """Return the trainer after the recipe's rounds, or after those before it was interrupted."""
     recipe = measured_recipe(recipe, ready, args)
     trainer = InherituneTrainer(
-        ready.reference.name,
+        ready.reference,
         recipe,
         args,
         train_dataset=ready.splits.train,
         eval_dataset=ready.splits.selection,
         processing_class=ready.tokenizer,
         data_collator=ready.collator,
-        reference_kwargs=dict(ready.kwargs),
         reference_cache=run.reference_cache,
     )
     watch_collapse(trainer, ready.splits, run.collapse_every)
@@ -179,18 +156,13 @@ def measured_recipe(recipe: InherituneConfig, ready: PreparedRun, args: Training
     """
     Return the recipe with explicit layers if its `keep_layers` is `auto` or a measure, measured on the selection set.
 
-    Args:
-        recipe (`InherituneConfig`): The recipe; it is not changed.
-        ready (`PreparedRun`): Reference and data.
-        args (`TrainingArguments`): The run's arguments; the main process measures.
-
     Raises:
         ValueError: If a measure chooses the layers of a student that is to grow.
     """
     choice = recipe.keep_layers
     if not is_measured(choice):
         return recipe
-    # Refused before hours of measuring: the layers that a measure chooses are hardly ever the first ones.
+    # Refused before hours of measuring: a measure rarely chooses the first layers.
     count = str(choice).strip().partition(":")[2]
     if count.isdecimal() and recipe.max_layers != int(count):
         raise ValueError(
@@ -200,12 +172,11 @@ def measured_recipe(recipe: InherituneConfig, ready: PreparedRun, args: Training
     layers = None
     if args.process_index == 0:
         layers = resolve_measured(
-            ready.reference.name,
+            ready.reference,
             str(choice),
             sample_sequences(ready.splits.selection),
             progress=not args.disable_tqdm,
             cache_dir=scores_folder(),
-            **ready.kwargs,
         )
     kept: tuple[int, ...] = on_main_process(layers)
     logger.info("keep_layers=%r: %s", choice, describe(kept))
@@ -214,9 +185,9 @@ def measured_recipe(recipe: InherituneConfig, ready: PreparedRun, args: Training
 
 def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | None) -> None:
     """
-    Let the trainer measure lazy layers at every so many evaluations, on sequences of the selection set.
+    Let the trainer count lazy layers at every so many evaluations, on sequences of the selection set.
 
-    The reference is measured here, before there is a student in memory, and its scores are kept.
+    The reference is measured here, before there is a student in memory, and its scores are cached.
 
     Raises:
         ValueError: If the student's parameters will be sharded over processes.
@@ -232,13 +203,14 @@ def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | 
     report = None
     if trainer.args.process_index == 0:
         report = measure_collapse(
-            trainer.reference.model or trainer.reference.name,
+            trainer.reference,
             sequences,
             controls=False,
             blocks=False,
             cache_dir=scores_folder(),
             progress=not trainer.args.disable_tqdm,
-            **{"dtype": torch.float32, "device_map": {"": str(trainer.args.device)}, **trainer.reference_kwargs},
+            dtype=torch.float32,
+            device_map={"": str(trainer.args.device)},
         )
     trainer.add_callback(CollapseCallback(sequences, every, log=trainer.log, reference=on_main_process(report)))
 
@@ -254,13 +226,9 @@ def finish_run(
     """
     Open the test set, save the student, write the table, the picture and the records, and push if that was asked for.
 
-    Args:
-        trainer (`InherituneTrainer`): After `train()`; if that was interrupted, nothing is done.
-        splits (`DataSplits`): The run's data.
-        console (`rich.console.Console`): Where the table is shown; of the main process.
-        train_controls (`Callable`, *optional*): Trains the models to compare with, by name.
-        remarks (`Callable`, *optional*): Turns the rows into a paragraph shown below the table.
-        reference_steps (`int`, *optional*, defaults to `0`): Steps that the reference was trained for here.
+    After an interrupted training nothing is done. `train_controls` trains the models to compare with, by name;
+    `remarks` turns the rows into a text below the table; `reference_steps` are those that the reference was trained for
+    here.
     """
     output_dir = trainer.output_dir
     if trainer.outcome == "interrupted":
@@ -276,22 +244,19 @@ def finish_run(
         laziness = _laziness(trainer)
         if laziness is not None:
             text = "\n\n".join(part for part in (text, laziness.sentence) if part)
-        curve = [(int(item["step"]), item["eval_loss"]) for item in trainer.state.log_history if "eval_loss" in item]
-        curves = {"student": curve, **{name: item.curve for name, item in controls.items()}}
+        curves = {"student": loss_curve(trainer.state), **{name: item.curve for name, item in controls.items()}}
         picture = loss_panel(trainer.rounds, curves, trainer.run_record.target, trainer.inheritune_config.tolerance)
         save_panels(output_dir / "losses.png", [picture])
         write_text(output_dir / "results.md", markdown_table(rows) + ("\n\n" + text if text else "") + "\n")
-        write_json(
-            output_dir / "rounds.json",
-            {
-                **encode(trainer.run_record),
-                "results": [row.to_dict() for row in rows],
-                "curves": curves,
-                "data": encode(splits.facts),
-                "seed": trainer.args.seed,
-                **({} if laziness is None else {"lazy_layers": asdict(laziness)}),
-            },
+        record = FinishedRun(
+            **vars(trainer.run_record),
+            results=tuple(rows),
+            curves={name: tuple(curve) for name, curve in curves.items()},
+            data=splits.facts,
+            seed=trainer.args.seed,
+            lazy_layers=laziness,
         )
+        write_record(output_dir / "rounds.json", record)
         console.print(terminal_table(rows))
         if text:
             console.print(text)
@@ -301,10 +266,10 @@ def finish_run(
 
 
 def _laziness(trainer: InherituneTrainer) -> LazinessComparison | None:
-    """Return whether the student has fewer lazy layers than its reference, if the run was to find out."""
+    """Return whether the student has fewer lazy layers than its reference, if the run measures it."""
     for item in trainer.callback_handler.callbacks:
         if isinstance(item, CollapseCallback):
-            # A run that had ended before is not trained again, so nothing has measured its student in this process.
+            # Where the run had ended before, nothing has measured its student in this process.
             item.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.student)
             return item.verdict()
     return None
@@ -353,32 +318,99 @@ def _result_rows(
     return rows
 
 
-# What a run was told
+# Controls
+
+
+@dataclass(frozen=True)
+class Control:
+    """A model that a student is compared with, trained by the run's own settings, data and order."""
+
+    model: PreTrainedModel
+    curve: list[tuple[int, float]]  # steps and selection loss in nats per token
+    test: Validation
+    tokens: int
+
+
+def train_control(
+    model: str | PreTrainedModel,
+    args: TrainingArguments,
+    splits: DataSplits,
+    steps: int,
+    description: str,
+    output_dir: Path,
+    pad_token_id: int = 0,
+) -> Control:
+    """
+    Train a model for `steps` steps by one schedule and measure it on the test set; model and `args` are not changed.
+
+    If `output_dir` holds this very training it resumes from its last checkpoint; a finished one is only measured.
+    `description` is its name on the progress bar.
+
+    Raises:
+        KeyboardInterrupt: If it was interrupted; its last checkpoint is on disk.
+        ValueError: If `output_dir` holds another training.
+    """
+    reference = open_reference(model)
+    own = with_changes(
+        args,
+        output_dir=str(output_dir),
+        max_steps=-1,
+        save_total_limit=1,
+        eval_strategy="steps",
+        report_to=[],  # neither trackers nor the Hub get a control
+        push_to_hub=False,
+    )
+    rule = GrowthRule(tuple(range(reference.depth)), follow([]), steps, match="never")
+    trainer = InherituneTrainer(
+        reference,
+        InherituneConfig(keep_layers=reference.depth, steps_per_round=steps, target=_UNREACHED),
+        own,
+        train_dataset=splits.train,
+        eval_dataset=splits.selection,
+        data_collator=CausalCollator(pad_token_id),
+        baseline=Baseline(growth_rule=rule, description=description),
+    )
+    trainer.train()
+    if trainer.outcome == "interrupted":
+        raise KeyboardInterrupt(f"{description} was interrupted")
+    curve = loss_curve(trainer.state)
+    trainer.evaluate(splits.test, metric_key_prefix="test")
+    trained = trainer.student
+    del trained.config.inheritune  # it is no student of the model that it started from
+    return Control(trained, curve, trainer.validations["test"], sum(item.tokens for item in trainer.rounds))
+
+
+def loss_curve(state: TrainerState) -> list[tuple[int, float]]:
+    """Return steps and selection losses, in nats per token, of a training log."""
+    return [(int(item["step"]), item["eval_loss"]) for item in state.log_history if "eval_loss" in item]
+
+
+def with_changes(args: TrainingArguments, **changes: Any) -> TrainingArguments:
+    """Return a copy of `args` with `changes`, without setting up devices again as `dataclasses.replace` would."""
+    changed = copy.copy(args)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
+
+
+# Settings
 
 
 def run_settings(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> dict[str, Any]:
-    """
-    Return what a run was told, as a file for `--config` holds it.
-
-    Args:
-        run (`RunConfig`): Its reference.
-        recipe (`InherituneConfig`): Its recipe.
-        data (`DataConfig`): Its data.
-        args (`TrainingArguments`): Its arguments; those that change its numbers, and its course.
-    """
+    """Return a run's settings as a file for `--config` holds them, with the arguments that change its results."""
     names = [name for name in (*NUMERIC_ARGUMENTS, *COURSE) if name != "world_size"]
-    told = {name: getattr(args, name) for name in names}
+    arguments = {name: getattr(args, name) for name in names}
     values = {
         **asdict(run),
         **recipe.to_dict(),
         **data.to_dict(),
-        **{name: getattr(value, "value", value) for name, value in told.items()},
+        **{name: getattr(value, "value", value) for name, value in arguments.items()},
     }
     return without_nothing(values)
 
 
 class SettingsCallback(TrainerCallback):
-    """Keep a run's settings in its folder from the moment at which it begins to train."""
+    """Write a run's settings into its folder when it begins to train."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
@@ -386,6 +418,6 @@ class SettingsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the settings; by now it is known that the folder is this run's."""
+        """Write the settings: the trainer has checked by now that the folder is this run's."""
         if state.is_world_process_zero:
             write_json(f"{args.output_dir or 'trainer_output'}/{SETTINGS_FILE}", self.settings)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .bundle import PUBLISHED, try_out
     from .card import CardFacts, render_card, update_card
     from .hub import Publication, publish_student, push_student, save_inherited, save_student
-    from .tables import ResultRow, markdown_table, terminal_table
+    from .tables import FinishedRun, ResultRow, markdown_table, terminal_table
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -17,6 +17,7 @@ __all__ = [
     "PUBLISHED",
     "RECORD_FILE",
     "CardFacts",
+    "FinishedRun",
     "Publication",
     "ResultRow",
     "markdown_table",

@@ -1,43 +1,39 @@
-"""The result table of a run, as Markdown and for a terminal."""
+"""The results of a finished run: its record, and its table as Markdown and for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..records import Match
+from ..evaluation.facts import LazinessComparison
+from ..records import DataFacts, Match, RunRecord
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """
-    One model on the test set.
+    """One model on the test set."""
 
-    Args:
-        model (`str`): What the model is.
-        layers (`int`): Depth.
-        parameters (`int`): Number of parameters, tied ones counted once.
-        steps (`int`): Optimizer steps that this run trained it for, all rounds together.
-        tokens (`int`): Tokens of those steps.
-        loss (`float`): Test loss in nats per token.
-        match (`Match`, *optional*): Paired comparison with the reference; None for the reference itself.
-    """
-
-    model: str
+    model: str  # its name in the table
     layers: int
-    parameters: int
-    steps: int
+    parameters: int  # tied ones counted once
+    steps: int  # that this run trained it for, over all rounds
     tokens: int
-    loss: float
-    match: Match | None = None
+    loss: float  # nats per token
+    match: Match | None = None  # paired with the reference; None for the reference itself
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as a dictionary that JSON can hold."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class FinishedRun(RunRecord):
+    """A finished run, as `rounds.json` holds it: its record, and what was measured at its end."""
+
+    results: tuple[ResultRow, ...] = ()
+    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # steps and selection loss
+    data: DataFacts | None = None
+    seed: int | None = None
+    lazy_layers: LazinessComparison | None = None
 
 
 HEADERS = ("model", "layers", "parameters", "steps", "tokens", "test loss", "difference", "interval", "matched")

@@ -1,30 +1,27 @@
-"""The content of a report: sections of text, tables and figures, every number straight from a record."""
+"""The content of a report: sections of text, tables and figures, with every number from a record."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arms import CONTROLS, LOOP, parse_arm
 from ..config import DataConfig
-from ..evaluation.facts import FIRST_TOKEN, Efficiency, Spread, StudentEvaluation
+from ..evaluation.facts import FIRST_TOKEN, CorpusComparison, Efficiency, Spread, StudentEvaluation
 from ..experiments import results
-from ..experiments.results import ArmResult, Cell, arm_results
+from ..experiments.results import TRAINED_FURTHER, ArmResult, ComparisonRecord, arm_results
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
 from ..layers import describe
 from ..publishing import tables
-from ..records import DataFacts, decode
+from ..records import DataFacts
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, without_nothing
 from .summary import RunSummary
 
 if TYPE_CHECKING:
     from ..evaluation import SeedDifference
-
-#: Name of the control that trains the reference further, in the table of a run.
-TRAINED_FURTHER = "reference, trained on"
 
 # One or two words for an outcome, and whether it is a success; None if nothing is decided.
 _WORDS: dict[str | None, tuple[str, bool | None]] = {
@@ -33,12 +30,6 @@ _WORDS: dict[str | None, tuple[str, bool | None]] = {
     "budget_exhausted": ("missed", False),
     "interrupted": ("interrupted", None),
     None: ("not finished", None),
-}
-_CELL_OUTCOMES = {
-    None: "",
-    "matched": "matched",
-    "no_more_layers": "no more layers",
-    "budget_exhausted": "steps used up",
 }
 
 
@@ -53,33 +44,18 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """
-    A table.
-
-    Args:
-        caption (`str`): What it shows, with units.
-        headers (`tuple[str, ...]`): Names of the columns; the first column names the rows.
-        rows (`tuple[tuple[str, ...], ...]`): Cells.
-        text_columns (`int`, *optional*, defaults to `1`): Columns from the left that hold text; others hold numbers.
-    """
+    """A table, whose first column names the rows."""
 
     kind: ClassVar = "table"
-    caption: str
+    caption: str  # with units
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    text_columns: int = 1
+    text_columns: int = 1  # columns from the left that hold text; others hold numbers
 
 
 @dataclass(frozen=True)
 class Chart:
-    """
-    A drawing.
-
-    Args:
-        title (`str`): What it shows.
-        description (`str`): The same in words, for readers who do not see it.
-        panel (`Panel`): The drawing.
-    """
+    """A drawing, with a description for readers who do not see it."""
 
     kind: ClassVar = "chart"
     title: str
@@ -88,38 +64,19 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Preformatted:
-    """Text that is shown as it is, under a label."""
+class Texts:
+    """Verbatim texts with their labels: one, or a prompt and how each model continued it."""
 
-    kind: ClassVar = "preformatted"
-    label: str
-    text: str
-
-    @property
-    def texts(self) -> tuple[tuple[str, str], ...]:
-        """The text with its label."""
-        return ((self.label, self.text),)
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """
-    The same prompt continued by two models.
-
-    Args:
-        texts (`tuple[tuple[str, str], ...]`): The beginning, then the name of each model and what it wrote.
-    """
-
-    kind: ClassVar = "samples"
+    kind: ClassVar = "texts"
     texts: tuple[tuple[str, str], ...]
 
 
-Block = Paragraph | Table | Chart | Preformatted | SideBySide
+Block = Paragraph | Table | Chart | Texts
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with an anchor, and what is below it."""
+    """A heading with an anchor, and its content."""
 
     anchor: str
     title: str
@@ -128,36 +85,20 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """
-    A whole report.
+    """A whole report."""
 
-    Args:
-        title (`str`): Name of the run.
-        outcome (`str`): One or two words: matched, missed, interrupted.
-        good (`bool`, *optional*): Whether that is a success; None if nothing is decided.
-        verdict (`str`): The verdict in a sentence or two.
-        facts (`tuple[tuple[str, str], ...]`): Few figures that matter most, named.
-        sections (`tuple[Section, ...]`): The rest.
-        picture (`str`): What its picture shows.
-    """
-
-    title: str
-    outcome: str
-    good: bool | None
-    verdict: str
-    facts: tuple[tuple[str, str], ...]
+    title: str  # name of the run
+    outcome: str  # one or two words: matched, missed, interrupted
+    good: bool | None  # whether that is a success; None if nothing is decided
+    verdict: str  # in a sentence or two
+    facts: tuple[tuple[str, str], ...]  # the few figures that matter most, with their names
     sections: tuple[Section, ...]
-    picture: str = "Losses, kept layers and ranks"
+    picture: str = "Losses, kept layers and ranks"  # alternative text of the picture
 
 
 def build_report(run: RunSummary) -> Report:
-    """
-    Return the report of a run: verdict, figures, losses, layers, comparisons, text, data, and how to do it again.
-
-    Args:
-        run (`RunSummary`): What the run's folder says.
-    """
-    word, good = _WORDS[run.outcome] if run.trained else ("not trained", None)
+    """Return the report of a run, up to how to run it again."""
+    word, good = _WORDS[run.record.outcome] if run.trained else ("not trained", None)
     found = run.evaluation
     sections = _sections(
         ("losses", "Losses", _losses(run)),
@@ -168,96 +109,98 @@ def build_report(run: RunSummary) -> Report:
         ("tasks", "Zero-shot tasks", _tasks(found) if found else ()),
         ("efficiency", "Size and speed", _efficiency(found) if found else ()),
         ("text", "Text", _samples(found) if found else ()),
-        ("data", "Data and settings", _data(run.data, run.settings, run.training)),
-        ("reproduce", "How to do it again", _reproduce_run(run)),
+        ("data", "Data and settings", _data(run.record.data, run.settings, run.record.training)),
+        ("reproduce", "How to run it again", _reproduce_run(run)),
     )
     return Report(run.name, word, good, " ".join(_run_verdict(run)), tuple(_run_facts(run)), sections)
 
 
-def build_comparison(name: str, facts: Mapping[str, Any]) -> Report:
-    """
-    Return the report of a comparison: verdict, arms with intervals, curves, cells, data, and how to do it again.
-
-    Args:
-        name (`str`): Name of its folder.
-        facts (`Mapping[str, Any]`): Its records, `comparison.json`.
-    """
-    rows = arm_results(facts)
-    cells = [decode(Cell, values, "comparison.json") for values in facts["cells"]]
-    settings = facts["settings"]
-    training = {name: settings.get(name) for name in NUMERIC_ARGUMENTS}
-    loop = _loop([cell.arm for cell in cells])
-    word, good = _comparison_word([cell.outcome == "matched" for cell in cells if cell.arm == loop])
+def build_comparison(name: str, record: ComparisonRecord) -> Report:
+    """Return the report of a comparison, up to how to run it again."""
+    rows = arm_results(record)
+    # The comparison is about the plain loop, whatever its variants gave, or else about a variant.
+    loop = next((arm for arm in sorted(record.by_arm()) if arm.partition("/")[0] == LOOP), None)
+    matched = [cell.outcome == "matched" for cell in record.cells if cell.arm == loop]
+    word, good = ("matched", True) if all(matched) else ("matched in part", None) if any(matched) else ("missed", False)
+    if not matched:
+        word, good = "compared", None
+    training = {name: record.settings.get(name) for name in NUMERIC_ARGUMENTS}
     sections = _sections(
-        ("arms", "Arms", (*_arms(facts), *_arm_notes(rows, facts))),
-        ("curves", "Learning curves", _curves(facts)),
-        ("cells", "Seeds and learning rates", _cells(cells, facts)),
-        ("data", "Data and settings", _data(decode(DataFacts, facts["data"], "data"), settings, training)),
-        ("reproduce", "How to do it again", _reproduce_comparison(name, facts)),
+        ("arms", "Arms", (*_arms(rows), *_arm_notes(rows, record))),
+        ("curves", "Learning curves", _curves(record)),
+        ("cells", "Seeds and learning rates", _cells(record)),
+        ("data", "Data and settings", _data(record.data, record.settings, training)),
+        ("reproduce", "How to run it again", _reproduce_comparison(name, record)),
     )
-    verdict = " ".join(_comparison_verdict(rows, cells, facts, loop))
-    return Report(
-        name, word, good, verdict, tuple(_comparison_facts(rows, cells, facts)), sections, picture="Learning curves"
-    )
+    verdict = " ".join(_comparison_verdict(rows, record, loop))
+    return Report(name, word, good, verdict, tuple(_comparison_facts(rows, record)), sections, "Learning curves")
 
 
-def _sections(*parts: tuple[str, str, Iterator[Block] | tuple[Block, ...]]) -> tuple[Section, ...]:
-    """Return the sections that have something in them."""
-    found = ((anchor, title, tuple(blocks)) for anchor, title, blocks in parts)
-    return tuple(Section(anchor, title, blocks) for anchor, title, blocks in found if blocks)
+def _sections(*parts: tuple[str, str, Iterable[Block]]) -> tuple[Section, ...]:
+    """Return the sections that are not empty."""
+    found = (Section(anchor, title, tuple(blocks)) for anchor, title, blocks in parts)
+    return tuple(section for section in found if section.blocks)
+
+
+# A run
 
 
 def _run_verdict(run: RunSummary) -> Iterator[str]:
-    depth = f"{len(run.kept_layers)} of {run.reference_layers} layers"
+    record, depth = run.record, f"{run.depth} layers"
     if not run.trained:
-        yield f"A student of {depth} was cut out of {run.reference} and not trained."
+        yield f"A student of {depth} was inherited from {record.lineage.reference} and not trained."
         return
-    if run.outcome in {"interrupted", None}:
-        state = "was interrupted" if run.outcome == "interrupted" else "has not ended"
+    if record.outcome in {"interrupted", None}:
+        state = "was interrupted" if record.outcome == "interrupted" else "has not ended"
         yield (
             f"The run {state}: the student of {depth} was last saved at step {run.step:,}, and whether it matches its "
-            "target is not decided. The same command goes on from there."
+            "target is not decided. The same command resumes it."
         )
         return
-    last = run.rounds[-1]
-    goal = "its starting reference" if run.recipe.get("target") == "reference" else "the loss that was asked for"
+    last = record.rounds[-1]
+    goal = _goal(record.recipe)
     losses = f"{last.loss:.4f} against {last.target:.4f} nats per token on the selection set"
-    work = f"after {len(run.rounds)} {'round' if len(run.rounds) == 1 else 'rounds'} and {last.end_step:,} steps"
-    if run.outcome == "matched":
+    work = f"after {len(record.rounds)} {'round' if len(record.rounds) == 1 else 'rounds'} and {last.end_step:,} steps"
+    if record.outcome == "matched":
         yield f"A student of {depth} matched {goal}: {losses}, {work}."
     else:
-        why = "there were no more layers to add" if run.outcome == "no_more_layers" else "the steps were used up"
+        why = "there were no more layers to add" if record.outcome == "no_more_layers" else "the steps were used up"
         yield f"No student matched {goal}, up to {depth}: {losses}, {work}; {why}."
     yield _beside_trained_further(run)
 
 
+def _goal(recipe: Mapping[str, Any]) -> str:
+    return "its starting reference" if recipe.get("target") == "reference" else "the target loss"
+
+
 def _beside_trained_further(run: RunSummary) -> str:
-    """Say how the student stands beside the reference that was trained further, which is another claim."""
+    """Compare the student with the reference, trained further, which is another claim."""
+    matched = run.record.outcome == "matched"
     if run.cell is not None:
-        who = "it" if run.outcome == "matched" else "the last student"
-        row = next(row for row in arm_results(run.cell.facts) if row.arm == run.cell.arm)
-        return _beside_continued(row.to_continued, run.cell.facts, who)
+        record = run.cell.comparison
+        row = next(row for row in arm_results(record) if row.arm == run.cell.arm)
+        return _beside_continued(row.to_continued, record, "it" if matched else "the last student")
     student, continued = run.result("student"), run.result(TRAINED_FURTHER)
     if student is None or continued is None:
-        return "Whether it would match the reference trained on for as many steps was not measured."
-    difference = student.loss - continued.loss
+        return "Whether it would match the reference, trained further for as many steps, was not measured."
     figures = f"{student.loss:.4f} against {continued.loss:.4f} nats per token on the test set"
-    tolerance = float(run.recipe.get("tolerance") or 0)
-    who, also = ("It", " also") if run.outcome == "matched" else ("The last student", "")
-    verb = f"{who}{also} matches, by the mean," if difference <= tolerance else f"{who} does not match"
-    return f"{verb} the reference trained on for {continued.steps:,} steps: {figures}."
+    tolerance = float(run.record.recipe.get("tolerance") or 0)
+    who, also = ("It", " also") if matched else ("The last student", "")
+    level = student.loss - continued.loss <= tolerance
+    verb = f"{who}{also} matches, by the mean," if level else f"{who} does not match"
+    return f"{verb} the reference, trained further for {continued.steps:,} steps: {figures}."
 
 
 def _run_facts(run: RunSummary) -> Iterator[tuple[str, str]]:
-    yield "layers", f"{len(run.kept_layers)} of {run.reference_layers}"
-    student, reference = run.result("student"), run.result("reference")
+    yield "layers", run.depth
+    student, reference, rounds = run.result("student"), run.result("reference"), run.record.rounds
     if student and reference:
         yield "parameters", f"{student.parameters / reference.parameters:.1%} of the reference's"
         if student.match is not None:
             yield "test loss, difference", f"{student.match.difference:+.4f} nats per token"
-    if run.rounds:
-        yield "steps", f"{run.rounds[-1].end_step:,}"
-        yield "training FLOPs", f"{sum(item.flops for item in run.rounds):.3g}"
+    if rounds:
+        yield "steps", f"{rounds[-1].end_step:,}"
+        yield "training FLOPs", f"{sum(item.flops for item in rounds):.3g}"
     if run.evaluation is not None and run.evaluation.efficiency is not None:
         rates = [item for item in run.evaluation.efficiency.speeds if item.quantity == "tokens per second"]
         if rates:
@@ -265,16 +208,17 @@ def _run_facts(run: RunSummary) -> Iterator[tuple[str, str]]:
 
 
 def _losses(run: RunSummary) -> Iterator[Block]:
-    tolerance, confidence = run.recipe.get("tolerance"), run.recipe.get("confidence")
-    if run.curves.get("student"):
-        ends = [f"{name} ends at {curve[-1][1]:.4f}" for name, curve in run.curves.items() if curve]
-        aim = "" if run.target is None else f" The loss to reach is {run.target:.4f}."
+    record = run.record
+    tolerance, confidence = record.recipe.get("tolerance"), record.recipe.get("confidence")
+    if record.curves.get("student"):
+        ends = [f"{name} ends at {curve[-1][1]:.4f}" for name, curve in record.curves.items() if curve]
+        aim = "" if record.target is None else f" The loss to reach is {record.target:.4f}."
         yield Chart(
             "Selection loss in nats per token",
-            f"Loss against optimizer steps over {max(1, len(run.rounds))} rounds. {'; '.join(ends)}.{aim}",
-            loss_panel(run.rounds, run.curves, run.target, float(tolerance or 0)),
+            f"Loss against optimizer steps over {max(1, len(record.rounds))} rounds. {'; '.join(ends)}.{aim}",
+            loss_panel(record.rounds, record.curves, record.target, float(tolerance or 0)),
         )
-    if not run.rounds:
+    if not record.rounds:
         return
     yield Table(
         "Rounds: loss on the selection set, nats per token",
@@ -289,9 +233,9 @@ def _losses(run: RunSummary) -> Iterator[Block]:
                 f"{item.target:.4f}",
                 f"{item.match.difference:+.4f}",
                 tables.interval(item.match),
-                "yes" if item.match.matched else "no",
+                _yes(item.match.matched),
             )
-            for item in run.rounds
+            for item in record.rounds
         ),
     )
     if confidence is None:
@@ -304,38 +248,41 @@ def _losses(run: RunSummary) -> Iterator[Block]:
     yield Paragraph(rule)
 
 
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _layers(run: RunSummary) -> Iterator[Block]:
-    rows = [(f"round {item.index}", item.kept_layers) for item in run.rounds]
-    if not rows or rows[-1][1] != run.kept_layers:
-        rows.append((f"round {len(run.rounds) + 1}" if run.trained else "student", run.kept_layers))
+    record, lineage = run.record, run.record.lineage
+    rows = [(f"round {item.index}", item.kept_layers) for item in record.rounds]
+    if not rows or rows[-1][1] != lineage.kept_layers:
+        rows.append((f"round {len(rows) + 1}" if run.trained else "student", lineage.kept_layers))
     words = "; ".join(f"{name}: {len(kept)} layers, {describe(kept)}" for name, kept in rows)
     yield Chart(
-        f"Layers of the reference that were kept, of {run.reference_layers}",
+        f"Layers of the reference that were kept, of {lineage.reference_layers}",
         f"{words} (0-based, half-open as in the recipe).",
-        layer_panel(rows, run.reference_layers),
+        layer_panel(rows, lineage.reference_layers),
     )
     if run.evaluation is not None and run.evaluation.laziness is not None:
         lazy = run.evaluation.laziness
-        series = {"Reference": lazy.reference, "Student": lazy.student}
         ranks = (
             f"{name}, from layer 0: {', '.join('none' if value is None else f'{value:.1f}' for value in values)}."
-            for name, values in series.items()
+            for name, values in (("Reference", lazy.reference), ("Student", lazy.student))
         )
         yield Chart(
             f"Approximate rank by layer, the largest over heads (tau {lazy.tau:g})",
             " ".join([lazy.comparison.sentence, *ranks]),
             rank_panel(lazy.reference, lazy.student, 1 + lazy.comparison.tolerance),
         )
-    elif run.laziness:
-        yield Paragraph(run.laziness)
+    elif record.lazy_layers is not None:
+        yield Paragraph(record.lazy_layers.sentence)
 
 
 def _test(run: RunSummary) -> Iterator[Block]:
-    if run.results:
-        yield Table("Test loss in nats per token", tables.HEADERS, tuple(tables.table_cells(run.results)))
+    if run.record.results:
+        yield Table("Test loss in nats per token", tables.HEADERS, tuple(tables.table_cells(run.record.results)))
         yield Paragraph(
-            "The test set was opened once, after the last round. Differences are paired with the reference as it was "
-            "at the start."
+            "The test set was opened once, after the last round. Differences are paired with the starting reference."
         )
 
 
@@ -346,43 +293,45 @@ def _corpora(run: RunSummary) -> Iterator[Block]:
     if run.evaluation is None or not run.evaluation.corpora:
         return
     yield Paragraph(run.evaluation.verdict(), strong=True)
-    for item in run.evaluation.corpora:
-        mine, theirs = item.student, item.reference
-        accuracy = ""
-        if item.accuracy_lower is not None and item.accuracy_upper is not None:
-            accuracy = f"{item.accuracy_lower:+.2%} to {item.accuracy_upper:+.2%}"
-        loss = (f"{mine.loss:.4f}", f"{theirs.loss:.4f}", f"{item.match.difference:+.4f}", tables.interval(item.match))
-        shares = (f"{mine.accuracy:.2%}", f"{theirs.accuracy:.2%}", f"{item.accuracy_difference:+.2%}", accuracy)
-        yield Table(
-            f"{item.corpus}: {item.documents:,} documents, {item.tokens:,} tokens",
-            ("figure", "student", "reference", "difference", "interval"),
-            (
-                ("loss, nats per token", *loss),
-                ("perplexity", f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "", ""),
-                ("next-token accuracy", *shares),
-            ),
-        )
+    yield from map(_corpus, run.evaluation.corpora)
     if run.evaluation.own_test_set:
-        yield Paragraph("The first corpus is the very test set of this run.")
+        yield Paragraph("The first corpus is this run's own test set.")
+
+
+def _corpus(item: CorpusComparison) -> Table:
+    mine, theirs = item.student, item.reference
+    bounds = ""
+    if item.accuracy_lower is not None and item.accuracy_upper is not None:
+        bounds = f"{item.accuracy_lower:+.2%} to {item.accuracy_upper:+.2%}"
+    loss = (f"{mine.loss:.4f}", f"{theirs.loss:.4f}", f"{item.match.difference:+.4f}", tables.interval(item.match))
+    accuracy = (f"{mine.accuracy:.2%}", f"{theirs.accuracy:.2%}", f"{item.accuracy_difference:+.2%}", bounds)
+    return Table(
+        f"{item.corpus}: {item.documents:,} documents, {item.tokens:,} tokens",
+        ("figure", "student", "reference", "difference", "interval"),
+        (
+            ("loss, nats per token", *loss),
+            ("perplexity", f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "", ""),
+            ("next-token accuracy", *accuracy),
+        ),
+    )
 
 
 def _comparison(run: RunSummary) -> Iterator[Block]:
     if run.cell is not None:
         yield Paragraph(
-            f"This is the cell {run.cell.name} of the comparison {run.cell.comparison}; figures are means over its "
-            "seeds."
+            f"This is the cell {run.cell.name} of the comparison {run.cell.folder}; figures are means over its seeds."
         )
-        yield from _arms(run.cell.facts)
+        yield from _arms(arm_results(run.cell.comparison))
 
 
 def _tasks(found: StudentEvaluation) -> Iterator[Block]:
     """Yield the zero-shot tasks with standard errors and paired differences."""
+    if not found.tasks:
+        return
 
     def with_error(value: float | None, error: float | None, sign: str = "") -> str:
         return "" if value is None else f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
 
-    if not found.tasks:
-        return
     rows = tuple(
         (
             item.task,
@@ -404,7 +353,7 @@ def _tasks(found: StudentEvaluation) -> Iterator[Block]:
 
 
 def _efficiency(found: StudentEvaluation) -> Iterator[Block]:
-    """Yield size, speed, and how the student does as a draft."""
+    """Yield size, speed, and the student as a draft."""
     if found.efficiency is not None:
         yield from _size_and_speed(found.efficiency)
     if not found.drafts:
@@ -418,9 +367,9 @@ def _efficiency(found: StudentEvaluation) -> Iterator[Block]:
                 f"{item.drafted:,}",
                 f"{item.accepted:,}",
                 f"{item.acceptance:.1%}",
-                _spread(item.alone, 1, 1),
-                _spread(item.assisted, 1, 1),
-                _spread(item.speed_up, 1, 2),
+                _spread(item.alone, 1),
+                _spread(item.assisted, 1),
+                _spread(item.speed_up, 2),
                 "" if item.equal is None else "yes" if item.equal else "NO",
             )
             for item in found.drafts
@@ -435,7 +384,7 @@ def _efficiency(found: StudentEvaluation) -> Iterator[Block]:
 
 def _size_and_speed(found: Efficiency) -> Iterator[Block]:
     mine, theirs = found.student, found.reference
-    shapes: list[tuple[str, float | None, float | None, float, int]] = [
+    sizes: list[tuple[str, float | None, float | None, float, int]] = [
         ("layers", mine.layers, theirs.layers, 1, 0),
         ("parameters", mine.parameters, theirs.parameters, 1, 0),
         ("weights on disk, MB", mine.bytes_on_disk, theirs.bytes_on_disk, 1e6, 1),
@@ -447,14 +396,11 @@ def _size_and_speed(found: Efficiency) -> Iterator[Block]:
         ("figure", "student", "reference", "share"),
         tuple(
             (name, f"{part / unit:,.{digits}f}", f"{whole / unit:,.{digits}f}", f"{part / whole:.1%}")
-            for name, part, whole, unit, digits in shapes
+            for name, part, whole, unit, digits in sizes
             if part is not None and whole is not None
         ),
     )
-
-    def figure(value: Spread, quantity: str) -> str:
-        return _spread(value, 1000 if quantity == FIRST_TOKEN else 1, 1)
-
+    scales = {FIRST_TOKEN: 1000.0}
     yield Table(
         "Speed: median (smallest to largest)",
         ("figure", "attention", "batch", "student", "reference", "times as fast"),
@@ -463,9 +409,9 @@ def _size_and_speed(found: Efficiency) -> Iterator[Block]:
                 "time to first token, ms" if item.quantity == FIRST_TOKEN else item.quantity,
                 item.setting,
                 str(item.batch),
-                figure(item.student, item.quantity),
-                figure(item.reference, item.quantity),
-                _spread(item.gain, 1, 2),
+                _spread(item.student, 1, scales.get(item.quantity, 1)),
+                _spread(item.reference, 1, scales.get(item.quantity, 1)),
+                _spread(item.gain, 2),
             )
             for item in found.speeds
         ),
@@ -479,35 +425,35 @@ def _size_and_speed(found: Efficiency) -> Iterator[Block]:
     )
 
 
-def _spread(value: Spread, scale: float, digits: int) -> str:
-    shown = [f"{number * scale:,.{digits}f}" for number in (value.median, value.low, value.high)]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+def _spread(value: Spread, digits: int, scale: float = 1) -> str:
+    median, low, high = (f"{number * scale:,.{digits}f}" for number in (value.median, value.low, value.high))
+    return f"{median} ({low} to {high})"
 
 
 def _samples(found: StudentEvaluation) -> Iterator[Block]:
-    """Yield the same prompts, continued by both models."""
     if found.samples:
         yield Paragraph("Beginnings of documents, continued greedily with a repetition penalty of 1.2.")
     for item in found.samples:
-        yield SideBySide((("beginning", item.prompt), ("student", item.student), ("reference", item.reference)))
+        yield Texts((("beginning", item.prompt), ("student", item.student), ("reference", item.reference)))
 
 
 def _data(facts: DataFacts | None, settings: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the three sets with their fingerprints, what they share, and settings of data and training."""
     if facts is not None:
         yield from _sets(facts)
-    told = {item.name: settings[item.name] for item in fields(DataConfig) if item.name in settings}
+    named = {item.name: settings[item.name] for item in fields(DataConfig) if item.name in settings}
     course = {name: settings.get(name) for name in COURSE}
     for caption, values in (
-        ("Data settings", told),
+        ("Data settings", named),
         ("Training settings", without_nothing({**training, **course})),
     ):
-        rows = tuple(
-            (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-            for name, value in values.items()
-        )
-        if rows:
-            yield Table(caption, ("setting", "value"), rows, text_columns=2)
+        if values:
+            texts = {name: value if isinstance(value, str) else _json(value, None) for name, value in values.items()}
+            yield Table(caption, ("setting", "value"), tuple(texts.items()), text_columns=2)
+
+
+def _json(value: Any, indent: int | None = 1) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False)
 
 
 def _sets(facts: DataFacts) -> Iterator[Block]:
@@ -516,7 +462,7 @@ def _sets(facts: DataFacts) -> Iterator[Block]:
 
     sets = (("train", facts.train), ("selection", facts.selection), ("test", facts.test))
     yield Table(
-        f"Sets out of {facts.source}, sequences of at most {facts.block_size} tokens",
+        f"Sets from {facts.source}, sequences of at most {facts.block_size} tokens",
         ("set", "documents", "tokens", "sequences", "fingerprint"),
         tuple(
             (name, count(item.documents), count(item.tokens), count(item.sequences), item.fingerprint[:16])
@@ -533,53 +479,53 @@ def _sets(facts: DataFacts) -> Iterator[Block]:
 
 
 def _reproduce_run(run: RunSummary) -> Iterator[Block]:
-    pinned = f" at commit {run.revision}" if run.revision else ""
-    seed = "" if run.seed is None else f", seed {run.seed}"
-    processes = f", {run.training['world_size']} processes" if run.training.get("world_size", 1) > 1 else ""
+    record, lineage = run.record, run.record.lineage
+    pinned = f" at commit {lineage.revision}" if lineage.revision else ""
+    seed = "" if record.seed is None else f", seed {record.seed}"
+    world_size = record.training.get("world_size", 1)
+    processes = f", {world_size} processes" if world_size > 1 else ""
     own = bool(run.settings) and "reference" not in run.settings
-    reference = "made by the run itself, the embedded default" if own else f"{run.reference}{pinned}"
+    reference = "trained by the run itself, the embedded default" if own else f"{lineage.reference}{pinned}"
     yield Paragraph(f"Reference: {reference}{seed}{processes}.")
     if run.cell is not None:
-        yield Paragraph(f"It is the cell {run.cell.name} of a comparison, which trains it.")
-        yield from _reproduce_comparison(run.cell.comparison, run.cell.facts)
+        yield Paragraph(f"The comparison trains it, as its cell {run.cell.name}.")
+        yield from _reproduce_comparison(run.cell.folder, run.cell.comparison)
         return
-    versions = {**run.versions, **((run.evaluation.versions if run.evaluation else None) or {})}
+    evaluation = run.evaluation
+    versions = {**lineage.versions, **((evaluation.versions if evaluation else None) or {})}
     if versions:
         yield _versions(versions)
-    name = shlex.quote(run.name)
-    commands = [*(run.evaluation.commands if run.evaluation else ()), f"inheritune report {name}"]
+    commands = [*(evaluation.commands if evaluation else ()), f"inheritune report {shlex.quote(run.name)}"]
     if run.trained:
-        yield Preformatted("The recipe, as JSON", json.dumps(recipe_of(run), indent=1, ensure_ascii=False))
-        missing = "" if run.settings else " Its data were not kept with it: add what names them."
-        yield Paragraph(f"To do it again, save the recipe as recipe.json, then:{missing}")
+        yield Texts((("The recipe, as JSON", _json(recipe_of(run))),))
+        missing = "" if run.settings else " Its data settings were not kept: add them."
+        yield Paragraph(f"To run it again, save the recipe as recipe.json, then:{missing}")
         commands.insert(0, "inheritune train --config recipe.json")
     else:
         commands.insert(0, _inherit_command(run))
-    yield Preformatted("Commands", "\n".join(commands))
-    if run.evaluation is not None and not run.evaluation.commands:
+    yield Texts((("Commands", "\n".join(commands)),))
+    if evaluation is not None and not evaluation.commands:
         yield Paragraph("The evaluation was made from Python, by evaluate_student.")
 
 
 def recipe_of(run: RunSummary) -> dict[str, Any]:
-    """
-    Return the settings of a run, as a file for `inheritune train --config` holds them.
-
-    Args:
-        run (`RunSummary`): What the run's folder says.
-    """
+    """Return the settings of a run, as a file for `inheritune train --config` holds them."""
+    record, lineage = run.record, run.record.lineage
     # A run whose settings were kept names its reference there, or none at all if it was the embedded one.
-    reference = run.settings.get("reference") if run.settings else run.reference
-    pinned = {"reference": reference, "revision": run.revision or run.settings.get("revision")} if reference else {}
-    training = {name: value for name, value in run.training.items() if name != "world_size"}
-    return without_nothing({**pinned, **run.recipe, **training, **run.settings, **pinned, "output_dir": run.name})
+    reference = run.settings.get("reference") if run.settings else lineage.reference
+    revision = lineage.revision or run.settings.get("revision")
+    pinned = {"reference": reference, "revision": revision} if reference else {}
+    training = {name: value for name, value in record.training.items() if name != "world_size"}
+    return without_nothing({**pinned, **record.recipe, **training, **run.settings, **pinned, "output_dir": run.name})
 
 
 def _inherit_command(run: RunSummary) -> str:
-    words = ["inheritune", "inherit", run.reference]
-    layers = run.recipe.get("keep_layers", "half")
+    recipe, lineage = run.record.recipe, run.record.lineage
+    layers = recipe.get("keep_layers", "half")
+    words = ["inheritune", "inherit", lineage.reference]
     words += ["--keep-layers", str(layers) if isinstance(layers, int | str) else ",".join(map(str, layers))]
-    words += ["--inherit", str(run.recipe.get("inherit", "all"))]
-    words += ["--revision", run.revision] if run.revision else []
+    words += ["--inherit", str(recipe.get("inherit", "all"))]
+    words += ["--revision", lineage.revision] if lineage.revision else []
     return shlex.join([*words, "--output", run.name])
 
 
@@ -587,29 +533,16 @@ def _versions(versions: Mapping[str, str]) -> Table:
     return Table("Versions", ("library", "version"), tuple(sorted(versions.items())), text_columns=2)
 
 
-def _loop(arms: Sequence[str]) -> str | None:
-    """Return the arm that a comparison is about: the plain loop, whatever its variants came to, or else a variant."""
-    return next((arm for arm in sorted(arms) if arm.partition("/")[0] == LOOP), None)
+# A comparison
 
 
-def _comparison_word(matched: Sequence[bool]) -> tuple[str, bool | None]:
-    if not matched:
-        return "compared", None
-    if all(matched):
-        return "matched", True
-    return ("matched in part", None) if any(matched) else ("missed", False)
-
-
-def _comparison_verdict(
-    rows: Sequence[ArmResult], cells: Sequence[Cell], facts: Mapping[str, Any], loop: str | None
-) -> Iterator[str]:
-    depth = facts["reference"]["layers"]
+def _comparison_verdict(rows: Sequence[ArmResult], record: ComparisonRecord, loop: str | None) -> Iterator[str]:
+    depth, cells = record.reference.layers, record.by_arm()
     if loop is not None:
-        row = next(row for row in rows if row.arm == loop)
-        own = [cell for cell in cells if cell.arm == row.arm]
-        matched = [cell for cell in own if cell.outcome == "matched"]
-        goal = "its starting reference" if facts["recipe"]["target"] == "reference" else "the loss that was asked for"
-        seeds = f"with {len(matched)} of {len(own)} {'seed' if len(own) == 1 else 'seeds'}"
+        row, own = next(row for row in rows if row.arm == loop), cells[loop]
+        matched = sum(cell.outcome == "matched" for cell in own)
+        goal = _goal(record.recipe)
+        seeds = f"with {matched} of {len(own)} {'seed' if len(own) == 1 else 'seeds'}"
         verb = (
             f"matched {goal} on the selection set {seeds}" if matched else f"did not match {goal} on the selection set"
         )
@@ -617,80 +550,73 @@ def _comparison_verdict(
         who = "its student"
     else:
         arms = [row for row in rows if row.arm != "reference"]
-        deepest = {row.arm: max(cell.layers for cell in cells if cell.arm == row.arm) for row in arms}
-        students = [row for row in arms if deepest[row.arm] < depth]
+        students = [row for row in arms if max(cell.layers for cell in cells[row.arm]) < depth]
         row = (students or arms or list(rows))[0]
-        among = " of those shallower than the reference" if students else ""
-        yield f"Of {len(arms)} arms, {row.arm} has the lowest test loss{among}."
+        which = " of those shallower than the reference" if students else ""
+        yield f"Of {len(arms)} arms, {row.arm} has the lowest test loss{which}."
         who = row.arm
     if row.to_reference is not None:
-        yield _beside(row.to_reference, facts, who, "the starting reference")
-    yield _beside_continued(row.to_continued, facts, who)
+        yield _beside(row.to_reference, record, who, "the starting reference")
+    yield _beside_continued(row.to_continued, record, who)
 
 
-def _beside_continued(given: SeedDifference | None, facts: Mapping[str, Any], who: str) -> str:
+def _beside_continued(given: SeedDifference | None, record: ComparisonRecord, who: str) -> str:
     if given is None:
-        return f"Whether {who} would match the reference trained on was not measured."
-    return _beside(given, facts, who, "the reference trained on for the same budget")
+        return f"Whether {who} would match the reference, trained further, was not measured."
+    return _beside(given, record, who, "the reference, trained further for the same budget")
 
 
-def _beside(given: SeedDifference, facts: Mapping[str, Any], who: str, what: str) -> str:
-    tolerance = float(facts["recipe"]["tolerance"])
-    bound = given.upper if facts["recipe"]["confidence"] is not None else None
+def _beside(given: SeedDifference, record: ComparisonRecord, who: str, what: str) -> str:
+    tolerance = float(record.recipe["tolerance"])
+    bound = given.upper if record.recipe["confidence"] is not None else None
     verb = "matches" if (given.difference if bound is None else bound) <= tolerance else "does not match"
     mean = " by the mean" if bound is None else ""
     return f"On the test set {who} {verb}{mean} {what}: {results.difference(given)} nats per token."
 
 
-def _comparison_facts(
-    rows: Sequence[ArmResult], cells: Sequence[Cell], facts: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
-    compare = facts["compare"]
+def _comparison_facts(rows: Sequence[ArmResult], record: ComparisonRecord) -> Iterator[tuple[str, str]]:
     yield "arms", str(len(rows) - 1)
-    yield "seeds", ", ".join(map(str, compare["seeds"]))
-    yield "equal for all arms", {"tokens": "tokens", "flops": "operations"}[compare["budget"]]
+    yield "seeds", ", ".join(map(str, record.compare.seeds))
+    yield "equal for all arms", {"tokens": "tokens", "flops": "operations"}[record.compare.budget]
     yield "reference, test loss", f"{rows[0].loss:.4f}"
     if len(rows) > 1:
         yield "lowest test loss", f"{rows[1].loss:.4f} ({rows[1].arm})"
-    yield "training FLOPs, all cells shown", f"{sum(cell.flops for cell in cells):.3g}"
+    yield "training FLOPs, all cells shown", f"{sum(cell.flops for cell in record.cells):.3g}"
 
 
-def _arms(facts: Mapping[str, Any]) -> Iterator[Block]:
+def _arms(rows: Sequence[ArmResult]) -> Iterator[Block]:
     """Yield the table of arms with intervals, what each of them took, and what they are."""
-    rows = arm_results(facts)
     shown = [results.table_cells(row) for row in rows]
     for caption, names in (
-        ("Test loss in nats per token, and its differences", results.OUTCOME),
-        ("What each took", results.COST),
+        ("Test loss in nats per token, and its differences", ("arm", *results.OUTCOME)),
+        ("What each took", ("arm", *results.COST)),
     ):
-        yield Table(
-            caption, ("arm", *names), tuple((cells["arm"], *(cells[name] for name in names)) for cells in shown)
-        )
+        yield Table(caption, names, tuple(tuple(cells[name] for name in names) for cells in shown))
     arms = [(row.arm, row.summary, parse_arm(row.arm).arm.source) for row in rows if row.arm != "reference"]
-    yield Table("What the arms are", ("arm", "what it is", "where it comes from"), tuple(arms), text_columns=3)
+    yield Table("What the arms are", ("arm", "what it is", "source"), tuple(arms), text_columns=3)
 
 
-def _arm_notes(rows: Sequence[ArmResult], facts: Mapping[str, Any]) -> Iterator[Block]:
-    for note in results.table_notes(rows, facts):
+def _arm_notes(rows: Sequence[ArmResult], record: ComparisonRecord) -> Iterator[Block]:
+    for note in results.table_notes(rows, record):
         yield Paragraph(note.replace("`", ""))
     if not any(row.arm == results.CONTINUED for row in rows):
         yield Paragraph(
             f"Controls such as {', '.join(CONTROLS)} say whether it is inheritance that helps, or more training; the "
-            "reference trained on was not among the arms."
+            "reference, trained further, was not among the arms."
         )
 
 
-def _curves(facts: Mapping[str, Any]) -> Iterator[Block]:
-    curves, target = results.mean_curves(facts), facts["reference"]["selection_loss"]
-    ends = "; ".join(f"{name} ends at {curve[-1][1]:.4f}" for name, curve in curves.items())
+def _curves(record: ComparisonRecord) -> Iterator[Block]:
+    ends = "; ".join(f"{name} ends at {curve[-1][1]:.4f}" for name, curve in results.mean_curves(record).items())
     yield Chart(
         "Selection loss in nats per token, mean over seeds",
-        f"Loss against tokens trained on, all rounds and stages together. {ends}. The reference's is {target:.4f}.",
-        results.curves_panel(facts),
+        f"Loss against training tokens, all rounds and stages together. {ends}. The reference's is "
+        f"{record.reference.selection_loss:.4f}.",
+        results.curves_panel(record),
     )
 
 
-def _cells(cells: Sequence[Cell], facts: Mapping[str, Any]) -> Iterator[Block]:
+def _cells(record: ComparisonRecord) -> Iterator[Block]:
     yield Table(
         "Each arm with each seed, at its chosen learning rate",
         ("cell", "arm", "outcome", "seed", "rate", "layers", "steps", "selection loss", "test loss"),
@@ -698,7 +624,7 @@ def _cells(cells: Sequence[Cell], facts: Mapping[str, Any]) -> Iterator[Block]:
             (
                 cell.folder,
                 cell.arm,
-                _CELL_OUTCOMES[cell.outcome],
+                (cell.outcome or "").replace("_", " "),
                 str(cell.seed),
                 f"{cell.learning_rate:g}",
                 str(cell.layers),
@@ -706,27 +632,26 @@ def _cells(cells: Sequence[Cell], facts: Mapping[str, Any]) -> Iterator[Block]:
                 f"{cell.selection.loss:.4f}",
                 "" if cell.test is None else f"{cell.test.loss:.4f}",
             )
-            for cell in cells
+            for cell in record.cells
         ),
         text_columns=3,
     )
-    rates = sorted({rate for losses in facts["sweep"].values() for rate in losses}, key=float)
+    rates = sorted({rate for losses in record.sweep.values() for rate in losses}, key=float)
     yield Table(
         "Selection loss by learning rate, first seed",
         ("arm", *rates),
         tuple(
             (arm, *("" if rate not in losses else f"{losses[rate]:.4f}" for rate in rates))
-            for arm, losses in facts["sweep"].items()
+            for arm, losses in record.sweep.items()
         ),
     )
 
 
-def _reproduce_comparison(name: str, facts: Mapping[str, Any]) -> Iterator[Block]:
-    yield _versions(facts["versions"])
-    settings = {**facts["settings"], "output_dir": name}
-    yield Preformatted("The comparison, as JSON", json.dumps(settings, indent=1, ensure_ascii=False))
+def _reproduce_comparison(name: str, record: ComparisonRecord) -> Iterator[Block]:
+    yield _versions(record.versions)
+    yield Texts((("The comparison, as JSON", _json({**record.settings, "output_dir": name})),))
     yield Paragraph(
-        "To do it again, save it as comparison.json where its paths lead to the files, with another output_dir, then:"
+        "To run it again, save it as comparison.json where its paths lead to the files, with another output_dir, then:"
     )
     commands = ("inheritune compare comparison.json", f"inheritune report {shlex.quote(name)}")
-    yield Preformatted("Commands", "\n".join(commands))
+    yield Texts((("Commands", "\n".join(commands)),))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..experiments.results import ComparisonRecord
 from ..figures import COLORS, Panel, render_svg, save_panels
 from ..publishing.templates import render
-from ..records import write_text
+from ..records import read_record, write_text
 from ..run_folder import RESULT_FILE
 from .content import Chart, Report, build_comparison, build_report
-from .summary import read_comparison, read_run
+from .summary import read_run
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -49,14 +50,7 @@ def write_report(
 
 
 def render_html(report: Report) -> str:
-    """
-    Return a report as a whole HTML page.
-
-    The page brings its styles and drawings along, and forbids itself to load or run anything.
-
-    Args:
-        report (`Report`): What to say.
-    """
+    """Return a report as one HTML page with its styles and drawings, which loads nothing and runs nothing."""
     from markupsafe import Markup
 
     def svg(panel: Panel, name: str, width: float) -> Markup:
@@ -66,13 +60,7 @@ def render_html(report: Report) -> str:
 
 
 def render_markdown(report: Report, picture: str) -> str:
-    """
-    Return a report as Markdown.
-
-    Args:
-        report (`Report`): What to say.
-        picture (`str`): File name of the picture.
-    """
+    """Return a report as Markdown, with the picture of that file name."""
     return render("reporting/page.md.jinja", report=report, picture=picture)
 
 
@@ -84,4 +72,4 @@ def _read(folder: Path, evaluation: str | Path | None) -> Report:
             f"{folder} is a comparison, and {evaluation} is the evaluation of one student: give that student's folder, "
             "or leave --evaluation out."
         )
-    return build_comparison(folder.resolve().name, read_comparison(folder / RESULT_FILE))
+    return build_comparison(folder.resolve().name, read_record(ComparisonRecord, folder / RESULT_FILE))

@@ -1,16 +1,16 @@
-"""Read the records in a folder: a run, a student, or a comparison."""
+"""Read the records in a folder: of a run, a student, or a comparison."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.facts import StudentEvaluation
-from ..publishing import ResultRow
-from ..records import RECORD_FILE, DataFacts, Match, Outcome, Round, RunRecord, RunState, decode, read_record
+from ..experiments.results import ComparisonRecord
+from ..publishing import FinishedRun, ResultRow
+from ..records import RECORD_FILE, Lineage, RunState, read_json, read_record
 from ..run_folder import CELL_FILE, EVALUATION_FILE, MODEL_FOLDER, RESULT_FILE, SETTINGS_FILE, read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).
@@ -19,83 +19,41 @@ Curve = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True)
 class CellOf:
-    """
-    The comparison that a model was trained in.
+    """The comparison that a model was trained in."""
 
-    Args:
-        name (`str`): Name of the model's cell.
-        arm (`str`): Its arm.
-        comparison (`str`): Name of the comparison's folder.
-        facts (`dict`): The comparison's records.
-    """
-
-    name: str
+    name: str  # of the model's cell
     arm: str
-    comparison: str
-    facts: Mapping[str, Any]
+    folder: str  # name of the comparison's folder
+    comparison: ComparisonRecord
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """
-    Everything that a report tells of a run. What is not known is empty or None.
+    """Everything that a report says about a run; of an unfinished one, its record so far."""
 
-    Args:
-        name (`str`): Name of the run's folder.
-        recipe (`dict`): The recipe's fields.
-        reference (`str`): Id or path of the reference.
-        revision (`str`, *optional*): Its commit on the Hub.
-        reference_layers (`int`): Its depth.
-        kept_layers (`tuple[int, ...]`): Layers that the last student holds.
-        outcome (`str`, *optional*): How the run ended; None if it has not, or if nothing was to be trained.
-        trained (`bool`): Whether there was a loop at all.
-        rounds (`tuple[Round, ...]`): Finished rounds.
-        step (`int`): Last optimizer step that is known of.
-        target (`float`, *optional*): Loss to reach, in nats per token.
-        curves (`dict[str, Curve]`): Selection losses of the student and of the controls.
-        results (`tuple[ResultRow, ...]`): The test set's table.
-        data (`DataFacts`, *optional*): The sets.
-        seed (`int`, *optional*): Seed of the run.
-        laziness (`str`): What the run itself said of lazy layers.
-        versions (`dict[str, str]`): Versions of the libraries that built the student.
-        evaluation (`StudentEvaluation`, *optional*): What `inheritune evaluate` left.
-        left_out (`str`): Why an evaluation that lies in the folder is not shown; empty if it is, or if there is none.
-        training (`dict`): Training arguments that change the numbers of the run.
-        settings (`dict`): What the run was told, as a file for `--config` holds it; empty if it was not kept.
-        cell (`CellOf`, *optional*): The finished comparison that chose this model, if there is one.
-    """
-
-    name: str
-    recipe: Mapping[str, Any]
-    reference: str
-    reference_layers: int
-    kept_layers: tuple[int, ...]
-    revision: str | None = None
-    outcome: Outcome | None = None
-    trained: bool = True
-    rounds: tuple[Round, ...] = ()
-    step: int = 0
-    target: float | None = None
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    results: tuple[ResultRow, ...] = ()
-    data: DataFacts | None = None
-    seed: int | None = None
-    laziness: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
+    name: str  # of the run's folder
+    record: FinishedRun
+    trained: bool  # whether there was a loop at all
+    step: int  # last optimizer step on disk
     evaluation: StudentEvaluation | None = None
-    left_out: str = ""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    cell: CellOf | None = None
+    left_out: str = ""  # why an evaluation in the folder is not shown
+    settings: Mapping[str, Any] = field(default_factory=dict)  # as a file for `--config` holds them; empty if not kept
+    cell: CellOf | None = None  # set if a finished comparison has chosen this model
+
+    @property
+    def depth(self) -> str:
+        """Layers of the last student and of its reference."""
+        lineage = self.record.lineage
+        return f"{len(lineage.kept_layers)} of {lineage.reference_layers}"
 
     def result(self, model: str) -> ResultRow | None:
         """Return the row of the test set's table with that name, if there is one."""
-        return next((row for row in self.results if row.model == model), None)
+        return next((row for row in self.record.results if row.model == model), None)
 
 
 def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSummary:
     """
-    Read the records of a run: a finished one, one that was interrupted or killed, or a student that was only cut out.
+    Read the records of a run, finished, interrupted or killed, or of a student that was not trained.
 
     Args:
         folder (`str` or `Path`): The run's `output_dir`, or a student's folder.
@@ -117,19 +75,27 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
         left_out = _reason_against(folder, found, unfinished and evaluation is None)
         if left_out and evaluation is not None:
             raise ValueError(f"{measured} {left_out}")
-    shown = None if left_out else found
-    kept = {
-        "evaluation": shown,
+    kept: dict[str, Any] = {
+        "name": folder.resolve().name,
+        "evaluation": None if left_out else found,
         "left_out": left_out and f"{measured.name} {left_out}",
-        "settings": _settings(folder),
+        "settings": read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {},
         "cell": _cell(folder.resolve()),
     }
+    record = None
     if not unfinished and (folder / "rounds.json").is_file():
-        return _finished(folder, _read(folder / "rounds.json"), kept)
-    if state is not None:
-        return _unfinished(folder, state, kept)
-    if (folder / RECORD_FILE).is_file():
-        return _finished(folder, _read(folder / RECORD_FILE), kept)
+        record = read_record(FinishedRun, folder / "rounds.json")
+    elif state is not None:
+        record = _unfinished(state)
+    elif (folder / RECORD_FILE).is_file():
+        record = read_record(FinishedRun, folder / RECORD_FILE)
+    if record is not None:
+        curve, step = _logged_curve(folder)
+        trained = state is not None or bool(record.rounds) or record.outcome is not None
+        step = max([step, *(item.end_step for item in record.rounds)])
+        return RunSummary(
+            record=replace(record, curves=record.curves or {"student": curve}), trained=trained, step=step, **kept
+        )
     if (folder / CELL_FILE).is_file():
         raise FileNotFoundError(
             f"{folder} is a cell of a comparison; give its model, {folder / MODEL_FOLDER}, or the comparison, "
@@ -143,22 +109,6 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
         f"{folder} holds neither a run nor a student of this package (no rounds.json, no {RECORD_FILE}), nor a "
         "comparison; give the output_dir of a run or of a comparison."
     )
-
-
-def read_comparison(path: Path) -> dict[str, Any]:
-    """
-    Read the records of a comparison.
-
-    Raises:
-        ValueError: If they are damaged.
-    """
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); run the same comparison again, which writes it anew."
-        ) from error
-    return facts
 
 
 def _reason_against(folder: Path, found: StudentEvaluation, earlier: bool) -> str:
@@ -179,64 +129,29 @@ def _cell(folder: Path) -> CellOf | None:
     cell, comparison = folder.parent, folder.parent.parent
     if folder.name != MODEL_FOLDER or not (comparison / RESULT_FILE).is_file():
         return None
-    facts = _read(comparison / RESULT_FILE)
-    arm = next((item["arm"] for item in facts["cells"] if item["folder"] == cell.name), None)
-    return None if arm is None else CellOf(cell.name, arm, comparison.name, facts)
+    record = read_record(ComparisonRecord, comparison / RESULT_FILE)
+    arm = next((item.arm for item in record.cells if item.folder == cell.name), None)
+    return None if arm is None else CellOf(cell.name, arm, comparison.name, record)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    return _read(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
-
-
-def _finished(folder: Path, values: dict[str, Any], kept: Mapping[str, Any]) -> RunSummary:
-    record = decode(RunRecord, values, str(folder), only_known=False)
-    curves = {name: _curve(points) for name, points in values.get("curves", {}).items()}
-    if not curves:
-        curves = {"student": _logged_curve(folder)[0]}
-    return RunSummary(
-        name=folder.resolve().name,
-        recipe=record.recipe,
-        reference=record.lineage.reference,
-        revision=record.lineage.revision,
-        reference_layers=record.lineage.reference_layers,
-        kept_layers=record.lineage.kept_layers,
-        outcome=record.outcome,
-        trained=bool(record.rounds) or record.outcome is not None,
-        rounds=record.rounds,
-        step=record.rounds[-1].end_step if record.rounds else 0,
-        target=record.target,
-        curves=curves,
-        results=tuple(_row(item) for item in values.get("results", ())),
-        data=decode(DataFacts, values["data"], f"{folder}, data") if values.get("data") else None,
-        seed=values.get("seed"),
-        laziness=(values.get("lazy_layers") or {}).get("sentence", ""),
-        versions=record.lineage.versions,
-        training=record.training,
-        **kept,
-    )
-
-
-def _unfinished(folder: Path, state: RunState, kept: Mapping[str, Any]) -> RunSummary:
-    recipe = {
-        name.removeprefix("recipe."): value for name, value in state.identity.items() if name.startswith("recipe.")
-    }
-    curve, step = _logged_curve(folder)
+def _unfinished(state: RunState) -> FinishedRun:
+    """Return the record of a run so far, from its state."""
+    identity = state.identity
+    recipe = {name.removeprefix("recipe."): value for name, value in identity.items() if name.startswith("recipe.")}
     target = None if recipe["target"] == "reference" else float(recipe["target"])
-    return RunSummary(
-        name=folder.resolve().name,
+    return FinishedRun(
         recipe=recipe,
-        reference=str(state.identity["reference"]),
-        revision=state.identity.get("reference.revision"),
-        reference_layers=int(state.identity["reference.layers"]),
-        kept_layers=state.layers,
-        outcome=state.outcome,
+        lineage=Lineage(
+            reference=str(identity["reference"]),
+            revision=identity.get("reference.revision"),
+            reference_layers=int(identity["reference.layers"]),
+            kept_layers=state.layers,
+        ),
         rounds=state.rounds,
-        step=max(step, state.start_step),
+        outcome=state.outcome,
         target=target if state.reference is None else state.reference.loss,
-        curves={"student": curve},
-        seed=state.identity.get("args.seed"),
         training=state.training,
-        **kept,
+        seed=identity.get("args.seed"),
     )
 
 
@@ -246,23 +161,6 @@ def _logged_curve(folder: Path) -> tuple[Curve, int]:
     if not checkpoints:
         return (), 0
     last = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
-    log = _read(last / "trainer_state.json")
-    points = [(int(item["step"]), item["eval_loss"]) for item in log["log_history"] if "eval_loss" in item]
-    return _curve(points), int(log["global_step"])
-
-
-def _curve(points: Any) -> Curve:
-    return tuple((int(step), float(loss)) for step, loss in points)
-
-
-def _row(values: Mapping[str, Any]) -> ResultRow:
-    match = values["match"]
-    return ResultRow(**{**values, "match": None if match is None else Match(**match)})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); make it again, or move it away.") from error
-    return values
+    log = read_json(last / "trainer_state.json")
+    points = ((int(item["step"]), float(item["eval_loss"])) for item in log["log_history"] if "eval_loss" in item)
+    return tuple(points), int(log["global_step"])

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
 
@@ -27,7 +28,7 @@ TOY = EmbeddedShape(vocabulary=512, width=16, heads=2, layers=3, block_size=32, 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
@@ -44,7 +45,12 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
     console = Console(file=screen, width=80)
     result = run_embedded(*settings, console, TOY)
     assert result.outcome == "no_more_layers"
-    assert [row.model for row in result.rows] == ["reference", "student", "random weights", "reference, trained on"]
+    assert [row.model for row in result.rows] == [
+        "reference",
+        "student",
+        "random weights",
+        "reference, trained further",
+    ]
     assert [row.steps for row in result.rows] == [6, 8, 8, 8]
     assert result.rows[1].tokens == 8 * 2 * 32
     assert [row.layers for row in result.rows] == [3, 2, 2, 3]
@@ -56,7 +62,7 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
     assert {"losses.png", "rounds.json", "results.md", "model.safetensors", "tokenizer.json"} <= files
     assert {item.name for item in (tmp_path / "demo" / "controls").iterdir()} == {"1-8-steps", "2-8-steps"}
     records = json.loads((tmp_path / "demo" / "rounds.json").read_text())
-    assert set(records["curves"]) == {"student", "random weights", "reference, trained on"}
+    assert set(records["curves"]) == {"student", "random weights", "reference, trained further"}
     assert len(list(home.glob("inheritune_hf/embedded-*/reference/model.safetensors"))) == 1
 
     again = toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "again"))
@@ -76,7 +82,7 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
 def test_runs_that_make_one_reference_take_turns(home, tmp_path):
     """A second run of the same sizes, seed and settings waits until the first has made the reference."""
     settings = toy_settings(tmp_path)
-    folder = embedded.cache_folder(TOY, settings.args, embedded.standard_library_documents())
+    folder = embedded.embedded_folder(TOY, settings.args, embedded.standard_library_documents())
     folder.mkdir(parents=True)
     held, made = threading.Event(), threading.Event()
 
@@ -124,10 +130,8 @@ def test_the_reference_sees_another_order_than_students_and_controls(home, tmp_p
     "data",
     [
         {"dataset_name": "x"},
-        {"sources": [{"files": ["x.txt"]}]},
         {"block_size": 64},
         {"streaming": True, "dataset_name": "x"},
-        {"document_boundaries": True},
     ],
 )
 def test_data_settings_are_refused(tmp_path, data):
@@ -168,10 +172,10 @@ def test_another_runs_folder_is_refused_before_the_reference_is_trained(home, tm
 def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
     """A signal while the reference or a control is trained saves it; the same call goes on to the same end."""
     settings = toy_settings(tmp_path, "--target", "0.1", "--save_steps", "100")
-    monkeypatch.setattr(embedded, "HF_HOME", str(tmp_path / "whole"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "whole"))
     whole = toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "whole-run"))
     whole = run_embedded(*whole, Console(quiet=True), TOY)
-    monkeypatch.setattr(embedded, "HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HOME", str(home))
     steps, train = [], InherituneTrainer.training_step
 
     def interrupted(trainer, *words, **named):

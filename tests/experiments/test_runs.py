@@ -1,22 +1,30 @@
-"""What a run refuses before it measures for hours, and what it was told, which tells the same run again."""
+"""What a run refuses before it measures for hours, the settings that run it again, and the controls beside it."""
 
 import json
 import os
 import signal
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from test_comparison import write_material
+from transformers import AutoModelForCausalLM, Trainer
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.cli.settings import parse_settings
-from inheritune_hf.experiments import run_recipe
+from inheritune_hf.data import CausalCollator, DataSplits
+from inheritune_hf.experiments import run_recipe, train_control
 from inheritune_hf.experiments.runs import measured_recipe, watch_collapse
 from inheritune_hf.reporting import read_run, write_report
 from inheritune_hf.reporting.content import recipe_of
 from inheritune_hf.run_folder import NUMERIC_ARGUMENTS, SETTINGS_FILE
 from inheritune_hf.training import InherituneTrainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+import tiny
 
 
 @pytest.mark.parametrize("limit", [None, 4])
@@ -37,7 +45,7 @@ def test_sharded_students_are_not_watched(sharding):
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def settings(tmp_path, monkeypatch):
     """A recipe whose every part differs from the defaults somewhere, and its file."""
     monkeypatch.chdir(tmp_path)
     write_material(tmp_path)
@@ -70,25 +78,25 @@ def told(tmp_path, monkeypatch):
     return parse_settings(["--config", "recipe.json"])
 
 
-def check_again(told, folder):
+def check_again(settings, folder):
     """The recipe that the report prints is read as the one that was run."""
     (folder / "again.json").write_text(json.dumps(recipe_of(read_run(folder / "run"))))
     again = parse_settings(["--config", str(folder / "again.json"), "--use_cpu"])
-    assert (again.run, again.recipe, again.data) == (told.run, told.recipe, told.data)
+    assert (again.run, again.recipe, again.data) == (settings.run, settings.recipe, settings.data)
     for name in (*NUMERIC_ARGUMENTS, "eval_steps", "max_steps", "eval_strategy", "output_dir"):
-        assert getattr(again.args, name) == getattr(told.args, name), name
+        assert getattr(again.args, name) == getattr(settings.args, name), name
 
 
-def test_a_run_can_be_told_again(told, tmp_path):
+def test_a_run_can_be_run_again(settings, tmp_path):
     """Reference, recipe, data and arguments are kept in the folder, and the report's recipe is the run's."""
-    run_recipe(*told, console=Console(quiet=True))
+    run_recipe(*settings, console=Console(quiet=True))
     kept = json.loads((tmp_path / "run" / SETTINGS_FILE).read_text())
     assert (kept["train_files"], kept["learning_rate"], kept["confidence"]) == (["*.txt"], 0.01, None)
-    check_again(told, tmp_path)
+    check_again(settings, tmp_path)
 
 
-def test_an_interrupted_run_has_a_report_and_can_be_told_again(told, tmp_path, monkeypatch):
-    """A run that was stopped on the way says so, shows its losses, and keeps what it was told."""
+def test_an_interrupted_run_has_a_report_and_can_be_run_again(settings, tmp_path, monkeypatch):
+    """A run that was stopped on the way says so, shows its losses, and keeps what it was settings."""
     step = InherituneTrainer.training_step
 
     def stopped(self, *words):
@@ -97,9 +105,36 @@ def test_an_interrupted_run_has_a_report_and_can_be_told_again(told, tmp_path, m
         return step(self, *words)
 
     monkeypatch.setattr(InherituneTrainer, "training_step", stopped)
-    assert run_recipe(*told, console=Console(quiet=True)).outcome == "interrupted"
+    assert run_recipe(*settings, console=Console(quiet=True)).outcome == "interrupted"
     report, _ = write_report(tmp_path / "run")
     assert report.outcome == "interrupted"
     assert "was last saved at step 3" in report.verdict
     assert [section.anchor for section in report.sections] == ["losses", "layers", "data", "reproduce"]
-    check_again(told, tmp_path)
+    check_again(settings, tmp_path)
+
+
+def tiny_splits():
+    return DataSplits(tiny.train_set(), tiny.selection_set(), tiny.selection_set(), facts=None)
+
+
+def test_a_control_equals_a_plain_trainer_and_is_found_again(tmp_path):
+    """The weights are plain Trainer's to the bit; a finished control is measured, not trained again."""
+    reference = tiny.write_reference(tmp_path / "reference", dropout=0.0)
+    args = tiny.arguments(tmp_path / "run", push_to_hub=True)  # of the run: what it is compared with stays here
+    control = train_control(reference, args, tiny_splits(), 7, "control", tmp_path / "control")
+    plain = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(reference),
+        args=tiny.arguments(tmp_path / "plain", max_steps=7, dataloader_pin_memory=False),
+        train_dataset=tiny.train_set(),
+        eval_dataset=tiny.selection_set(),
+        data_collator=CausalCollator(0),
+    )
+    plain.train()
+    assert tiny.weights_hash(control.model) == tiny.weights_hash(plain.model)
+    assert [step for step, _ in control.curve] == [5, 7]
+    assert not hasattr(control.model.config, "inheritune")
+    assert control.tokens == 7 * 4 * tiny.TOKENS
+
+    again = train_control(reference, args, tiny_splits(), 7, "control", tmp_path / "control")
+    assert tiny.weights_hash(again.model) == tiny.weights_hash(control.model)
+    assert (again.curve, again.test, again.tokens) == (control.curve, control.test, control.tokens)

@@ -16,9 +16,9 @@ from inheritune_hf.evaluation.facts import (
     StudentEvaluation,
     TaskComparison,
 )
-from inheritune_hf.experiments.results import Cell
+from inheritune_hf.experiments.results import Cell, ComparisonRecord
 from inheritune_hf.publishing import ResultRow
-from inheritune_hf.records import Lineage, Match, Round, RunRecord, Validation, encode, write_json
+from inheritune_hf.records import Lineage, Match, Round, RunRecord, Validation, decode, encode, write_json
 
 MISS = Match(False, False, 0.0267, 0.0140, 0.0404, 48)
 HIT = Match(True, True, -0.0094, -0.0213, 0.0027, 48)
@@ -40,13 +40,13 @@ DATA = {
 CURVES = {
     "student": [[60, 5.3476], [120, 5.2219], [180, 5.3129], [240, 5.1857]],
     "random weights": [[60, 6.9123], [120, 6.1], [180, 5.81], [240, 5.7338]],
-    "reference, trained on": [[60, 5.3112], [120, 5.17], [180, 5.07], [240, 5.0022]],
+    "reference, trained further": [[60, 5.3112], [120, 5.17], [180, 5.07], [240, 5.0022]],
 }
 RESULTS = [
     ResultRow("reference", 8, 2_127_104, 500, 1_024_000, 5.1484),
     ResultRow("student", 6, 1_730_560, 240, 491_520, 5.1425, HIT),
     ResultRow("random weights", 6, 1_730_560, 240, 491_520, 5.7287, replace(MISS, difference=0.5803)),
-    ResultRow("reference, trained on", 8, 2_127_104, 240, 491_520, 4.9745, FEW),
+    ResultRow("reference, trained further", 8, 2_127_104, 240, 491_520, 4.9745, FEW),
 ]
 
 
@@ -55,7 +55,7 @@ def write_run(folder, **changes):
     record = RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951, TRAINING)
     values = {
         **encode(record),
-        "results": [row.to_dict() for row in RESULTS],
+        "results": encode(RESULTS),
         "curves": CURVES,
         "data": DATA,
         "seed": 42,
@@ -114,6 +114,10 @@ def comparison_facts(**changes):
         "cells": [encode(cell(*values)) for values in CELLS],
     }
     return {**facts, **changes}
+
+
+def comparison_record(**changes):
+    return decode(ComparisonRecord, comparison_facts(**changes), "comparison.json")
 
 
 def write_comparison(folder, **changes):

@@ -3,16 +3,16 @@
 import json
 
 import pytest
-from recorded_runs import CELLS, LINEAGE, RECIPE, ROUNDS, cell, comparison_facts, write_comparison
+from recorded_runs import CELLS, LINEAGE, RECIPE, ROUNDS, cell, comparison_record, write_comparison
 
 from inheritune_hf.experiments.results import arm_results, table_cells
 from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run, write_report
-from inheritune_hf.reporting.content import Chart, Preformatted, Table, build_comparison, build_report
+from inheritune_hf.reporting.content import Chart, Table, Texts, build_comparison, build_report
 
 
 def report_of(**changes):
-    return build_comparison("compared", comparison_facts(**changes))
+    return build_comparison("compared", comparison_record(**changes))
 
 
 def blocks_of(report, anchor):
@@ -24,10 +24,10 @@ def tables_of(report, anchor):
 
 
 def test_verdict_says_which_reference_was_matched():
-    """The starting reference and the one trained on are two claims, judged on the test set by the tolerance."""
+    """The starting reference and the one trained further are two claims, judged on the test set by the tolerance."""
     report = report_of()
     assert (report.outcome, report.good) == ("matched", True)
-    rows = {row.arm: row for row in arm_results(comparison_facts())}
+    rows = {row.arm: row for row in arm_results(comparison_record())}
     start, continued = rows["inheritune"].to_reference, rows["inheritune"].to_continued
     assert report.verdict.startswith(
         "The loop (inheritune) matched its starting reference on the selection set with 2 of 2 seeds; its last "
@@ -38,7 +38,7 @@ def test_verdict_says_which_reference_was_matched():
         f"its student {word} the starting reference: {start.difference:+.4f} ({start.lower:+.4f} to" in report.verdict
     )
     assert (
-        f"its student does not match the reference trained on for the same budget: {continued.difference:+.4f}"
+        f"its student does not match the reference, trained further for the same budget: {continued.difference:+.4f}"
         in report.verdict
     )
 
@@ -59,7 +59,7 @@ def test_means_are_compared_where_the_recipe_says_so():
     """Without a confidence the mean decides, and that is said."""
     report = report_of(recipe={**RECIPE, "confidence": None})
     assert "On the test set its student matches by the mean the starting reference: -0.0200" in report.verdict
-    assert "does not match by the mean the reference trained on" in report.verdict
+    assert "does not match by the mean the reference, trained further" in report.verdict
 
 
 def test_misses_and_comparisons_without_the_loop_are_said():
@@ -71,12 +71,12 @@ def test_misses_and_comparisons_without_the_loop_are_said():
     part = [missed[0], encode(cell(*CELLS[1])), *missed[2:]]
     report = report_of(cells=part, recipe={**RECIPE, "target": 5.2})
     assert (report.outcome, report.good) == ("matched in part", None)
-    assert "matched the loss that was asked for on the selection set with 1 of 2 seeds" in report.verdict
+    assert "matched the target loss on the selection set with 1 of 2 seeds" in report.verdict
     others = [encode(cell(*values)) for values in CELLS if values[0] not in {"inheritune", "continued"}]
     report = report_of(cells=others)
     assert (report.outcome, report.good) == ("compared", None)
     assert report.verdict.startswith("Of 2 arms, last/moved-scale has the lowest test loss of those shallower")
-    assert "Whether last/moved-scale would match the reference trained on was not measured." in report.verdict
+    assert "Whether last/moved-scale would match the reference, trained further, was not measured." in report.verdict
     deep = [{**values, "layers": 8} for values in others]
     report = report_of(cells=deep)
     assert report.verdict.startswith("Of 2 arms, last/moved-scale has the lowest test loss.")
@@ -84,14 +84,14 @@ def test_misses_and_comparisons_without_the_loop_are_said():
 
 def test_every_figure_is_a_records():
     """Arms, cells and the sweep hold the records' figures; notes and what was left out are there."""
-    facts = comparison_facts()
-    report = build_comparison("compared", facts)
+    record = comparison_record()
+    report = build_comparison("compared", record)
     outcome, cost, arms = tables_of(report, "arms")
-    for row, first, second in zip(arm_results(facts), outcome.rows, cost.rows, strict=True):
+    for row, first, second in zip(arm_results(record), outcome.rows, cost.rows, strict=True):
         cells = table_cells(row)
         shown = {**dict(zip(outcome.headers, first, strict=True)), **dict(zip(cost.headers, second, strict=True))}
         assert shown == cells
-    assert [(row[0], row[1]) for row in arms.rows] == [(row.arm, row.summary) for row in arm_results(facts)[1:]]
+    assert [(row[0], row[1]) for row in arms.rows] == [(row.arm, row.summary) for row in arm_results(record)[1:]]
     cells, sweep = tables_of(report, "cells")
     assert cells.rows[1] == (
         "inheritune-seed2-lr0.002", "inheritune", "matched", "2", "0.002", "6", "240", "5.1400", "5.1400"
@@ -105,20 +105,23 @@ def test_every_figure_is_a_records():
     assert ("train", "48", "42,933", "341", "ea33e9b29185b614") in next(iter(given.values()))
     assert ("train_files", '["a.txt"]') in given["Data settings"]
     assert ("learning_rate", "0.002") in given["Training settings"]
-    texts = {block.label: block.text for block in blocks_of(report, "reproduce") if isinstance(block, Preformatted)}
+    texts = dict(text for block in blocks_of(report, "reproduce") if isinstance(block, Texts) for text in block.texts)
     assert json.loads(texts["The comparison, as JSON"])["arms"] == ["inheritune", "random", "last/moved-scale"]
     assert texts["Commands"].splitlines() == ["inheritune compare comparison.json", "inheritune report compared"]
 
 
 def test_a_cells_model_shows_its_comparison(comparison):
-    """The report of a model that a comparison chose has its table, and its answer on the reference trained on."""
+    """The report of a model that a comparison chose has its table, and its answer on the reference, trained further."""
     model = comparison / "inheritune-seed1-lr0.002" / "model"
     write_json(model / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE, ROUNDS, "matched", 5.1951)))
     write_json(model.parent / "cell.json", {})
     report = build_report(read_run(model))
-    assert "On the test set it does not match the reference trained on for the same budget: +0.1500" in report.verdict
-    assert tables_of(report, "comparison") == tables_of(build_comparison("compared", comparison_facts()), "arms")
-    texts = [block.text for block in blocks_of(report, "reproduce") if isinstance(block, Preformatted)]
+    assert (
+        "On the test set it does not match the reference, trained further for the same budget: +0.1500"
+        in report.verdict
+    )
+    assert tables_of(report, "comparison") == tables_of(report_of(), "arms")
+    texts = [block.texts[0][1] for block in blocks_of(report, "reproduce") if isinstance(block, Texts)]
     assert texts[-1].startswith("inheritune compare comparison.json\n")  # no student that a run would train
     with pytest.raises(
         FileNotFoundError, match=r"is a cell of a comparison; give its model, .*model, or the comparison"

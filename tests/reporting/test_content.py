@@ -7,7 +7,7 @@ from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_eval
 
 from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run
-from inheritune_hf.reporting.content import Chart, Paragraph, Preformatted, Table, build_report
+from inheritune_hf.reporting.content import Chart, Paragraph, Table, Texts, build_report
 
 
 def blocks_of(report, anchor):
@@ -15,24 +15,25 @@ def blocks_of(report, anchor):
 
 
 def test_verdict_says_which_reference_was_matched(run):
-    """The starting reference and the one trained on are two claims, and both are answered."""
+    """The starting reference and the one trained further are two claims, and both are answered."""
     report = build_report(read_run(run))
     assert (report.outcome, report.good) == ("matched", True)
     assert report.verdict == (
         "A student of 6 of 8 layers matched its starting reference: 5.1857 against 5.1951 nats per token on the "
-        "selection set, after 2 rounds and 240 steps. It does not match the reference trained on for 240 steps: "
+        "selection set, after 2 rounds and 240 steps. It does not match the reference, trained further for 240 steps: "
         "5.1425 against 4.9745 nats per token on the test set."
     )
 
 
 def test_verdict_without_the_continued_reference_says_so(tmp_path):
     """What was not measured is not claimed; a continued reference that is matched is said to be."""
-    report = build_report(read_run(write_run(tmp_path / "a", results=[row.to_dict() for row in RESULTS[:2]])))
-    assert "trained on for as many steps was not measured" in report.verdict
+    report = build_report(read_run(write_run(tmp_path / "a", results=encode(RESULTS[:2]))))
+    assert "trained further for as many steps, was not measured" in report.verdict
     level = [*RESULTS[:3], replace(RESULTS[3], loss=5.14)]
-    report = build_report(read_run(write_run(tmp_path / "b", results=[row.to_dict() for row in level])))
+    report = build_report(read_run(write_run(tmp_path / "b", results=encode(level))))
     assert (
-        "It also matches, by the mean, the reference trained on for 240 steps: 5.1425 against 5.1400" in report.verdict
+        "It also matches, by the mean, the reference, trained further for 240 steps: 5.1425 against 5.1400"
+        in report.verdict
     )
 
 
@@ -50,9 +51,9 @@ def test_a_miss_is_said(tmp_path):
             "No student matched its starting reference, up to 4 of 8 layers: 5.2219 against"
         )
         assert why in report.verdict
-        assert "The last student does not match the reference trained on for 240 steps" in report.verdict
+        assert "The last student does not match the reference, trained further for 240 steps" in report.verdict
         level = [*RESULTS[:3], replace(RESULTS[3], loss=5.14)]
-        write_run(folder, **encode(record), results=[row.to_dict() for row in level])
+        write_run(folder, **encode(record), results=encode(level))
         assert "The last student matches, by the mean, the reference" in build_report(read_run(folder)).verdict
         table = next(block for block in blocks_of(report, "losses") if isinstance(block, Table))
         assert table.rows == (("1", "4", "120", "245,760", "5.2219", "5.1951", "+0.0267", "+0.0140 to +0.0404", "no"),)
@@ -66,13 +67,13 @@ def test_unfinished_runs_and_cut_students_have_reports(interrupted, tmp_path):
     write_json(tmp_path / "cut" / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
     report = build_report(read_run(tmp_path / "cut"))
     assert (report.outcome, report.good) == ("not trained", None)
-    assert report.verdict == "A student of 6 of 8 layers was cut out of some/reference and not trained."
+    assert report.verdict == "A student of 6 of 8 layers was inherited from some/reference and not trained."
 
 
 def test_a_number_as_target_is_no_reference(tmp_path):
     """A run towards a number does not claim to have matched a reference."""
     report = build_report(read_run(write_run(tmp_path / "run", recipe={**RECIPE, "target": 5.2})))
-    assert "matched the loss that was asked for" in report.verdict
+    assert "matched the target loss" in report.verdict
 
 
 def test_every_figure_is_a_records(run):
@@ -98,7 +99,7 @@ def test_every_figure_is_a_records(run):
 
 
 def texts_of(report, anchor):
-    return {block.label: block.text for block in blocks_of(report, anchor) if isinstance(block, Preformatted)}
+    return dict(text for block in blocks_of(report, anchor) if isinstance(block, Texts) for text in block.texts)
 
 
 def test_a_run_can_be_done_again(run):
@@ -110,7 +111,7 @@ def test_a_run_can_be_done_again(run):
     assert "world_size" not in recipe
     words = [block.text for block in blocks_of(report, "reproduce") if isinstance(block, Paragraph)]
     assert words[0] == "Reference: some/reference at commit 0123abc, seed 42, 2 processes."
-    assert "Its data were not kept with it" in words[1]
+    assert "Its data settings were not kept" in words[1]
     assert found["Commands"].splitlines() == [
         "inheritune train --config recipe.json",
         "inheritune evaluate run --files test.jsonl --second-files other.txt",
@@ -128,7 +129,7 @@ def test_a_run_can_be_done_again(run):
     words = [
         block.text for block in blocks_of(build_report(read_run(run)), "reproduce") if isinstance(block, Paragraph)
     ]
-    assert words[0] == "Reference: made by the run itself, the embedded default, seed 42, 2 processes."
+    assert words[0] == "Reference: trained by the run itself, the embedded default, seed 42, 2 processes."
 
 
 def test_a_cut_can_be_done_again(tmp_path):
@@ -163,8 +164,9 @@ def test_lazy_layers_are_shown_before_and_after(run):
     assert "Student, from layer 0: 9.3, 13.1, 8.0, 6.1, 4.4, none." in charts[1].description
     write_json(run / "evaluation.json", encode(full_evaluation(laziness=None)))
     assert not any("lazy" in str(block) for block in blocks_of(build_report(read_run(run)), "layers"))
-    write_run(run, lazy_layers={"sentence": "The student has fewer lazy layers."})
-    assert Paragraph("The student has fewer lazy layers.") in blocks_of(build_report(read_run(run)), "layers")
+    lazy = full_evaluation().laziness.comparison
+    write_run(run, lazy_layers=encode(lazy))
+    assert Paragraph(lazy.sentence) in blocks_of(build_report(read_run(run)), "layers")
 
 
 def test_second_corpus_judges_again(run):

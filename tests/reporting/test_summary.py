@@ -11,21 +11,22 @@ from inheritune_hf.students import open_reference
 def test_finished_run_is_read_whole(run):
     """Rounds, curves, results, data and the evaluation are those that were written."""
     found = read_run(run)
-    assert (found.name, found.outcome, found.rounds, found.step) == ("run", "matched", ROUNDS, 240)
-    assert found.results == tuple(RESULTS)
-    assert found.curves["student"] == ((60, 5.3476), (120, 5.2219), (180, 5.3129), (240, 5.1857))
-    assert found.data.test.fingerprint.startswith("ea33e9b2")
+    assert (found.name, found.record.outcome, found.record.rounds, found.step) == ("run", "matched", ROUNDS, 240)
+    assert found.record.results == tuple(RESULTS)
+    assert found.record.curves["student"] == ((60, 5.3476), (120, 5.2219), (180, 5.3129), (240, 5.1857))
+    assert found.record.data.test.fingerprint.startswith("ea33e9b2")
     assert found.evaluation == full_evaluation()
-    assert (found.reference, found.revision, found.kept_layers) == ("some/reference", "0123abc", LINEAGE.kept_layers)
+    assert found.record.lineage == LINEAGE
 
 
 def test_interrupted_run_is_read_from_its_state(interrupted):
     """Without a result the run's state and its last checkpoint's log tell how far it came."""
     found = read_run(interrupted)
-    assert (found.outcome, found.rounds, found.step, found.target) == ("interrupted", ROUNDS[:1], 190, 5.25)
-    assert found.curves["student"][-1] == (180, 5.3129)
-    assert (found.reference_layers, found.seed) == (8, 7)
-    assert found.recipe == RECIPE
+    record = found.record
+    assert (record.outcome, record.rounds, found.step, record.target) == ("interrupted", ROUNDS[:1], 190, 5.25)
+    assert record.curves["student"][-1] == (180, 5.3129)
+    assert (record.lineage.reference_layers, record.seed) == (8, 7)
+    assert record.recipe == RECIPE
 
 
 def test_only_the_evaluation_of_this_student_is_taken(interrupted, run):
@@ -49,8 +50,8 @@ def test_cut_student_is_read_from_its_record(tmp_path):
     """A student that was only cut out has a lineage and no rounds."""
     write_json(tmp_path / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
     found = read_run(tmp_path)
-    assert (found.trained, found.rounds, found.outcome) == (False, (), None)
-    assert found.curves == {"student": ()}
+    assert (found.trained, found.record.rounds, found.record.outcome) == (False, (), None)
+    assert found.record.curves == {"student": ()}
 
 
 def test_what_is_not_there_or_damaged_is_said(tmp_path, run):

@@ -1,4 +1,4 @@
-"""Build and train the arms of a comparison: the weights that each begins with, and its stages as rounds."""
+"""Build the models of a comparison's arms: the weights that each starts from, and its stages as rounds."""
 
 from __future__ import annotations
 
@@ -38,63 +38,45 @@ _PROBED_TOKENS = 8
 
 _OUTSIDE_BLOCKS = ("embeddings", "positions", "final_norm", "lm_head")
 
-# How the tensors of a narrower model lie in a wider one, where it is not the first rows and columns: equal parts of
-# the last (GPT-2) or the first dimension, each cut by itself.
-_FUSED = {("gpt2", "attn.c_attn"): (-1, 3), ("phi3", "gate_up_proj"): (0, 2)}
+# GPT-2 fuses query, key and value along the last dimension, in three equal parts: each is narrowed by itself.
+_FUSED = "attn.c_attn"
 
-#: Model types of which `half_width` knows how heads and neurons lie.
+#: Model types whose layout of heads and neurons `half_width` knows.
 NARROWED_MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
 class ArmInputs:
-    """
-    What an arm's model is built from.
-
-    Args:
-        reference (`OpenedReference`): The reference.
-        layers (`int`): Depth of the model that this stage trains.
-        seed (`int`): Seed of what begins random.
-        chosen (`tuple[int, ...]`): Layers that a measure chose, for arms that go by one.
-        keep_scale (`bool`): Whether moved blocks keep their attention scale.
-        before (`PreTrainedModel`, *optional*): The model that the stage before has trained.
-    """
+    """What an arm's model is built from."""
 
     reference: OpenedReference
-    layers: int
-    seed: int
-    chosen: tuple[int, ...] = ()
-    keep_scale: bool = True
-    before: PreTrainedModel | None = None
+    layers: int  # of the model that this stage trains
+    seed: int  # of random weights
+    chosen: tuple[int, ...] = ()  # layers that a measure chose, for arms that go by one
+    keep_scale: bool = True  # whether moved blocks keep their attention scale
+    before: PreTrainedModel | None = None  # trained by the previous stage
 
 
 # Models
 
 
-def assembled(
-    reference: Reference, blocks: Sequence[int | None], seed: int, keep_scale: bool = True
-) -> PreTrainedModel:
+def assemble(reference: Reference, blocks: Sequence[int | None], seed: int, keep_scale: bool = True) -> PreTrainedModel:
     """
-    Return a model whose blocks are any of the reference's, in any order and repeated, or random.
+    Return a model whose blocks are any of the reference's, in any order and repeated, or random (None).
 
-    Args:
-        reference (`str`, `os.PathLike`, `PreTrainedModel` or `OpenedReference`): Hub id, folder or model.
-        blocks (sequence of `int` or `None`): For each position the layer whose block stands there; None: random.
-        seed (`int`): Seed of random blocks.
-        keep_scale (`bool`, *optional*, defaults to `True`): Whether a moved block of a GPT-2 with
-            `scale_attn_by_inverse_layer_idx` attends as it did at its old position.
+    With `keep_scale` a moved block of a GPT-2 with `scale_attn_by_inverse_layer_idx` attends as at its old position.
 
     Raises:
-        ValueError: If a layer is not one of the reference's, or the config says by position what a block is.
+        ValueError: If a layer is not one of the reference's, or its config assigns kinds of blocks by position.
     """
     opened = open_reference(reference)
     kept = resolve_layers(sorted({layer for layer in blocks if layer is not None}), opened.depth)
     places = [min(place, opened.depth - 1) if layer is None else layer for place, layer in enumerate(blocks)]
     check_order(opened.config, places)
-    # The donor's weights are the reference's as they are: a block's scale follows from where it stands in the end.
+    # The donor's weights are the reference's unchanged: a block's scale follows from its final position.
     unscaled = InherituneConfig(keep_layers=list(kept), attention_scale="position")
     donor = from_pretrained_inherited(opened, unscaled, seed=seed)
-    model = fresh_model(sliced_config(opened.config, places), seed, donor.dtype)
+    model = random_model(sliced_config(opened.config, places), seed, donor.dtype)
     prefix = f"{inspect_architecture(model.config).block_list}."
     given = donor.state_dict()
     with torch.no_grad():
@@ -111,13 +93,7 @@ def assembled(
 
 
 def check_order(config: PreTrainedConfig, blocks: Sequence[int]) -> None:
-    """
-    Raise a `ValueError` if blocks of these layers cannot stand in this order, because position says what a block is.
-
-    Args:
-        config (`PreTrainedConfig`): The reference's config.
-        blocks (sequence of `int`): For each position the layer whose block stands there.
-    """
+    """Raise a `ValueError` if the reference's config does not allow blocks of these layers in this order."""
     for field in ("first_k_dense_replace", "num_dense_layers"):
         first = getattr(config, field, None) or 0
         dense = [layer < first for layer in blocks]
@@ -130,13 +106,7 @@ def check_order(config: PreTrainedConfig, blocks: Sequence[int]) -> None:
 
 
 def with_parts(inputs: ArmInputs, parts: str) -> PreTrainedModel:
-    """
-    Return a student of the first layers of which only some parts are inherited; the others begin random.
-
-    Args:
-        inputs (`ArmInputs`): Reference, depth of the student and seed of the parts that begin random.
-        parts (`str`): A name of `SUBMODULES`, or what `InherituneConfig.inherit` takes, such as `"released-code"`.
-    """
+    """Return a student of the first layers that inherits only `parts`: a name of `SUBMODULES`, or as for `inherit`."""
     inherit = ",".join((*_OUTSIDE_BLOCKS, *SUBMODULES[parts])) if parts in SUBMODULES else parts
     recipe = InherituneConfig(keep_layers=inputs.layers, inherit=inherit)
     return from_pretrained_inherited(inputs.reference, recipe, seed=inputs.seed)
@@ -144,29 +114,17 @@ def with_parts(inputs: ArmInputs, parts: str) -> PreTrainedModel:
 
 def random_weights(inputs: ArmInputs) -> PreTrainedModel:
     """Return a model with the shape of the reference's first layers and none of its weights."""
-    model = fresh_model(sliced_config(inputs.reference.config, range(inputs.layers)), inputs.seed)
+    model = random_model(sliced_config(inputs.reference.config, range(inputs.layers)), inputs.seed)
     return _with_lineage(model, inputs.reference, inputs.layers, (), inputs.seed)
 
 
 def stacked(inputs: ArmInputs) -> PreTrainedModel:
-    """
-    Return a random model, or from the second stage on the last one's blocks, twice over (PAPER: Appendix D).
-
-    Its lineage is that of the last stage's model: which of the reference's layers its blocks come from, if from any.
-
-    Raises:
-        ValueError: If that model is not half as deep.
-    """
+    """Return a random model, or from the second stage on the previous one's blocks, twice over (PAPER: Appendix D)."""
     before = inputs.before
     if before is None:
         return random_weights(inputs)
     places = twice(inputs.layers)
-    depth = int(before.config.get_text_config(decoder=True).num_hidden_layers)
-    if 2 * depth != inputs.layers:
-        raise ValueError(
-            f"Stacking to {inputs.layers} layers doubles a student of {inputs.layers // 2}, got one of {depth}."
-        )
-    model = assembled(before, places, inputs.seed, inputs.keep_scale)
+    model = assemble(before, places, inputs.seed, inputs.keep_scale)
     own = getattr(before.config, "inheritune", None)
     if isinstance(own, dict):
         kept = own["kept_layers"]
@@ -176,15 +134,12 @@ def stacked(inputs: ArmInputs) -> PreTrainedModel:
 
 def expanded(inputs: ArmInputs) -> PreTrainedModel:
     """
-    Return the reference's first half as many layers, each followed by a copy of itself that changes nothing at first.
+    Return the reference's first half as many layers, each followed by a copy of itself that is an identity at first.
 
     Block expansion: the output projections of the copies are zero, so the model computes what the half does.
-
-    Raises:
-        ValueError: If the number of layers is odd, or identity blocks cannot be made of this architecture.
     """
     places = each_twice(inputs.layers)
-    model = assembled(inputs.reference, places, inputs.seed, inputs.keep_scale)
+    model = assemble(inputs.reference, places, inputs.seed, inputs.keep_scale)
     for place in range(1, inputs.layers, 2):
         make_identity(model, place)
     return model
@@ -192,21 +147,21 @@ def expanded(inputs: ArmInputs) -> PreTrainedModel:
 
 def check_expansion(config: PreTrainedConfig, layers: int) -> None:
     """
-    Raise a `ValueError` if `expanded` cannot be made of a reference of `config` with so many layers.
+    Raise a `ValueError` if `expanded` cannot make a model of so many layers from a reference of this config.
 
-    A model of the outermost kinds of blocks and a small vocabulary is tried: some blocks change what they get however
+    A model of the outermost kinds of blocks and a small vocabulary is tried: some blocks change their input whatever
     their projections are.
     """
     places = each_twice(layers)
     probe = copy.deepcopy(sliced_config(config, sorted({places[0], places[-1]})))
     probe.vocab_size, probe.pad_token_id = _PROBED_TOKENS, 0
-    model = fresh_model(probe, seed=0)
+    model = random_model(probe, seed=0)
     try:
         for place in range(int(probe.num_hidden_layers)):
             make_identity(model, place)
     except ValueError as error:
         raise ValueError(
-            f"blocks of this {config.model_type} still change what they get with their output projections zeroed"
+            f"blocks of this {config.model_type} still change their input with their output projections zeroed"
         ) from error
 
 
@@ -214,22 +169,17 @@ def half_width(inputs: ArmInputs) -> PreTrainedModel:
     """
     Return a model as deep as the reference and half as wide: its leading heads, channels and neurons.
 
-    Heads keep their size; of an odd number the smaller half is kept (`narrowed_config` says how many).
-
-    Raises:
-        ValueError: If it is not known how heads and neurons lie in models of this type.
+    Heads keep their size; of an odd number the smaller half is kept.
     """
     opened, seed = inputs.reference, inputs.seed
     config = narrowed_config(opened.config)
     donor = from_pretrained_inherited(opened, InherituneConfig(keep_layers=opened.depth), seed=seed)
-    model = fresh_model(config, seed, donor.dtype)
+    model = random_model(config, seed, donor.dtype)
     given = donor.state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            fused = next(
-                (cut for (kind, part), cut in _FUSED.items() if kind == config.model_type and f".{part}." in name), None
-            )
-            tensor.copy_(_leading(given[name], tensor.shape, fused))
+            parts = 3 if config.model_type == "gpt2" and f".{_FUSED}." in name else 1
+            tensor.copy_(_leading(given[name], tensor.shape, parts))
     return _with_lineage(model, opened, opened.depth, range(opened.depth), seed)
 
 
@@ -238,12 +188,12 @@ def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
     Return the config of a model half as wide, with heads of the same size.
 
     Raises:
-        ValueError: If it is not known how heads and neurons lie in models of this type, or there is one head only.
+        ValueError: If the layout of this model type is not known, or there is one head only.
     """
     if config.model_type not in NARROWED_MODEL_TYPES:
         raise ValueError(
-            f"A {config.model_type} cannot be halved in width: how its heads and neurons lie is not known here. It is "
-            f"known of {', '.join(NARROWED_MODEL_TYPES)}."
+            f"A {config.model_type} cannot be halved in width: the layout of its heads and neurons is not known here. "
+            f"It is known of {', '.join(NARROWED_MODEL_TYPES)}."
         )
     heads = int(config.num_attention_heads)
     if heads < 2:
@@ -267,7 +217,7 @@ def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return narrow
 
 
-def fresh_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def random_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return a model of random weights, by its architecture's own initialisation; the caller's random state stays."""
     auto: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
@@ -277,29 +227,22 @@ def fresh_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.
     return model
 
 
-def _leading(tensor: Tensor, shape: Sequence[int], fused: tuple[int, int] | None) -> Tensor:
-    if fused is None:
-        return tensor[tuple(slice(0, size) for size in shape)]
-    dimension, parts = fused
-    dimension %= tensor.ndim
-    narrow = [size // parts if place == dimension else size for place, size in enumerate(shape)]
-    return torch.cat([_leading(part, narrow, None) for part in tensor.chunk(parts, dimension)], dimension)
+def _leading(tensor: Tensor, shape: Sequence[int], parts: int) -> Tensor:
+    """Return the first rows and columns of each of the equal parts of the last dimension."""
+    leading = (*(slice(0, size) for size in shape[:-1]), slice(0, shape[-1] // parts))
+    return torch.cat([part[leading] for part in tensor.chunk(parts, -1)], -1)
 
 
 def _with_lineage(
     model: PreTrainedModel, reference: OpenedReference, depth: int, layers: Sequence[int], seed: int
 ) -> PreTrainedModel:
-    versions = {
-        "inheritune_hf": __version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-    }
+    versions = {"inheritune_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
     lineage = Lineage(reference.name, reference.commit, depth, tuple(layers), versions, (), seed)
     model.config.inheritune = encode(lineage)
     return model
 
 
-#: Arms that begin with weights of their own; the others with blocks of the reference, in the places that they say.
+#: Arms that start from weights of their own; the others start from blocks of the reference.
 INITIALISERS: dict[str, Callable[[ArmInputs], PreTrainedModel]] = {
     **dict.fromkeys(("random", "random-2x", "random-long", "random-whole"), random_weights),
     **{name: partial(with_parts, parts=name) for name in (*SUBMODULES, "released-code")},
@@ -314,27 +257,20 @@ def build_arm(arm: Arm, inputs: ArmInputs) -> PreTrainedModel:
     if arm.name in INITIALISERS:
         return INITIALISERS[arm.name](inputs)
     places = inputs.chosen if arm.places is None else arm.places(inputs.reference.depth, inputs.layers)
-    return assembled(inputs.reference, places, inputs.seed, inputs.keep_scale)
+    return assemble(inputs.reference, places, inputs.seed, inputs.keep_scale)
 
 
 def shape_of(variant: Variant, reference: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config that an arm's models are as wide as; they may have fewer layers."""
+    """Return a config of the width of an arm's models, which may have fewer layers."""
     return narrowed_config(reference) if variant.arm.narrow else reference
 
 
 def check_arm(arm: Arm, reference: PreTrainedConfig, layers: int) -> None:
-    """
-    Raise a `ValueError` if an arm cannot be built of this reference with so many layers.
-
-    Args:
-        arm (`Arm`): The arm.
-        reference (`PreTrainedConfig`): The reference's config.
-        layers (`int`): Depth of the arm's model.
-    """
+    """Raise a `ValueError` if an arm's model of so many layers cannot be built from this reference."""
     depth = int(reference.num_hidden_layers)
     if not 1 <= layers <= depth:
         raise ValueError(f"it would have {layers} layers, and the reference has {depth}")
-    # What a measure chooses is not known before it is measured.
+    # Layers that a measure chooses are not known before it is measured.
     if arm.places is not None:
         places = enumerate(arm.places(depth, layers))
         check_order(reference, [place if layer is None else layer for place, layer in places])
@@ -346,14 +282,9 @@ def check_arm(arm: Arm, reference: PreTrainedConfig, layers: int) -> None:
 
 def arm_baseline(variant: Variant, inputs: ArmInputs, recipe: InherituneConfig) -> Baseline:
     """
-    Return what a trainer trains for an arm: its models, and one round for each of its stages.
+    Return an arm as a trainer takes it: its models, and one round for each of its stages.
 
-    All stages are trained whatever their loss; that of the last one may match.
-
-    Args:
-        variant (`Variant`): The arm.
-        inputs (`ArmInputs`): What its models are built from; each stage has its own depth and what was trained before.
-        recipe (`InherituneConfig`): The rounds of the arm.
+    All stages are trained whatever their loss; only the last one may match.
     """
     identity = {"arm": variant.name, "arm.chosen": list(inputs.chosen)}
     if variant.arm.is_loop:
