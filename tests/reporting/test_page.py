@@ -252,30 +252,30 @@ def test_page_is_whole_and_asks_for_nothing(kind, request):
     assert not re.search(r"url\((?!#)|@import|https?:", page)
 
 
-def test_files_of_a_comparison_are_the_same_for_the_same_records(comparison, tmp_path):
-    """A comparison's HTML, Markdown and PNG are written, and are the same bytes the next time."""
-    report, paths = write_report(comparison, tmp_path / "one")
-    _, again = write_report(comparison, tmp_path / "two")
-    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
-    assert paths[2].read_bytes().startswith(b"\x89PNG")
-    text = paths[1].read_text()
-    assert text == render_markdown(report, "report.png")
-    assert "![Learning curves of compared](report.png)" in text
-    assert "| inheritune | 4 to 6 | 1,100,000 |" in text
-
-
-def test_files_are_the_same_for_the_same_records(run, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "row", "picture"),
+    [
+        (
+            "run",
+            "| 2 | 6 | 120 | 245,760 | 5.1857 | 5.1951 | -0.0094 | -0.0213 to +0.0027 | yes |",
+            "![Losses, kept layers and ranks of run](report.png)",
+        ),
+        ("comparison", "| inheritune | 4 to 6 | 1,100,000 |", "![Learning curves of compared](report.png)"),
+    ],
+)
+def test_files_are_the_same_for_the_same_records(kind, row, picture, request, tmp_path):
     """HTML, Markdown and PNG are written, say the same figures, and are the same bytes the next time."""
-    report, paths = write_report(run, tmp_path / "one")
-    _, again = write_report(run, tmp_path / "two")
+    folder = request.getfixturevalue(kind)
+    report, paths = write_report(folder, tmp_path / "one")
+    _, again = write_report(folder, tmp_path / "two")
     assert [path.name for path in paths] == ["report.html", "report.md", "report.png"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.html", "report.md", "report.png"]
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
     assert paths[2].read_bytes().startswith(b"\x89PNG")
     text = paths[1].read_text()
     assert text == render_markdown(report, "report.png")
-    assert "| 2 | 6 | 120 | 245,760 | 5.1857 | 5.1951 | -0.0094 | -0.0213 to +0.0027 | yes |" in text
-    assert "![Losses, kept layers and ranks of run](report.png)" in text
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.html", "report.md", "report.png"]
+    assert row in text
+    assert picture in text
 
 
 @pytest.mark.parametrize("kind", ["interrupted", "comparison"])
