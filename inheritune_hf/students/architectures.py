@@ -1,4 +1,4 @@
-"""What differs between architectures: which can be cut, their config fields, where their blocks are, their parts."""
+"""Describe architectures: which can be cut, their config fields, where their blocks are, their parts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _PERIODIC = re.compile(r"pattern|interval|period|every|switch|step|freq")
 # Fields that count layers beside the decoder's, which predict later tokens: a student has none, as in Transformers.
 _AUXILIARY = re.compile(r"(^|_)(mtp|nextn|medusa|eagle)(_|$)")
 
-# Fields that, set to anything but none, zero or false, say that layers cannot be taken one by one.
+# Fields that, set to anything but none, zero or false, say that layers depend on one another.
 _UNCUTTABLE: Mapping[str, str] = {
     "is_encoder_decoder": "its decoder reads an encoder's states",
     "add_cross_attention": "its blocks read an encoder's states",
@@ -94,7 +94,7 @@ _LOGIT_FACTORS: Mapping[str, Callable[[Any], float]] = {
     "hyperclovax": lambda config: config.logits_scaling,
 }
 
-# Kinds of layers, as `layer_types` names them, that are proven to stand for themselves.
+# Kinds of layers, as `layer_types` names them, that are proven not to depend on one another.
 _PROVEN_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "conv"}
 
 
@@ -120,7 +120,7 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
     for field, value, reason in obstacles:
         raise ValueError(
             f"{reference} cannot be cut: its config has {field}={_short(value)}, and {reason}. "
-            "Give a model whose layers stand for themselves."
+            "Give a model whose layers do not depend on one another."
         )
     kinds = config.get("layer_types") or []
     if not isinstance(kinds, list):
@@ -233,8 +233,8 @@ def sliced_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrained
     kinds = getattr(config, "layer_types", None) or []
     if "conv" in kinds and not any("attention" in kinds[layer] for layer in layers):
         raise ValueError(
-            f"keep_layers={describe(layers)!r} keeps convolutions only, and Transformers cannot generate without a "
-            f"layer that attends: keep one of {[layer for layer, kind in enumerate(kinds) if 'attention' in kind]} too."
+            f"keep_layers={describe(layers)!r} keeps convolutions only, and Transformers cannot generate without an "
+            f"attention layer: keep one of {[layer for layer, kind in enumerate(kinds) if 'attention' in kind]} too."
         )
     sliced = copy.deepcopy(config)
     depth = int(config.num_hidden_layers)

@@ -1,4 +1,4 @@
-"""A reference's files, in a folder or on the Hub: where its weights are, and each of its tensors, read by itself."""
+"""Find a reference's files, in a folder or on the Hub, and read single tensors of them."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def _needed_parts(weights: Weights, name: str, choose: Choose) -> list[Path]:
         if not source.is_local and not source.is_offline:
             logger.warning(
                 "%r has its weights as %s, which cannot be fetched in part: all its %s bytes are fetched. A repository "
-                "with safetensors spares that.",
+                "with safetensors avoids that.",
                 source.reference,
                 name,
                 f"{size_on_hub(source, name) or 0:,}",

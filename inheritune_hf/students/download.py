@@ -476,7 +476,7 @@ class _Attempts:
         if self.failures > RETRIES:
             raise OSError(
                 f"{self.what} could not be fetched: {RETRIES + 1} attempts in a row failed, the last one with: "
-                f"{first_line(error)} Run it again: it goes on with what is missing."
+                f"{first_line(error)} Run it again: it resumes with what is missing."
             ) from error
         seconds = min(_FIRST_WAIT * 2 ** (self.failures - 1), _LAST_WAIT)
         asked = "" if response is None else response.headers.get("Retry-After", "")

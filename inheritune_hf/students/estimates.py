@@ -1,4 +1,4 @@
-"""What a run would take, estimated from configs alone: parameters, memory, tokens, operations, time."""
+"""Estimate parameters, memory, tokens, operations and time of a run from configs alone."""
 
 from __future__ import annotations
 
@@ -519,7 +519,7 @@ def measure_step(
 def _is_cuttable(config: PreTrainedConfig, layers: Sequence[int]) -> bool:
     try:
         sliced_config(config, layers)
-    except ValueError:  # such as convolutions without a layer that attends
+    except ValueError:  # such as convolutions without an attention layer
         return False
     return True
 

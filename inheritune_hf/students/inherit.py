@@ -56,7 +56,7 @@ DEFAULT_SEED = 42
 # Heads that do not predict tokens, as files call their tensors.
 _OTHER_HEAD = re.compile(r"^(score|classifier|classification_head|qa_outputs|reward_head|regression_head)\.")
 
-# Arguments of `from_pretrained` that would load something else than the kept tensors as they are.
+# Arguments of `from_pretrained` that would change which tensors are loaded.
 _REFUSED_ARGUMENTS = {
     "state_dict": "the weights come from the reference",
     "gguf_file": "GGUF files cannot be read layer by layer; give the original checkpoint",

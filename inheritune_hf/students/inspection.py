@@ -1,4 +1,4 @@
-"""What cutting a reference would give and read, from its config and the headers of its files alone."""
+"""Plan a student from its reference's config and the headers of its files: sizes, config fields, bytes to read."""
 
 from __future__ import annotations
 

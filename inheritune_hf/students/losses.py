@@ -1,4 +1,4 @@
-"""The loss from a model's last hidden states: all logits, (batch, tokens, vocab), are never there at once."""
+"""Compute the loss from a model's last hidden states, without all logits (batch, tokens, vocab) at once."""
 
 from __future__ import annotations
 

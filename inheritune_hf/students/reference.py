@@ -1,4 +1,4 @@
-"""A reference, opened once: its config, its files, its tokenizer, and what tells its weights from others."""
+"""Open a reference once: its config, files, tokenizer, and the fingerprint of its weights."""
 
 from __future__ import annotations
 

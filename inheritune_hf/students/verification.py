@@ -1,4 +1,4 @@
-"""Whether a saved student is what its record says: lineage, shapes, identity of its tensors, and that it generates."""
+"""Check that a saved student is what its record says: lineage, shapes, tensors, and that it generates."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ def _pairs(
     """Yield every tensor of the student with what the reference has for it, joined where only one of them is."""
     given = sources_of(blank, theirs)
     for name, sources in sources_of(blank, mine).items():
-        twins = [name, *(item for pair in blank.tied.items() if name in pair for item in pair)]
-        others = next((given[item] for item in twins if item in given), None)
+        tied = [name, *(item for pair in blank.tied.items() if name in pair for item in pair)]
+        others = next((given[item] for item in tied if item in given), None)
         if others is not None and set(others) == set(sources):
             for item in sources:
                 yield item, mine[item][...], theirs[item][...]

@@ -205,7 +205,7 @@ def test_only_bin_is_told(hub, on_hub, publish, is_cut, cache):
     size = (folder / "pytorch_model.bin").stat().st_size
     assert found["logged"] == [
         f"'me/pickled' has its weights as pytorch_model.bin, which cannot be fetched in part: all its {size:,} bytes "
-        "are fetched. A repository with safetensors spares that."
+        "are fetched. A repository with safetensors avoids that."
     ]
 
 
@@ -252,7 +252,7 @@ def test_giving_up_is_said_and_the_rest_goes_on(hub, on_hub, publish, reference,
     hub.break_by({**RANGES, "kind": "status", "status": 500, "after": 9, "times": 10**6})
     found = on_hub(load, "me/patient", cache, piece=2048)
     assert "model.safetensors of 'me/patient' could not be fetched: 7 attempts in a row failed" in found["error"]
-    assert "Run it again: it goes on with what is missing." in found["error"]
+    assert "Run it again: it resumes with what is missing." in found["error"]
     (journal,) = cache.rglob("*.progress")
     finished = sum(int(end) - int(begin) for begin, end in (line.split("-") for line in journal.read_text().split()))
     assert finished >= 2048

@@ -410,7 +410,7 @@ def test_depth_is_extrapolated(times, expected, reference, monkeypatch):
 
 
 def test_shapes_that_cannot_be_that_shallow_are_measured_deeper(monkeypatch):
-    """Where first layers are convolutions, the first depth is the one with a layer that attends; one depth is one."""
+    """Where first layers are convolutions, the first depth is the one with an attention layer; one depth is one."""
     monkeypatch.setattr(estimates, "_step_seconds", lambda *_: 1.0)
     config = AutoConfig.for_model("lfm2", **CASES["lfm2"][0])
     assert measure_step(config, range(6), SETUP).depths == (2, 4)
