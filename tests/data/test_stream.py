@@ -166,20 +166,6 @@ def texts_by_pass(stream, tokenizer, passes=1, rank=0, world=1):
     return [found[number * count : (number + 1) * count] for number in range(passes)]
 
 
-@quick
-@given(shards=st.integers(1, 5), count=st.integers(1, 9), shuffle=st.integers(1, 60), seed=st.integers(0, 5))
-def test_shuffling_only_changes_the_order(shards, count, shuffle, seed, tokenizer):
-    """Each pass has every document once, in an order that the seed draws, and no two passes need have the same."""
-    parts = [[f"{part} {number}" for number in range(count)] for part in range(shards)]
-    first, second = (
-        texts_by_pass(stream_of(tokenizer, parts, block_size=2, shuffle=shuffle, seed=seed), tokenizer, 2)
-        for _ in range(2)
-    )
-    assert first == second
-    for one in first:
-        assert sorted(one) == sorted(text for part in parts for text in part)
-
-
 def test_shuffling_is_by_files_passes_and_seeds(tokenizer):
     """Files come in a drawn order, documents within a window; another pass, seed or reader has another order."""
     parts = [[f"{part} {number}" for number in range(40)] for part in range(8)]
@@ -311,18 +297,6 @@ def test_held_out_documents_of_a_stream_do_not_depend_on_order_or_shards(tmp_pat
     assert not held[0][0] & held[0][1]
     assert splits.facts.train.documents is None
     assert splits.facts.selection.documents == len(held[0][0])
-
-
-def test_given_sets_of_a_stream_are_read_whole(tmp_path, tokenizer):
-    """With given sets nothing is held out, and the stream is the whole source."""
-    texts = [f"document {number}" for number in range(9)]
-    (tmp_path / "s.txt").write_text("the selection")
-    (tmp_path / "t.txt").write_text("the test")
-    splits = load(
-        tokenizer, train_files=write_shards(tmp_path / "a", texts, 1), selection_files=["s.txt"], test_files=["t.txt"]
-    )
-    tokens = [token for _, row in zip(range(20), splits.train, strict=False) for token in row["input_ids"].tolist()]
-    assert tokenizer.decode(tokens).split(tokenizer.eos_token)[:9] == texts
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder", "saved"])
