@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-
 from .annotations import Within, annotations_of, conform
 from .arms import ARMS, LOOP, parse_arm
 from .distillation_losses import DISTILLATION_LOSSES, losses_of_kind
+from .foreign_text import parse_json, parse_yaml
 from .measures import examples
 
 #: A number of 1 or more.
@@ -565,11 +563,11 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; give the path of a YAML or JSON file.")
-    text = path.read_text(encoding="utf-8")
     try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}).") from error
+    values = parse_json(text, str(path)) if path.suffix == ".json" else parse_yaml(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -19,13 +19,8 @@ def run_python(
     """
     Run code in a fresh process of Python, in an empty folder of its own, and return what it wrote.
 
-    What lies in the current folder cannot be imported there, and relative paths mean nothing: pass absolute ones.
-
-    Args:
-        code (`str`): What to run.
-        arguments: `sys.argv[1:]` of the process.
-        tokens (`bool`, *optional*, defaults to `False`): Whether it may know tokens, to fetch what needs one.
-        offline (`bool`, *optional*, defaults to `False`): Whether it must do without the Hub.
+    What lies in the current folder cannot be imported there, and relative paths mean nothing: pass absolute ones. Only
+    with `tokens` does it know any, to fetch what needs one; `offline` it must do without the Hub.
     """
     environment = {name: value for name, value in os.environ.items() if tokens or not _SECRET.search(name)}
     # Relative entries would be looked up in the folder of the process, empty ones stand for the current folder.

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from .annotations import Within, annotations_of, conform
 from .config import PARTS
+from .foreign_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,8 @@ Count = Annotated[int, Within(0, 1 << 53)]
 Layer = Annotated[int, Within(0, 99_999)]
 Depth = Annotated[int, Within(1, 100_000)]
 
-#: Largest file of facts, in bytes, and its deepest nesting.
+#: Largest file of facts, in bytes.
 MAX_BYTES = 1 << 29
-MAX_NESTING = 100
 
 Outcome = Literal["matched", "no_more_layers", "budget_exhausted", "interrupted"]
 
@@ -400,24 +400,12 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> dict[
     if len(content) > max_bytes:
         raise RecordError(f"{path} is larger than {max_bytes:,} bytes: it is not one of this package's files.")
     try:
-        values = json.loads(content.decode("utf-8"))
+        values = parse_json(content, f"{path} is damaged: it")
     except ValueError as error:
-        raise RecordError(f"{path} is damaged: it is not JSON ({error}).") from error
-    except RecursionError as error:
-        raise RecordError(f"{path} nests deeper than {MAX_NESTING} levels.") from error
+        raise RecordError(str(error)) from error
     if not isinstance(values, dict):
         raise RecordError(f"{path} must hold a mapping, got a {type(values).__name__}.")
-    level: list[Any] = [values]
-    for _ in range(MAX_NESTING):
-        level = [
-            item
-            for value in level
-            for item in (value.values() if isinstance(value, dict) else value)
-            if isinstance(item, dict | list)
-        ]
-        if not level:
-            return values
-    raise RecordError(f"{path} nests deeper than {MAX_NESTING} levels.")
+    return values
 
 
 def read_record(kind: type[Record], path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Record:

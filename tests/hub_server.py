@@ -267,11 +267,13 @@ class Handler(BaseHTTPRequestHandler):
         left = self.rule["bytes"] if kind == "cut" else end - begin
         for piece in blob.pieces(begin, end):
             piece = piece[:left]
-            self.wfile.write(piece)
+            size = self.rule.get("bytes", _PIECE) if kind == "slow" else _PIECE
+            for place in range(0, len(piece), size):
+                self.wfile.write(piece[place : place + size])
+                if kind == "slow":
+                    time.sleep(self.rule["seconds"])
             self.entry["bytes"] += len(piece)
             left -= len(piece)
-            if kind == "slow":
-                time.sleep(self.rule["seconds"])
             if left <= 0:
                 break
         if kind == "cut":

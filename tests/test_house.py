@@ -13,6 +13,7 @@ PACKAGE = Path(inheritune_hf.__file__).parent
 FLOORS = [
     "exports",
     "annotations",
+    "foreign_text",
     "measures",
     "layers",
     "arms",

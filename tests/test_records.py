@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
+from inheritune_hf.foreign_text import MAX_NESTING
 from inheritune_hf.records import (
     EXIT_STATUS,
-    MAX_NESTING,
     Cache,
     Count,
     Lineage,
@@ -116,8 +116,8 @@ def test_a_record_checks_more_than_types():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "is damaged: it is not JSON"),
-        (b"\xff{}", "is damaged: it is not JSON"),
+        (b"{", "is damaged: it is not valid JSON"),
+        (b"\xff{}", "is damaged: it is not valid JSON"),
         (b"[1]", "must hold a mapping, got a list"),
         (b'{"a":' * (MAX_NESTING + 1) + b"1" + b"}" * (MAX_NESTING + 1), f"nests deeper than {MAX_NESTING} levels"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, f"nests deeper than {MAX_NESTING} levels"),
@@ -154,7 +154,7 @@ def test_entries_that_cannot_be_used_are_dropped(tmp_path, caplog):
     """A damaged entry, one of another kind and one of another key are named, removed and written again."""
     cache = Cache(tmp_path, Match)
     for wrong, message in (
-        (lambda text: text[:-9], "is damaged: it is not JSON"),
+        (lambda text: text[:-9], "is damaged: it is not valid JSON"),
         (lambda text: text.replace('"documents"', '"pages"'), "has no field 'pages'"),
         (lambda text: text.replace('"key": "a"', '"key": "b"'), "is of another key than its name"),
     ):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from ..foreign_text import one_line
 from ..records import EXIT_STATUS
 
 
@@ -77,15 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(verb: str, argv: Sequence[str], prog: str | None = None, **options: Any) -> int:
-    """
-    Run a verb and return its exit status; an error or an interruption is one line on standard error.
-
-    Args:
-        verb (`str`): Its name.
-        argv (`Sequence[str]`): The words after it.
-        prog (`str`, *optional*): Name of the program in messages.
-        options (`Any`): What the verb's function takes beside the command line.
-    """
+    """Run a verb and return its exit status; an error or an interruption is one line on standard error."""
     prog = prog or f"inheritune {verb}"
     module, _, resumable = _VERBS[verb]
     errors: tuple[type[Exception], ...] = _ERRORS if resumable else (*_ERRORS, RuntimeError)
@@ -97,6 +90,6 @@ def run(verb: str, argv: Sequence[str], prog: str | None = None, **options: Any)
         print(f"{prog}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
         return EXIT_STATUS["interrupted"]
     except errors as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
         return 1
     return status

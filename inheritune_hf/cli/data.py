@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +22,10 @@ def data(argv: Sequence[str], prog: str) -> int:
 
     from ..data import check_tokenizer, prepare_data
     from ..students import load_tokenizer, open_reference
-    from .tables import describe_facts
+    from .tables import show_facts
+    from .terminal import Terminal, log_to_terminal
 
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    log_to_terminal()
     tokenizer = load_tokenizer(options.tokenizer)
     try:
         reference = open_reference(options.tokenizer).text_config
@@ -42,8 +42,7 @@ def data(argv: Sequence[str], prog: str) -> int:
         context_length=getattr(reference, "max_position_embeddings", None),
         progress=_progress(),
     )
-    print(describe_facts(facts))
-    print(f"saved in    {options.output} (give it to a run by --dataset_name)")
+    show_facts(Terminal(), facts, options.output)
     return 0
 
 

@@ -6,13 +6,12 @@ import argparse
 import logging
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..records import cache_folder, encode, write_json
-from .parsing import VerbParser, quiet_transformers, source
+from .parsing import VerbParser, source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,12 +44,12 @@ def analyze(argv: Sequence[str], prog: str) -> int:
     add("--no-cache", action="store_true", help="Measure anew, and keep no scores.")
     options = parser.parse_args(argv)
 
-    from rich.console import Console
-
     from ..analysis import SHARES, default_sequences, measure_collapse, paper_tokens, recommend_layers, scores_folder
     from ..analysis.plots import draw_report, layer_table
     from ..students import load_tokenizer
+    from .terminal import Terminal, log_to_terminal, quiet_transformers
 
+    log_to_terminal()
     quiet_transformers(warnings=True)
     where = source(options)
     placed = {} if options.device_map is None else {"device_map": options.device_map}
@@ -76,12 +75,13 @@ def analyze(argv: Sequence[str], prog: str) -> int:
     report.to_json(folder / "collapse.json")
     report.to_pandas().to_csv(folder / "collapse.csv", index=False)
     write_json(folder / "recommendation.json", encode(advice))
-    console = Console()
-    console.print(layer_table(report, options.tau))
+    terminal = Terminal()
+    terminal.print(layer_table(report, options.tau))
     for line in (*advice.evidence, *advice.disagreements):
-        console.print(f"· {line}", highlight=False)
-    console.print(f"keep_layers: {len(advice.layers)} of {advice.depth} (experimental; basis: {advice.basis})")
-    console.print(f"saved in {folder}: collapse.json, collapse.csv, " + ", ".join(path.name for path in pictures))
+        terminal.print(f"· {line}")
+    terminal.print(f"keep_layers: {len(advice.layers)} of {advice.depth} (experimental; basis: {advice.basis})")
+    names = ("collapse.json", "collapse.csv", *(path.name for path in pictures))
+    terminal.print_facts([("saved in", f"{folder}: {', '.join(names)}")])
     return 0
 
 
@@ -96,15 +96,13 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
     """Measure a student beside its reference, print tables and write `evaluation.json`."""
     options = _evaluation_parser(prog).parse_args(argv)
 
-    from rich.console import Console
-
     from ..experiments import evaluate_student
     from ..run_folder import EVALUATION_FILE
     from ..students import load_tokenizer
     from .tables import show_evaluation
+    from .terminal import Terminal, log_to_terminal, quiet_transformers
 
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("inheritune_hf").setLevel(logging.INFO)
+    log_to_terminal(logging.INFO)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     quiet_transformers(warnings=True)
     student = Path(options.student)
@@ -134,8 +132,9 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
         reference_kwargs=source(options),
         command=shlex.join([*prog.split(), *argv]),
     )
-    show_evaluation(Console(highlight=False), found)
-    print(f"saved in    {output}")
+    terminal = Terminal()
+    show_evaluation(terminal, found)
+    terminal.print_facts([("saved in", output)])
     return 0
 
 

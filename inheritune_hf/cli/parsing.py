@@ -1,16 +1,11 @@
-"""What the verbs have in common: their parser, options that several have, and how they print."""
+"""The parser of a verb, and options that several verbs have."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import Any
 
 #: Options that several verbs have.
 _SHARED: dict[str, dict[str, Any]] = {
@@ -47,26 +42,3 @@ class VerbParser(argparse.ArgumentParser):
 def source(options: argparse.Namespace) -> dict[str, Any]:
     """Return where on the Hub a reference is looked for, as keyword arguments."""
     return {} if options.revision is None else {"revision": options.revision}
-
-
-def quiet_transformers(warnings: bool = False) -> None:
-    """Keep down Transformers' own progress bars, and its warnings unless they are wanted."""
-    from transformers.utils import logging as transformers_output
-
-    quiet: Any = transformers_output
-    quiet.disable_progress_bar()
-    if not warnings:
-        quiet.set_verbosity_error()
-
-
-def quiet_console() -> Console:
-    """Return a terminal whose lines are neither wrapped nor coloured by guess."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
-
-
-def print_json(found: Any, **more: Any) -> int:
-    """Print a record, and `more` beside it, as JSON; return 0."""
-    print(json.dumps({**dataclasses.asdict(found), **more}, indent=1, ensure_ascii=False, default=str))
-    return 0

@@ -11,33 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import EMBEDDED_DEFAULTS
 from ..records import EXIT_STATUS
-from .parsing import VerbParser, print_json, quiet_console, quiet_transformers
-from .settings import PlannedSettings, parse_comparison, parse_plan, parse_settings
+from .parsing import VerbParser
+from .settings import Settings, parse_comparison, parse_plan, parse_settings
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import TrainingArguments
 
     from ..config import DataConfig, InherituneConfig
     from ..students import TrainingSetup
+    from .terminal import Terminal
 
 
 def train(argv: Sequence[str], prog: str, launched: bool = False) -> int:
-    """
-    Run what the command line and its `--config` say, and return how it ended.
-
-    Args:
-        argv (`Sequence[str]`): The command line.
-        prog (`str`): Name of the program in messages.
-        launched (`bool`, *optional*, defaults to `False`): Return 0 for every completed outcome unless
-            `require_match` is set: a launcher calls any other status a crash.
-    """
+    """Run a recipe; if `launched`, a miss ends with 0 unless `require_match` is set: a launcher would see a crash."""
     settings = parse_settings(argv, EMBEDDED_DEFAULTS, prog)
 
     from ..experiments import run_embedded, run_recipe
 
     begin = run_embedded if settings.run.reference is None else run_recipe
-    result = begin(*settings, console=_progress_console(settings.args))
+    result = begin(*settings, console=_progress_terminal(settings.args))
     completed = result.outcome != "interrupted"
     return 0 if launched and completed and not settings.run.require_match else EXIT_STATUS[result.outcome]
 
@@ -49,7 +41,7 @@ def compare(argv: Sequence[str], prog: str) -> int:
 
     from ..experiments import run_comparison
 
-    run_comparison(config, *settings, console=_progress_console(settings.args))
+    run_comparison(config, *settings, console=_progress_terminal(settings.args))
     return 0
 
 
@@ -62,25 +54,27 @@ def report(argv: Sequence[str], prog: str) -> int:
     options = parser.parse_args(argv)
 
     from ..reporting import write_report
+    from .terminal import Terminal
 
     found, paths = write_report(options.run, options.output, options.evaluation)
-    print(f"{found.outcome}: {found.verdict}")
-    print(f"saved in    {paths[0].parent}: {', '.join(path.name for path in paths)}")
+    terminal = Terminal()
+    terminal.print(f"{found.outcome}: {found.verdict}")
+    terminal.print_facts([("saved in", f"{paths[0].parent}: {', '.join(path.name for path in paths)}")])
     return 0
 
 
 def plan(argv: Sequence[str], prog: str) -> int:
     """Estimate what a run or a comparison would take, before any weight is downloaded or loaded."""
     settings, comparison = parse_plan(argv, _add_plan_options, prog)
-    args = settings.args
+    args: Any = settings.args
     for name, value in (("reference", args.reference), ("steps_per_round", args.steps_per_round)):
         if value is None:
             print(f"{prog}: error: there is no {name}: give it on the command line or in a file", file=sys.stderr)
             return 2
 
-    from ..experiments import estimate_comparison
     from ..students import estimate_run
     from .tables import show_comparison_estimate, show_estimate
+    from .terminal import Terminal, quiet_transformers
 
     quiet_transformers()
     given: dict[str, Any] = {
@@ -90,29 +84,31 @@ def plan(argv: Sequence[str], prog: str) -> int:
         "measure": args.measure,
         **({} if args.revision is None else {"revision": args.revision}),
     }
+    show: Any
     if comparison is not None:
-        whole = estimate_comparison(args.reference, comparison, **given)
-        if args.json:
-            return print_json(whole)
-        show_comparison_estimate(quiet_console(), whole)
-        return 0
-    # As in TrainingArguments, -1 is no cap.
-    one = estimate_run(args.reference, max_steps=None if args.max_steps == -1 else args.max_steps, **given)
+        from ..experiments import estimate_comparison
+
+        found: Any = estimate_comparison(args.reference, comparison, **given)
+        show = show_comparison_estimate
+    else:
+        # As in TrainingArguments, -1 is no cap.
+        found = estimate_run(args.reference, max_steps=None if args.max_steps == -1 else args.max_steps, **given)
+        show = show_estimate
     if args.json:
-        return print_json(one)
-    show_estimate(quiet_console(), one)
+        Terminal().print_record(found)
+    else:
+        show(Terminal(), found)
     return 0
 
 
-def _progress_console(args: TrainingArguments) -> Console:
+def _progress_terminal(args: TrainingArguments) -> Terminal:
     """Return where a run shows its progress, on the main process alone; Transformers' own messages are kept down."""
-    from rich.console import Console
+    from .terminal import Terminal, log_to_terminal, quiet_transformers
 
     main_process = args.process_index == 0
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("inheritune_hf").setLevel(logging.INFO if main_process else logging.WARNING)
+    log_to_terminal(logging.INFO if main_process else logging.WARNING)
     quiet_transformers()
-    return Console(quiet=not main_process)
+    return Terminal(quiet=not main_process)
 
 
 #: The settings of a run that a plan's help shows, because it depends on them. The others are taken as a run takes them.
@@ -138,6 +134,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
             action.help = "Hub id or path of the reference, where a file of settings comes first; it wins."
         elif action.dest == "optim":
             action.metavar = "OPTIM"  # a list of forty names else
+    parser.usage = "%(prog)s [REFERENCE or FILE] [--NAME VALUE ...]"
     add = parser.add_argument
     add("source", nargs="?", metavar="REFERENCE or FILE", help="Hub id or path of the reference, or file of settings.")
     for name, setting in (
@@ -157,11 +154,11 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="Print JSON.")
 
 
-def _planned_setup(settings: PlannedSettings) -> TrainingSetup:
+def _planned_setup(settings: Settings) -> TrainingSetup:
     """Return how a run trains its students, as far as a plan depends on it."""
     from ..students import TrainingSetup
 
-    args = settings.args
+    args: Any = settings.args
     if args.bf16 and args.fp16:
         raise ValueError("bf16 and fp16 are both set: set the one that is not meant to false.")
     # The older name counts where the newer is not given, or does not exist.
@@ -179,7 +176,7 @@ def _planned_setup(settings: PlannedSettings) -> TrainingSetup:
     )
 
 
-def _planned_recipe(settings: PlannedSettings) -> InherituneConfig:
+def _planned_recipe(settings: Settings) -> InherituneConfig:
     """Return the recipe, with the loss that the run's other settings leave it."""
     args, recipe = settings.args, settings.recipe
     if args.label_smoothing_factor or args.fsdp or args.deepspeed:
@@ -189,8 +186,8 @@ def _planned_recipe(settings: PlannedSettings) -> InherituneConfig:
 
 def _block_size(data: DataConfig) -> int | None:
     """Return the tokens of a sequence if the settings say them, or a prepared folder that they name."""
+    if data.block_size is not None or not data.dataset_name:
+        return data.block_size
     from ..data.prepared import is_prepared, read_prepared
 
-    if data.block_size is None and data.dataset_name and is_prepared(data.dataset_name):
-        return read_prepared(data.dataset_name).request.block_size
-    return data.block_size
+    return read_prepared(data.dataset_name).request.block_size if is_prepared(data.dataset_name) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..config import CompareConfig, DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
+from ..foreign_text import one_line, parse_json
 from .training_options import argument_parser, make_training_arguments, training_options
 
 if TYPE_CHECKING:
@@ -28,21 +28,12 @@ _FILES = (".yaml", ".yml", ".json")
 
 
 class Settings(NamedTuple):
-    """Everything a run is told."""
+    """The settings of a run; of a plan, training arguments are a namespace whose values are not checked."""
 
     run: RunConfig
     recipe: InherituneConfig
     data: DataConfig
     args: TrainingArguments
-
-
-class PlannedSettings(NamedTuple):
-    """Everything a run is told, with training arguments as they were given: names are known, values are not checked."""
-
-    run: RunConfig
-    recipe: InherituneConfig
-    data: DataConfig
-    args: argparse.Namespace
 
 
 def build_parser(prog: str, comparison: bool = False) -> argparse.ArgumentParser:
@@ -58,56 +49,30 @@ def build_parser(prog: str, comparison: bool = False) -> argparse.ArgumentParser
 def parse_settings(
     argv: Sequence[str], defaults: Mapping[str, Any] | None = None, prog: str = "inheritune train"
 ) -> Settings:
-    """
-    Read the settings of a run.
-
-    Args:
-        argv (`Sequence[str]`): The command line, without the program's name.
-        defaults (`Mapping[str, Any]`, *optional*): Used, if there is no reference, where neither the command line nor
-            the file says anything.
-        prog (`str`, *optional*): Name of the program in messages.
-
-    Raises:
-        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
-    """
+    """Read the settings of a run; `defaults` hold where nothing else is given, if there is no reference."""
     with usage_errors(prog):
-        return _settings(_run_options(build_parser(prog), argv, defaults))
+        return _settings(_read(build_parser(prog), argv, defaults))
 
 
 def parse_comparison(
     argv: Sequence[str], defaults: Mapping[str, Any] | None = None, prog: str = "inheritune compare"
 ) -> tuple[Settings, CompareConfig]:
-    """
-    Read the settings of a comparison, as `parse_settings` reads those of a run; the first word may be their file.
-
-    Raises:
-        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
-    """
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--config", *words]
+    """Read the settings of a comparison, as `parse_settings` does those of a run; the first word may be their file."""
+    words = ["--config", *argv] if argv and not argv[0].startswith("-") else argv
     with usage_errors(prog):
-        options = _run_options(build_parser(prog, comparison=True), words, defaults)
+        options = _read(build_parser(prog, comparison=True), words, defaults)
         comparison = _made(CompareConfig, options)
         return _settings(options), comparison
 
 
 def parse_plan(
     argv: Sequence[str], add_options: Callable[[argparse.ArgumentParser], None], prog: str
-) -> tuple[PlannedSettings, CompareConfig | None]:
+) -> tuple[Settings, CompareConfig | None]:
     """
     Read the settings of a run, or of a comparison if the file has any of one, without asking what this machine can do.
 
     `TrainingArguments` refuses what the machine at hand has not got, such as bfloat16; a plan may be for another one.
-
-    Args:
-        argv (`Sequence[str]`): The command line, without the program's name.
-        add_options (`Callable`): Adds the options that only a plan has, whose values are in `args` too; `source` is the
-            file of settings or the reference.
-        prog (`str`): Name of the program in messages.
-
-    Raises:
-        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
+    `add_options` adds the options of a plan alone, which are in `args` too; its `source` is a file or a reference.
     """
 
     def build(comparison: bool) -> argparse.ArgumentParser:
@@ -121,7 +86,7 @@ def parse_plan(
         given = read_mapping(file) if file else {}
         compares = bool(given.keys() & _names_of(CompareConfig))
         reject_unknown_keys(given, _options(build_parser(prog, compares)), f"{file}: a run")
-        options = _read(build(compares), argv, given, f"{file}: a run")
+        options: Any = _parsed(build(compares), argv, given)
         options.reference = reference or options.reference
         made = _made(RunConfig, options), _made(InherituneConfig, options), _made(DataConfig, options)
         comparison = _made(CompareConfig, options) if compares else None
@@ -130,25 +95,17 @@ def parse_plan(
     for item in dataclasses.fields(TrainingArguments):
         if not hasattr(options, item.name) and item.default is not dataclasses.MISSING:
             setattr(options, item.name, item.default)
-    return PlannedSettings(*made, options), comparison
+    return Settings(*made, options), comparison
 
 
 def parse_data_settings(
     argv: Sequence[str], prog: str, add_options: Callable[[argparse.ArgumentParser], None]
 ) -> tuple[argparse.Namespace, DataConfig]:
-    """
-    Read data settings and the options that `add_options` adds, from the command line and its `--config`.
-
-    Raises:
-        SystemExit: With status 2 and a message if a setting is unknown or cannot be used.
-    """
+    """Read data settings and the options that `add_options` adds, from the command line and its `--config`."""
     parser = _parser(prog, (DataConfig,))
     add_options(parser)
     with usage_errors(prog):
-        file, given = _file(argv)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in given
-        options = _read(parser, argv, given, str(file))
+        options = _read(parser, argv, whose="")
         return options, _made(DataConfig, options)
 
 
@@ -158,17 +115,8 @@ def usage_errors(prog: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-def _run_options(
-    parser: argparse.ArgumentParser, argv: Sequence[str], defaults: Mapping[str, Any] | None
-) -> argparse.Namespace:
-    file, given = _file(argv)
-    if defaults and "reference" not in given and not _names_reference(argv):
-        parser.set_defaults(**defaults)
-    return _read(parser, argv, given, f"{file}: a run")
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -180,7 +128,12 @@ def _settings(options: argparse.Namespace) -> Settings:
 def _parser(prog: str, kinds: Sequence[type], description: str | None = None) -> argparse.ArgumentParser:
     """Return a parser whose options are the fields of dataclasses, and `--config`."""
     parser: argparse.ArgumentParser = argument_parser()(
-        kinds, prog=prog, description=description, formatter_class=argparse.HelpFormatter, allow_abbrev=False
+        kinds,
+        prog=prog,
+        usage="%(prog)s [--config FILE] [--NAME VALUE ...]",  # a hundred names are no help
+        description=description,
+        formatter_class=argparse.HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins.")
     # Values that may be a word or a number: the parser knows one type for each option.
@@ -190,25 +143,33 @@ def _parser(prog: str, kinds: Sequence[type], description: str | None = None) ->
 
 
 def _read(
-    parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping[str, Any], source: str
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
+    whose: str = ": a run",
 ) -> argparse.Namespace:
-    """Return what the command line says, and where it says nothing, what the file does; unknown names are refused."""
-    reject_unknown_keys(given, _options(parser), source)
+    """Return what the command line says, where it says nothing what its file does, and else the defaults."""
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only.add_argument("--config")
+    file: str | None = only.parse_known_args(list(argv))[0].config
+    given = read_mapping(file) if file else {}
+    reject_unknown_keys(given, _options(parser), f"{file}{whose}")
+    if defaults and "reference" not in given and not _names_reference(argv):
+        parser.set_defaults(**defaults)
+    return _parsed(parser, argv, given)
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping[str, Any]) -> argparse.Namespace:
+    """Return what the command line says, and where it says nothing, what a file does; unknown names are refused."""
     parser.set_defaults(**given)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in given
     options, unknown = parser.parse_known_args(list(argv))
     named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in unknown if word.startswith("--")}
     reject_unknown_keys(dict.fromkeys(sorted(named)), _options(parser), "a run")
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no option; write --name value.")
     return options
-
-
-def _file(argv: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
-    """Return the file of settings that the command line names, and what it says."""
-    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    only.add_argument("--config")
-    file: str | None = only.parse_known_args(list(argv))[0].config
-    return file, read_mapping(file) if file else {}
 
 
 def _file_or_reference(source: str | None, config: str | None, argv: Sequence[str]) -> tuple[str | None, str | None]:
@@ -244,9 +205,16 @@ def _number_or_word(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
+def _source(text: str) -> Any:
+    try:
+        return parse_json(text, "a source")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "keep_layers": _number_or_word,
     "target": str,
     "confidence": str,
-    "sources": json.loads,
+    "sources": _source,
 }

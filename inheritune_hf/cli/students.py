@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .parsing import VerbParser, print_json, quiet_console, quiet_transformers, source
+from .parsing import VerbParser, source
 
 
 def inherit(argv: Sequence[str], prog: str) -> int:
@@ -34,8 +34,9 @@ def inherit(argv: Sequence[str], prog: str) -> int:
     from ..measures import is_measured
     from ..publishing import save_inherited
     from .tables import show_plan
+    from .terminal import Terminal
 
-    console = quiet_console()
+    terminal = Terminal()
     choice = options.keep_layers
     if is_measured(choice):
         choice = describe(_measured_layers(options.reference, choice, options.files, options.revision))
@@ -47,11 +48,11 @@ def inherit(argv: Sequence[str], prog: str) -> int:
         inherit=options.inherit,
         seed=options.seed,
         attention_scale=options.attention_scale,
-        show=lambda plan: show_plan(console, plan),
+        show=lambda plan: show_plan(terminal, plan),
         dtype=options.dtype,
         strict=options.strict,
     )
-    console.print(f"saved in    {options.output}", markup=False)
+    terminal.print_facts([("saved in", options.output)])
     return 0
 
 
@@ -74,17 +75,19 @@ def doctor(argv: Sequence[str], prog: str) -> int:
 
     from ..students import plan_inheritance
     from .tables import show_plan
+    from .terminal import Terminal, quiet_transformers
 
     quiet_transformers()
     choice = (options.keep_layers, options.inherit, options.attention_scale)
     plan = plan_inheritance(options.reference, *choice, **source(options))
+    terminal = Terminal()
     if options.json:
-        return print_json(plan, notes=plan.notes, bytes_to_read=plan.bytes_to_read)
-    console = quiet_console()
-    console.print(f"{plan.reference} can be cut.", markup=False)
-    show_plan(console, plan)
+        terminal.print_record(plan, notes=plan.notes, bytes_to_read=plan.bytes_to_read)
+        return 0
+    terminal.print(f"{plan.reference} can be cut.")
+    show_plan(terminal, plan)
     head = "shares the token embedding's weights" if plan.tied else "has weights of its own"
-    console.print(f"blocks      {plan.block_list}; the head {head}", markup=False)
+    terminal.print_facts([("blocks", f"{plan.block_list}; the head {head}")])
     return 0
 
 
@@ -98,13 +101,14 @@ def verify(argv: Sequence[str], prog: str) -> int:
 
     from ..students import verify_student
     from .tables import show_verification
+    from .terminal import Terminal, quiet_transformers
 
     quiet_transformers()
     found = verify_student(options.student, options.reference, **source(options))
     if options.json:
-        print_json(found, passed=found.passed)
+        Terminal().print_record(found, passed=found.passed)
     else:
-        show_verification(quiet_console(), found)
+        show_verification(Terminal(), found)
     return 0 if found.passed else 1
 
 
@@ -127,18 +131,20 @@ def publish(argv: Sequence[str], prog: str) -> int:
     from ..publishing import publish_student
     from ..training.checkpoints import round_students
     from .tables import show_publication
+    from .terminal import Terminal, quiet_transformers
 
     quiet_transformers()
-    console = quiet_console()
+    terminal = Terminal()
     wanted = {"license": options.license, "language": options.language, "datasets": options.dataset}
     where = {"push": options.push, "private": options.private, **wanted}
     last = {"revision": options.revision, "commit_message": options.message, **where}
-    show_publication(console, publish_student(options.folder, options.repo_id, **last))
+    show_publication(terminal, publish_student(options.folder, options.repo_id, **last))
     for index, folder in round_students(Path(options.folder)) if options.rounds else ():
         each = {"revision": f"round-{index}", "commit_message": f"Student of round {index}", **where}
         part = publish_student(folder, options.repo_id, **each)
         went = part.url or f"would go to branch round-{index}"
-        console.print(f"round {index}     {part.files['model.safetensors']:,} bytes of weights: {went}", markup=False)
+        text = f"{part.files['model.safetensors']:,} bytes of weights: {went}"
+        terminal.print_facts([(f"round {index}", text)])
     if not options.push:
-        console.print("Nothing was uploaded. Add --push to do it.", markup=False)
+        terminal.print("Nothing was uploaded. Add --push to do it.")
     return 0

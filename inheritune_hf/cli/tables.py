@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation import Efficiency, StudentEvaluation
@@ -39,7 +40,7 @@ def _total(estimate: RunEstimate | ComparisonEstimate) -> list[str]:
     return [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
 
 
-def show_plan(console: Console, plan: InheritancePlan) -> None:
+def show_plan(terminal: Terminal, plan: InheritancePlan) -> None:
     """Show which layers are kept and dropped, what that leaves, and what will be read for it."""
     from ..layers import describe
 
@@ -50,21 +51,19 @@ def show_plan(console: Console, plan: InheritancePlan) -> None:
         table.add_row(verb, describe(layers) if layers else "none", f"{count:,}")
     outside = plan.parameters_before - sum(plan.layer_parameters)
     table.add_row("kept", "what is not in a layer", f"{outside:,}")
-    console.print(table)
+    terminal.print(table)
     share = plan.parameters_after / plan.parameters_before
-    lines = [
-        f"kept        {describe(plan.kept_layers)} ({len(plan.kept_layers)} of {plan.depth} layers)",
-        f"dropped     {describe(plan.dropped_layers) if plan.dropped_layers else 'nothing'}",
-        f"parameters  {plan.parameters_before:,} -> {plan.parameters_after:,} ({share:.1%})",
-        f"to read     {_to_read(plan)}",
+    facts = [
+        ("kept", f"{describe(plan.kept_layers)} ({len(plan.kept_layers)} of {plan.depth} layers)"),
+        ("dropped", describe(plan.dropped_layers) if plan.dropped_layers else "nothing"),
+        ("parameters", f"{plan.parameters_before:,} -> {plan.parameters_after:,} ({share:.1%})"),
+        ("to read", _to_read(plan)),
     ]
     if plan.bytes_to_fetch:
-        lines.append(f"to fetch    {human_bytes(plan.bytes_to_fetch)}")
+        facts.append(("to fetch", human_bytes(plan.bytes_to_fetch)))
     for name, (before, after) in plan.changed_fields.items():
-        lines.append(f"config      {name}: {_short(before)} -> {_short(after)}")
-    lines.extend(f"note        {note}" for note in plan.notes)
-    for line in lines:
-        console.print(line, markup=False)
+        facts.append(("config", f"{name}: {_short(before)} -> {_short(after)}"))
+    terminal.print_facts([*facts, *(("note", note) for note in plan.notes)])
 
 
 def _to_read(plan: InheritancePlan) -> str:
@@ -80,9 +79,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 48 else f"{text[:45]}..."
 
 
-def show_estimate(console: Console, estimate: RunEstimate) -> None:
+def show_estimate(terminal: Terminal, estimate: RunEstimate) -> None:
     """Show what every round would take, and the memory of every phase."""
-    show_plan(console, estimate.plan)
+    show_plan(terminal, estimate.plan)
     columns = ["round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"]
     table = _table("rounds, if all are needed", [], columns)
     for index, item in enumerate(estimate.rounds, start=1):
@@ -97,12 +96,12 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
         )
     table.add_section()
     table.add_row("all", "", "", *_total(estimate))
-    console.print(table)
+    terminal.print(table)
     if estimate.step_time is not None:
         first, measured = estimate.rounds[0], estimate.step_time
-        text = _measured(measured, first.layers, first.tokens / (first.seconds or 1.0))
         deeper = any(item.layers not in measured.depths for item in estimate.rounds)
-        console.print(f"{text} ({'extrapolated in depth' if deeper else 'at that depth'})", markup=False)
+        how = "extrapolated in depth" if deeper else "at that depth"
+        _show_measured(terminal, measured, first.layers, first.tokens, first.seconds, f" ({how})")
     title = f"memory of one process at its peak: {_setup_words(estimate.setup, estimate.loss)}"
     kinds = ("weights", "gradients", "optimizer", "activations", "logits", "peak")
     table = _table(title, ["phase"], kinds)
@@ -111,11 +110,11 @@ def show_estimate(console: Console, estimate: RunEstimate) -> None:
     for name, memory in zip(names, phases, strict=True):
         sizes = (getattr(memory, kind) for kind in kinds)
         table.add_row(name, *("unknown" if size is None else human_bytes(size) for size in sizes))
-    console.print(table)
-    _note_optimizer(console, estimate.setup, phases)
+    terminal.print(table)
+    _note_optimizer(terminal, estimate.setup, phases)
 
 
-def show_comparison_estimate(console: Console, estimate: ComparisonEstimate) -> None:
+def show_comparison_estimate(terminal: Terminal, estimate: ComparisonEstimate) -> None:
     """Show what a cell of every arm would take, how many there are, and what the whole grid would."""
     title = f"one cell of each arm ({estimate.reference}, {estimate.model_type}, {estimate.depth} layers)"
     columns = ["layers", "parameters", "steps", "tokens", "FLOPs", "hours", "peak memory", "cells"]
@@ -135,17 +134,20 @@ def show_comparison_estimate(console: Console, estimate: ComparisonEstimate) -> 
     table.add_section()
     table.add_row("all cells", "", "", *_total(estimate), "", str(estimate.cells))
     # As wide as it is: names and figures of so many columns are not to be folded.
-    table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    console.print(table)
+    table.width = terminal.measure(table, options=terminal.options.update(max_width=1000)).maximum
+    terminal.print(table)
     if estimate.step_time is not None and (arms := [arm for arm in estimate.arms if arm.seconds]):
         first = arms[0]
-        console.print(_measured(estimate.step_time, first.layers, first.tokens / (first.seconds or 1.0)), markup=False)
-    console.print(f"memory      of one process: {_setup_words(estimate.setup, estimate.loss)}", markup=False)
-    for name, reason in estimate.left_out.items():
-        console.print(f"left out    {name}: {reason}", markup=False)
+        _show_measured(terminal, estimate.step_time, first.layers, first.tokens, first.seconds)
+    terminal.print_facts(
+        [
+            ("memory", f"of one process: {_setup_words(estimate.setup, estimate.loss)}"),
+            *(("left out", f"{name}: {reason}") for name, reason in estimate.left_out.items()),
+        ]
+    )
     if any(arm.arm == "inheritune" for arm in estimate.arms):
-        console.print("note        The loop is taken to need every round.", markup=False)
-    _note_optimizer(console, estimate.setup, [arm.memory for arm in estimate.arms])
+        terminal.print_facts([("note", "The loop is taken to need every round.")])
+    _note_optimizer(terminal, estimate.setup, [arm.memory for arm in estimate.arms])
 
 
 def _setup_words(setup: TrainingSetup, loss: str) -> str:
@@ -154,36 +156,38 @@ def _setup_words(setup: TrainingSetup, loss: str) -> str:
     return ", ".join(filter(None, [*words, f"{loss} loss"]))
 
 
-def _note_optimizer(console: Console, setup: TrainingSetup, phases: Sequence[MemoryEstimate]) -> None:
+def _note_optimizer(terminal: Terminal, setup: TrainingSetup, phases: Sequence[MemoryEstimate]) -> None:
     from ..students import KNOWN_OPTIMIZERS
 
     if any(memory.optimizer is None for memory in phases):
         known = ", ".join(KNOWN_OPTIMIZERS)
-        console.print(
-            f"note        {setup.optim}'s states are not known here and left out; known: {known}", markup=False
-        )
+        text = f"{setup.optim}'s states are not known here and left out; known: {known}"
+        terminal.print_facts([("note", text)])
 
 
-def _measured(measured: StepTime, layers: int, rate: float) -> str:
+def _show_measured(
+    terminal: Terminal, measured: StepTime, layers: int, tokens: int, seconds: float | None, how: str = ""
+) -> None:
     depths = " and ".join(str(depth) for depth in measured.depths)
-    text = f"measured    {measured.steps} steps of one process on {measured.device} at a depth of {depths}: "
-    return f"{text}{rate:,.0f} tokens per second with {layers} layers"
+    rate = tokens / (seconds or 1.0)
+    text = f"{measured.steps} steps of one process on {measured.device} at a depth of {depths}: {rate:,.0f} tokens"
+    terminal.print_facts([("measured", f"{text} per second with {layers} layers{how}")])
 
 
-def show_verification(console: Console, found: Verification) -> None:
+def show_verification(terminal: Terminal, found: Verification) -> None:
     """Show what was checked, what was found, and the verdict."""
     for check in found.checks:
         word = {True: "ok", False: "FAILED", None: "skipped"}[check.passed]
-        console.print(f"{check.name:<10} {word:<8} {check.detail}", markup=False)
+        terminal.print(f"{check.name:<10} {word:<8} {check.detail}")
     kind = "trained" if found.trained else "untrained"
-    console.print(f"{found.student}: {kind} student, {'ok' if found.passed else 'FAILED'}", markup=False)
+    terminal.print(f"{found.student}: {kind} student, {'ok' if found.passed else 'FAILED'}")
 
 
 def _hours(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds / 3600:.3g}"
 
 
-def show_evaluation(console: Console, found: StudentEvaluation) -> None:
+def show_evaluation(terminal: Terminal, found: StudentEvaluation) -> None:
     """Show a student beside its reference: losses, efficiency, drafting, tasks, and the verdict."""
     if found.corpora:
         table = _side_by_side("loss in nats per token", "corpus", "figure", last="difference")
@@ -197,28 +201,28 @@ def show_evaluation(console: Console, found: StudentEvaluation) -> None:
             table.add_row("", "perplexity", f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "")
             gain = f"{item.accuracy_difference:+.2%}"
             table.add_row("", "accuracy", f"{mine.accuracy:.2%}", f"{theirs.accuracy:.2%}", gain)
-        console.print(table)
+        terminal.print(table)
     if found.efficiency is not None:
-        _show_efficiency(console, found.efficiency)
+        _show_efficiency(terminal, found.efficiency)
     for draft in found.drafts:
         same = "" if draft.equal is None else ", the same tokens" if draft.equal else ", OTHER TOKENS"
-        console.print(
-            f"draft       {draft.mode}: {draft.acceptance:.1%} of {draft.drafted} drafted tokens accepted, "
-            f"{draft.speed_up.median:.2f} times as fast ({draft.speed_up.low:.2f} to {draft.speed_up.high:.2f}){same}"
-        )
+        times = draft.speed_up
+        text = f"{draft.mode}: {draft.acceptance:.1%} of {draft.drafted} drafted tokens accepted, "
+        text += f"{times.median:.2f} times as fast ({times.low:.2f} to {times.high:.2f}){same}"
+        terminal.print_facts([("draft", text)])
     if found.tasks:
         table = _side_by_side("zero-shot tasks", "task", "metric", last="difference, p")
         for task in found.tasks:
             values = (_with_error(task.student, task.student_error), _with_error(task.reference, task.reference_error))
             paired = "" if task.difference is None else f"{task.difference:+.4f}, p {task.p_value:.2g}"
             table.add_row(task.task, task.metric, *values, paired)
-        console.print(table)
+        terminal.print(table)
     if found.laziness is not None:
-        console.print(found.laziness.comparison.sentence)
-    console.print(found.verdict(), markup=False)
+        terminal.print(found.laziness.comparison.sentence)
+    terminal.print(found.verdict())
 
 
-def _show_efficiency(console: Console, found: Efficiency) -> None:
+def _show_efficiency(terminal: Terminal, found: Efficiency) -> None:
     table = _side_by_side(f"efficiency ({found.device}, {found.dtype})", "figure", "setting", last="gain")
     mine, theirs = found.student, found.reference
     for name, one, other in (
@@ -241,7 +245,7 @@ def _show_efficiency(console: Console, found: Efficiency) -> None:
             f"{speed.reference.median * scale:,.1f}{unit}",
             f"{speed.gain.median:.2f} × ({speed.gain.low:.2f} to {speed.gain.high:.2f})",
         )
-    console.print(table)
+    terminal.print(table)
 
 
 def _side_by_side(title: str, *columns: str, last: str) -> Table:
@@ -252,34 +256,36 @@ def _with_error(value: float, error: float | None) -> str:
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
-def describe_facts(facts: DataFacts) -> str:
-    """Return what was prepared, in aligned lines."""
+def show_facts(terminal: Terminal, facts: DataFacts, folder: str) -> None:
+    """Show what was prepared, and where it is."""
     per_token = facts.bytes_per_token
     near = "not looked for" if facts.near_duplicates is None else f"{facts.near_duplicates:,}"
-    lines = [
-        ("source", facts.source),
-        *((name, _describe_set(getattr(facts, name))) for name in ("train", "selection", "test")),
-        ("bytes/token", "no text" if per_token is None else f"{per_token:.3f}"),
-        ("longest", f"{facts.longest_document:,} tokens"),
-        ("duplicates", f"{facts.shared_documents:,} the same, {near} nearly; {facts.removed_documents:,} removed"),
-        ("skipped", f"{facts.skipped_documents:,} blank, {facts.damaged_rows:,} damaged"),
-        ("dropped", f"{facts.dropped_tokens:,} tokens of the last partial sequence"),
-    ]
-    return "\n".join(f"{name:11} {value}" for name, value in lines)
+    terminal.print_facts(
+        [
+            ("source", facts.source),
+            *((name, _counts(getattr(facts, name))) for name in ("train", "selection", "test")),
+            ("bytes/token", "no text" if per_token is None else f"{per_token:.3f}"),
+            ("longest", f"{facts.longest_document:,} tokens"),
+            ("duplicates", f"{facts.shared_documents:,} the same, {near} nearly; {facts.removed_documents:,} removed"),
+            ("skipped", f"{facts.skipped_documents:,} blank, {facts.damaged_rows:,} damaged"),
+            ("dropped", f"{facts.dropped_tokens:,} tokens of the last partial sequence"),
+            ("saved in", f"{folder} (give it to a run by --dataset_name)"),
+        ]
+    )
 
 
-def _describe_set(item: object) -> str:
-    counts = (f"{getattr(item, name):,} {name}" for name in ("documents", "tokens", "sequences"))
-    return ", ".join(counts)
+def _counts(item: object) -> str:
+    return ", ".join(f"{getattr(item, name):,} {name}" for name in ("documents", "tokens", "sequences"))
 
 
-def show_publication(console: Console, found: Publication) -> None:
+def show_publication(terminal: Terminal, found: Publication) -> None:
     """Show what goes up, what stays, and what is worth knowing."""
-    console.print("tried out   it loads, runs and generates in a fresh process without inheritune_hf", markup=False)
-    for name, size in found.files.items():
-        console.print(f"goes up     {name} ({human_bytes(size)})", markup=False)
-    for name, reason in found.left_out.items():
-        console.print(f"stays here  {name} ({reason})", markup=False)
-    for note in found.notes:
-        console.print(f"note        {note}", markup=False)
-    console.print(f"{'went to' if found.url else 'would go to'} {found.url or found.repo_id}", markup=False)
+    terminal.print_facts(
+        [
+            ("tried out", "it loads, runs and generates in a fresh process without inheritune_hf"),
+            *(("goes up", f"{name} ({human_bytes(size)})") for name, size in found.files.items()),
+            *(("stays here", f"{name} ({reason})") for name, reason in found.left_out.items()),
+            *(("note", note) for note in found.notes),
+        ]
+    )
+    terminal.print(f"{'went to' if found.url else 'would go to'} {found.url or found.repo_id}")

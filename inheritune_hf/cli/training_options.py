@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import builtins
 import dataclasses
+import types
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ..annotations import conform
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -64,11 +67,27 @@ def make_training_arguments(given: Mapping[str, Any]) -> TrainingArguments:
     """
     from transformers import TrainingArguments
 
+    hints = get_type_hints(TrainingArguments)
     for item in dataclasses.fields(TrainingArguments):
+        # The word that an option without a value stands for may be of another type than its annotation says.
+        if item.name not in given or given[item.name] == item.metadata.get("const", given):
+            continue
+        conform(_checked_kind(hints[item.name]), given[item.name], item.name)
         choices = item.metadata.get("choices")
-        if choices is not None and item.name in given and given[item.name] not in choices:
+        if choices is not None and given[item.name] not in choices:
             raise ValueError(f"{item.name} must be one of {', '.join(choices)}, got {given[item.name]!r}.")
     return TrainingArguments(**given)
+
+
+def _checked_kind(kind: Any) -> Any:
+    """Return an annotation of `TrainingArguments` as `conform` takes it: enumerations are text."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return Union[tuple(map(_checked_kind, get_args(kind)))]  # noqa: UP007 (made of values)
+    if kind is list:
+        return list[Any]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return str
+    return kind if kind in (int, float, str, bool, dict, type(None)) or get_origin(kind) is list else Any
 
 
 def _transformers() -> Path:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 
 from .. import records
+from ..foreign_text import PASSWORD, TOKEN, one_line
 from ..processes import run_python
 from ..records import RECORD_FILE, Lineage, RecordError, RunRecord, decode, encode, read_json, write_json, write_record
 
@@ -47,12 +48,6 @@ _TEXTS = (".json", ".md", ".jinja", ".txt")
 # A whole text that is a path, and a path of somebody's within a text.
 _PATH = re.compile(r"file://|~[/\\]|/(?:[^/\n<>{}|]+/)+[^/\n<>{}|]*$|[A-Za-z]:[\\/]|\\\\\w")
 _OWN_PATH = re.compile(r"(?:^|[\s\"'`(=:,])((?:/home|/Users|/root|[A-Za-z]:[\\/]Users)[\\/][^\s\"'`),]+)")
-_TOKEN = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[A-Za-z0-9_-]{32,}|AKIA[0-9A-Z]{16})\b"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
-)
-_PASSWORD = re.compile(r"\b\w+://[^\s/@:\"']*:[^\s/@\"']+@")
-
 _TRIAL = """
 import json, sys
 sys.modules["inheritune_hf"] = None  # importing it is an error from here on
@@ -92,13 +87,7 @@ print(json.dumps(problems))
 
 
 def read_record(folder: Path) -> RunRecord:
-    """
-    Return the record beside a student's weights.
-
-    Raises:
-        FileNotFoundError: If the folder holds no student.
-        ValueError: If the record cannot be read.
-    """
+    """Return the record beside a student's weights."""
     path = folder / RECORD_FILE
     if not path.is_file() or not (folder / "config.json").is_file():
         raise FileNotFoundError(
@@ -112,19 +101,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def stage(folder: Path, target: Path) -> dict[str, str]:
-    """
-    Copy what may be published from a student's folder, with the lineage as others may read it.
-
-    Args:
-        folder (`Path`): The student; it is not changed.
-        target (`Path`): Empty folder for the copy.
-
-    Returns:
-        `dict[str, str]`: What stays behind, by name, with the reason.
-
-    Raises:
-        ValueError: If it needs code of its own, or has no weights as safetensors.
-    """
+    """Copy what may be published to an empty folder, without names of this machine; return what stays, with reasons."""
     left = {}
     for path in sorted(folder.iterdir()):
         reason = exclusion_reason(path)
@@ -155,12 +132,7 @@ def stage(folder: Path, target: Path) -> dict[str, str]:
 
 
 def exclusion_reason(path: Path) -> str | None:
-    """
-    Return why a file of a student's folder stays behind; None if it may be published.
-
-    Args:
-        path (`Path`): The file or folder.
-    """
+    """Return why a file or folder in a student's folder stays behind; None if it may be published."""
     if path.is_dir():
         return "folders stay here"
     if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
@@ -177,13 +149,7 @@ def exclusion_reason(path: Path) -> str | None:
 
 
 def find_private(folder: Path, secrets: tuple[str | None, ...] = ()) -> list[str]:
-    """
-    Return what in a folder's files is private, each as a sentence: paths of a machine, tokens, passwords.
-
-    Args:
-        folder (`Path`): A staged student.
-        secrets (`tuple[str]`): Texts that must not be in it.
-    """
+    """Return what in a folder's files is private, as sentences: paths of a machine, tokens, passwords, `secrets`."""
     hidden = [text for text in (*secrets, get_token()) if text]
     home = str(Path.home())
     found = []
@@ -197,11 +163,11 @@ def find_private(folder: Path, secrets: tuple[str | None, ...] = ()) -> list[str
         else:
             continue
         text = "\n".join(strings)
-        if _TOKEN.search(text) or any(secret in text for secret in hidden):
+        if TOKEN.search(text) or any(secret in text for secret in hidden):
             found.append(f"{path.name} holds a token.")
         if path.name in _VOCABULARIES:
             continue
-        if _PASSWORD.search(text):
+        if PASSWORD.search(text):
             found.append(f"{path.name} holds an address with a password.")
         whole = [item for item in strings if _PATH.match(item)] if path.suffix in {".json", ".safetensors"} else []
         within = [match[1] for match in _OWN_PATH.finditer(text)]
@@ -225,17 +191,12 @@ def mentions_user(folder: Path, repo_id: str) -> list[str]:
 
 
 def try_out(folder: Path) -> None:
-    """
-    Load a staged student in a fresh process where this package cannot be imported, run it and let it generate.
-
-    Raises:
-        RuntimeError: If anything about that fails; the message says what.
-    """
+    """Load a student in a fresh process where this package cannot be imported; a `RuntimeError` says what fails."""
     config = read_json(folder / "config.json")
     tokenizer = "tokenizer" if (folder / "tokenizer_config.json").is_file() else "none"
     done = run_python(_TRIAL, str(folder.resolve()), config["architectures"][0], tokenizer, offline=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        last = one_line((done.stderr.strip().splitlines() or ["it ended without a message"])[-1])
         raise RuntimeError(f"The student does not load in a fresh process, so nothing is published: {last}")
     problems = json.loads(done.stdout.strip().splitlines()[-1])
     if problems:

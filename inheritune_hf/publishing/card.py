@@ -8,18 +8,18 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
-from transformers import AutoConfig
 
 from ..config import InherituneConfig
-from ..records import RunRecord
-from ..students import inspect_architecture, open_reference
+from ..foreign_text import parse_yaml
+from ..records import RunRecord, decode, read_json
+from ..students import open_reference
 from ..students.estimates import operations_per_token
 from .templates import render
 
@@ -33,8 +33,8 @@ _BEGIN, _END = "<!-- inheritune: begin -->", "<!-- inheritune: end -->"
 # Tokens of a sequence for which operations are counted, unless the model takes fewer.
 _BLOCK_SIZE = 1024
 
-# Bounds of a card that others wrote: characters, levels of its front matter, characters of a name in it.
-_MAX_CARD, _MAX_DEPTH, _MAX_WORD = 4_000_000, 32, 200
+# Bounds of a card that others wrote: characters, and those of a name in its front matter.
+_MAX_CARD, _MAX_WORD = 4_000_000, 200
 
 _DEFAULTS = InherituneConfig().to_dict()
 _SHOWN_ARGUMENTS = (
@@ -117,65 +117,35 @@ def gather_facts(
     datasets: Sequence[str] = (),
     pictures: Sequence[str] = (),
 ) -> CardFacts:
-    """
-    Return what is known for a student's card; a reference that cannot be reached leaves its facts out.
-
-    Args:
-        folder (`Path`): The student, saved.
-        record (`RunRecord`): Its record, with the reference as it was given.
-        run_folder (`Path`, *optional*): Output folder of its run, which may hold the results on the test set.
-        token (`str`, *optional*): Token for a private or gated reference.
-        license (`str`, *optional*): Licence, as the Hub calls it; the reference's if not given.
-        language (sequence of `str`): Languages; the reference's if not given.
-        datasets (sequence of `str`): Data sets of the Hub that it was trained on.
-        pictures (sequence of `str`): Names of pictures beside the card.
-    """
-    lineage = record.lineage
-    mine = AutoConfig.from_pretrained(folder)
-    said = ReferenceCard()
-    theirs = None
+    """Return what is known for a student's card; a reference that cannot be reached leaves its facts out."""
+    mine = open_reference(folder)
+    said, theirs = CardFacts(), None
     try:
-        opened = open_reference(lineage.reference, revision=lineage.revision, token=token)
-        theirs = opened.config
-        path = opened.source.find("README.md") if opened.source is not None else None
+        theirs = open_reference(record.lineage.reference, revision=record.lineage.revision, token=token)
+        path = theirs.source.find("README.md") if theirs.source is not None else None
         said = said if path is None else read_reference_card(path)
     except (OSError, ValueError) as error:
         logger.info("The card says less of the reference: %s", error)
     test = _test_losses(run_folder)
-    block = min(getattr(mine, "max_position_embeddings", None) or _BLOCK_SIZE, _BLOCK_SIZE)
-    return CardFacts(
-        license=license or said.license,
-        license_name=None if license else said.license_name,
-        license_link=None if license else said.license_link,
+    block = min(mine.context_length or _BLOCK_SIZE, _BLOCK_SIZE)
+    if license:
+        said = CardFacts(license, language=said.language)
+    return replace(
+        said,
         language=tuple(language) or said.language,
         datasets=tuple(datasets),
-        parameters=inspect_architecture(mine).parameter_count,
-        reference_parameters=None if theirs is None else inspect_architecture(theirs).parameter_count,
-        operations=operations_per_token(mine, block),
-        reference_operations=None if theirs is None else operations_per_token(theirs, block),
+        parameters=mine.architecture.parameter_count,
+        reference_parameters=None if theirs is None else theirs.architecture.parameter_count,
+        operations=operations_per_token(mine.config, block),
+        reference_operations=None if theirs is None else operations_per_token(theirs.config, block),
         test_loss=test.get("student"),
         reference_test_loss=test.get("reference"),
         pictures=tuple(pictures),
     )
 
 
-@dataclass(frozen=True)
-class ReferenceCard:
-    """What a reference's card says that its student's repeats: licence and languages, as the Hub calls them."""
-
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    language: tuple[str, ...] = ()
-
-
-def read_reference_card(path: Path) -> ReferenceCard:
-    """
-    Read what a student's card repeats of its reference's; what is no short text is left out.
-
-    Raises:
-        ValueError: If its front matter is no YAML, or stands for more than it is long.
-    """
+def read_reference_card(path: Path) -> CardFacts:
+    """Read licence and languages of a reference's card; what is not a short text is left out."""
     front = front_matter(path.read_text(encoding="utf-8", errors="replace")[:_MAX_CARD], str(path))
 
     def text(name: str) -> str | None:
@@ -184,7 +154,7 @@ def read_reference_card(path: Path) -> ReferenceCard:
 
     spoken = front.get("language")
     languages = [spoken] if isinstance(spoken, str) else spoken if isinstance(spoken, list) else []
-    return ReferenceCard(
+    return CardFacts(
         text("license"),
         text("license_name"),
         _safe_link(text("license_link")),
@@ -193,28 +163,11 @@ def read_reference_card(path: Path) -> ReferenceCard:
 
 
 def front_matter(card: str, where: str) -> dict[str, Any]:
-    """
-    Return the metadata above a card's text.
-
-    Args:
-        card (`str`): The card.
-        where (`str`): Named in errors.
-
-    Raises:
-        ValueError: If it is no YAML, is nested too deeply, or has aliases: by them few bytes stand for gigabytes.
-    """
+    """Return the metadata above a card's text; `where` is named in the error if it is not YAML, or unbounded."""
     found = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n---", card, re.DOTALL)
     if found is None:
         return {}
-    depth = 0
-    try:
-        for event in yaml.parse(found[1], Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
-                raise ValueError(f"{where}: its front matter has aliases or is nested too deeply; write it out.")
-        values = yaml.safe_load(found[1])
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{where}: its front matter is no YAML ({type(error).__name__}).") from error
+    values = parse_yaml(found[1], f"{where}: its front matter")
     return values if isinstance(values, dict) else {}
 
 
@@ -223,18 +176,12 @@ def _test_losses(run_folder: Path | None) -> dict[str, float]:
     path = None if run_folder is None else run_folder / "rounds.json"
     if path is None or not path.is_file():
         return {}
-    return {row["model"]: row["loss"] for row in json.loads(path.read_text(encoding="utf-8"))["results"]}
+    rows = decode(list[dict[str, Any]], read_json(path).get("results", []), f"{path}: results")
+    return decode(dict[str, float], {str(row.get("model")): row.get("loss") for row in rows}, f"{path}: losses")
 
 
 def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) -> str:
-    """
-    Return a model card, with metadata that `huggingface_hub.ModelCard` accepts.
-
-    Args:
-        record (`RunRecord`): Recipe, lineage, rounds and outcome.
-        name (`str`): Name of the model, on the Hub or of its folder.
-        facts (`CardFacts`, *optional*): What is known besides.
-    """
+    """Return the card of the model that is called `name`, with metadata that `huggingface_hub.ModelCard` accepts."""
     facts = facts or CardFacts()
     return render(
         "publishing/card.md.jinja",

@@ -13,13 +13,15 @@ from typing import Any, cast
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import InherituneConfig
 from ..figures import layer_panel, save_panels
+from ..foreign_text import first_line
 from ..records import RECORD_FILE, Lineage, RunRecord, decode, write_record, write_text
 from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, open_reference, plan_inheritance
-from ..students.download import CONNECTION_ERRORS, first_line
+from ..students.download import CONNECTION_ERRORS
 from .bundle import PUBLISHED, exclusion_reason, find_private, mentions_user, read_record, stage, try_out
 from .card import CardFacts, gather_facts, obligation, render_card, update_card
 
@@ -55,19 +57,13 @@ def save_student(
     tokenizer: PreTrainedTokenizerBase | None = None,
     name: str | None = None,
 ) -> None:
-    """
-    Save a student as a standard checkpoint that `AutoModelForCausalLM` loads without this package.
-
-    Args:
-        model (`PreTrainedModel`): The student.
-        folder (`str` or `os.PathLike`): Where to; made if it is not there.
-        record (`RunRecord`): Saved as `inheritune_config.json`, and told in the card.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The reference's tokenizer.
-        name (`str`, *optional*): Name on the card; the folder's if not given.
-    """
+    """Save a student as a standard checkpoint, with its record and a card that calls it `name`, or like the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(f"The weights cannot be written to {folder}: {first_line(error)} Is there room?") from error
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     write_record(folder / RECORD_FILE, record)
@@ -87,25 +83,10 @@ def save_inherited(
     **kwargs: Any,
 ) -> InheritancePlan:
     """
-    Cut a student out of a reference and save it with the reference's tokenizer, if there is one.
+    Cut a student out of a reference and save it in an empty folder, with the reference's tokenizer if there is one.
 
-    Args:
-        reference (`str`): Hub id or path.
-        keep_layers (`int` or `str`): As in the recipe.
-        folder (`str` or `os.PathLike`): Where to; a folder that holds something else is refused.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        inherit (`str`, *optional*, defaults to `"all"`): Parts that come along, as in the recipe.
-        seed (`int`, *optional*, defaults to `42`): Seed of the parts that do not come along.
-        attention_scale (`str`, *optional*, defaults to `"keep"`): Whether moved blocks keep their attention scale.
-        show (`Callable`, *optional*): Called with the plan before any weight is read.
-        kwargs: Passed on to `from_pretrained`.
-
-    Returns:
-        `InheritancePlan`: Kept and dropped layers, parameters before and after.
-
-    Raises:
-        FileExistsError: If `folder` is not empty.
-        ValueError: If the layers or the reference cannot be used; nothing is written then.
+    The layers and parts are those of the recipe; `show` is called with the plan before any weight is read; `kwargs` are
+    passed on to `from_pretrained`. If the layers or the reference cannot be used, nothing is written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -269,7 +250,7 @@ def _upload(
         raise OSError(
             f"The push to {repo_id} failed: {first_line(error)} The student on this machine is as it was; what was "
             "uploaded is not uploaded again. Push again."
-        ) from error
+        ) from None  # its address may be a signed one
     return repo_id, str(commit.commit_url)
 
 

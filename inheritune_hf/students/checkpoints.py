@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..annotations import conform
+from ..foreign_text import first_line
 from ..records import read_json
 from .download import (
     CONNECTION_ERRORS,
@@ -34,7 +35,6 @@ from .download import (
     fetch_tensors,
     fetched_names,
     file_size,
-    first_line,
 )
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Source:
             raise OSError(
                 f"The Hub did not give {name} of {self.reference!r}: {first_line(error)} "
                 "Give a folder with config.json or a Hub id; a private or gated model needs `token`."
-            ) from error
+            ) from None  # its address may be a signed one
         return Path(str(found))
 
     def find_cached(self, name: str) -> Path | None:

@@ -26,6 +26,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status, tqdm
 
+from ..foreign_text import first_line
 from ..records import decode, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ Choose = Callable[[Iterable[str]], Mapping[str, str]]
 PIECE = 2**25
 #: Connections at once.
 CONNECTIONS = 8
-#: Failures in a row, without a byte between them, after which a request is given up.
+#: Failures in a row, with less than `_SLOWEST` bytes between them, after which a request is given up.
 RETRIES = 6
 
 # Unwanted bytes between wanted ones are read, to save a request, as long as they are together this share of all.
@@ -47,8 +48,10 @@ _HEADER = 100_000
 _LONGEST_HEADER = 100_000_000
 # Seconds before the first new attempt, doubled with each up to the last, unless the server names its own.
 _FIRST_WAIT, _LAST_WAIT, _LONGEST_WAIT = 1.0, 16.0, 300.0
-# Bytes that are handed on at once.
-_READ = 2**20
+# Bytes that a connection brings at least within `HF_HUB_DOWNLOAD_TIMEOUT`: fewer are a failure, as no answer is.
+_SLOWEST = 1_000
+# After so many times `HF_HUB_DOWNLOAD_TIMEOUT` without such progress a request is given up.
+_GIVE_UP = 6
 
 #: Errors of the connection are those of the HTTP library, and which one that is depends on huggingface_hub's version.
 CONNECTION_ERRORS: Any = tuple(base for base in HfHubHTTPError.__bases__ if base is not OSError)
@@ -169,13 +172,6 @@ def fetch_tensors(file: RemoteFile, choose: Choose, refresh: bool = False) -> li
         if missing:
             _fetch(file, location, header, missing, folder)
     return _files_with(folder, wanted)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message as a sentence, or its kind if it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if text.endswith((".", "!")) else f"{text}."
 
 
 # What the cache holds
@@ -465,23 +461,35 @@ class _Location:
 
 
 class _Attempts:
-    """Waits longer with each failure in a row, and gives up after `RETRIES`."""
+    """Waits longer with each failure in a row, and gives up after `RETRIES`, or after too long without progress."""
 
     def __init__(self, what: str) -> None:
-        self.what, self.failures = what, 0
+        self.what = what
+        self.progress(0)
+
+    def progress(self, size: int) -> None:
+        """Begin to count anew once enough bytes have come."""
+        if size >= _SLOWEST or not size:
+            self.failures, self.deadline = 0, time.monotonic() + _GIVE_UP * constants.HF_HUB_DOWNLOAD_TIMEOUT
 
     def wait(self, error: BaseException, response: Any = None) -> None:
         """Wait before another attempt; as long as the server asks for, if it does."""
         self.failures += 1
-        if self.failures > RETRIES:
+        if self.failures > RETRIES or time.monotonic() > self.deadline:
             raise OSError(
-                f"{self.what} could not be fetched: {RETRIES + 1} attempts in a row failed, the last one with: "
+                f"{self.what} could not be fetched: {self.failures} attempts in a row failed, the last one with: "
                 f"{first_line(error)} Run it again: it resumes with what is missing."
-            ) from error
+            ) from None  # its address may be a signed one
         seconds = min(_FIRST_WAIT * 2 ** (self.failures - 1), _LAST_WAIT)
         asked = "" if response is None else response.headers.get("Retry-After", "")
-        if asked.isdigit():
-            seconds = min(float(asked), _LONGEST_WAIT)
+        if re.fullmatch("[0-9]+", asked):
+            seconds = float(asked)
+            self.deadline += seconds
+        if seconds > _LONGEST_WAIT:
+            raise OSError(
+                f"{self.what} could not be fetched: the server asks to wait for {asked[:20]} seconds. Run it again "
+                "then: it resumes with what is missing."
+            ) from None
         logger.info("%s: %s Trying again in %g s.", self.what, first_line(error), seconds)
         time.sleep(seconds)
 
@@ -497,20 +505,26 @@ def _read_range(location: _Location, begin: int, end: int, write: Callable[[int,
     position = begin
     while position < end:
         address = location.address
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             asked = {**address.headers, "Range": f"bytes={position}-{end - 1}"}
-            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
             with get_session().stream("GET", address.url, headers=asked, timeout=timeout) as response:
                 hf_raise_for_status(response)
                 _check_answer(location, response, position, end)
-                for piece in response.iter_raw(_READ):
+                since, got = time.monotonic(), 0
+                for piece in response.iter_raw():
                     if position + len(piece) > end:
                         raise NoRanges("sends more bytes than it is asked for")
                     write(position, piece)
                     position += len(piece)
-                    attempts.failures = 0
+                    got += len(piece)
+                    attempts.progress(got)
+                    if time.monotonic() - since > timeout:
+                        if got < _SLOWEST:
+                            break
+                        since, got = time.monotonic(), 0
             if position < end:
-                attempts.wait(ConnectionError(f"The answer ended {end - position:,} bytes early."))
+                attempts.wait(ConnectionError(f"The answer ended, or came too slowly, {end - position:,} bytes early."))
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status == 416:
@@ -539,7 +553,7 @@ def _check_answer(location: _Location, response: Any, begin: int, end: int) -> N
 def _refuse(file: RemoteFile, error: HfHubHTTPError) -> NoReturn:
     raise OSError(
         f"The Hub did not give {file}: {first_line(error)} A private or gated model needs `token` (or hf auth login)."
-    ) from error
+    ) from None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

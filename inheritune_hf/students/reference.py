@@ -26,10 +26,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..foreign_text import first_line
 from ..records import digest_file, read_json
 from .architectures import UNUSABLE_CONFIG, Architecture, inspect_architecture, require_causal_lm, sources_of
 from .checkpoints import SOURCE_ARGUMENTS, LazyTensor, Source, Weights, commit_of, find_weights, open_tensors
-from .download import first_line
 
 # Arguments that a config would swallow although they are meant for the model.
 _MODEL_ARGUMENTS = (
@@ -43,6 +43,9 @@ _MODEL_ARGUMENTS = (
 
 # Files that a tokenizer's words are in.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
+
+# Largest number of a token: no vocabulary comes near it.
+_MAX_TOKEN = 1 << 24
 
 
 # What belongs to quantized weights, as the libraries that write them call it: beside a weight, or in its place.
@@ -241,7 +244,8 @@ def load_tokenizer(model: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTo
         if any(source.find_cached(name) is not None for name in _TOKENIZER_FILES):
             raise ValueError(f"The tokenizer at {place!r} cannot be read. {said}") from error
         raise NoTokenizer(f"{none} {said}") from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # one that Transformers made up, without words
+    vocabulary = tokenizer.get_vocab()
+    if set(vocabulary) <= set(tokenizer.all_special_tokens):  # one that Transformers made up, without words
         found = [name for name in _TOKENIZER_FILES if source.find_cached(name) is not None]
         if found:
             raise ValueError(
@@ -249,6 +253,15 @@ def load_tokenizer(model: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTo
                 "(pip install sentencepiece, protobuf or tiktoken)."
             )
         raise NoTokenizer(none)
+    length, largest = tokenizer.model_max_length, max(vocabulary.values())
+    if isinstance(length, bool) or not isinstance(length, int | float):
+        raise ValueError(
+            f"The tokenizer at {place!r} cannot be used: its model_max_length is {length!r}, not a number."
+        )
+    if largest > _MAX_TOKEN:  # writing it takes as long as if there were so many
+        raise ValueError(
+            f"The tokenizer at {place!r} cannot be used: a token has the number {largest:,}, above {_MAX_TOKEN:,}."
+        )
     return tokenizer
 
 

@@ -1,11 +1,11 @@
 """The verb that prepares data."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pytest
+from tiny_reference import save_tokenizer
+from transformers import GPT2Config
 
 from inheritune_hf.cli import main
 from inheritune_hf.cli.data import _progress
@@ -15,16 +15,8 @@ from inheritune_hf.cli.settings import parse_settings
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A tokenizer and some rows."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     monkeypatch.chdir(tmp_path)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False)
-    tokenizer.train_from_iterator(["a layer that is kept"], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained("tokenizer")
+    save_tokenizer("tokenizer")
     rows = [{"text": f"document {number} is about a layer that is kept"} for number in range(40)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": ""}]))
     return tmp_path
@@ -54,10 +46,8 @@ def test_prepare_prints_what_it_saved(files, capsys):
 
 
 def write_config(**changes):
-    from transformers import GPT2Config
-
-    settings = {"vocab_size": 300, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "bos_token_id": 0}
-    GPT2Config(**{**settings, "eos_token_id": 0, **changes}).save_pretrained("tokenizer")
+    settings = {"vocab_size": 300, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "bos_token_id": 256}
+    GPT2Config(**{**settings, "eos_token_id": 256, **changes}).save_pretrained("tokenizer")
 
 
 def test_the_references_config_is_looked_at(files, capsys, caplog):
@@ -66,7 +56,7 @@ def test_the_references_config_is_looked_at(files, capsys, caplog):
     write_config(eos_token_id=5)
     assert main(words) == 0
     assert json.loads(Path("out/prepared.json").read_text())["facts"]["block_size"] == 16
-    assert "The tokenizer ends documents with '<end>' (0), the reference's config names " in caplog.text
+    assert "The tokenizer ends documents with '<|endoftext|>' (256), the reference's config names " in caplog.text
     assert main([*words, "--output", "longer", "--block_size", "17"]) == 1
     assert "error: block_size is 17, but the reference reads at most 16; lower it." in capsys.readouterr().err
     write_config(vocab_size=100)

@@ -1,7 +1,7 @@
 """`inheritune publish`: shows what would go up, and puts it there when asked to."""
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+from tiny_reference import save_model
 
 from inheritune_hf.cli import main
 from inheritune_hf.publishing import hub as publishing
@@ -10,9 +10,7 @@ from inheritune_hf.publishing import save_inherited
 
 @pytest.fixture
 def saved(tmp_path):
-    shape = {"vocab_size": 32, "n_positions": 16, "n_embd": 8, "n_layer": 4, "n_head": 2}
-    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0)).save_pretrained(tmp_path / "reference")
-    save_inherited(str(tmp_path / "reference"), 2, tmp_path / "student")
+    save_inherited(save_model(tmp_path / "reference"), 2, tmp_path / "student")
     return tmp_path / "student"
 
 

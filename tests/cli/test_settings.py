@@ -67,24 +67,36 @@ def test_bad_words_are_usage_errors(base, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_misspelt_key_of_a_file_is_a_usage_error(tmp_path, base, capsys):
+    """It ends with status 2, names the file and the nearest setting."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("kep_layers: 3\n")
+    with pytest.raises(SystemExit, match="2"):
+        parse_settings(["--config", str(path), *base])
+    assert (
+        "recipe.yaml: a run has no setting named 'kep_layers' (did you mean 'keep_layers'?)" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("setting", "message"),
     [
-        ("kep_layers: 3\n", r"no setting named 'kep_layers' \(did you mean 'keep_layers'\?\)"),
-        ("- a\n- b\n", "must hold 'name: value' settings, got a list"),
-        ("a: [1\n", "is not valid YAML"),
+        ("output_dir: 3", "output_dir must be text, got 3"),
+        ("dataloader_num_workers: [1]", "dataloader_num_workers must be a whole number, got [1]"),
+        ("learning_rate: .nan", "learning_rate must be a finite number, got nan"),
+        ("bf16: maybe", "bf16"),
+        ("fsdp: true\nsources: [3]", "sources[0] must be a mapping, got 3"),
+        ("a: " + "[" * 3000, "recipe.yaml nests deeper than 100 levels"),
+        ("a: &a [x]\nb: *a", "recipe.yaml has the alias *a: write out what it stands for"),
     ],
 )
-def test_bad_files_are_usage_errors(tmp_path, base, capsys, text, message):
-    """A misspelt key in a file is refused with the nearest one; a file that is no mapping is too."""
+def test_values_of_other_types_are_usage_errors(tmp_path, capsys, setting, message):
+    """A value that a setting cannot have ends with status 2 and names the setting, of whichever class it is."""
     path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(SystemExit) as end:
-        parse_settings(["--config", str(path), *base])
-    assert end.value.code == 2
-    import re
-
-    assert re.search(message, capsys.readouterr().err)
+    path.write_text(f"use_cpu: true\n{setting}\n")
+    with pytest.raises(SystemExit, match="2"):
+        parse_settings(["--config", str(path)])
+    assert message in capsys.readouterr().err
 
 
 def test_the_reference_cache_can_be_switched_off(tmp_path, base):

@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, TrainingArguments
+from tiny_reference import save_model
+from transformers import HfArgumentParser, TrainingArguments
 
 from inheritune_hf.cli.training_options import argument_parser, make_training_arguments, training_options
 
@@ -62,10 +63,7 @@ def test_a_usage_error_imports_nothing_heavy(words):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reference") / "tiny"
-    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    return str(folder)
+    return save_model(tmp_path_factory.mktemp("reference") / "tiny")
 
 
 def test_looking_at_a_reference_needs_its_model_class_alone(reference, tmp_path):

@@ -206,7 +206,7 @@ def test_a_damaged_folder_is_named(change, message, tmp_path, tokenizer):
     with pytest.raises(ValueError, match=rf"prepared/prepared\.json.*{message}"):
         load(tokenizer, dataset_name="prepared")
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"prepared/prepared\.json is damaged: it is not JSON"):
+    with pytest.raises(ValueError, match=r"prepared/prepared\.json is damaged: it is not valid JSON"):
         load(tokenizer, dataset_name="prepared")
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from inheritune_hf.publishing.card import CardFacts, ReferenceCard, read_reference_card, render_card, update_card
+from inheritune_hf.publishing.card import CardFacts, read_reference_card, render_card, update_card
 from inheritune_hf.records import Lineage, Match, Round, RunRecord
 
 LINEAGE = Lineage("gpt2-medium", "abc", 24, tuple(range(14)), {"torch": "2.13"})
@@ -180,11 +180,12 @@ def test_foreign_text_is_escaped():
 @pytest.mark.parametrize(
     ("front", "complaint"),
     [
-        ("a: &a [x, x]\nb: &b [*a, *a]\nlicense: *b", "has aliases or is nested too deeply"),
-        ("license: " + "[" * 50 + "]" * 50, "has aliases or is nested too deeply"),
-        ("license: {", "is no YAML"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nlicense: *b", r"has the alias \*a: write out what it stands for"),
+        ("license: " + "[" * 150 + "]" * 150, "nests deeper than 100 levels"),
+        ("license: !!int x", "has the tag tag:yaml.org,2002:int: write the value without it"),
+        ("license: {", "is not valid YAML"),
     ],
-    ids=["bomb", "nested", "damaged"],
+    ids=["bomb", "nested", "tag", "damaged"],
 )
 def test_front_matter_is_bounded(tmp_path, front, complaint):
     """A card of a reference, or one that is there already, whose metadata stand for more than they say is refused."""
@@ -199,11 +200,11 @@ def test_values_of_a_references_card_are_checked(tmp_path):
     """A licence or a language of another type is left out; so is a link that is not https."""
     path = tmp_path / "README.md"
     path.write_text("---\nlicense: [mit]\nlicense_link: http://x.org\nlanguage: [en, 5, <b>]\nlicense_name: 3\n---\n")
-    assert read_reference_card(path) == ReferenceCard(language=("en",))
+    assert read_reference_card(path) == CardFacts(language=("en",))
     path.write_text("---\nlicense: other\nlicense_name: own\nlicense_link: https://x.org/a\nlanguage: en\n---\n")
-    assert read_reference_card(path) == ReferenceCard("other", "own", "https://x.org/a", ("en",))
+    assert read_reference_card(path) == CardFacts("other", "own", "https://x.org/a", ("en",))
     path.write_text("No front matter.\n")
-    assert read_reference_card(path) == ReferenceCard()
+    assert read_reference_card(path) == CardFacts()
 
 
 def test_a_run_can_be_made_again():

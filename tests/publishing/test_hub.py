@@ -8,8 +8,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tiny_reference import save_reference
+from transformers import AutoModelForCausalLM
 
 from inheritune_hf import from_pretrained_inherited
 from inheritune_hf.publishing import bundle, hub, publish_student, push_student, save_inherited, save_student
@@ -19,14 +19,7 @@ from inheritune_hf.records import Lineage, RunRecord, decode
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference") / "tiny"
-    torch.manual_seed(0)
-    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
-    core = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>").save_pretrained(folder)
-    shape = {"vocab_size": 257, "n_positions": 64, "n_embd": 8, "n_layer": 4, "n_head": 2}
-    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=256, eos_token_id=256)).save_pretrained(folder)
+    save_reference(folder, positions=64, width=8)
     (folder / "README.md").write_text("---\nlicense: gemma\nlanguage: en\n---\n# The reference\n")
     return str(folder)
 

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import traceback
 from unittest import mock
 
 import pytest
@@ -22,21 +23,23 @@ def load(repository, cache, keep=KEEP, piece=None, seconds=None, offline=False, 
     """Build a student in a client process; returns its tensors, what was logged and the waits, or the error's text."""
     from huggingface_hub import constants, utils
 
-    logged, waits = [], []
+    logged, told, waits = [], [], []
     utils.disable_progress_bars()
     with (
         mock.patch.object(download, "PIECE", piece or download.PIECE),
         mock.patch.object(constants, "HF_HUB_DOWNLOAD_TIMEOUT", seconds or constants.HF_HUB_DOWNLOAD_TIMEOUT),
         mock.patch.object(constants, "HF_HUB_OFFLINE", offline),
         mock.patch.object(checkpoints.logger, "warning", lambda text, *args: logged.append(text % args)),
+        mock.patch.object(download.logger, "info", lambda text, *args: told.append(text % args)),
         mock.patch("time.sleep", waits.append),
     ):
         try:
             student = InheritedGPT2.from_pretrained(repository, keep_layers=keep, cache_dir=cache, **kwargs)
         except OSError as error:
-            return {"error": str(error), "logged": logged, "waits": waits}
+            trace = "".join(traceback.format_exception(error))
+            return {"error": str(error), "trace": trace, "logged": logged, "told": told, "waits": waits}
     tensors = {name: tensor.numpy() for name, tensor in student.state_dict().items()}
-    return {"tensors": tensors, "logged": logged, "waits": waits, "lineage": student.config.inheritune}
+    return {"tensors": tensors, "logged": logged, "told": told, "waits": waits, "lineage": student.config.inheritune}
 
 
 def plan(repository, cache, keep=KEEP):
@@ -263,6 +266,31 @@ def test_giving_up_is_said_and_the_rest_goes_on(hub, on_hub, publish, reference,
     assert not list(cache.rglob("*.incomplete"))
 
 
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [
+        ({"kind": "slow", "bytes": 1, "seconds": 0.05}, "came too slowly"),
+        ({"kind": "status", "status": 503}, "503 Service Unavailable"),
+        (
+            {"kind": "status", "status": 429, "headers": {"Retry-After": "9" * 23}},
+            "asks to wait for 999999",
+        ),
+    ],
+    ids=["drips", "broken", "retry after"],
+)
+def test_a_server_that_does_not_serve_is_given_up(rule, complaint, hub, on_hub, publish, is_cut, cache):
+    """Bytes one by one, errors, and a request to wait for years end soon, in one line without a signed address."""
+    hub.add("me/dripping", publish())
+    hub.break_by({**RANGES, **rule, "times": 10**6})
+    found = on_hub(load, "me/dripping", cache, seconds=0.2)
+    assert "model.safetensors of 'me/dripping' could not be fetched: " in found["error"]
+    assert complaint in found["error"]
+    assert "Signature=" not in found["trace"] + "".join(found["told"])
+    assert sum(found["waits"]) < 60
+    hub.clear()
+    assert is_cut(on_hub(load, "me/dripping", cache))
+
+
 def test_a_commit_between_requests_changes_nothing(hub, on_hub, publish, reference, is_cut, cache, tmp_path):
     """Everything is read at the commit of the config, although the branch moves on meanwhile."""
     first = hub.add("me/moving", publish())
@@ -399,6 +427,7 @@ def run_trials(seeds, hub, on_hub, publish, is_cut, tmp_path):
         cache = tmp_path / f"cache-{seed}"
         found = on_hub(trial, "me/trials", cache, seed, random.Random(seed).choice([1024, 4096, 2**25]))
         assert not any(entry["authorization"] for entry in hub.log if entry["server"] == "storage"), seed
+        assert "Signature=" not in "".join([*found["told"], *found["logged"], found.get("trace", "")]), seed
         if "error" in found:
             ended["error"] += 1
             assert "trials" in found["error"] or "injected" in found["error"], (seed, found["error"])

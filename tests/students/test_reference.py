@@ -106,6 +106,23 @@ def test_a_reference_without_a_tokenizer_says_so(gpt2_folder):
     assert not isinstance(error.value, NoTokenizer)
 
 
+@pytest.mark.parametrize(
+    ("limit", "number", "complaint"),
+    [
+        ("long", 1, "its model_max_length is 'long', not a number"),
+        (9, 10**9, "a token has the number 1,000,000,000, abo"),
+    ],
+)
+def test_a_tokenizer_of_other_values_is_named(gpt2_folder, limit, number, complaint):
+    """A limit that is no number, and numbers of tokens that no vocabulary has, are refused before they are used."""
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": limit}
+    (gpt2_folder / "tokenizer_config.json").write_text(json.dumps(values))
+    core = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0, "b": number}, "unk_token": "a"}}
+    (gpt2_folder / "tokenizer.json").write_text(json.dumps(core))
+    with pytest.raises(ValueError, match=f"The tokenizer at .* cannot be used: {complaint}"):
+        _ = open_reference(gpt2_folder).tokenizer
+
+
 @pytest.mark.parametrize("given", [{}, {"trust_remote_code": True}])
 def test_code_of_a_tokenizer_is_run_only_if_said(given, gpt2_folder, monkeypatch):
     """Transformers is told so, and does not ask on standard input."""
