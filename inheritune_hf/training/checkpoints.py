@@ -70,6 +70,17 @@ class Seal:
     epochs: float = 0.0
 
 
+@dataclass(frozen=True)
+class _SealedFile:
+    bytes: Count
+    crc32: Count
+
+
+@dataclass(frozen=True)
+class _SealedFiles:
+    files: Mapping[str, _SealedFile]
+
+
 def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """
     Raise a `ValueError` that names every difference if `output_dir` holds another run (`there`) than `identity`.
@@ -177,7 +188,7 @@ def read_seal(checkpoint: Path) -> Seal | None:
     """Return what a checkpoint says of itself, or None if it is not complete or its seal is damaged."""
     try:
         values = read_json(checkpoint / _SEAL)
-        values.pop("files")
+        decode(_SealedFiles, {"files": values.pop("files")}, str(checkpoint / _SEAL))
         return decode(Seal, values, str(checkpoint / _SEAL))
     except (FileNotFoundError, KeyError, RecordError):
         return None

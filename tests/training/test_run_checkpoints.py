@@ -113,9 +113,15 @@ def test_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, dama
 
 
 def test_damaged_seal_is_no_seal(tmp_path):
-    """A seal that is not whole does not count."""
-    (tmp_path / "inheritune_state.json").write_text('{"step"')
-    assert read_seal(tmp_path) is None
+    """A seal that is not whole, or says something else of its files than size and checksum, does not count."""
+    (tmp_path / "state").write_text("state")
+    seal_checkpoint(tmp_path, Seal(1, 4, 640, 1.5))
+    assert read_seal(tmp_path) is not None
+    seal = tmp_path / "inheritune_state.json"
+    whole = seal.read_text()
+    for text in ('{"step"', whole.replace('"crc32": ', '"crc": '), whole.replace('"bytes": 5', '"bytes": "5"')):
+        seal.write_text(text)
+        assert read_seal(tmp_path) is None
 
 
 def test_a_checkpoint_is_read_once_to_be_checked(tmp_path, monkeypatch):
