@@ -124,6 +124,12 @@ def citation() -> str:
     return "```bibtex\n" + "\n\n".join(entries) + "\n```"
 
 
+def security() -> str:
+    """Return SECURITY.md without its title, with links as they are from here."""
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    return text.split("\n", 1)[1].replace("](docs/", "](")
+
+
 def _bibtex(kind: str, key: str, fields: dict[str, Any]) -> str:
     escaped = {name: str(value).replace("_", r"\_") for name, value in fields.items()}
     lines = [f"  {name:13} = {{{value}}}," for name, value in escaped.items()]
@@ -152,6 +158,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "architectures": architecture_list,
     "recipes": recipes_table,
     "citation": citation,
+    "security": security,
 }
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -291,7 +291,8 @@ def answer_to(kind, number, made, folder):
     signal.alarm(PATIENCE)
     try:
         words = kind(chance, made, folder)
-        with redirect_stdout(printed), redirect_stderr(printed):
+        (folder / "a" / "b").mkdir(parents=True)
+        with chdir(folder / "a" / "b"), redirect_stdout(printed), redirect_stderr(printed):
             status = main(words) if words else 0
     except SystemExit as end:
         status = end.code
