@@ -1,7 +1,8 @@
 """Run every benchmark."""
 
-from . import analysis, data, demo, download, growth, loading, scaling, training
+from . import analysis, data, demo, download, growth, loading, scaling, startup, training
 
+startup.main()
 analysis.main()
 demo.main()
 data.main()
