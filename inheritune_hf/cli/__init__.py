@@ -55,7 +55,7 @@ exit status of compare: 0 complete, 75 interrupted (run it again), 2 usage, 1 er
 exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """
 
-#: What a user can mend, told in one line. A run that can be resumed shows where a RuntimeError comes from.
+#: Errors that a user can mend, printed on one line. A run that can be resumed shows where a RuntimeError comes from.
 _ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
@@ -87,7 +87,7 @@ def run(verb: str, argv: Sequence[str], prog: str | None = None, **options: Any)
     except KeyboardInterrupt:
         if not resumable:
             raise
-        print(f"{prog}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
+        print(f"{prog}: interrupted; run the same command again to resume", file=sys.stderr)
         return EXIT_STATUS["interrupted"]
     except errors as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)

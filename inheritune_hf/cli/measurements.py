@@ -41,7 +41,7 @@ def analyze(argv: Sequence[str], prog: str) -> int:
     add("--device-map", help="Where to load it, such as auto, cuda or cpu.")
     add("--no-controls", action="store_true", help="Leave out the randomly initialised twin.")
     add("--no-blocks", action="store_true", help="Leave out influence and losses of blocks.")
-    add("--no-cache", action="store_true", help="Measure anew, and keep no scores.")
+    add("--no-cache", action="store_true", help="Measure again, and keep no scores.")
     options = parser.parse_args(argv)
 
     from ..analysis import SHARES, default_sequences, measure_collapse, paper_tokens, recommend_layers, scores_folder
@@ -151,7 +151,7 @@ def _evaluation_parser(prog: str) -> VerbParser:
         nargs="+",
         action="append",
         default=[],
-        help="Another corpus on which the verdict is looked at again; may be given several times.",
+        help="A further corpus to check the verdict on; may be given several times.",
     )
     add("--text-column", default="text", help="Column that holds a document (default: text).")
     add("--block-size", type=int, help="Tokens of a sequence (default: the context, at most 1024).")
@@ -193,7 +193,7 @@ def _confidence(text: str) -> float | None:
 
 
 def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Corpus]:
-    """Return the test set, then the corpora that the verdict is looked at on again."""
+    """Return the test set, then the further corpora to check the verdict on."""
     from ..data import load_data_splits, set_fingerprint
     from ..evaluation import Corpus, read_corpus
     from ..students import open_reference

@@ -71,7 +71,7 @@ def parse_plan(
     """
     Read the settings of a run, or of a comparison if the file has any of one, without asking what this machine can do.
 
-    `TrainingArguments` refuses what the machine at hand has not got, such as bfloat16; a plan may be for another one.
+    `TrainingArguments` refuses what this machine lacks, such as bfloat16; a plan may be for another one.
     `add_options` adds the options of a plan alone, which are in `args` too; its `source` is a file or a reference.
     """
 
@@ -81,8 +81,8 @@ def parse_plan(
         return parser
 
     with usage_errors(prog):
-        told = build(True).parse_known_args(list(argv))[0]
-        file, reference = _file_or_reference(told.source, told.config, argv)
+        words = build(True).parse_known_args(list(argv))[0]
+        file, reference = _file_or_reference(words.source, words.config, argv)
         given = read_mapping(file) if file else {}
         compares = bool(given.keys() & _names_of(CompareConfig))
         reject_unknown_keys(given, _options(build_parser(prog, compares)), f"{file}: a run")

@@ -15,7 +15,7 @@ from ..foreign_text import printable
 
 
 class Terminal(Console):
-    """Standard output: lines are not wrapped, and strings are neither markup nor coloured by guess."""
+    """Standard output: lines are not wrapped, and strings are plain text."""
 
     def __init__(self, quiet: bool = False) -> None:
         super().__init__(quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -165,7 +165,7 @@ def publish_student(
         repo_id (`str`): The repository, `owner/name`; your own if there is no owner.
         push (`bool`, *optional*, defaults to `False`): Upload; without it nothing leaves this machine.
         private (`bool`, *optional*): Whether the repository is private if it is made now.
-        revision (`str`, *optional*): Branch to commit to, made if it is not there; `main` if not given.
+        revision (`str`, *optional*): Branch to commit to, created if it is missing; `main` if not given.
         token (`str`, *optional*): Token that may write; that of the login if not given.
         commit_message (`str`, *optional*): Message of the commit.
         run_folder (`str` or `os.PathLike`, *optional*): Output folder of the run; `folder` if not given.

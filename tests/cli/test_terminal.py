@@ -69,7 +69,7 @@ def test_a_folder_of_any_name_can_be_used(name, tmp_path, capsys):
     (tmp_path / name / "config.json").write_text("{")
     assert main(["doctor", str(tmp_path / name)]) == 1
     err = capsys.readouterr().err
-    assert f"{shown}/config.json is not valid JSON" in err
+    assert f"{shown}/config.json is damaged: it is not valid JSON" in err
     assert err.count("\n") == 1
 
 

@@ -245,7 +245,10 @@ def test_a_reference_that_is_not_there_is_named(keep, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", r"config\.json is damaged: it is not valid JSON"), ("[]", r"config\.json must hold a mapping, got a list\.")],
+    [
+        ("{", r"config\.json is damaged: it is not valid"),
+        ("[]", r"config\.json must hold a mapping, got a list\."),
+    ],
 )
 def test_a_broken_config_is_named(content, message, tmp_path):
     """A config.json that cannot be read is named."""
