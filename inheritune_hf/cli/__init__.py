@@ -87,7 +87,7 @@ def run(verb: str, argv: Sequence[str], prog: str | None = None, **options: Any)
     except KeyboardInterrupt:
         if not resumable:
             raise
-        print(f"{prog}: interrupted; run the same command again to resume", file=sys.stderr)
+        print(f"{prog}: interrupted; the same command resumes from what is on disk", file=sys.stderr)
         return EXIT_STATUS["interrupted"]
     except errors as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)

@@ -19,7 +19,7 @@ def answer(result):
     ("result", "status", "said"),
     [
         (None, 0, ""),
-        (KeyboardInterrupt(), 75, "interrupted; run the same command again to resume"),
+        (KeyboardInterrupt(), 75, "interrupted; the same command resumes from what is on disk"),
         (ValueError("no such data"), 1, "inheritune compare: error: no such data"),
         (OSError("No space left on device"), 1, "error: No space left"),
         (FloatingPointError("not finite"), 1, "error: not finite"),

@@ -125,4 +125,4 @@ def test_an_interruption_has_its_status(files, capsys, monkeypatch):
 
     monkeypatch.setattr("inheritune_hf.data.prepare_data", interrupt)
     assert main(["data", "prepare", "--tokenizer", "tokenizer", "--output", "o", "--train_files", "rows.jsonl"]) == 75
-    assert "interrupted; run the same command again to resume" in capsys.readouterr().err
+    assert "interrupted; the same command resumes from what is on disk" in capsys.readouterr().err
