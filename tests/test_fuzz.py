@@ -210,8 +210,8 @@ def tokenizer(chance, made, folder):
 
 
 def run_files(chance, made, folder):
-    """What a comparison or a student's run left in its folder."""
-    kind = chance.choice(("comparison", "student"))
+    """What a run or a comparison left in its folder."""
+    kind = chance.choice(("run", "unfinished", "comparison", "student"))
     copy = folder / kind
     shutil.copytree(made / kind, copy)
     damage_file(chance, chance.choice([path for path in sorted(copy.rglob("*.json")) if path.name != "config.json"]))
@@ -249,6 +249,13 @@ def made(tmp_path_factory):
     hub.save_inherited(str(folder / "reference"), 2, folder / "student")
     write_run(folder / "run")
     write_comparison(folder / "comparison")
+    (folder / "unfinished" / "_inheritune").mkdir(parents=True)
+    identity = {"recipe.target": 3.0, "recipe.keep_layers": 2, "reference": "me/reference", "reference.layers": 4}
+    state = {"format": 1, "identity": identity, "layers": [0, 1], "start_step": 0, "staged": True, "rounds": []}
+    (folder / "unfinished" / "_inheritune" / "state.json").write_text(json.dumps(state))
+    (folder / "unfinished" / "checkpoint-4").mkdir()
+    log = {"global_step": 4, "log_history": [{"step": 2, "loss": 4.1}, {"step": 4, "eval_loss": 3.9}]}
+    (folder / "unfinished" / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(log))
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluation.facts import StudentEvaluation
 from ..experiments.results import ComparisonRecord
 from ..publishing import FinishedRun, ResultRow
-from ..records import RECORD_FILE, Lineage, RunState, read_json, read_record
+from ..records import RECORD_FILE, Count, RunState, decode, read_json, read_record
 from ..run_folder import CELL_FILE, EVALUATION_FILE, MODEL_FOLDER, RESULT_FILE, SETTINGS_FILE, read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).
@@ -86,7 +86,7 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
     if not unfinished and (folder / "rounds.json").is_file():
         record = read_record(FinishedRun, folder / "rounds.json")
     elif state is not None:
-        record = _unfinished(state)
+        record = _unfinished(folder, state)
     elif (folder / RECORD_FILE).is_file():
         record = read_record(FinishedRun, folder / RECORD_FILE)
     if record is not None:
@@ -134,25 +134,25 @@ def _cell(folder: Path) -> CellOf | None:
     return None if arm is None else CellOf(cell.name, arm, comparison.name, record)
 
 
-def _unfinished(state: RunState) -> FinishedRun:
+def _unfinished(folder: Path, state: RunState) -> FinishedRun:
     """Return the record of a run so far, from its state."""
     identity = state.identity
     recipe = {name.removeprefix("recipe."): value for name, value in identity.items() if name.startswith("recipe.")}
-    target = None if recipe["target"] == "reference" else float(recipe["target"])
-    return FinishedRun(
-        recipe=recipe,
-        lineage=Lineage(
-            reference=str(identity["reference"]),
-            revision=identity.get("reference.revision"),
-            reference_layers=int(identity["reference.layers"]),
-            kept_layers=state.layers,
-        ),
-        rounds=state.rounds,
-        outcome=state.outcome,
-        target=target if state.reference is None else state.reference.loss,
-        training=state.training,
-        seed=identity.get("args.seed"),
-    )
+    target = recipe.get("target") if state.reference is None else state.reference.loss
+    values = {
+        "recipe": recipe,
+        "lineage": {
+            "reference": identity.get("reference"),
+            "revision": identity.get("reference.revision"),
+            "reference_layers": identity.get("reference.layers"),
+            "kept_layers": state.layers,
+        },
+        "target": None if target == "reference" else target,
+        "training": state.training,
+        "seed": identity.get("args.seed"),
+    }
+    record = decode(FinishedRun, values, f"{folder}: the state's identity")
+    return replace(record, rounds=state.rounds, outcome=state.outcome)
 
 
 def _logged_curve(folder: Path) -> tuple[Curve, int]:
@@ -160,7 +160,13 @@ def _logged_curve(folder: Path) -> tuple[Curve, int]:
     checkpoints = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     if not checkpoints:
         return (), 0
-    last = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
-    log = read_json(last / "trainer_state.json")
-    points = ((int(item["step"]), float(item["eval_loss"])) for item in log["log_history"] if "eval_loss" in item)
-    return tuple(points), int(log["global_step"])
+    last = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])) / "trainer_state.json"
+    log = decode(_TrainerLog, read_json(last), str(last), only_known=False)
+    points = [(item.get("step"), item["eval_loss"]) for item in log.log_history if "eval_loss" in item]
+    return decode(tuple[tuple[Count, float], ...], points, f"{last}: log_history"), log.global_step
+
+
+@dataclass(frozen=True)
+class _TrainerLog:
+    global_step: Count
+    log_history: tuple[Mapping[str, Any], ...]
