@@ -241,7 +241,7 @@ def table_notes(rows: Sequence[ArmResult], record: ComparisonRecord) -> list[str
         _BUDGETS[record.compare.budget],
         f"Test loss in nats per token, mean over {len(record.compare.seeds)} seed(s) ± standard deviation. Differences "
         "are paired by document and seed, with a 95 % interval that covers other documents and other seeds. Tokens and "
-        "FLOPs count all rounds and stages, failed ones included; the reference's own training stands in its row and "
+        "FLOPs count all rounds and stages, failed ones included; the reference's own training counts in its row and "
         "in no other. What it takes to match is counted until the mean selection loss first was not above the "
         "reference's. Each arm's learning rate was chosen on the selection set with the first seed; the test set was "
         "opened once, for what was chosen.",
