@@ -48,7 +48,7 @@ def arguments_table() -> str:
 
     rows = []
     for item in dataclasses.fields(TrainingArguments):
-        note, why = HONOURED.get(item.name, ""), REFUSED[item.name][1] if item.name in REFUSED else ""
+        note, why = HONOURED.get(item.name, ""), REFUSED.get(item.name, "")
         rows.append((f"`{item.name}`", note or "refused", why))
     return _table(("argument", "across rounds", "what is refused: why, and what to do"), rows)
 

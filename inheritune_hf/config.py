@@ -30,6 +30,13 @@ INHERIT_PRESETS = {
 }
 
 
+def setting(default: Any, help_text: str) -> Any:
+    """Return a field of a configuration, with its default, copied for each object, and its help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
+
+
 @dataclass
 class InherituneConfig:
     """
@@ -42,128 +49,94 @@ class InherituneConfig:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
     """
 
-    keep_layers: int | str | list[int] = field(
-        default="half",
-        metadata={
-            "help": "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
-            "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
-            f"('params:350M') or a list; experimental: 'auto' and measures ({examples()})."
-        },
+    keep_layers: int | str | list[int] = setting(
+        "half",
+        "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
+        "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
+        f"('params:350M') or a list; experimental: 'auto' and measures ({examples()}).",
     )
-    inherit: str = field(
-        default="all",
-        metadata={
-            "help": "What comes along from the reference: 'all', 'paper' (blocks, token embeddings and head), "
-            "'released-code' (blocks and head), or parts separated by commas, out of embeddings, positions, attention, "
-            "mlp, norms, final_norm and lm_head. Parts left out begin as the architecture initialises them, under the "
-            "run's seed."
-        },
+    inherit: str = setting(
+        "all",
+        "What comes along from the reference: 'all', 'paper' (blocks, token embeddings and head), "
+        "'released-code' (blocks and head), or parts separated by commas, out of embeddings, positions, attention, "
+        "mlp, norms, final_norm and lm_head. Parts left out begin as the architecture initialises them, under the "
+        "run's seed.",
     )
-    attention_scale: Literal["keep", "position"] = field(
-        default="keep",
-        metadata={
-            "help": "Where attention is scaled by a block's position (GPT-2 with scale_attn_by_inverse_layer_idx), "
-            "whether a block that moves is to 'keep' the scale it had, or takes that of its new 'position'."
-        },
+    attention_scale: Literal["keep", "position"] = setting(
+        "keep",
+        "Where attention is scaled by a block's position (GPT-2 with scale_attn_by_inverse_layer_idx), "
+        "whether a block that moves is to 'keep' the scale it had, or takes that of its new 'position'.",
     )
-    grow_by: Positive = field(
-        default=2, metadata={"help": "Layers added for each further round (the paper: 2), up to the reference's depth."}
+    grow_by: Positive = setting(2, "Layers added for each further round (the paper: 2), up to the reference's depth.")
+    schedule: list[str] = setting(
+        [],
+        "Layers of each round's student instead of grow_by, written as keep_layers is; each holds those of "
+        "the one before. Needed to grow anything but first layers.",
     )
-    schedule: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Layers of each round's student instead of grow_by, written as keep_layers is; each holds those of "
-            "the one before. Needed to grow anything but first layers."
-        },
+    growth: Literal["reinherit", "continue"] = setting(
+        "reinherit",
+        "After a miss: 'reinherit' a deeper student from the reference (the paper), or 'continue' with "
+        "what was trained and add blocks to it.",
     )
-    growth: Literal["reinherit", "continue"] = field(
-        default="reinherit",
-        metadata={
-            "help": "After a miss: 'reinherit' a deeper student from the reference (the paper), or 'continue' with "
-            "what was trained and add blocks to it."
-        },
+    new_blocks: Literal["reference", "copy_last", "identity", "random"] = setting(
+        "reference",
+        "With growth 'continue', where added blocks come from: the 'reference', a copy of the block before "
+        "('copy_last'), blocks that change nothing at first ('identity'), or 'random' weights.",
     )
-    new_blocks: Literal["reference", "copy_last", "identity", "random"] = field(
-        default="reference",
-        metadata={
-            "help": "With growth 'continue', where added blocks come from: the 'reference', a copy of the block before "
-            "('copy_last'), blocks that change nothing at first ('identity'), or 'random' weights."
-        },
+    optimizer_state: Literal["reset", "keep"] = setting(
+        "reset", "With growth 'continue', whether the optimizer's moments of trained blocks are kept."
     )
-    optimizer_state: Literal["reset", "keep"] = field(
-        default="reset",
-        metadata={"help": "With growth 'continue', whether the optimizer's moments of trained blocks are kept."},
+    lr_schedule: Literal["restart", "continue"] = setting(
+        "restart",
+        "Whether warm-up and schedule count from each round's first step, or once over max_steps "
+        "('continue', which needs max_steps).",
     )
-    lr_schedule: Literal["restart", "continue"] = field(
-        default="restart",
-        metadata={
-            "help": "Whether warm-up and schedule count from each round's first step, or once over max_steps "
-            "('continue', which needs max_steps)."
-        },
+    data_order: Literal["restart", "continue"] | None = setting(
+        None,
+        "Whether each round sees the data from the start, or goes on where the last one stopped; restart "
+        "with growth 'reinherit', else continue, if not given.",
     )
-    data_order: Literal["restart", "continue"] | None = field(
-        default=None,
-        metadata={
-            "help": "Whether each round sees the data from the start, or goes on where the last one stopped; restart "
-            "with growth 'reinherit', else continue, if not given."
-        },
+    match_at: Literal["round_end", "evaluation"] = setting(
+        "round_end",
+        "When a student may be matched: at the end of a round (the paper), or at two evaluations in a row "
+        "within one, so that looking often does not buy a match.",
     )
-    match_at: Literal["round_end", "evaluation"] = field(
-        default="round_end",
-        metadata={
-            "help": "When a student may be matched: at the end of a round (the paper), or at two evaluations in a row "
-            "within one, so that looking often does not buy a match."
-        },
+    max_layers: Positive | None = setting(
+        None, "Deepest student to try, in layers; the reference's depth if not given."
     )
-    max_layers: Positive | None = field(
-        default=None, metadata={"help": "Deepest student to try, in layers; the reference's depth if not given."}
+    steps_per_round: Positive | None = setting(
+        None, "Optimizer steps of one round. Needed to train, not to build a student."
     )
-    steps_per_round: Positive | None = field(
-        default=None, metadata={"help": "Optimizer steps of one round. Needed to train, not to build a student."}
+    target: str | float = setting(
+        "reference", "What a student must reach: 'reference' (its measured loss) or a number in nats per token."
     )
-    target: str | float = field(
-        default="reference",
-        metadata={"help": "What a student must reach: 'reference' (its measured loss) or a number in nats per token."},
+    tolerance: float = setting(0.01, "Loss above the target that still counts as matched, in nats per token.")
+    confidence: float | None = setting(
+        0.95,
+        "One-sided confidence with which the loss must be within the tolerance, from intervals that "
+        "cluster by document. 'none' compares the plain means (with tolerance 0: the paper's rule).",
     )
-    tolerance: float = field(
-        default=0.01, metadata={"help": "Loss above the target that still counts as matched, in nats per token."}
+    loss: Literal["auto", "full", "chunked", "linear", "liger"] = setting(
+        "auto",
+        "How the loss is computed: from all logits at once ('full'), or from those of a few tokens at a "
+        "time, by this package ('chunked'), by PyTorch's linear_cross_entropy ('linear') or by Liger's kernel on "
+        "CUDA ('liger'). 'auto' chooses by device and vocabulary and says so in the log. The value is the same.",
     )
-    confidence: float | None = field(
-        default=0.95,
-        metadata={
-            "help": "One-sided confidence with which the loss must be within the tolerance, from intervals that "
-            "cluster by document. 'none' compares the plain means (with tolerance 0: the paper's rule)."
-        },
+    distillation: str | None = setting(
+        None,
+        "Losses that compare the student with the reference while it is trained, with their weights: "
+        "'cross_entropy=0.6,forward_kl=0.4' (the paper's baseline), out of "
+        f"{', '.join(DISTILLATION_LOSSES)}. The reference stays in memory then. A student is judged by its plain "
+        "cross-entropy always.",
     )
-    loss: Literal["auto", "full", "chunked", "linear", "liger"] = field(
-        default="auto",
-        metadata={
-            "help": "How the loss is computed: from all logits at once ('full'), or from those of a few tokens at a "
-            "time, by this package ('chunked'), by PyTorch's linear_cross_entropy ('linear') or by Liger's kernel on "
-            "CUDA ('liger'). 'auto' chooses by device and vocabulary and says so in the log. The value is the same."
-        },
+    distillation_temperature: float = setting(1.0, f"Temperature of {', '.join(losses_of_kind('logits'))}.")
+    distillation_top_k: Positive | None = setting(
+        None,
+        "Keep only so many of the reference's likeliest tokens after each token, on disk, so that it runs "
+        "once over each sequence; all tokens count if not given. Without losses on states only.",
     )
-    distillation: str | None = field(
-        default=None,
-        metadata={
-            "help": "Losses that compare the student with the reference while it is trained, with their weights: "
-            "'cross_entropy=0.6,forward_kl=0.4' (the paper's baseline), out of "
-            f"{', '.join(DISTILLATION_LOSSES)}. The reference stays in memory then. A student is judged by its plain "
-            "cross-entropy always."
-        },
-    )
-    distillation_temperature: float = field(
-        default=1.0, metadata={"help": f"Temperature of {', '.join(losses_of_kind('logits'))}."}
-    )
-    distillation_top_k: Positive | None = field(
-        default=None,
-        metadata={
-            "help": "Keep only so many of the reference's likeliest tokens after each token, on disk, so that it runs "
-            "once over each sequence; all tokens count if not given. Without losses on states only."
-        },
-    )
-    distillation_dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Precision that the reference is held in while it teaches."}
+    distillation_dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "Precision that the reference is held in while it teaches."
     )
 
     def __post_init__(self) -> None:
@@ -263,122 +236,84 @@ class DataConfig:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
     """
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Hub id, or local folder, of a data set with a text column; or standard_library, the source of "
-            "this Python's own library, which needs no download."
-        },
+    dataset_name: str | None = setting(
+        None,
+        "Hub id, or local folder, of a data set with a text column; or standard_library, the source of "
+        "this Python's own library, which needs no download.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the Hub data set."})
-    train_split: str = field(default="train", metadata={"help": "Split of the Hub data set to train on."})
-    selection_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "Split that decides about growing and stopping; held out of the training split if not given."
-        },
+    dataset_config: str | None = setting(None, "Configuration name of the Hub data set.")
+    train_split: str = setting("train", "Split of the Hub data set to train on.")
+    selection_split: str | None = setting(
+        None, "Split that decides about growing and stopping; held out of the training split if not given."
     )
-    test_split: str | None = field(
-        default=None, metadata={"help": "Split for the reported result; held out of the training split if not given."}
+    test_split: str | None = setting(
+        None, "Split for the reported result; held out of the training split if not given."
     )
-    train_files: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Text (one document each), JSONL, JSON, Parquet, Arrow, CSV, TSV or token (.bin) files to train "
-            "on; globs, and .gz, .xz and .zst of all but Parquet and Arrow, are allowed."
-        },
+    train_files: list[str] = setting(
+        [],
+        "Text (one document each), JSONL, JSON, Parquet, Arrow, CSV, TSV or token (.bin) files to train "
+        "on; globs, and .gz, .xz and .zst of all but Parquet and Arrow, are allowed.",
     )
-    selection_files: list[str] = field(
-        default_factory=list, metadata={"help": "Files that decide about growing and stopping; held out if not given."}
+    selection_files: list[str] = setting([], "Files that decide about growing and stopping; held out if not given.")
+    test_files: list[str] = setting([], "Files for the reported result; held out if not given.")
+    sources: list[dict[str, Any]] = setting(
+        [],
+        "A mixture: for each source dataset_name (with dataset_config and split) or files, and if wanted "
+        "text_column, rows and weight (its share of the tokens; without weights every document is used once in "
+        "a pass over all of them).",
     )
-    test_files: list[str] = field(
-        default_factory=list, metadata={"help": "Files for the reported result; held out if not given."}
+    text_column: str = setting("text", "Column that holds a document's text.")
+    rows: RowKind = setting(
+        "text",
+        "What a row holds: 'text', 'tokens' (input_ids and, if wanted, labels with -100 where a token does "
+        "not count) or 'messages' (a chat, written by the tokenizer's template).",
     )
-    sources: list[dict[str, Any]] = field(
-        default_factory=list,
-        metadata={
-            "help": "A mixture: for each source dataset_name (with dataset_config and split) or files, and if wanted "
-            "text_column, rows and weight (its share of the tokens; without weights every document is used once in "
-            "a pass over all of them)."
-        },
+    chat_loss: Literal["all", "assistant"] = setting(
+        "all", "Tokens of a chat that count: 'all', or 'assistant' if the template marks those."
     )
-    text_column: str = field(default="text", metadata={"help": "Column that holds a document's text."})
-    rows: RowKind = field(
-        default="text",
-        metadata={
-            "help": "What a row holds: 'text', 'tokens' (input_ids and, if wanted, labels with -100 where a token does "
-            "not count) or 'messages' (a chat, written by the tokenizer's template)."
-        },
+    streaming: bool = setting(False, "Read and pack the training source while training, without a copy on disk.")
+    document_boundaries: bool = setting(
+        False, "Let no token attend to another document of its sequence; positions restart with each."
     )
-    chat_loss: Literal["all", "assistant"] = field(
-        default="all",
-        metadata={"help": "Tokens of a chat that count: 'all', or 'assistant' if the template marks those."},
+    damaged_rows: Literal["error", "skip"] = setting(
+        "error", "What a row that cannot be read is: an 'error' that names file and row, or 'skip' and count."
     )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read and pack the training source while training, without a copy on disk."},
+    max_document_bytes: Positive = setting(
+        16_000_000, "Longest document, in bytes; a longer one counts as damaged. It bounds the memory needed."
     )
-    document_boundaries: bool = field(
-        default=False,
-        metadata={"help": "Let no token attend to another document of its sequence; positions restart with each."},
+    token_dtype: Literal["uint16", "uint32"] = setting(
+        "uint16", "Type of the tokens in .bin files without a header: 'uint16' or 'uint32'."
     )
-    damaged_rows: Literal["error", "skip"] = field(
-        default="error",
-        metadata={
-            "help": "What a row that cannot be read is: an 'error' that names file and row, or 'skip' and count."
-        },
+    duplicates: Literal["report", "remove"] = setting(
+        "report", "Documents that are, word for word, in another set too: 'report' or 'remove' them."
     )
-    max_document_bytes: Positive = field(
-        default=16_000_000,
-        metadata={"help": "Longest document, in bytes; a longer one counts as damaged. It bounds the memory needed."},
+    near_duplicates: Literal["ignore", "report", "remove"] = setting(
+        "report", "Documents that are nearly the same as one of another set: 'ignore', 'report' or 'remove'."
     )
-    token_dtype: Literal["uint16", "uint32"] = field(
-        default="uint16",
-        metadata={"help": "Type of the tokens in .bin files without a header: 'uint16' or 'uint32'."},
+    near_duplicate_threshold: float = setting(
+        0.8, "Share of common 5-grams of tokens (Jaccard) from which documents are near-duplicates."
     )
-    duplicates: Literal["report", "remove"] = field(
-        default="report",
-        metadata={"help": "Documents that are, word for word, in another set too: 'report' or 'remove' them."},
+    holdout_documents: Positive = setting(
+        20_000, "Documents at the start of each streamed source from which held-out sets are taken."
     )
-    near_duplicates: Literal["ignore", "report", "remove"] = field(
-        default="report",
-        metadata={"help": "Documents that are nearly the same as one of another set: 'ignore', 'report' or 'remove'."},
+    shuffle_documents: Annotated[int, Within(0)] = setting(
+        1_000,
+        "Documents of a stream that are shuffled together (at most 32 million characters of them); 0 keeps "
+        "the order of the source.",
     )
-    near_duplicate_threshold: float = field(
-        default=0.8,
-        metadata={"help": "Share of common 5-grams of tokens (Jaccard) from which documents are near-duplicates."},
+    selection_fraction: float = setting(
+        0.05, "Share of the training documents held out for selection if no set is given."
     )
-    holdout_documents: Positive = field(
-        default=20_000,
-        metadata={"help": "Documents at the start of each streamed source from which held-out sets are taken."},
+    test_fraction: float = setting(0.05, "Share of the training documents held out for the test if no set is given.")
+    block_size: Annotated[int, Within(2)] | None = setting(
+        None,
+        "Tokens of one sequence; if not given, that of prepared data, else the reference's context length "
+        "(at most 1024).",
     )
-    shuffle_documents: Annotated[int, Within(0)] = field(
-        default=1_000,
-        metadata={
-            "help": "Documents of a stream that are shuffled together (at most 32 million characters of them); 0 keeps "
-            "the order of the source."
-        },
+    max_sequences_per_document: Positive | None = setting(
+        None, "Sequences kept of each selection or test document, spread evenly; all if not given."
     )
-    selection_fraction: float = field(
-        default=0.05, metadata={"help": "Share of the training documents held out for selection if no set is given."}
-    )
-    test_fraction: float = field(
-        default=0.05, metadata={"help": "Share of the training documents held out for the test if no set is given."}
-    )
-    block_size: Annotated[int, Within(2)] | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens of one sequence; if not given, that of prepared data, else the reference's context length "
-            "(at most 1024)."
-        },
-    )
-    max_sequences_per_document: Positive | None = field(
-        default=None,
-        metadata={"help": "Sequences kept of each selection or test document, spread evenly; all if not given."},
-    )
-    preprocessing_workers: Positive | None = field(
-        default=None, metadata={"help": "Processes that tokenize; this process alone if not given."}
-    )
+    preprocessing_workers: Positive | None = setting(None, "Processes that tokenize; this process alone if not given.")
 
     def __post_init__(self) -> None:
         for name in ("train_files", "selection_files", "test_files"):
@@ -438,25 +373,19 @@ class RunConfig:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
     """
 
-    reference: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or path of the reference; the embedded default runs offline if none is given."},
+    reference: str | None = setting(
+        None, "Hub id or path of the reference; the embedded default runs offline if none is given."
     )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the reference on the Hub."})
-    collapse_every: Positive | None = field(
-        default=None,
-        metadata={"help": "Measure the student's lazy layers at every so many evaluations; never if not given."},
+    revision: str | None = setting(None, "Branch, tag or commit of the reference on the Hub.")
+    collapse_every: Positive | None = setting(
+        None, "Measure the student's lazy layers at every so many evaluations; never if not given."
     )
-    reference_cache: bool = field(
-        default=True,
-        metadata={
-            "help": "Take the reference's loss from the user's cache if it was measured before on the same data, and "
-            "keep it there."
-        },
+    reference_cache: bool = setting(
+        True,
+        "Take the reference's loss from the user's cache if it was measured before on the same data, and "
+        "keep it there.",
     )
-    require_match: bool = field(
-        default=False, metadata={"help": "Let the example script end with the outcome's status, not 0, on a miss."}
-    )
+    require_match: bool = setting(False, "Let the example script end with the outcome's status, not 0, on a miss.")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -471,8 +400,8 @@ class CompareConfig:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
     """
 
-    arms: list[str] = field(
-        default_factory=lambda: [
+    arms: list[str] = setting(
+        [
             "inheritune",
             "inherited",
             "random",
@@ -481,48 +410,32 @@ class CompareConfig:
             "half-width",
             "last",
         ],
-        metadata={
-            "help": f"Arms to compare, out of {', '.join(ARMS)}; with /moved-scale or /kd after the name if wanted."
-        },
+        f"Arms to compare, out of {', '.join(ARMS)}; with /moved-scale or /kd after the name if wanted.",
     )
-    controls: bool = field(
-        default=True,
-        metadata={
-            "help": "Compare with the reference trained further, with random weights, and with random weights that get "
-            "the reference's own training too, whether or not arms names them."
-        },
+    controls: bool = setting(
+        True,
+        "Compare with the reference trained further, with random weights, and with random weights that get "
+        "the reference's own training too, whether or not arms names them.",
     )
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; every arm is run with each."})
-    learning_rates: list[float] = field(
-        default_factory=lambda: [0.5, 1.0, 2.0],
-        metadata={
-            "help": "Learning rates to try with the first seed, as multiples of learning_rate; each arm goes on with "
-            "the one of the lowest selection loss, the loop with that of its shallowest match."
-        },
+    seeds: list[int] = setting([1, 2, 3], "Seeds; every arm is run with each.")
+    learning_rates: list[float] = setting(
+        [0.5, 1.0, 2.0],
+        "Learning rates to try with the first seed, as multiples of learning_rate; each arm goes on with "
+        "the one of the lowest selection loss, the loop with that of its shallowest match.",
     )
-    budget: Literal["tokens", "flops"] = field(
-        default="tokens",
-        metadata={
-            "help": "What every arm gets as much of: 'tokens' or 'flops'; under either the controls take the loop's "
-            "steps."
-        },
+    budget: Literal["tokens", "flops"] = setting(
+        "tokens",
+        "What every arm gets as much of: 'tokens' or 'flops'; under either the controls take the loop's steps.",
     )
-    budget_steps: Positive | None = field(
-        default=None,
-        metadata={
-            "help": "Optimizer steps that make the budget; if not given, what the loop took over all its rounds, seed "
-            "by seed."
-        },
+    budget_steps: Positive | None = setting(
+        None,
+        "Optimizer steps that make the budget; if not given, what the loop took over all its rounds, seed by seed.",
     )
-    layers: Positive | None = field(
-        default=None,
-        metadata={
-            "help": "Depth of the other arms' models; if not given, that of the loop's last student, seed by seed."
-        },
+    layers: Positive | None = setting(
+        None, "Depth of the other arms' models; if not given, that of the loop's last student, seed by seed."
     )
-    reference_steps: Positive | None = field(
-        default=None,
-        metadata={"help": "Steps of this batch size that the reference itself was trained for; random-long needs it."},
+    reference_steps: Positive | None = setting(
+        None, "Steps of this batch size that the reference itself was trained for; random-long needs it."
     )
 
     def __post_init__(self) -> None:

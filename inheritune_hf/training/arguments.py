@@ -1,8 +1,9 @@
-"""Honour training arguments over rounds, or refuse them with the reason; tell which of them change numbers."""
+"""Say how each training argument behaves over rounds, and refuse what cannot work with growth."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -14,134 +15,85 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from ..config import InherituneConfig
 from .distributed import check_launch
 
-#: Name of an argument that may be refused: (is it refused as it stands?, why, and what to do).
-REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
+#: Arguments of which some values are refused, with the reason and what to do instead.
+REFUSED: dict[str, str] = {
     "num_train_epochs": (
-        lambda args: args.num_train_epochs != 3.0,
-        "a run's length is said in steps: set steps_per_round in the recipe, and max_steps to cap all rounds together",
+        "a run's length is said in steps: set steps_per_round in the recipe, and max_steps to cap all rounds together"
     ),
     "load_best_model_at_end": (
-        lambda args: args.load_best_model_at_end,
-        "the best checkpoint may have another depth than the last student; the last round's student is the result",
+        "the best checkpoint may have another depth than the last student; the last round's student is the result"
     ),
-    "save_strategy": (
-        lambda args: args.save_strategy == SaveStrategy.BEST,
-        "'best' compares checkpoints of different depth; use 'steps', 'epoch' or 'no'",
-    ),
-    "save_only_model": (
-        lambda args: args.save_only_model,
-        "an interrupted run goes on from its last checkpoint, which needs the optimizer; leave it out",
-    ),
-    "auto_find_batch_size": (
-        lambda args: args.auto_find_batch_size,
-        "a batch size that changes between rounds shifts the data; set per_device_train_batch_size",
-    ),
-    "ignore_data_skip": (
-        lambda args: args.ignore_data_skip,
-        "a resumed run must go on with the next batch; leave it out",
-    ),
+    "save_strategy": "'best' compares checkpoints of different depth; use 'steps', 'epoch' or 'no'",
+    "save_only_model": "an interrupted run goes on from its last checkpoint, which needs the optimizer; leave it out",
+    "auto_find_batch_size": "a batch size that changes between rounds shifts the data; set per_device_train_batch_size",
+    "ignore_data_skip": "a resumed run must go on with the next batch; leave it out",
     "restore_callback_states_from_checkpoint": (
-        lambda args: args.restore_callback_states_from_checkpoint,
-        "callbacks belong to the whole run, a checkpoint to one round; leave it out",
+        "callbacks belong to the whole run, a checkpoint to one round; leave it out"
     ),
-    "resume_from_checkpoint": (
-        lambda args: args.resume_from_checkpoint is not None,
-        "a run goes on by itself from the last checkpoint in output_dir; leave it out",
-    ),
+    "resume_from_checkpoint": "a run goes on by itself from the last checkpoint in output_dir; leave it out",
     "eval_on_start": (
-        lambda args: args.eval_on_start,
-        "every round begins like a resumed run, so it would evaluate again after each interruption; leave it out",
+        "every round begins like a resumed run, so it would evaluate again after each interruption; leave it out"
     ),
-    "eval_do_concat_batches": (
-        lambda args: not args.eval_do_concat_batches,
-        "losses are gathered per sequence over all batches; leave it out",
-    ),
-    "batch_eval_metrics": (
-        lambda args: args.batch_eval_metrics,
-        "losses are gathered per sequence over all batches; leave it out",
-    ),
+    "eval_do_concat_batches": "losses are gathered per sequence over all batches; leave it out",
+    "batch_eval_metrics": "losses are gathered per sequence over all batches; leave it out",
     "train_sampling_strategy": (
-        lambda args: args.train_sampling_strategy not in {"random", "sequential"},
-        "rows are packed to one length, so there is nothing to group or to balance; use 'random' or 'sequential'",
+        "rows are packed to one length, so there is nothing to group or to balance; use 'random' or 'sequential'"
     ),
     "lr_scheduler_type": (
-        lambda args: str(_plain(args.lr_scheduler_type)) in {"reduce_lr_on_plateau", "greedy"},
-        "a schedule that follows the evaluation loss would see the jump between rounds; use 'cosine', 'linear', ...",
+        "a schedule that follows the evaluation loss would see the jump between rounds; use 'cosine', 'linear', ..."
     ),
     "hub_strategy": (
-        lambda args: args.push_to_hub and args.hub_strategy != HubStrategy.END,
         "'checkpoint' and 'all_checkpoints' upload optimizer states, and all but 'end' pickled arguments; use 'end', "
-        "and inheritune publish --rounds for every round's student",
+        "and inheritune publish --rounds for every round's student"
     ),
     "metric_for_best_model": (
-        lambda args: args.metric_for_best_model is not None and not args.load_best_model_at_end,
-        "no checkpoint is picked by a metric: the target decides when a student is good enough; leave it out",
+        "no checkpoint is picked by a metric: the target decides when a student is good enough; leave it out"
     ),
     "enable_jit_checkpoint": (
-        lambda args: args.enable_jit_checkpoint,
-        "a run saves by itself on SIGTERM and Ctrl-C, at the end of a step, and goes on to the same bits; leave it out",
+        "a run saves by itself on SIGTERM and Ctrl-C, at the end of a step, and goes on to the same bits; leave it out"
     ),
-    "bf16_full_eval": (
-        lambda args: args.bf16_full_eval,
-        "it rounds the reference's weights but not those of a student in training; use bf16",
-    ),
-    "fp16_full_eval": (
-        lambda args: args.fp16_full_eval,
-        "it rounds the reference's weights but not those of a student in training; use fp16",
-    ),
-    "eval_use_gather_object": (
-        lambda args: args.eval_use_gather_object,
-        "the sums of each sequence are gathered as tensors; leave it out",
-    ),
-    "include_for_metrics": (
-        lambda args: bool(args.include_for_metrics),
-        "metrics come from the sums of each sequence, inputs are not gathered; leave it out",
-    ),
-    "label_names": (
-        lambda args: args.label_names not in (None, ["labels"]),
-        "a causal language model has one kind of label, 'labels'; leave it out",
-    ),
-    "use_liger_kernel": (
-        lambda args: args.use_liger_kernel,
-        "students in training would be measured with other kernels than the reference; leave it out",
-    ),
+    "bf16_full_eval": "it rounds the reference's weights but not those of a student in training; use bf16",
+    "fp16_full_eval": "it rounds the reference's weights but not those of a student in training; use fp16",
+    "eval_use_gather_object": "the sums of each sequence are gathered as tensors; leave it out",
+    "include_for_metrics": "metrics come from the sums of each sequence, inputs are not gathered; leave it out",
+    "label_names": "a causal language model has one kind of label, 'labels'; leave it out",
+    "use_liger_kernel": "students in training would be measured with other kernels than the reference; leave it out",
     "optim": (
-        lambda args: str(_plain(args.optim)).startswith(("galore", "apollo", "lomo", "adalomo", "schedule_free")),
         "galore, apollo and lomo hook into the parameters of one model, schedule_free keeps two sets of weights, and "
-        "each round has another student; use 'adamw_torch_fused' or another optimizer",
+        "each round has another student; use 'adamw_torch_fused' or another optimizer"
     ),
     "optim_target_modules": (
-        lambda args: args.optim_target_modules is not None,
-        "it belongs to galore and apollo, which hook into the parameters of one model; leave it out",
+        "it belongs to galore and apollo, which hook into the parameters of one model; leave it out"
     ),
-    "save_on_each_node": (
-        lambda args: args.save_on_each_node,
-        "a run's state is one folder that every node sees; leave it out",
-    ),
+    "save_on_each_node": "a run's state is one folder that every node sees; leave it out",
     "dataloader_in_order": (
-        lambda args: not args.dataloader_in_order,
-        "batches in the order in which workers finish are not the same when a run goes on; leave it out",
+        "batches in the order in which workers finish are not the same when a run goes on; leave it out"
     ),
     "dataloader_persistent_workers": (
-        lambda args: args.dataloader_persistent_workers,
-        "Transformers would keep the selection set's loader and measure the test set with it; leave it out",
+        "Transformers would keep the selection set's loader and measure the test set with it; leave it out"
     ),
     "accelerator_config": (
-        lambda args: _changes_batches(args.accelerator_config),
         "split_batches, dispatch_batches, even_batches=False, use_seedable_sampler=False and "
-        "gradient_accumulation_kwargs change which rows a step sees when a run goes on; leave them out",
+        "gradient_accumulation_kwargs change which rows a step sees when a run goes on; leave them out"
     ),
-    "parallelism_config": (
-        lambda args: args.parallelism_config is not None,
-        "a student cannot grow while its tensors are split; use DDP",
-    ),
+    "parallelism_config": "a student cannot grow while its tensors are split; use DDP",
     "debug": (
-        lambda args: bool(args.debug),
         "its hooks cannot read the masks of padded selection sequences; leave it out: a loss or a weight that is not "
-        "finite ends a run anyway",
+        "finite ends a run anyway"
     ),
 }
 
+#: Whether such an argument is refused; those that are not here are if they differ from their default.
+_REFUSED_IF: dict[str, Callable[[TrainingArguments], bool]] = {
+    "save_strategy": lambda args: args.save_strategy == SaveStrategy.BEST,
+    "train_sampling_strategy": lambda args: args.train_sampling_strategy not in {"random", "sequential"},
+    "lr_scheduler_type": lambda args: str(_plain(args.lr_scheduler_type)) in {"reduce_lr_on_plateau", "greedy"},
+    "hub_strategy": lambda args: args.push_to_hub and args.hub_strategy != HubStrategy.END,
+    "metric_for_best_model": lambda args: args.metric_for_best_model is not None and not args.load_best_model_at_end,
+    "label_names": lambda args: args.label_names not in (None, ["labels"]),
+    "optim": lambda args: str(_plain(args.optim)).startswith(("galore", "apollo", "lomo", "adalomo", "schedule_free")),
+    "accelerator_config": lambda args: _changes_batches(args.accelerator_config),
+}
 
 #: How an argument behaves across rounds, with the values that are not refused. Every argument is here or in `REFUSED`.
 HONOURED: dict[str, str] = {
@@ -256,7 +208,7 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
             "makes one of a dictionary."
         )
     check_launch(os.environ, args.world_size)
-    complaints = [f"{name}: {reason}." for name, (refused, reason) in REFUSED.items() if refused(args)]
+    complaints = [f"{name}: {reason}." for name, reason in REFUSED.items() if _is_refused(name, args)]
     if complaints:
         raise ValueError("These training arguments cannot work with growth:\n- " + "\n- ".join(complaints))
     if config.steps_per_round is None:
@@ -285,6 +237,15 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
     if ready.torch_compile:
         ready.torch_compile_backend = "no"  # or Accelerate would compile the whole model
     return ready
+
+
+def _is_refused(name: str, args: TrainingArguments) -> bool:
+    if name in _REFUSED_IF:
+        return _REFUSED_IF[name](args)
+    (default,) = (item.default for item in dataclasses.fields(args) if item.name == name)
+    value = getattr(args, name)
+    # Where the default is a new list, or a word that becomes one, both are empty.
+    return bool(value) if default in ("", dataclasses.MISSING) else bool(value != default)
 
 
 def _plain(value: Any) -> Any:
