@@ -39,11 +39,10 @@ def resolve_layers(
         `tuple[int, ...]`: The kept layers.
 
     Raises:
-        TypeError: If `choice` is neither a number, a string nor a sequence of numbers.
         ValueError: If `choice` is not in the grammar, or selects what the reference does not have.
     """
     if isinstance(choice, bool) or not isinstance(choice, int | str | Sequence):
-        raise TypeError(f"keep_layers must be {GRAMMAR}, got {choice!r}.")
+        raise ValueError(f"keep_layers must be {GRAMMAR}, got {choice!r}.")
     if isinstance(choice, int):
         return tuple(range(_count(choice, depth)))
     if isinstance(choice, str):

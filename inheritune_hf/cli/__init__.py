@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -83,7 +87,8 @@ def run(verb: str, argv: Sequence[str], prog: str | None = None, **options: Any)
     module, _, resumable = _VERBS[verb]
     errors: tuple[type[Exception], ...] = _ERRORS if resumable else (*_ERRORS, RuntimeError)
     try:
-        status: int = getattr(import_module(f".{module}", __name__), verb)(argv, prog, **options)
+        with _sigterm_as_interrupt() if resumable else contextlib.nullcontext():
+            status: int = getattr(import_module(f".{module}", __name__), verb)(argv, prog, **options)
     except KeyboardInterrupt:
         if not resumable:
             raise
@@ -93,3 +98,24 @@ def run(verb: str, argv: Sequence[str], prog: str | None = None, **options: Any)
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
         return 1
     return status
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, and its forked children at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread only
+        return
+    process = os.getpid()
+
+    def interrupt(number: int, frame: object) -> None:
+        if os.getpid() == process:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,5 +1,8 @@
 """`inheritune compare`: what its exit status says."""
 
+import os
+import signal
+
 import pytest
 
 from inheritune_hf import experiments
@@ -31,3 +34,35 @@ def test_exit_status(monkeypatch, capsys, tmp_path, result, status, said):
     words = ["--use_cpu", "--report_to", "none", "--output_dir", str(tmp_path)]
     assert main(["compare", *words]) == status
     assert said in capsys.readouterr().err
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(monkeypatch, capsys, tmp_path):
+    """While data are read SIGTERM interrupts, with status 75; a forked worker just ends, and nothing is left behind."""
+    before = signal.getsignal(signal.SIGTERM)
+    ended = []
+
+    def run(*_, **__):
+        worker = os.fork()
+        if worker == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(experiments, "run_comparison", run)
+    assert main(["compare", "--use_cpu", "--report_to", "none", "--output_dir", str(tmp_path)]) == 75
+    assert ended == [-signal.SIGTERM]
+    assert "interrupted; the same command resumes" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("setting", ["dataloader_num_workers: [1]", "output_dir: 3", "seed: true", "keep_layers: 0.5"])
+def test_a_setting_of_another_type_is_named(capsys, tmp_path, setting):
+    """What YAML reads as another type than the setting's is a message that names it."""
+    (tmp_path / "recipe.yaml").write_text(f"reference: {tmp_path}\nuse_cpu: true\n{setting}\n")
+    try:
+        status = main(["train", "--config", str(tmp_path / "recipe.yaml")])
+    except SystemExit as end:
+        status = end.code
+    assert status in (1, 2)
+    assert f"{setting.partition(':')[0]} must be" in capsys.readouterr().err
