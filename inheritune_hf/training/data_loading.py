@@ -78,14 +78,7 @@ class ResumableStream:
     A `PackedStream` that training reads and resumes exactly where a checkpoint stopped.
 
     Each batch of a stream carries the state of its reader. What is saved is the state after the last batch that was
-    trained on, not the last that was read ahead.
-
-    Args:
-        stream (`PackedStream`): The training set.
-        process (`int`): Number of this process.
-        processes (`int`): How many there are.
-        gather (`Callable`): Gathers a tensor of shape `(1, counts)` from all processes.
-        device (`torch.device`): Where this process computes.
+    trained on, not the last that was read ahead. `gather` gathers a tensor of shape `(1, counts)` from all processes.
     """
 
     def __init__(

@@ -33,17 +33,9 @@ def weighted_sum(
     Sum the weighted losses of tokens, in nats.
 
     With a temperature T each loss on distributions is of the softened ones and times T², so that gradients keep their
-    size (Hinton et al., arXiv 1503.02531). `cross_entropy` is of the student alone, at temperature 1.
-
-    Args:
-        student (`torch.Tensor` of shape `(tokens, vocab)`): Logits of the student.
-        teacher (`torch.Tensor` of shape `(tokens, vocab)`): Logits of the teacher.
-        targets (`torch.Tensor` of shape `(tokens,)`): The token that follows each; -100 where it does not count.
-        weights (`Mapping[str, float]`): Weight of each loss; those on states are ignored.
-        temperature (`float`, *optional*, defaults to `1.0`): T.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
+    size (Hinton et al., arXiv 1503.02531). `cross_entropy` is of the student alone, at temperature 1. Losses on states
+    are ignored. `student` and `teacher` are logits `(tokens, vocab)`; `targets` `(tokens,)` are the tokens that follow,
+    -100 where one does not count.
     """
 
     def both(log_p: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,15 +78,7 @@ def chunked_sum(head: Head, hidden: Tensor, targets: Tensor, given: Sequence[Ten
     """
     Sum a loss of tokens, holding the student's logits of a few tokens at once, in both passes.
 
-    Args:
-        head (`Head`): Makes the student's logits.
-        hidden (`torch.Tensor` of shape `(tokens, width)`): Its last hidden states.
-        targets (`torch.Tensor` of shape `(tokens,)`): The token that follows each; -100 where it does not count.
-        given (sequence of `torch.Tensor` of shape `(tokens, ...)`): What the teacher says of each token.
-        compare (`Callable`): Sums the loss of tokens: of the student's logits, the targets, what the teacher says.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
+    `hidden` `(tokens, width)` are the student's last states, `given` what the teacher says of each token.
     """
 
     def part(states: Tensor, wanted: Tensor, *said: Tensor) -> Tensor:
@@ -119,18 +103,9 @@ def top_k_sum(
     """
     Sum the weighted losses of tokens where only the teacher's k likeliest tokens are known.
 
-    What is left of both distributions is one class of its own, so that probabilities still add up to one.
-
-    Args:
-        scores (`torch.Tensor` of shape `(tokens, vocab)`): Logits of the student.
-        tokens (`torch.Tensor` of shape `(tokens, k)`): The teacher's likeliest tokens.
-        log_q (`torch.Tensor` of shape `(tokens, k)`): Their log-probabilities at this temperature.
-        targets (`torch.Tensor` of shape `(tokens,)`): The token that follows each; -100 where it does not count.
-        weights (`Mapping[str, float]`): As for `weighted_sum`.
-        temperature (`float`, *optional*, defaults to `1.0`): As for `weighted_sum`.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
+    What is left of both distributions is one class of its own, so that probabilities still add up to one. `scores`
+    `(tokens, vocab)` are the student's logits; `tokens` and `log_q` `(tokens, k)` are the teacher's likeliest tokens
+    and their log-probabilities at this temperature; the rest is as for `weighted_sum`.
     """
 
     def both(log_p: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,14 +124,8 @@ def states_sum(student: list[Tensor], teacher: list[Tensor], targets: Tensor, we
     """
     Sum the weighted losses on hidden states over tokens: the mean over pairs of blocks, and over channels.
 
-    Args:
-        student (`list` of `torch.Tensor` of shape `(tokens, width)`): States after each of the student's blocks.
-        teacher (`list` of `torch.Tensor` of shape `(tokens, width)`): States after the blocks that they stand for.
-        targets (`torch.Tensor` of shape `(tokens,)`): -100 where a token does not count.
-        weights (`Mapping[str, float]`): Weight of each loss; those not on states are ignored.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
+    `student` holds the states `(tokens, width)` after each of its blocks, `teacher` those after the blocks that they
+    stand for; `targets` is -100 where a token does not count.
     """
     total = torch.zeros((), device=targets.device)
     counts = targets != IGNORED
@@ -186,12 +155,8 @@ class Teacher:
     """
     The reference beside a student in training: its outputs for each batch, and the losses that compare with them.
 
-    Args:
-        model (`PreTrainedModel`): The reference, on the device where the student is trained; it is set to evaluate.
-        weights (`Mapping[str, float]`): Weight of each loss, by its name in `DISTILLATION_LOSSES`.
-        temperature (`float`, *optional*, defaults to `1.0`): Of the losses on distributions.
-        kept (`tuple[int, ...]`, *optional*): Layers that the student's blocks were inherited from.
-        store (`TopKStore`, *optional*): Where its likeliest tokens are kept; only those are compared then.
+    `kept` are the layers that the student's blocks were inherited from. With a `store`, in which the teacher's
+    likeliest tokens are kept, only those are compared.
 
     Raises:
         ValueError: If states are to be compared and a store, which keeps none, is given.
@@ -221,10 +186,7 @@ class Teacher:
         """
         Let `student`, called with these inputs within this context, take its loss from the comparison.
 
-        Args:
-            student (`PreTrainedModel`): The model in training, without what libraries wrap around it.
-            inputs (`Mapping[str, Any]`): A batch with `labels`.
-            whole (`bool`): Whether the student must compute all its logits itself.
+        `whole` says whether the student must compute all its logits itself.
         """
         blocks = len(find_blocks(student))
         states: list[Tensor] = []
@@ -336,15 +298,6 @@ def open_teacher(
     """
     Load the reference beside a student that it is to teach; None if the recipe has no distillation.
 
-    Args:
-        reference (`OpenedReference`): The teacher.
-        student (`PreTrainedModel`): The model in training.
-        recipe (`InherituneConfig`): The losses, their weights, and what is kept of the teacher.
-        device (`torch.device`): Where the student is trained.
-        precision (`str`): Of mixed precision: `bf16`, `fp16` or `no`.
-        block_size (`int`): Tokens of a sequence.
-        process (`int`): Number of this process.
-
     Raises:
         ValueError: If states of different width are to be compared, or states with a store, which keeps none.
     """
@@ -406,13 +359,8 @@ class TopKStore:
     Log-probabilities of the likeliest tokens after each token of a sequence, found again by the sequence's tokens.
 
     A folder holds two files for each process: sequences' digests, and records of one size, in the same order. A record
-    is written before its digest, so that what a killed process left half written is never read.
-
-    Args:
-        folder (`str` or `os.PathLike`): Of one teacher, one temperature, and one k.
-        tokens (`int`): Tokens of a sequence; shorter ones are padded in the record.
-        k (`int`): Tokens kept after each token.
-        process (`int`, *optional*, defaults to `0`): Number of this process, which writes files of its own.
+    is written before its digest, so that what a killed process left half written is never read. The folder is of one
+    teacher, one temperature and one k; sequences shorter than `tokens` are padded in their record.
 
     Raises:
         ValueError: If the folder holds records of another size.
@@ -460,12 +408,7 @@ class TopKStore:
 
     def keep(self, row: Tensor, tokens: Tensor, log_probabilities: Tensor) -> None:
         """
-        Keep what a teacher says after each token of a row.
-
-        Args:
-            row (`torch.Tensor` of shape `(length,)`): Token ids, no more than a record holds.
-            tokens (`torch.Tensor` of shape `(length, k)`): The likeliest tokens.
-            log_probabilities (`torch.Tensor` of shape `(length, k)`): Their log-probabilities.
+        Keep the likeliest tokens after each token of a row, and their log-probabilities, both of shape `(length, k)`.
 
         Raises:
             ValueError: If the row is longer than a record.

@@ -44,17 +44,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Trained:
-    """
-    A student that was trained, whose round is over.
+    """A student that was trained, whose round is over."""
 
-    Args:
-        checkpoint (`Path`): The checkpoint that ended its round.
-        layers (`tuple[int, ...]`): Layers of the reference that its blocks stand for.
-        model_class (`type`): Its class.
-    """
-
-    checkpoint: Path
-    layers: tuple[int, ...]
+    checkpoint: Path  # that ended its round
+    layers: tuple[int, ...]  # of the reference, that its blocks stand for
     model_class: type[PreTrainedModel]
 
     def load(self) -> PreTrainedModel:
@@ -66,16 +59,7 @@ class Trained:
 def build_student(
     reference: OpenedReference, layers: Sequence[int], recipe: InherituneConfig, seed: int, before: Trained | None
 ) -> PreTrainedModel:
-    """
-    Return the student with which a round begins: inherited afresh, or the trained one with blocks added.
-
-    Args:
-        reference (`OpenedReference`): Where it is inherited from.
-        layers (sequence of `int`): Its layers.
-        recipe (`InherituneConfig`): Says which of both, and what comes along.
-        seed (`int`): Seed of what begins random.
-        before (`Trained`, *optional*): The last round's student.
-    """
+    """Return the student with which a round begins: inherited afresh, or the one `before` with blocks added."""
     if before is None or recipe.growth == "reinherit":
         return from_pretrained_inherited(reference, dataclasses.replace(recipe, keep_layers=list(layers)), seed=seed)
     return expand_student(before.load(), before.layers, reference, layers, recipe, seed)
@@ -92,13 +76,8 @@ def expand_student(
     """
     Return a deeper student: everything that `student` has learned, and new blocks where `wanted` has new layers.
 
-    Args:
-        student (`PreTrainedModel`): The trained student; left as it is.
-        layers (sequence of `int`): Layers of the reference that its blocks stand for.
-        reference (`str`, `os.PathLike`, `PreTrainedModel` or `OpenedReference`): Where new blocks come from.
-        wanted (sequence of `int`): Layers that the deeper student's blocks stand for; holds all of `layers`.
-        recipe (`InherituneConfig`): Its `new_blocks` says how new blocks begin.
-        seed (`int`): Seed of random blocks.
+    `layers` are those of the reference that the trained student's blocks stand for, `wanted` those of the deeper one.
+    The recipe's `new_blocks` says how new blocks begin. The trained student is left as it is.
 
     Raises:
         ValueError: If `wanted` drops one of `layers`, or identity blocks cannot be made of this architecture.
@@ -226,14 +205,8 @@ def carry_states(
     """
     Return the optimizer and scheduler states with which a round begins, by file name.
 
-    Args:
-        before (`Trained`): The last round's student; its checkpoint holds its states.
-        student (`PreTrainedModel`): The round's student.
-        layers (sequence of `int`): Layers that its blocks stand for.
-        prepare (`Callable`): Returns a new optimizer and scheduler for a model.
-        keep_state (`bool`): Whether moments of trained parameters are kept.
-        keep_rates (`bool`): Whether the schedule continues.
-        by_names (`bool`): Whether states are saved by parameter name, as FSDP does.
+    `prepare` returns a new optimizer and scheduler for a model. `keep_state` keeps the moments of trained parameters,
+    `keep_rates` the schedule. `by_names` says that states are saved by parameter name, as FSDP does.
     """
     trained = before.load()
     optimizer, _ = prepare(trained)
@@ -285,14 +258,9 @@ def carry_optimizer(
     """
     Return the state dictionary with which a deeper student's optimizer begins.
 
-    Args:
-        saved (`Mapping`): State dictionary of the shallower student's optimizer.
-        saved_names (sequence of sequences of `str`): Its parameter names, by group.
-        fresh (`Mapping`): State dictionary of a new optimizer for the deeper student.
-        fresh_names (sequence of sequences of `str`): Its parameter names, by group.
-        origins (`Mapping[str, str]`): Name in the shallower student, by name in the deeper one, of what was trained.
-        keep_state (`bool`): Whether moments of trained parameters are kept; added ones begin without.
-        keep_rates (`bool`): Whether learning rates and other settings of the groups are kept.
+    `saved` and `fresh` are state dictionaries of the shallower student's optimizer and of a new one for the deeper
+    student, each with its parameter names by group. `origins` gives the name in the shallower student, by that in the
+    deeper one, of what was trained.
 
     Raises:
         ValueError: If a trained parameter has no state, or the groups do not correspond.
@@ -339,11 +307,7 @@ def by_name(
     """
     Return an optimizer's state dictionary with names instead of places, and complete, as FSDP loads it.
 
-    Args:
-        carried (`Mapping`): State dictionary with places.
-        names (sequence of sequences of `str`): Parameter names, by group.
-        optimizer (`torch.optim.Optimizer`): A new one for these parameters. A parameter without state in `carried`
-            begins with zeros of what this one would hold.
+    A parameter without state in `carried` begins with zeros of what `optimizer`, a new one, would hold.
     """
     unborn = _state_before_first_step(optimizer)
     groups = [{**group, "params": list(own)} for group, own in zip(carried["param_groups"], names, strict=True)]

@@ -17,15 +17,10 @@ def choose_method(
     setting: str, model: PreTrainedModel, device: torch.device, precision: str, obstacle: str | None, taught: bool
 ) -> tuple[str, str]:
     """
-    Choose the way to the loss of a model in training.
+    Choose how the loss of a model in training is computed.
 
-    Args:
-        setting (`str`): The recipe's `loss`.
-        model (`PreTrainedModel`): The model, without what libraries wrap around it.
-        device (`torch.device`): Where it is trained.
-        precision (`str`): `bf16`, `fp16` or `no`.
-        obstacle (`str`, *optional*): Why the model must compute all its logits itself, if it must.
-        taught (`bool`): Whether a teacher's logits are compared with the model's.
+    `setting` is the recipe's `loss`, `precision` is `bf16`, `fp16` or `no`; `obstacle` says why the model must compute
+    all its logits itself, if it must; `taught` says that a teacher's logits are compared with the model's.
 
     Returns:
         `tuple[str, str]`: `full`, `chunked`, `linear` or `liger`, and why; the reason begins with "not" if the setting

@@ -25,16 +25,7 @@ def loss_cache() -> Cache[Validation]:
 def loss_key(
     reference: OpenedReference, dataset: Any, collator: Any, args: TrainingArguments, facts: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """
-    Return all that a reference's loss depends on beyond rounding; None if that cannot be told.
-
-    Args:
-        reference (`OpenedReference`): The reference.
-        dataset (`datasets.Dataset`): Sequences that it is measured on.
-        collator (`CausalCollator`): Makes batches of them.
-        args (`TrainingArguments`): How it is measured.
-        facts (`Mapping[str, Any]`): What else it depends on.
-    """
+    """Return all that a reference's loss depends on beyond rounding, `facts` among it; None if that is not known."""
     if not isinstance(dataset, datasets.Dataset) or type(collator) is not CausalCollator:
         return None
     return {
