@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -17,7 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
+
+from safetensors import SafetensorError
 
 from .annotations import Within, annotations_of, conform
 from .config import PARTS
@@ -61,7 +64,7 @@ class Lineage:
         reference_layers (`int`): Depth of the reference, in layers.
         kept_layers (`tuple[int, ...]`): Layers of the reference that the student holds, 0-based, in order.
         versions (`dict[str, str]`): Versions of the libraries that built the student.
-        inherited (`tuple[str, ...]`): Parts of the reference that came along, as in `PARTS`; the others began random.
+        inherited (`tuple[str, ...]`): Inherited parts, as in `PARTS`; the others began random.
         seed (`int`, *optional*): Seed of the parts that began random; None if there are none.
         query_scales (`tuple[float, ...]`): What each block's queries were multiplied by to compute at a new position
             what they computed at the old one; empty where none was.
@@ -198,25 +201,13 @@ class Round:
 
 @dataclass(frozen=True)
 class RunState:
-    """
-    Where a run stands.
+    """Where a run stands, as its state file says."""
 
-    Args:
-        identity (`dict`): What makes it this very run.
-        reference (`Validation`, *optional*): The reference's measured loss; None before it is measured, or if the
-            target is a number.
-        layers (`tuple[int, ...]`): Layers of the student that is being trained.
-        start_step (`int`): Step at which its round began, counted over all rounds.
-        staged (`bool`): Whether its starting point is on disk.
-        rounds (`tuple[Round, ...]`): Finished rounds.
-        outcome (`str`, *optional*): How the run ended, if it has.
-    """
-
-    identity: Mapping[str, Any]
-    layers: tuple[Layer, ...]
-    reference: Validation | None = None
-    start_step: Count = 0
-    staged: bool = False
+    identity: Mapping[str, Any]  # what makes it this very run
+    layers: tuple[Layer, ...]  # of the student that is being trained
+    reference: Validation | None = None  # None before it is measured, or if the target is a number
+    start_step: Count = 0  # at which the round in progress began, counted over all rounds
+    staged: bool = False  # whether that round's starting point is on disk
     rounds: tuple[Round, ...] = ()
     outcome: Outcome | None = None
 
@@ -261,79 +252,44 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class SetFacts:
-    """
-    What one set holds.
+    """What one set holds; of a stream there are no counts."""
 
-    Args:
-        documents (`int`, *optional*): Documents with text; None for a stream, as are tokens and sequences.
-        tokens (`int`, *optional*): Tokens in the sequences, end-of-text tokens included.
-        sequences (`int`, *optional*): Rows of the set.
-        fingerprint (`str`): sha256 of the content, see `set_fingerprint`; of `sources_fingerprint`, for a stream.
-    """
-
-    documents: Count | None
-    tokens: Count | None
+    documents: Count | None  # with text
+    tokens: Count | None  # in the sequences, end-of-text tokens included
     sequences: Count | None
-    fingerprint: str
+    fingerprint: str  # sha256 of the content, see `set_fingerprint`; of `sources_fingerprint`, for a stream
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """
-    What one training source gave.
+    """What one training source contributes; a stream's documents, tokens and passes are not known."""
 
-    Args:
-        name (`str`): Its name or files.
-        documents (`int`, *optional*): Documents trained on; None for a stream, as are tokens and passes.
-        tokens (`int`, *optional*): Their tokens.
-        bytes (`int`, *optional*): Bytes of their text.
-        weight (`float`, *optional*): Its weight in a mixture.
-        passes (`float`, *optional*): How often it comes in one pass over the training set.
-    """
-
-    name: str
+    name: str  # or its files
     documents: Count | None = None
     tokens: Count | None = None
-    bytes: Count | None = None
-    weight: float | None = None
-    passes: float | None = None
+    bytes: Count | None = None  # of text
+    weight: float | None = None  # in a mixture
+    passes: float | None = None  # over the source in one pass over the training set
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """
-    What a run was trained, selected and tested on.
-
-    Args:
-        source (`str`): Where the documents come from.
-        block_size (`int`): Tokens of one sequence.
-        train (`SetFacts`): The training set.
-        selection (`SetFacts`): The selection set.
-        test (`SetFacts`): The test set.
-        dropped_tokens (`int`): Tokens of the last partial training sequence of each source, which is dropped.
-        skipped_documents (`int`): Documents left out because they are null or blank.
-        shared_documents (`int`): Documents of the selection or test set whose very text is in another set as well.
-        near_duplicates (`int`, *optional*):
-            Training documents nearly the same as one of the selection or test set, and selection documents nearly the
-            same as one of the test set; None if they were not looked for. Those of a stream are counted as they come.
-        removed_documents (`int`): Documents removed because they are in another set too.
-        damaged_rows (`int`): Rows that could not be read and were skipped.
-        longest_document (`int`): Tokens of the longest training document.
-        sources (`tuple[SourceFacts, ...]`): The training sources.
-    """
+    """What a run is trained, selected and tested on."""
 
     source: str
     block_size: Count
     train: SetFacts
     selection: SetFacts
     test: SetFacts
-    dropped_tokens: Count = 0
-    skipped_documents: Count = 0
-    shared_documents: Count = 0
+    dropped_tokens: Count = 0  # of the last, partial training sequence of each source
+    skipped_documents: Count = 0  # null or blank
+    shared_documents: Count = 0  # of the selection or test set, whose very text is in another set as well
+    # Training documents nearly the same as one of the selection or test set, and selection documents nearly the same
+    # as one of the test set; None if they were not looked for. Those of a stream are counted as they come.
     near_duplicates: Count | None = None
-    removed_documents: Count = 0
-    damaged_rows: Count = 0
-    longest_document: Count = 0
+    removed_documents: Count = 0  # because they are in another set too
+    damaged_rows: Count = 0  # that could not be read and were skipped
+    longest_document: Count = 0  # tokens of the longest training document
     sources: tuple[SourceFacts, ...] = ()
 
     @property
@@ -458,36 +414,103 @@ def _write_whole(path: Path, text: str, temporary: Path) -> None:
         raise
 
 
+#: What libraries raise where a file cannot be written.
+SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+
+@contextlib.contextmanager
+def saving(target: str | os.PathLike[str]) -> Iterator[None]:
+    """
+    Save something within this context, by any library.
+
+    Raises:
+        OSError: If it cannot be written; the message names it and the reason, in one line.
+    """
+    try:
+        yield
+    except SAVE_ERRORS as error:
+        raise OSError(
+            f"{target} could not be saved ({error}); make room or choose another place, then try again."
+        ) from error
+
+
+#: Lock files of the folders that this process holds.
+_held: dict[Path, TextIO] = {}
+
+#: What a file system says that has no locks.
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
 @contextlib.contextmanager
 def hold_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
-    Hold a folder that only one process may write to; the system lets go of it when the process ends, however it ends.
+    Hold a folder that only one process may write to; the system releases it when the process ends, however it ends.
+
+    A process may hold a folder again that it holds already. The folder is made if it is not there.
 
     Raises:
         BlockingIOError: If another process holds it; the message names process, machine and time.
+        OSError: If the folder cannot be made or written to.
     """
-    path = Path(folder) / ".lock"
+    path = Path(folder).resolve() / ".lock"
+    if path in _held:
+        yield
+        return
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _release_in_children()
+    _held[path] = _lock(path)
+    try:
+        yield
+    finally:
+        file = _held.pop(path, None)
+        if file is not None:  # else this is a forked child, which holds nothing
+            path.unlink(missing_ok=True)
+            file.close()
+            if made:
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()  # if nothing came of it
+
+
+def _lock(path: Path) -> TextIO:
+    """Open and lock a file, and write into it who holds it."""
     while True:
-        with path.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read(200).strip() or "another process"
-                raise BlockingIOError(
-                    f"{folder} is in use by {holder}; wait until it has ended, or choose another folder."
-                ) from error
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    file.truncate(0)
-                    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
-                    file.flush()
-                    try:
-                        yield
-                    finally:
-                        path.unlink(missing_ok=True)
-                    return
-        # The process that held it has removed the file in between.
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            current = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            file.close()
+            raise BlockingIOError(
+                f"{path.parent} is in use by {holder}; wait until it has ended, or choose another folder."
+            ) from error
+        except FileNotFoundError:
+            current = False
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                file.close()
+                raise
+            logger.warning("%s: this file system has no locks (%s); run one process there at a time.", path, error)
+            current = True
+        if current:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
+            file.flush()
+            return file
+        file.close()  # the process that held it has removed it in between
+
+
+@functools.cache
+def _release_in_children() -> None:
+    """Let forked children close their copies of lock files: they would hold the folders for as long as they live."""
+
+    def close() -> None:
+        while _held:
+            _held.popitem()[1].close()
+
+    os.register_at_fork(after_in_child=close)
 
 
 def cache_folder(name: str) -> Path:

@@ -1,13 +1,19 @@
 """Records go through files unchanged, and what is wrong in a file is one line that names file and field."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
+import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import pytest
+from holding import held_by_another
+from safetensors import SafetensorError
 
 from inheritune_hf.foreign_text import MAX_NESTING
 from inheritune_hf.records import (
@@ -22,8 +28,10 @@ from inheritune_hf.records import (
     Validation,
     decode,
     encode,
+    hold_folder,
     read_json,
     read_record,
+    saving,
     write_json,
     write_record,
     write_text,
@@ -187,6 +195,62 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, caplog):
         cache.write("a", ROUND.match)
     assert "cannot be written" in caplog.text
     assert cache.read("a") is None
+
+
+def test_a_folder_is_held_by_one_process(tmp_path):
+    """It may hold the folder twice; another process is told which one holds it, until that has ended or was killed."""
+    held = r"runs is in use by process {} on .* since 20\d\d-.*; wait until it has ended, or choose another folder"
+    with (
+        held_by_another(tmp_path / "runs") as process,
+        pytest.raises(BlockingIOError, match=held.format(process)),
+        hold_folder(tmp_path / "runs"),
+    ):
+        pass
+    assert (tmp_path / "runs" / ".lock").exists()
+    with hold_folder(tmp_path / "runs"), hold_folder(tmp_path / "runs"):
+        child = os.fork()
+        if child == 0:  # as a data worker does, it outlives its parent's hold of the folder
+            time.sleep(60)
+            os._exit(0)
+    with hold_folder(tmp_path / "runs"):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+    with hold_folder(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    """Where nothing can be locked a warning says so, and the folder is used; another failure is one."""
+
+    def fail(number):
+        def flock(*_):
+            raise OSError(number, os.strerror(number))
+
+        return flock
+
+    monkeypatch.setattr(fcntl, "flock", fail(errno.ENOSYS))
+    with hold_folder(tmp_path):
+        assert "this file system has no locks" in caplog.text
+    monkeypatch.setattr(fcntl, "flock", fail(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"), hold_folder(tmp_path):
+        pass
+
+
+def test_what_no_library_could_save_is_one_line(tmp_path):
+    """Whichever error a library raises, what could not be saved is named with the reason."""
+    for error in (
+        OSError(28, "No space left on device"),
+        RuntimeError("no space left"),
+        SafetensorError("no space left"),
+    ):
+        with (
+            pytest.raises(OSError, match=r"model could not be saved \(.*o space left.*\); make room"),
+            saving(tmp_path / "model"),
+        ):
+            raise error
 
 
 def test_every_outcome_has_its_own_status():

@@ -25,7 +25,7 @@ from ..config import CompareConfig, DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
 from ..evaluation import ValidatedTrainer
 from ..growth import planned_rounds, rule_from_recipe
-from ..records import Validation, hold_folder, write_json, write_record
+from ..records import Validation, write_json, write_record
 from ..run_folder import CELL_FILE, LOG_FILE, MODEL_FOLDER, RUN_FOLDER, without_nothing
 from ..students import (
     MemoryEstimate,
@@ -47,7 +47,7 @@ from ..students.estimates import (
     training_loss,
     training_operations,
 )
-from ..training import InherituneTrainer, check_arguments, on_main_process
+from ..training import InherituneTrainer, check_arguments, hold_output_dir, on_main_process
 from ..training.checkpoints import check_identity, last_checkpoint
 from ..training.distillation import compares_states
 from .arm_models import ArmInputs, arm_baseline, check_arm, shape_of
@@ -228,8 +228,7 @@ def run_comparison(
     """
     check_arguments(args, recipe)
     folder = Path(args.output_dir or "trainer_output")
-    folder.mkdir(parents=True, exist_ok=True)
-    with hold_folder(folder) if args.should_save else contextlib.nullcontext():
+    with hold_output_dir(args):
         if run.reference is None:
             shape = shape or EmbeddedShape()
             ready = prepare_embedded(recipe, data, args, console, shape)
@@ -530,7 +529,7 @@ def _last_validation(trainer: InherituneTrainer) -> Validation:
     """Return the final model's selection loss from its checkpoint: an earlier process may have trained it."""
     found = None
     if trainer.args.should_save:
-        checkpoint = last_checkpoint(trainer.output_dir, len(trainer.rounds))
+        checkpoint = last_checkpoint(trainer.output_dir, len(trainer.rounds), trainer.run_digest)
         found = checkpoint[1].validation if checkpoint else None
     validation: Validation | None = on_main_process(found)
     if validation is None:

@@ -28,7 +28,7 @@ from ..data import DataSplits, Document, split_standard_library, splits_from_doc
 from ..publishing import ResultRow
 from ..records import cache_folder, digest_of
 from ..students import open_reference, student_skeleton
-from ..training import InherituneTrainer, numeric_arguments, on_main_process
+from ..training import InherituneTrainer, hold_output_dir, numeric_arguments, on_main_process
 from .arm_models import random_model
 from .assessment import continue_text
 from .results import TRAINED_FURTHER
@@ -74,26 +74,28 @@ def run_embedded(
     Raises:
         KeyboardInterrupt: If the reference or a control was interrupted; the same call resumes it.
         ValueError: If settings do not fit together, or name a reference's revision or data.
+        BlockingIOError: If another process runs in `output_dir`.
     """
     if run.revision is not None:
         raise ValueError("revision came without a reference: give its Hub id by --reference.")
     shape = shape or EmbeddedShape()
-    ready = prepare_embedded(recipe, data, args, console, shape)
-    console.rule("inherit, train, compare, grow")
-    trainer = train_student(ready, run, recipe, data, args)
-    if trainer.outcome == "interrupted":
-        return RunResult("interrupted", trainer.output_dir)
-    console.rule("controls and test")
-    result = finish_run(
-        trainer,
-        ready.splits,
-        console,
-        train_controls=lambda: _controls(trainer, ready),
-        reference_steps=shape.steps,
-        remarks=lambda rows: _remarks(trainer, rows, ready),
-    )
-    console.print(f"The student, rounds.json, results.md and losses.png are in {result.output_dir}.")
-    return result
+    with hold_output_dir(args):
+        ready = prepare_embedded(recipe, data, args, console, shape)
+        console.rule("inherit, train, compare, grow")
+        trainer = train_student(ready, run, recipe, data, args)
+        if trainer.outcome == "interrupted":
+            return RunResult("interrupted", trainer.output_dir)
+        console.rule("controls and test")
+        result = finish_run(
+            trainer,
+            ready.splits,
+            console,
+            train_controls=lambda: _controls(trainer, ready),
+            reference_steps=shape.steps,
+            remarks=lambda rows: _remarks(trainer, rows, ready),
+        )
+        console.print(f"The student, rounds.json, results.md and losses.png are in {result.output_dir}.")
+        return result
 
 
 def prepare_embedded(

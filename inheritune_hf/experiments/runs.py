@@ -40,6 +40,7 @@ from ..training import (
     InherituneTrainer,
     check_arguments,
     check_output_dir,
+    hold_output_dir,
     on_main_process,
 )
 
@@ -126,9 +127,11 @@ def run_recipe(
 
     Raises:
         ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+        BlockingIOError: If another process runs in `output_dir`.
     """
-    ready = prepare_run(run, recipe, data, args)
-    return finish_run(train_student(ready, run, recipe, data, args), ready.splits, console)
+    with hold_output_dir(args):
+        ready = prepare_run(run, recipe, data, args)
+        return finish_run(train_student(ready, run, recipe, data, args), ready.splits, console)
 
 
 def train_student(

@@ -7,7 +7,7 @@ from ..exports import lazy_exports
 if TYPE_CHECKING:
     from .arguments import check_arguments
     from .callbacks import CollapseCallback, ReferenceLossStopCallback, RoundProgress
-    from .distributed import on_main_process
+    from .distributed import hold_output_dir, on_main_process
     from .expansion import Baseline
     from .identity import check_output_dir, numeric_arguments
     from .trainer import InherituneTrainer
@@ -22,6 +22,7 @@ __all__ = [
     "RoundProgress",
     "check_arguments",
     "check_output_dir",
+    "hold_output_dir",
     "numeric_arguments",
     "on_main_process",
 ]

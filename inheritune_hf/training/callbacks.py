@@ -1,4 +1,4 @@
-"""End rounds, stop on a signal, and show callbacks and trackers one continuous run; two callbacks for any trainer."""
+"""Callbacks: end rounds, stop on a signal, show one continuous run to trackers, measure collapse, stop at a loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -73,9 +73,7 @@ class RoundCallback(TrainerCallback):
         if self._asked and not self.interrupted:
             raise KeyboardInterrupt("asked to stop after the last step")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Set the flags of the step that ends a round, or of the step after which the run was asked to stop."""
         if state.global_step >= state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = True
@@ -124,12 +122,7 @@ class ReferenceLossStopCallback(TrainerCallback, ExportableState):
         return self.in_a_row >= self.evaluations
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: TrainerControl, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> TrainerControl:
         """
         Count evaluations that match and stop training when there are enough in a row.
@@ -163,9 +156,7 @@ class RoundProgress(ProgressCallback):
     description = ""
     start_step = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar of the round that begins."""
         if state.is_world_process_zero:
             self.training_bar = tqdm(
@@ -177,12 +168,7 @@ class RoundProgress(ProgressCallback):
         self.current_step = state.global_step
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Show the training loss on the bar and each evaluation on a line of its own."""
         bar: Any = self.training_bar
@@ -205,16 +191,13 @@ class RoundsCallbackHandler(CallbackHandler):
     Show callbacks one beginning and one end of training, however many rounds there are.
 
     Trackers open a run when training begins and close it when it ends; each round is a training of its own to
-    `Trainer`. Progress bars alone hear of every round.
-
-    Args:
-        before_report (`Callable`): Called by all processes before a step is logged, evaluated or saved.
-        args: As for `CallbackHandler`.
+    `Trainer`. Progress bars alone hear of every round. All processes call `before_report` before a step is logged,
+    evaluated or saved, and `after_save` when a checkpoint was written, before callbacks hear of it.
     """
 
-    def __init__(self, before_report: Callable[[], None], *args: Any) -> None:
+    def __init__(self, before_report: Callable[[], None], after_save: Callable[[], None], *args: Any) -> None:
         super().__init__(*args)  # type: ignore[no-untyped-call]
-        self._before_report = before_report
+        self._before_report, self._after_save = before_report, after_save
         self._running = False
         self._saved_at: int | None = None
 
@@ -236,6 +219,8 @@ class RoundsCallbackHandler(CallbackHandler):
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Call every callback; where one of them stops the run, it is saved there, once: it goes on from there."""
+        if event == "on_save":
+            self._after_save()
         changed: TrainerControl = super().call_event(event, args, state, control, **kwargs)  # type: ignore[no-untyped-call]
         if event == "on_save":
             self._saved_at = state.global_step
@@ -246,48 +231,32 @@ class RoundsCallbackHandler(CallbackHandler):
             self._before_report()
         return changed
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Forward to every callback the first time, then to progress bars only."""
-        listeners = self._progress_bars() if self._running else self.callbacks
-        self._running = True
+        first, self._running = not self._running, True
         control.should_training_stop = False
-        return self._forward("on_train_begin", listeners, args, state, control)
+        return self._forward("on_train_begin", lambda is_bar: first or is_bar, args, state, control)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Forward to progress bars only: a round has ended, not the run."""
-        return self._forward("on_train_end", self._progress_bars(), args, state, control)
+        return self._forward("on_train_end", lambda is_bar: is_bar, args, state, control)
 
     def on_run_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> TrainerControl:
         """Tell every callback but progress bars, which have heard of it, that training has ended."""
         if not self._running:
             return control
         self._running = False
-        bars = self._progress_bars()
-        return self._forward(
-            "on_train_end", [item for item in self.callbacks if item not in bars], args, state, control
-        )
+        return self._forward("on_train_end", lambda is_bar: not is_bar, args, state, control)
 
-    def _progress_bars(self) -> list[TrainerCallback]:
-        return [item for item in self.callbacks if isinstance(item, ProgressCallback)]
-
-    def _forward(
-        self,
-        event: str,
-        listeners: list[TrainerCallback],
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-    ) -> TrainerControl:
-        everyone, self.callbacks = self.callbacks, listeners
+    def _forward(self, event: str, hears: Callable[[bool], bool], *arguments: Any) -> TrainerControl:
+        """Call an event of those callbacks alone that hear it, given whether they are progress bars."""
+        everyone = self.callbacks
+        self.callbacks = [item for item in everyone if hears(isinstance(item, ProgressCallback))]
         try:
-            changed = self.call_event(event, args, state, control)
+            changed: TrainerControl = self.call_event(event, *arguments)
+            return changed
         finally:
             self.callbacks = everyone
-        return changed
 
 
 class CollapseCallback(TrainerCallback):
@@ -335,39 +304,23 @@ class CollapseCallback(TrainerCallback):
         self.history: list[tuple[int, CollapseReport]] = []
         self._evaluations = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Tell the trackers of the reference, if it was measured."""
         if self.reference is not None and state.is_world_process_zero:
             self._log("reference_collapse", self.reference)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | None = None,
-        metrics: Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Measure the student every so many evaluations of the selection set."""
-        if model is None or not state.is_world_process_zero or "eval_loss" not in (metrics or {}):
+        model, metrics = kwargs.get("model"), kwargs.get("metrics") or {}
+        if model is None or not state.is_world_process_zero or "eval_loss" not in metrics:
             return
         self._evaluations += 1
         if self._evaluations % self.every == 0:
             self._measure_student(model, state.global_step)
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Measure the student that training ends with, unless its last evaluation has just done so."""
-        measured = bool(self.history) and self.history[-1][0] == state.global_step
+        model, measured = kwargs.get("model"), bool(self.history) and self.history[-1][0] == state.global_step
         if model is not None and state.is_world_process_zero and not measured:
             self._measure_student(model, state.global_step)
 
@@ -388,16 +341,7 @@ class CollapseCallback(TrainerCallback):
 
 
 def figures(report: CollapseReport, tolerance: float = NEAR_RANK_ONE) -> dict[str, float]:
-    """
-    Return what a tracker is told of a report.
-
-    Args:
-        report (`CollapseReport`): What was measured.
-        tolerance (`float`, *optional*, defaults to `0.5`): MaxRank above 1 that still counts as near rank-1.
-
-    Returns:
-        `dict[str, float]`: `layers`, `lazy` (MaxRank 1), `near_rank_one` and `avg_rank`.
-    """
+    """Return what is logged of a report; `lazy` layers have a MaxRank of 1, near rank-1 ones one within `tolerance`."""
     return {
         "layers": float(report.depth),
         "lazy": float(len(report.lazy_layers())),
@@ -411,15 +355,7 @@ EVENTS_FOLDER = "runs"
 
 
 def merge_tracker_runs(callbacks: Sequence[TrainerCallback], output_dir: Path) -> list[TrainerCallback]:
-    """
-    Return callbacks of which each tracker shows a run as one, in `output_dir` or under one name.
-
-    A tracker that its user has set up otherwise stays so.
-
-    Args:
-        callbacks (sequence of `TrainerCallback`): As `Trainer` made them.
-        output_dir (`Path`): Folder of the run.
-    """
+    """Return callbacks of which each tracker shows a run as one, unless its user has set it up otherwise."""
     ready: list[TrainerCallback] = []
     for item in callbacks:
         if isinstance(item, TensorBoardCallback) and item.logging_dir is None:

@@ -32,12 +32,14 @@ from ..records import (
     Validation,
     decode,
     digest_file,
+    digest_of,
     encode,
     read_json,
+    saving,
     write_json,
     write_record,
 )
-from ..run_folder import RUN_FOLDER
+from ..run_folder import RUN_FOLDER, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -46,28 +48,17 @@ _SEAL = "inheritune_state.json"
 
 @dataclass(frozen=True)
 class Seal:
-    """
-    What a complete checkpoint says of itself; written last, so that a checkpoint without it is not used.
+    """What a complete checkpoint says of itself; written last, so that a checkpoint without it is not used."""
 
-    Args:
-        round_index (`int`): Round the checkpoint belongs to.
-        step (`int`): Step of the checkpoint, counted over all rounds.
-        tokens (`int`): Tokens trained on in the round so far.
-        seconds (`float`): Wall time of the round so far.
-        validation (`Validation`, *optional*): The student's loss when it was last measured in this round.
-        validated_at (`int`, *optional*): Step at which that was.
-        confirmed (`bool`): Whether two evaluations in a row matched, which ends a round early.
-        epochs (`float`): Passes over the training set so far; whole ones of a stream.
-    """
-
+    run: str  # digest of the identity of the run that wrote it
     round_index: Count
-    step: Count
-    tokens: Count
-    seconds: float
-    validation: Validation | None = None
-    validated_at: int | None = None
-    confirmed: bool = False
-    epochs: float = 0.0
+    step: Count  # counted over all rounds
+    tokens: Count  # trained on in the round so far
+    seconds: float  # of the round so far
+    validation: Validation | None = None  # the student's loss when it was last measured in this round
+    validated_at: int | None = None  # step at which that was
+    confirmed: bool = False  # two evaluations in a row matched, which ends a round early
+    epochs: float = 0.0  # passes over the training set so far; whole ones of a stream
 
 
 @dataclass(frozen=True)
@@ -121,28 +112,22 @@ def stage_round(
     """
     Put a round's starting point on disk: the student's weights, and the step count and log so far.
 
-    Without optimizer and scheduler files `Trainer` begins both afresh, as the paper does for each round.
-
-    Args:
-        output_dir (`Path`): Folder of the run.
-        round_index (`int`): Number of the round, from 1.
-        student (`PreTrainedModel`): Its student.
-        trainer_state (`TrainerState`): Step count and log.
-        carried (`Mapping[str, Any]`, *optional*): State dictionaries to save, by file name.
-        copied (`Sequence[Path]`, *optional*): Files of the last checkpoint to copy.
+    `carried` are state dictionaries by file name; without those of optimizer and scheduler `Trainer` begins both
+    afresh, as the paper does for each round. `copied` are files of the last checkpoint.
     """
     folder = round_folder(output_dir, round_index)
     shutil.rmtree(folder, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    student.save_pretrained(temporary)
-    trainer_state.save_to_json(str(temporary / TRAINER_STATE_NAME))
-    for name, values in (carried or {}).items():
-        torch.save(values, temporary / name)
-    for file in copied:
-        shutil.copyfile(file, temporary / file.name)
-    temporary.rename(folder)
+    with saving(folder):
+        temporary.mkdir(parents=True)
+        student.save_pretrained(temporary)
+        trainer_state.save_to_json(str(temporary / TRAINER_STATE_NAME))
+        for name, values in (carried or {}).items():
+            torch.save(values, temporary / name)
+        for file in copied:
+            shutil.copyfile(file, temporary / file.name)
+        temporary.rename(folder)
     for older in range(1, round_index):
         shutil.rmtree(round_folder(output_dir, older), ignore_errors=True)
 
@@ -194,12 +179,18 @@ def read_seal(checkpoint: Path) -> Seal | None:
         return None
 
 
-def last_checkpoint(output_dir: Path, round_index: int) -> tuple[Path, Seal] | None:
-    """Return the last complete and undamaged checkpoint of a round, or None; damaged ones are named in a warning."""
+def last_checkpoint(output_dir: Path, round_index: int, run: str) -> tuple[Path, Seal] | None:
+    """
+    Return the last complete and undamaged checkpoint of a round, or None.
+
+    Those that are damaged or of another run than `run`, the digest of its identity, are named in a warning.
+    """
     found = []
     for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         seal = read_seal(checkpoint)
-        if seal is not None and seal.round_index == round_index:
+        if seal is not None and seal.run != run:
+            logger.warning("%s belongs to another run and is not used.", checkpoint)
+        elif seal is not None and seal.round_index == round_index:
             found.append((seal.step, checkpoint, seal))
     for _, checkpoint, seal in sorted(found, key=lambda item: item[0], reverse=True):
         damage = find_damage(checkpoint)
@@ -253,9 +244,9 @@ def round_students(output_dir: Path) -> Iterator[tuple[int, Path]]:
     Raises:
         FileNotFoundError: If the folder holds no student, or a round's last checkpoint is not there any more.
     """
-    record = read_run_record(output_dir)
+    record, state = read_run_record(output_dir), read_state(output_dir)
     for item in record.rounds:
-        found = last_checkpoint(output_dir, item.index)
+        found = last_checkpoint(output_dir, item.index, digest_of(state.identity)) if state else None
         if found is None or found[1].step != item.end_step:
             raise FileNotFoundError(
                 f"The checkpoint that ended round {item.index} is not in {output_dir}: run without save_total_limit to "

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
 from transformers.integrations import deepspeed
 
 from ..config import InherituneConfig
+from ..records import hold_folder
 
 #: Environment variables by which launchers tell a process how many there are.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -67,16 +70,34 @@ def on_main_process(decision: Any) -> Any:
     return broadcast_object_list([decision])[0]
 
 
+@contextlib.contextmanager
+def hold_output_dir(args: TrainingArguments) -> Iterator[None]:
+    """
+    Hold `output_dir` for one run: its main process does so for all of them.
+
+    Raises:
+        BlockingIOError: On every process, if another run holds it; the message names process, machine and time.
+        OSError: On every process, if the folder cannot be made or written to.
+    """
+    with contextlib.ExitStack() as held:
+        error: OSError | None = None
+        if args.should_save:
+            try:
+                held.enter_context(hold_folder(args.output_dir or "trainer_output"))
+            except OSError as found:
+                error = found
+        error = on_main_process(error)
+        if error is not None:
+            raise error
+        yield
+
+
 def check_launch(environment: Mapping[str, str], processes: int) -> None:
     """
     See whether a launcher that was asked for several processes has started one.
 
     `accelerate launch --num_processes 2 --cpu` does so and says nothing. It leaves the address at which the processes
     would have met, and no number of them.
-
-    Args:
-        environment (`Mapping[str, str]`): Environment variables of this process.
-        processes (`int`): How many processes there are.
 
     Raises:
         ValueError: If it has.
@@ -91,13 +112,7 @@ def check_launch(environment: Mapping[str, str], processes: int) -> None:
 
 
 def check_sharding(state: Any, recipe: InherituneConfig) -> None:
-    """
-    Raise a `ValueError` that names everything of FSDP and DeepSpeed that cannot work with rounds, and why.
-
-    Args:
-        state (`accelerate.state.AcceleratorState`): How processes share the work.
-        recipe (`InherituneConfig`): The recipe.
-    """
+    """Raise a `ValueError` that names what of FSDP and DeepSpeed, in accelerate's state, cannot work with rounds."""
     complaints = [f"{name}: {why}." for name, (refused, why) in REFUSED_SHARDING.items() if refused(state, recipe)]
     if complaints:
         raise ValueError("This cannot work with growth on several devices:\n- " + "\n- ".join(complaints))
@@ -116,14 +131,7 @@ def sharding_of(state: Any) -> str:
 
 
 def weights_are_finite(model: nn.Module, device: torch.device, reduce: Callable[..., torch.Tensor]) -> bool:
-    """
-    Return whether every weight on every process is a number.
-
-    Args:
-        model (`torch.nn.Module`): The model, or this process's part of it.
-        device (`torch.device`): Where this process computes.
-        reduce (`Callable`): Adds up a tensor over all processes: `Accelerator.reduce`.
-    """
+    """Return whether every weight on every process is finite; `reduce` is `Accelerator.reduce`."""
     finite = all(bool(torch.isfinite(_own_part(parameter)).all()) for parameter in model.parameters())
     missing = torch.tensor(0 if finite else 1, device=device)
     return int(reduce(missing, reduction="sum")) == 0

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -35,7 +34,18 @@ from ..data.stream import PackedStream
 from ..evaluation import ValidatedTrainer, compare_losses
 from ..growth import conclude, judge, reopen, round_end, rule_from_recipe
 from ..publishing import push_student, save_student
-from ..records import Lineage, Match, Outcome, Round, RunRecord, RunState, Validation, decode
+from ..records import (
+    SAVE_ERRORS,
+    Lineage,
+    Match,
+    Outcome,
+    Round,
+    RunRecord,
+    RunState,
+    Validation,
+    decode,
+    digest_of,
+)
 from ..run_folder import read_state, write_state
 from ..students import Reference, open_reference, student_skeleton
 from ..students.losses import Method, loss_of_hidden, mean_loss
@@ -55,7 +65,14 @@ from .checkpoints import (
 )
 from .data_loading import ResumableStream, check_boundaries, check_data, pad_token, row_length, with_tensor_format
 from .distillation import Teacher, open_teacher
-from .distributed import build_whole_models, check_sharding, on_main_process, sharding_of, weights_are_finite
+from .distributed import (
+    build_whole_models,
+    check_sharding,
+    hold_output_dir,
+    on_main_process,
+    sharding_of,
+    weights_are_finite,
+)
 from .expansion import Baseline, Trained, build_student, carry_states, loss_scale
 from .identity import dataset_fingerprint, run_identity
 from .losses import choose_method, describe_method
@@ -136,31 +153,31 @@ class InherituneTrainer(ValidatedTrainer):
                 "train() takes neither resume_from_checkpoint (a run goes on by itself from the last checkpoint in "
                 "output_dir) nor trial; call train() without them."
             )
-        self.run = self.open_run()  # the run in output_dir, or a new one with the reference's loss measured
         training_loss = float("nan")
-        with frozen_gc(), self._round_callback.listening():
-            while self.run.outcome is None:
-                self.stage_student()  # a student inherited afresh, or grown from what was trained: on disk from here on
-                training_loss, seal = self.train_round()  # one super().train(), resumable
-                if seal is None:
-                    self.write_run(replace(self.run, outcome="interrupted"))
-                    logger.info("interrupted at step %d; the same command resumes there", self.state.global_step)
-                else:
-                    finished = self.finished_round(seal, self.compare(seal.validation))
-                    self.write_run(conclude(self.run, finished, self.growth_rule, self.budget))
-                    self.log_round(finished)
-        self.restore_student()
+        with hold_output_dir(self.args):
+            self.run = self.open_run()  # the run in output_dir, or a new one with the reference's loss measured
+            with frozen_gc(), self._round_callback.listening():
+                while self.run.outcome is None:
+                    self.stage_student()  # inherit: a student of more layers, or blocks for the trained one, on disk
+                    training_loss, seal = self.train_round()  # train: one super().train(), resumable
+                    if seal is None:
+                        self.write_run(replace(self.run, outcome="interrupted"))
+                        logger.info("interrupted at step %d; the same command resumes there", self.state.global_step)
+                    else:
+                        finished = self.finish_round(seal, self.compare(seal.validation))  # compare
+                        self.write_run(conclude(self.run, finished, self.growth_rule, self.budget))  # grow, or stop
+                        self.log_round(finished)
+            self.restore_student()
         self._rounds_handler.on_run_end(self.args, self.state, self.control)
-        metrics: dict[str, Any] = {
+        metrics = {
             "matched": int(self.outcome == "matched"),
             "layers": len(self.run.layers),
             "rounds": len(self.rounds),
             "reference_loss": self.target_loss(),
             "train_loss": training_loss,
+            **({"loss": self.rounds[-1].loss} if self.rounds else {}),
         }
-        if self.rounds:
-            metrics["loss"] = self.rounds[-1].loss
-        return TrainOutput(self.state.global_step, training_loss, metrics)
+        return TrainOutput(self.state.global_step, training_loss, cast(dict[str, float], metrics))
 
     def open_run(self) -> RunState:
         """Read the run in `output_dir`, or begin one by measuring the reference."""
@@ -185,7 +202,7 @@ class InherituneTrainer(ValidatedTrainer):
         if self.student.device.type != "meta":
             self.set_model(self.skeleton(run.layers))  # what was trained is on disk: its memory is the next one's
         if self.args.should_save:
-            found = last_checkpoint(self.output_dir, run.round_index - 1)
+            found = last_checkpoint(self.output_dir, run.round_index - 1, self.run_digest)
             before = found[0] if found else None
             trained = Trained(before, run.rounds[-1].kept_layers, self.student_class) if before else None
             student = self.build_student(trained)
@@ -250,6 +267,13 @@ class InherituneTrainer(ValidatedTrainer):
         self._staged_folder = str(folder) if self.is_deepspeed_enabled and seal is None else None
         try:
             output = super().train(None if self._staged_folder else str(folder))
+        except SAVE_ERRORS as error:
+            if self._unfinished is None:
+                raise
+            raise OSError(
+                f"{self._unfinished} could not be saved ({error}); older checkpoints in {self.output_dir} are whole. "
+                "Make room on the disk and run the same command again."
+            ) from error
         finally:
             self.teacher = None
         if self.state.global_step < end and not self.progress.confirmed:
@@ -309,6 +333,8 @@ class InherituneTrainer(ValidatedTrainer):
         self._compiler = block_compiler(args)
         self._discard_after = False
         self._staged_folder = None
+        self._unfinished: Path | None = None
+        self.checkpoints_kept, ready.save_total_limit = ready.save_total_limit, None  # see finish_checkpoint
         self._loss_method: str | None = None
         self._loss_line = ""
         build_whole_models()
@@ -340,6 +366,7 @@ class InherituneTrainer(ValidatedTrainer):
         bars = [RoundProgress() if type(item) is ProgressCallback else item for item in self.callback_handler.callbacks]
         self.callback_handler = self._rounds_handler = RoundsCallbackHandler(
             self.sync_stream,
+            self.finish_checkpoint,
             merge_tracker_runs(bars, self.output_dir),
             self.model,
             self.processing_class,
@@ -391,6 +418,11 @@ class InherituneTrainer(ValidatedTrainer):
     def reference_validation(self) -> Validation | None:
         """The reference's loss on the selection set; None before it is measured or if the target is a number."""
         return self.run.reference
+
+    @property
+    def run_digest(self) -> str:
+        """What tells the run's checkpoints from those of another one."""
+        return digest_of(self.run.identity)
 
     @property
     def run_record(self) -> RunRecord:
@@ -486,7 +518,7 @@ class InherituneTrainer(ValidatedTrainer):
         """Return the round's last whole checkpoint and its seal, as the main process finds them, or None."""
         index = self.run.round_index
         found: tuple[Path, Seal] | None = on_main_process(
-            last_checkpoint(self.output_dir, index) if self.args.should_save else None
+            last_checkpoint(self.output_dir, index, self.run_digest) if self.args.should_save else None
         )
         return found
 
@@ -519,11 +551,11 @@ class InherituneTrainer(ValidatedTrainer):
         if self.stream is not None:
             before = folder if seal else None
             if seal is None and self.inheritune_config.continues_data and self.args.should_save:
-                found = last_checkpoint(self.output_dir, self.run.round_index - 1)
+                found = last_checkpoint(self.output_dir, self.run.round_index - 1, self.run_digest)
                 before = found[0] if found else None
             self.stream.begin(on_main_process(before))
         enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
-        self.progress = RoundCounts(began=time.monotonic())
+        self.progress, self._unfinished = RoundCounts(began=time.monotonic()), None
         if seal is not None:
             self.progress.tokens_before, self.progress.seconds_before = seal.tokens, seal.seconds
             self.progress.validated_at = seal.validated_at
@@ -531,7 +563,7 @@ class InherituneTrainer(ValidatedTrainer):
                 self.validations["eval"] = seal.validation
                 self.progress.matched_before = self.compare(seal.validation).matched
 
-    def finished_round(self, seal: Seal, match: Match) -> Round:
+    def finish_round(self, seal: Seal, match: Match) -> Round:
         """
         Return the record of the round that ended with the checkpoint of `seal`, and keep its losses per document.
 
@@ -587,6 +619,50 @@ class InherituneTrainer(ValidatedTrainer):
             log.log_history = [{**_figures(self.run.reference, "reference"), "step": 0}]
         return log
 
+    def begin_checkpoint(self) -> None:
+        """
+        Before a checkpoint is written: refuse weights that are not numbers, and take away what says it is complete.
+
+        Raises:
+            FloatingPointError: If a weight is not finite; nothing is written.
+        """
+        if not weights_are_finite(cast(nn.Module, self.model), self.args.device, self.accelerator.reduce):
+            raise FloatingPointError(
+                f"The student's weights are not finite at step {self.state.global_step}; the last good checkpoint in "
+                f"{self.output_dir} is kept. Lower the learning rate or clip gradients (max_grad_norm)."
+            )
+        self._unfinished = self.checkpoint_folder()
+        if self.args.should_save:
+            unseal_checkpoint(self._unfinished)
+
+    def finish_checkpoint(self) -> None:
+        """After a checkpoint was written: seal it, then let older ones go, and not before: it could not be used."""
+        progress, checkpoint = self.progress, self.checkpoint_folder()
+        if self.stream is not None:
+            self.stream.save(checkpoint)
+        tokens = torch.tensor(progress.tokens, device=self.args.device)
+        trained = int(self.accelerator.reduce(tokens, reduction="sum"))  # also: every process has saved its part
+        if self.args.should_save:
+            seal = Seal(
+                run=self.run_digest,
+                round_index=self.run.round_index,
+                step=self.state.global_step,
+                tokens=progress.tokens_before + trained,
+                epochs=self.state.epoch or 0.0,
+                seconds=progress.seconds_before + time.monotonic() - progress.began,
+                validation=self.validations["eval"] if progress.validated_at is not None else None,
+                validated_at=progress.validated_at,
+                confirmed=progress.confirmed,
+            )
+            seal_checkpoint(checkpoint, seal)
+            rotate_checkpoints(str(self.output_dir), self.checkpoints_kept)
+        self.accelerator.wait_for_everyone()
+        self._unfinished = None
+
+    def checkpoint_folder(self) -> Path:
+        """Return the folder of this step's checkpoint."""
+        return self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
     def describe_round(self) -> None:
         """Tell progress bars which round begins."""
         text = f"round {self.run.round_index} · {len(self.run.layers)} layers"
@@ -598,7 +674,7 @@ class InherituneTrainer(ValidatedTrainer):
     def restore_student(self) -> None:
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
         index = self.run.round_index if self.outcome == "interrupted" else len(self.rounds)
-        found = last_checkpoint(self.output_dir, index)
+        found = last_checkpoint(self.output_dir, index, self.run_digest)
         if found is not None:
             if self.sharding != "none" or self.student.device.type == "meta":
                 self.set_model(self.load_student(found[0]))
@@ -624,8 +700,18 @@ class InherituneTrainer(ValidatedTrainer):
         if not was_empty:  # an empty skeleton was never prepared: there is nothing to collect
             self.accelerator.free_memory()
         if self.place_model_on_device:
-            self._move_model_to_device(model, self.args.device)
+            model.to(self.args.device)
         compile_blocks(model, self._compiler)
+
+    @property
+    def place_model_on_device(self) -> bool:
+        """Whether Trainer moves the model: not the empty skeleton, which its constructor would move."""
+        model = getattr(self, "model", None)
+        return self._places_model and model is not None and model.device.type != "meta"
+
+    @place_model_on_device.setter
+    def place_model_on_device(self, value: bool) -> None:
+        self._places_model = value
 
     def sync_stream(self) -> None:
         """Before a step is logged, evaluated or saved: let all processes say how far they are in the stream."""
@@ -756,8 +842,13 @@ class InherituneTrainer(ValidatedTrainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the student as a standard checkpoint, with its record and card beside it."""
+        """
+        Save the student as a standard checkpoint, with its record and card beside it.
+
+        Trainer calls it too, as the first step of saving a checkpoint.
+        """
         if _internal_call:
+            self.begin_checkpoint()
             super().save_model(output_dir, _internal_call=True)
         elif self.args.should_save:
             save_student(self.student, Path(output_dir or self.output_dir), self.run_record, self.tokenizer)
@@ -801,47 +892,6 @@ class InherituneTrainer(ValidatedTrainer):
 
     # Overrides of Trainer: private methods, each because no public one is called at that place
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as Trainer does, then seal: `on_save` comes after older checkpoints are gone, which may be too late."""
-        if not weights_are_finite(cast(nn.Module, self.model), self.args.device, self.accelerator.reduce):
-            raise FloatingPointError(
-                f"The student's weights are not finite at step {self.state.global_step}; the last good checkpoint in "
-                f"{self.output_dir} is kept. Lower the learning rate or clip gradients (max_grad_norm)."
-            )
-        step, progress = self.state.global_step, self.progress
-        checkpoint = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            if self.args.should_save:
-                unseal_checkpoint(checkpoint)
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise OSError(
-                f"{checkpoint} could not be saved ({error}); older checkpoints in {self.output_dir} are whole. Make "
-                "room on the disk and run the same command again."
-            ) from error
-        finally:
-            self.args.save_total_limit = limit
-        if self.stream is not None:
-            self.stream.save(checkpoint)
-        tokens = torch.tensor(progress.tokens, device=self.args.device)
-        trained = int(self.accelerator.reduce(tokens, reduction="sum"))  # also: every process has saved its part
-        if self.args.should_save:
-            seal = Seal(
-                round_index=self.run.round_index,
-                step=step,
-                tokens=progress.tokens_before + trained,
-                epochs=self.state.epoch or 0.0,
-                seconds=progress.seconds_before + time.monotonic() - progress.began,
-                validation=self.validations["eval"] if progress.validated_at is not None else None,
-                validated_at=progress.validated_at,
-                confirmed=progress.confirmed,
-            )
-            seal_checkpoint(checkpoint, seal)
-            # Only now: the older checkpoint must not go before the newer one can be used.
-            rotate_checkpoints(str(self.output_dir), limit)
-        self.accelerator.wait_for_everyone()
-
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
@@ -868,34 +918,18 @@ class InherituneTrainer(ValidatedTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Do nothing: the model was built from this very folder, and would be read a second time."""
 
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Leave the skeleton where it is: Trainer's constructor would move it, and it has no weights to move."""
-        if not any(parameter.is_meta for parameter in model.parameters()):
-            super()._move_model_to_device(model, device)
-
 
 @dataclass
 class RoundCounts:
-    """
-    What is counted while a round is trained, and sealed with its checkpoints.
+    """What is counted while a round is trained, and sealed with its checkpoints."""
 
-    Args:
-        began (`float`): When this process began to train it, by the monotonic clock.
-        tokens (`int`): Tokens that this process has trained on since.
-        tokens_before (`int`): Tokens of all processes before that.
-        seconds_before (`float`): Seconds before that.
-        validated_at (`int`, *optional*): Step of the last evaluation.
-        matched_before (`bool`): Whether it matched.
-        confirmed (`bool`): Whether two evaluations in a row matched, which ends the round.
-    """
-
-    began: float = 0.0
-    tokens: int = 0
-    tokens_before: int = 0
+    began: float = 0.0  # when this process began to train it, by the monotonic clock
+    tokens: int = 0  # that this process has trained on since
+    tokens_before: int = 0  # of all processes
     seconds_before: float = 0.0
-    validated_at: int | None = None
-    matched_before: bool = False
-    confirmed: bool = False
+    validated_at: int | None = None  # step of the last evaluation
+    matched_before: bool = False  # whether that evaluation matched
+    confirmed: bool = False  # two evaluations in a row matched, which ends the round
 
 
 def _figures(validation: Validation, prefix: str) -> dict[str, float]:

@@ -242,15 +242,13 @@ def test_a_folder_without_a_format_is_read(tmp_path, tokenizer):
 def test_one_process_prepares_a_folder(tmp_path, tokenizer):
     """A second process gets an error that names the first; a lock file that a killed one left does not matter."""
     files = [write_texts(tmp_path / "texts")]
-
-    def meanwhile(done, total):
-        with pytest.raises(BlockingIOError, match=rf"prepared is in use by process {os.getpid()} on .* since 20"):
-            prepare(tokenizer, train_files=files)
-
-    config = DataConfig(train_files=files)
-    (tmp_path / "prepared").mkdir()
+    with (
+        held_by_another(tmp_path / "prepared") as process,
+        pytest.raises(BlockingIOError, match=rf"prepared is in use by process {process} on .* since 20"),
+    ):
+        prepare(tokenizer, train_files=files)
     (tmp_path / "prepared" / ".lock").write_text("process 1 on elsewhere since long ago")
-    prepare_data(config, tokenizer, "prepared", block_size=16, progress=meanwhile)
+    prepare(tokenizer, train_files=files)
     assert sorted(item.name for item in (tmp_path / "prepared").iterdir()) == ["prepared.json", "sets"]
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from holding import held_by_another
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -41,7 +42,7 @@ from inheritune_hf.experiments.comparison import (
     duration,
 )
 from inheritune_hf.experiments.results import Cell, ComparisonRecord, arm_results, read_cell, write_results
-from inheritune_hf.records import decode, hold_folder, read_record
+from inheritune_hf.records import decode, read_record
 from inheritune_hf.reporting import write_report
 from inheritune_hf.students import TrainingSetup
 from inheritune_hf.training import InherituneTrainer
@@ -303,8 +304,8 @@ def test_two_comparisons_in_one_folder_do_not_mix(material, tmp_path):
     """While one process holds the folder another is refused, and told which one holds it; afterwards it runs."""
     fixed = {"layers": 1, "budget_steps": 2, "controls": False}
     with (
-        hold_folder(tmp_path),
-        pytest.raises(BlockingIOError, match=rf"in use by process {os.getpid()} on .* since 20\d\d"),
+        held_by_another(tmp_path) as process,
+        pytest.raises(BlockingIOError, match=rf"in use by process {process} on .* since 20\d\d"),
     ):
         compare(material, tmp_path, ["random"], [1], **fixed)
     assert not list(tmp_path.glob("random*"))

@@ -76,14 +76,14 @@ def test_last_sealed_checkpoint_of_a_round(tmp_path):
     for step, index in ((5, 1), (100, 1), (20, 1), (200, 2)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        seal_checkpoint(folder, Seal(index, step, 64, 1.0, SUMS))
+        seal_checkpoint(folder, Seal("run", index, step, 64, 1.0, SUMS))
     (tmp_path / "checkpoint-150").mkdir()
-    checkpoint, seal = last_checkpoint(tmp_path, 1)
+    checkpoint, seal = last_checkpoint(tmp_path, 1, "run")
     assert checkpoint.name == "checkpoint-100"
-    assert seal == Seal(1, 100, 64, 1.0, SUMS)
+    assert seal == Seal("run", 1, 100, 64, 1.0, SUMS)
     unseal_checkpoint(checkpoint)
-    assert last_checkpoint(tmp_path, 1)[0].name == "checkpoint-20"
-    assert last_checkpoint(tmp_path, 3) is None
+    assert last_checkpoint(tmp_path, 1, "run")[0].name == "checkpoint-20"
+    assert last_checkpoint(tmp_path, 3, "run") is None
 
 
 def make_checkpoint(folder, step):
@@ -91,7 +91,7 @@ def make_checkpoint(folder, step):
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(bytes(range(200)))
     (checkpoint / "rng_state_1.pth").write_bytes(b"random")
-    seal_checkpoint(checkpoint, Seal(1, step, 64, 1.0))
+    seal_checkpoint(checkpoint, Seal("run", 1, step, 64, 1.0))
     return checkpoint
 
 
@@ -108,7 +108,7 @@ def test_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, dama
     """A truncated file, a flipped byte or a missing rank's file: the checkpoint before is used, and it is said."""
     good, bad = make_checkpoint(tmp_path, 5), make_checkpoint(tmp_path, 10)
     damage(bad / "model.safetensors")
-    assert last_checkpoint(tmp_path, 1)[0] == good
+    assert last_checkpoint(tmp_path, 1, "run")[0] == good
     assert f"{bad} is damaged ({message}); the checkpoint before it is used." in caplog.text
 
 
@@ -131,16 +131,16 @@ def test_a_checkpoint_is_read_once_to_be_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.zlib, "crc32", lambda *values: reads.append(1) or whole(*values))
     checkpoint = make_checkpoint(tmp_path, 10)
     time.sleep(0.1)  # a file that changed just now is read again
-    seal_checkpoint(checkpoint, Seal(1, 10, 64, 1.0))
+    seal_checkpoint(checkpoint, Seal("run", 1, 10, 64, 1.0))
     sealed = len(reads)
     for _ in range(3):
-        assert last_checkpoint(tmp_path, 1)[0] == checkpoint
+        assert last_checkpoint(tmp_path, 1, "run")[0] == checkpoint
     assert len(reads) == sealed
     file = next(item for item in checkpoint.iterdir() if item.name != "inheritune_state.json")
     content = bytearray(file.read_bytes())
     content[0] ^= 1
     file.write_bytes(bytes(content))
-    assert last_checkpoint(tmp_path, 1) is None
+    assert last_checkpoint(tmp_path, 1, "run") is None
     assert len(reads) > sealed
 
 
@@ -150,8 +150,8 @@ def test_what_a_kill_left_of_a_seal_is_not_sealed(tmp_path):
     checkpoint.mkdir()
     (checkpoint / ".inheritune_state.json.tmp").write_text("{}")
     unseal_checkpoint(checkpoint)
-    seal_checkpoint(checkpoint, Seal(1, 10, 64, 1.0))
-    assert last_checkpoint(tmp_path, 1) is not None
+    seal_checkpoint(checkpoint, Seal("run", 1, 10, 64, 1.0))
+    assert last_checkpoint(tmp_path, 1, "run") is not None
 
 
 @pytest.fixture(scope="module")

@@ -210,15 +210,20 @@ class Kill(TrainerCallback):
 
 
 class FullDisk(TrainerCallback):
-    """From a step on let no file grow beyond a few kilobytes, as a full disk would."""
+    """From a step on, or from the beginning, let no file grow beyond a few kilobytes, as a full disk would."""
 
     def __init__(self, step):
         self.step = step
+        if step == 0:
+            self.fill()
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            self.fill()
+
+    def fill(self):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 class Seen(TrainerCallback):
