@@ -43,7 +43,7 @@ class InherituneConfig:
     Say how a student is inherited, grown and judged.
 
     The same class is read from Python, from the command line and from YAML or JSON files. Settings that
-    `transformers.TrainingArguments` already has (learning rate, precision, trackers, seed) are said there only.
+    `transformers.TrainingArguments` already has (learning rate, precision, trackers, seed) are set there only.
 
     Raises:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
@@ -57,7 +57,7 @@ class InherituneConfig:
     )
     inherit: str = setting(
         "all",
-        "What comes along from the reference: 'all', 'paper' (blocks, token embeddings and head), "
+        "What is inherited from the reference: 'all', 'paper' (blocks, token embeddings and head), "
         "'released-code' (blocks and head), or parts separated by commas, out of embeddings, positions, attention, "
         "mlp, norms, final_norm and lm_head. Parts left out begin as the architecture initialises them, under the "
         "run's seed.",
@@ -93,7 +93,7 @@ class InherituneConfig:
     )
     data_order: Literal["restart", "continue"] | None = setting(
         None,
-        "Whether each round sees the data from the start, or goes on where the last one stopped; restart "
+        "Whether each round sees the data from the start, or continues where the last one stopped; restart "
         "with growth 'reinherit', else continue, if not given.",
     )
     match_at: Literal["round_end", "evaluation"] = setting(
@@ -202,7 +202,7 @@ class InherituneConfig:
 
     @property
     def continues_data(self) -> bool:
-        """Whether a round goes on in the data where the one before stopped."""
+        """Whether a round continues in the data where the one before stopped."""
         return self.data_order == "continue" or (self.data_order is None and self.growth == "continue")
 
     def to_dict(self) -> dict[str, Any]:
@@ -367,7 +367,7 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
 @dataclass
 class RunConfig:
     """
-    Say which reference a run starts from, and what a launcher is told at its end.
+    Say which reference a run starts from, and which status it ends with under a launcher.
 
     Raises:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
@@ -420,7 +420,7 @@ class CompareConfig:
     seeds: list[int] = setting([1, 2, 3], "Seeds; every arm is run with each.")
     learning_rates: list[float] = setting(
         [0.5, 1.0, 2.0],
-        "Learning rates to try with the first seed, as multiples of learning_rate; each arm goes on with "
+        "Learning rates to try with the first seed, as multiples of learning_rate; each arm continues with "
         "the one of the lowest selection loss, the loop with that of its shallowest match.",
     )
     budget: Literal["tokens", "flops"] = setting(

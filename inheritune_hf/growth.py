@@ -139,7 +139,7 @@ def conclude(state: RunState, finished: Round, rule: GrowthRule, budget: int) ->
 
     Args:
         state (`RunState`): The run, with the round in progress.
-        finished (`Round`): What the round came to.
+        finished (`Round`): Its result.
         rule (`GrowthRule`): How students grow.
         budget (`int`): Steps that all rounds together may take; 0 or less: no limit.
 

@@ -521,7 +521,7 @@ def cache_folder(name: str) -> Path:
 
 
 def digest_of(key: Any) -> str:
-    """Return what tells a key, of what JSON can hold, from others: 32 hexadecimal digits."""
+    """Return a digest of a key, of what JSON can hold: 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(encode(key), sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -548,7 +548,7 @@ class Cache(Generic[Record]):
     """
     Records by key in a folder, one file each: what was measured before is not measured again.
 
-    An entry that is damaged, of another key, or of another user is named in a warning, dropped, and made anew. Where
+    An entry that is damaged, of another key, or of another user is named in a warning, dropped, and made again. Where
     the folder cannot be written to, a warning says so and nothing is kept.
 
     Args:
@@ -576,7 +576,7 @@ class Cache(Generic[Record]):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, RecordError) as error:
-            logger.warning("%s It is dropped and made anew.", error)
+            logger.warning("%s It is dropped and made again.", error)
             with contextlib.suppress(OSError):
                 path.unlink()
             return None

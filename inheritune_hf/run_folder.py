@@ -64,7 +64,7 @@ COURSE = (
 
 
 def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without those that say nothing; that means are compared is said by a confidence of none."""
+    """Return settings without empty ones; a confidence of none is kept: it says that means are compared."""
     return {name: value for name, value in values.items() if value not in (None, [], {}) or name == "confidence"}
 
 

@@ -18,19 +18,19 @@ from .distributed import check_launch
 #: Arguments of which some values are refused, with the reason and what to do instead.
 REFUSED: dict[str, str] = {
     "num_train_epochs": (
-        "a run's length is said in steps: set steps_per_round in the recipe, and max_steps to cap all rounds together"
+        "a run's length is given in steps: set steps_per_round in the recipe, and max_steps to cap all rounds together"
     ),
     "load_best_model_at_end": (
         "the best checkpoint may have another depth than the last student; the last round's student is the result"
     ),
     "save_strategy": "'best' compares checkpoints of different depth; use 'steps', 'epoch' or 'no'",
-    "save_only_model": "an interrupted run goes on from its last checkpoint, which needs the optimizer; leave it out",
+    "save_only_model": "an interrupted run resumes from its last checkpoint, which needs the optimizer; leave it out",
     "auto_find_batch_size": "a batch size that changes between rounds shifts the data; set per_device_train_batch_size",
-    "ignore_data_skip": "a resumed run must go on with the next batch; leave it out",
+    "ignore_data_skip": "a resumed run must continue with the next batch; leave it out",
     "restore_callback_states_from_checkpoint": (
         "callbacks belong to the whole run, a checkpoint to one round; leave it out"
     ),
-    "resume_from_checkpoint": "a run goes on by itself from the last checkpoint in output_dir; leave it out",
+    "resume_from_checkpoint": "a run resumes by itself from the last checkpoint in output_dir; leave it out",
     "eval_on_start": (
         "every round begins like a resumed run, so it would evaluate again after each interruption; leave it out"
     ),
@@ -50,7 +50,7 @@ REFUSED: dict[str, str] = {
         "no checkpoint is picked by a metric: the target decides when a student is good enough; leave it out"
     ),
     "enable_jit_checkpoint": (
-        "a run saves by itself on SIGTERM and Ctrl-C, at the end of a step, and goes on to the same bits; leave it out"
+        "a run saves by itself on SIGTERM and Ctrl-C, at the end of a step, and resumes to the same bits; leave it out"
     ),
     "bf16_full_eval": "it rounds the reference's weights but not those of a student in training; use bf16",
     "fp16_full_eval": "it rounds the reference's weights but not those of a student in training; use fp16",
@@ -67,14 +67,14 @@ REFUSED: dict[str, str] = {
     ),
     "save_on_each_node": "a run's state is one folder that every node sees; leave it out",
     "dataloader_in_order": (
-        "batches in the order in which workers finish are not the same when a run goes on; leave it out"
+        "batches in the order in which workers finish are not the same when a run is resumed; leave it out"
     ),
     "dataloader_persistent_workers": (
         "Transformers would keep the selection set's loader and measure the test set with it; leave it out"
     ),
     "accelerator_config": (
         "split_batches, dispatch_batches, even_batches=False, use_seedable_sampler=False and "
-        "gradient_accumulation_kwargs change which rows a step sees when a run goes on; leave them out"
+        "gradient_accumulation_kwargs change which rows a step sees when a run is resumed; leave them out"
     ),
     "parallelism_config": "a student cannot grow while its tensors are split; use DDP",
     "debug": (
@@ -104,7 +104,7 @@ HONOURED: dict[str, str] = {
     "lr_scheduler_type": "Runs over each round; over `max_steps` with `lr_schedule: continue`.",
     "lr_scheduler_kwargs": "As `lr_scheduler_type`.",
     "warmup_steps": "Each round warms up; with `lr_schedule: continue` the run once. A fraction is a share of either.",
-    "optim": "A fresh optimizer in each round; its state goes on with `optimizer_state: keep`.",
+    "optim": "A fresh optimizer in each round; its state is kept with `optimizer_state: keep`.",
     "optim_args": "As `optim`.",
     "weight_decay": "The same in every round; norms and biases are left out, in added blocks too.",
     "adam_beta1": "The same in every round.",
@@ -115,9 +115,9 @@ HONOURED: dict[str, str] = {
     "max_grad_norm": "The same in every round; over all parameters.",
     "label_smoothing_factor": "In training only: comparisons are of the plain loss. Refused with `distillation`.",
     "bf16": "In training and in every evaluation, the reference's included. Weights stay in float32.",
-    "fp16": "As `bf16`. The loss scale begins afresh with each round, and goes on with `optimizer_state: keep`.",
+    "fp16": "As `bf16`. The loss scale starts over with each round, and is kept with `optimizer_state: keep`.",
     "tf32": "In the whole process, so the reference is measured with it too.",
-    "activation_checkpointing": "Switched on anew for each round's student.",
+    "activation_checkpointing": "Switched on for each round's student.",
     "activation_checkpointing_kwargs": "As `activation_checkpointing`.",
     "gradient_checkpointing": "The old name of `activation_checkpointing`.",
     "gradient_checkpointing_kwargs": "The old name of `activation_checkpointing_kwargs`.",
@@ -129,7 +129,7 @@ HONOURED: dict[str, str] = {
     "use_cache": "In training and evaluation; a saved student has the reference's setting.",
     "neftune_noise_alpha": "In training only, in every round.",
     "torch_empty_cache_steps": "Counts over all rounds.",
-    "logging_strategy": "A round's last step is logged whatever it says.",
+    "logging_strategy": "A round's last step is logged in any case.",
     "logging_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
     "logging_first_step": "The first step of the run.",
     "log_on_each_node": "As in `Trainer`.",
@@ -144,13 +144,13 @@ HONOURED: dict[str, str] = {
     "trackio_space_id": "As in `Trainer`.",
     "trackio_bucket_id": "As in `Trainer`.",
     "trackio_static_space_id": "As in `Trainer`.",
-    "eval_strategy": "A round's last step is evaluated whatever it says.",
+    "eval_strategy": "A round's last step is evaluated in any case.",
     "eval_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
     "eval_delay": "Counts over all rounds; the last step of a round is evaluated all the same.",
     "per_device_eval_batch_size": "Changes no loss: it is a sum over a sum.",
     "prediction_loss_only": "Changes nothing: only sums of losses are ever gathered.",
     "eval_accumulation_steps": "As in `Trainer`.",
-    "save_strategy": "A round's last step is saved whatever it says.",
+    "save_strategy": "A round's last step is saved in any case.",
     "save_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
     "save_total_limit": "Counts checkpoints of all rounds; an older one goes when the newer one is whole.",
     "push_to_hub": "The example script and `inheritune train` push the student once, at the end.",
@@ -167,7 +167,7 @@ HONOURED: dict[str, str] = {
     "use_cpu": "As in `Trainer`.",
     "accelerator_config": "`non_blocking` and `use_configured_state`, as in `Trainer`.",
     "dataloader_drop_last": "Of the training set. No sequence of the selection set is ever dropped.",
-    "dataloader_num_workers": "As in `Trainer`; a stream can only go on with as many as it began with.",
+    "dataloader_num_workers": "As in `Trainer`; a stream resumes only with the number it began with.",
     "dataloader_pin_memory": "Switched off on a CPU.",
     "dataloader_prefetch_factor": "As in `Trainer`.",
     "dataloader_multiprocessing_context": "As in `Trainer`.",
@@ -181,7 +181,7 @@ HONOURED: dict[str, str] = {
     "ddp_backend": "As in `Trainer`.",
     "ddp_timeout": "As in `Trainer`.",
     "deepspeed": "Each round begins with an engine of its own. What is refused: see the table below.",
-    "fsdp": "Each round's student is sharded anew. What is refused: see the table below.",
+    "fsdp": "Each round's student is sharded. What is refused: see the table below.",
     "fsdp_config": "Read with `fsdp` only.",
     "skip_memory_metrics": "As in `Trainer`, for the last round.",
     "do_train": "Not read: a run always trains.",

@@ -188,11 +188,11 @@ _REPORTING = ("on_step_end", "on_epoch_end")
 
 class RoundsCallbackHandler(CallbackHandler):
     """
-    Show callbacks one beginning and one end of training, however many rounds there are.
+    Show callbacks one beginning and one end of training, for any number of rounds.
 
     Trackers open a run when training begins and close it when it ends; each round is a training of its own to
-    `Trainer`. Progress bars alone hear of every round. All processes call `before_report` before a step is logged,
-    evaluated or saved, and `after_save` when a checkpoint was written, before callbacks hear of it.
+    `Trainer`. Only progress bars are called in every round. All processes call `before_report` before a step is logged,
+    evaluated or saved, and `after_save` when a checkpoint was written, before callbacks are called.
     """
 
     def __init__(self, before_report: Callable[[], None], after_save: Callable[[], None], *args: Any) -> None:
@@ -218,7 +218,7 @@ class RoundsCallbackHandler(CallbackHandler):
     def call_event(
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Call every callback; where one of them stops the run, it is saved there, once: it goes on from there."""
+        """Call every callback; where one of them stops the run, it is saved there, once, and resumes from there."""
         if event == "on_save":
             self._after_save()
         changed: TrainerControl = super().call_event(event, args, state, control, **kwargs)  # type: ignore[no-untyped-call]
@@ -242,16 +242,16 @@ class RoundsCallbackHandler(CallbackHandler):
         return self._forward("on_train_end", lambda is_bar: is_bar, args, state, control)
 
     def on_run_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> TrainerControl:
-        """Tell every callback but progress bars, which have heard of it, that training has ended."""
+        """Call every callback but progress bars, which were called for each round, when training has ended."""
         if not self._running:
             return control
         self._running = False
         return self._forward("on_train_end", lambda is_bar: not is_bar, args, state, control)
 
-    def _forward(self, event: str, hears: Callable[[bool], bool], *arguments: Any) -> TrainerControl:
-        """Call an event of those callbacks alone that hear it, given whether they are progress bars."""
+    def _forward(self, event: str, selects: Callable[[bool], bool], *arguments: Any) -> TrainerControl:
+        """Call an event of the callbacks that `selects` accepts, given whether each is a progress bar."""
         everyone = self.callbacks
-        self.callbacks = [item for item in everyone if hears(isinstance(item, ProgressCallback))]
+        self.callbacks = [item for item in everyone if selects(isinstance(item, ProgressCallback))]
         try:
             changed: TrainerControl = self.call_event(event, *arguments)
             return changed
@@ -305,7 +305,7 @@ class CollapseCallback(TrainerCallback):
         self._evaluations = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tell the trackers of the reference, if it was measured."""
+        """Log the reference's collapse, if it was measured."""
         if self.reference is not None and state.is_world_process_zero:
             self._log("reference_collapse", self.reference)
 
@@ -376,14 +376,14 @@ def run_key(output_dir: Path) -> str:
 
 
 class ContinuedWandb(WandbCallback):
-    """Open the same run of Weights & Biases again whenever there is something to tell, unless another one is open."""
+    """Reopen the same run of Weights & Biases whenever there is something to log, unless another one is open."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._opened = self._ended = False
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        """Open the run by its id, then let Transformers go on."""
+        """Open the run by its id, then set up as Transformers does."""
         if state.is_world_process_zero and self._wandb.run is None:
             key = run_key(Path(args.output_dir or "trainer_output"))
             self._wandb.init(
@@ -401,7 +401,7 @@ class ContinuedWandb(WandbCallback):
         super().on_train_begin(args, state, control, *words, **named)  # type: ignore[no-untyped-call]
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, *words: Any, **named: Any) -> None:
-        """Tell figures, also those that come when training has ended; the run is closed again then."""
+        """Log figures, also after training has ended; the run is closed again then."""
         super().on_log(args, state, control, *words, **named)  # type: ignore[no-untyped-call]
         if self._ended:
             self._close()
@@ -419,10 +419,10 @@ class ContinuedWandb(WandbCallback):
 
 
 class ContinuedTrackio(TrackioCallback):
-    """Go on with the Trackio run of the same name, which is the folder's unless `run_name` says another."""
+    """Continue the Trackio run of the same name: `run_name`, or the folder's."""
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        """Name the run, then let Transformers go on."""
+        """Name the run, then set up as Transformers does."""
         named = copy.copy(args)
         if args.run_name is None and state.is_world_process_zero:
             named.run_name = run_key(Path(args.output_dir or "trainer_output"))

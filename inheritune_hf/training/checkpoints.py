@@ -236,7 +236,7 @@ def round_students(output_dir: Path) -> Iterator[tuple[int, Path]]:
     """
     Yield every round's number and a folder with its student, which is there until the next one is asked for.
 
-    The student of a round is the checkpoint that ended it; its record tells the rounds up to it.
+    The student of a round is the checkpoint that ended it; its record holds the rounds up to it.
 
     Args:
         output_dir (`Path`): Output folder of a finished run, with its checkpoints.
@@ -271,10 +271,10 @@ def _write_round(output_dir: Path, checkpoint: Path, record: RunRecord, item: Ro
     config["use_cache"] = last.get("use_cache", True)  # off while it was trained
     write_json(folder / "config.json", config)
     last_one = item.index == len(record.rounds)
-    told = dataclasses.replace(
+    published = dataclasses.replace(
         record,
         lineage=decode(Lineage, config["inheritune"], f"{checkpoint / 'config.json'}: inheritune"),
         rounds=record.rounds[: item.index],
         outcome=record.outcome if last_one else None,
     )
-    write_record(folder / RECORD_FILE, told)
+    write_record(folder / RECORD_FILE, published)

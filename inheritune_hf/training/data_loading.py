@@ -55,7 +55,7 @@ def check_data(train: Any, selection: Any, config: Any) -> None:
 
 
 def row_length(dataset: Any) -> int:
-    """Return the tokens of a data set's first row, which all rows of packed sequences have; 0 if it cannot be told."""
+    """Return the tokens of a data set's first row, which all rows of packed sequences have; 0 if it is not known."""
     if isinstance(dataset, PackedStream):
         return dataset.block_size
     return len(dataset[0]["input_ids"]) if hasattr(dataset, "__len__") else 0
@@ -138,7 +138,7 @@ class ResumableStream:
             self.state.update(state)
 
     def sync_counts(self) -> float:
-        """Let all processes say how far they are; returns the whole passes over the stream by all of them."""
+        """Share how far each process is; returns the whole passes over the stream by all of them."""
         own = [self.state.passes, *(self.state.total(name) for name in _COUNTS)]
         found = self._gather(torch.tensor([own], device=self._device))
         totals = dict(zip(_COUNTS, found[:, 1:].sum(0).tolist(), strict=True))

@@ -22,7 +22,7 @@ from ..records import cache_folder, digest_of, read_json, write_json
 from ..students import OpenedReference, find_blocks
 from ..students.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
 
-#: Sums the loss of tokens: the student's logits `(tokens, vocab)`, the targets `(tokens,)`, what the teacher says.
+#: Sums the loss of tokens: the student's logits `(tokens, vocab)`, the targets `(tokens,)`, the teacher's outputs.
 Compare = Callable[..., Tensor]
 
 
@@ -78,11 +78,11 @@ def chunked_sum(head: Head, hidden: Tensor, targets: Tensor, given: Sequence[Ten
     """
     Sum a loss of tokens, holding the student's logits of a few tokens at once, in both passes.
 
-    `hidden` `(tokens, width)` are the student's last states, `given` what the teacher says of each token.
+    `hidden` `(tokens, width)` are the student's last states, `given` the teacher's outputs for each token.
     """
 
-    def part(states: Tensor, wanted: Tensor, *said: Tensor) -> Tensor:
-        return compare(head.logits(states).float(), wanted, *said)
+    def part(states: Tensor, wanted: Tensor, *taught: Tensor) -> Tensor:
+        return compare(head.logits(states).float(), wanted, *taught)
 
     rows = chunk_tokens(head.weight.shape[0])
     total = hidden.new_zeros((), dtype=torch.float32)
@@ -191,14 +191,14 @@ class Teacher:
         blocks = len(find_blocks(student))
         states: list[Tensor] = []
         given: list[Tensor] = []
-        said: tuple[Tensor, ...]
+        taught: tuple[Tensor, ...]
         if self.store is None:
             layers = block_map(self.kept, blocks, len(find_blocks(self.model)))
             head, rows = self._run(inputs, layers, given)
-            compare, said = self._compare_with(head), (rows,)
+            compare, taught = self._compare_with(head), (rows,)
         else:
             compare = self._compare_top
-            said = self._likeliest(inputs, self.store)
+            taught = self._likeliest(inputs, self.store)
 
         def finish(total: Tensor, targets: Tensor, items: Any) -> Tensor:
             if self.compares_states:
@@ -208,11 +208,11 @@ class Teacher:
 
         def of_logits(logits: Tensor, targets: Tensor, items: Any) -> Tensor:
             flat = targets.reshape(-1)
-            return finish(compare(logits.reshape(-1, logits.shape[-1]).float(), flat, *said), flat, items)
+            return finish(compare(logits.reshape(-1, logits.shape[-1]).float(), flat, *taught), flat, items)
 
         def of_hidden(own: Head, hidden: Tensor, targets: Tensor, items: Any) -> Tensor:
             flat, rows = targets.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
-            return finish(chunked_sum(own, rows, flat, said, compare), flat, items)
+            return finish(chunked_sum(own, rows, flat, taught, compare), flat, items)
 
         with contextlib.ExitStack() as stack:
             if self.compares_states:
@@ -242,10 +242,10 @@ class Teacher:
             return None, logits.reshape(-1, logits.shape[-1])
 
     def _compare_with(self, head: Head | None) -> Compare:
-        def compare(scores: Tensor, targets: Tensor, *said: Tensor) -> Tensor:
+        def compare(scores: Tensor, targets: Tensor, *taught: Tensor) -> Tensor:
             with torch.no_grad():
-                taught = (said[0] if head is None else head.logits(said[0])).float()
-            return weighted_sum(scores, taught, targets, self.weights, self.temperature)
+                logits = (taught[0] if head is None else head.logits(taught[0])).float()
+            return weighted_sum(scores, logits, targets, self.weights, self.temperature)
 
         return compare
 
@@ -282,8 +282,8 @@ class Teacher:
                 found.append(nn.functional.log_softmax(logits / self.temperature, -1).topk(k))
         return torch.cat([item.indices for item in found]), torch.cat([item.values for item in found])
 
-    def _compare_top(self, scores: Tensor, targets: Tensor, *said: Tensor) -> Tensor:
-        return top_k_sum(scores, said[0], said[1], targets, self.weights, self.temperature)
+    def _compare_top(self, scores: Tensor, targets: Tensor, *taught: Tensor) -> Tensor:
+        return top_k_sum(scores, taught[0], taught[1], targets, self.weights, self.temperature)
 
 
 def open_teacher(

@@ -17,18 +17,18 @@ from transformers.integrations import deepspeed
 from ..config import InherituneConfig
 from ..records import hold_folder
 
-#: Environment variables by which launchers tell a process how many there are.
+#: Environment variables in which launchers give the number of processes.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 #: What of FSDP and DeepSpeed is refused: (is it, given accelerate's state and the recipe?, why, and what to do).
 REFUSED_SHARDING: dict[str, tuple[Callable[[Any, InherituneConfig], bool], str]] = {
     "fsdp without a device": (
         lambda state, recipe: _asked("ACCELERATE_USE_FSDP") and not _is_fsdp(state),
-        "Accelerate does not shard on processors and would train by DDP, without a word; leave FSDP out",
+        "Accelerate does not shard on processors and would train by DDP without saying so; leave FSDP out",
     ),
     "deepspeed without an engine": (
         lambda state, recipe: _asked("ACCELERATE_USE_DEEPSPEED") and not _is_deepspeed(state),
-        "Accelerate was told to use the CPU and would train without DeepSpeed; leave one of them out",
+        "Accelerate is set to use the CPU and would train without DeepSpeed; leave one of them out",
     ),
     "fsdp_version": (
         lambda state, recipe: _is_fsdp(state) and state.fsdp_plugin.fsdp_version == 1,
@@ -94,7 +94,7 @@ def hold_output_dir(args: TrainingArguments) -> Iterator[None]:
 
 def check_launch(environment: Mapping[str, str], processes: int) -> None:
     """
-    See whether a launcher that was asked for several processes has started one.
+    Refuse a launch of several processes that has started one.
 
     `accelerate launch --num_processes 2 --cpu` does so and says nothing. It leaves the address at which the processes
     would have met, and no number of them.

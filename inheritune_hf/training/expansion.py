@@ -26,10 +26,10 @@ Build = Callable[[tuple[int, ...], Path | None], PreTrainedModel]
 @dataclass(frozen=True)
 class Baseline:
     """
-    What a trainer trains in place of the recipe's students: the loop's steps, evaluations, checkpoints and counts stay.
+    What a trainer trains in place of the recipe's students, with the loop's steps, evaluations and checkpoints.
 
     Args:
-        identity (`Mapping[str, Any]`): What tells its runs from others, beside recipe, arguments and data.
+        identity (`Mapping[str, Any]`): What distinguishes its runs, beside recipe, arguments and data.
         build (`Callable`, *optional*): Returns the model of a round's layers, given the last round's checkpoint if
             there is one; the recipe's students if not given.
         growth_rule (`GrowthRule`, *optional*): Its stages, and which of them may match; the recipe's if not given.
@@ -291,7 +291,7 @@ def carry_optimizer(
 
 
 def by_place(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state dictionary that tells parameters by name, as FSDP saves it, with places instead."""
+    """Return an optimizer's state dictionary that is keyed by name, as FSDP saves it, keyed by place."""
     places = {name: place for place, name in enumerate(_flat([group["params"] for group in saved["param_groups"]]))}
     return {
         "state": {places[name]: state for name, state in saved["state"].items()},

@@ -1,4 +1,4 @@
-"""Tell one run from another: recipe, arguments that change numbers, reference and data, each by its content."""
+"""The identity of a run: recipe, arguments that change numbers, reference and data, each by its content."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def numeric_arguments(args: TrainingArguments) -> dict[str, Any]:
 
 def check_output_dir(args: TrainingArguments, config: InherituneConfig) -> None:
     """
-    Refuse an output folder that holds a run of other settings, as far as that can be told without reference and data.
+    Refuse an output folder that holds a run of other settings, as far as that is known without reference and data.
 
     Raises:
         ValueError: If it does; every difference is named.
@@ -52,9 +52,9 @@ def check_output_dir(args: TrainingArguments, config: InherituneConfig) -> None:
 
 def dataset_fingerprint(dataset: Any) -> str | None:
     """
-    Return what tells one data set from another: its content, or some of its rows if it is no `datasets.Dataset`.
+    Return a fingerprint of a data set: of its content, or of some of its rows if it is no `datasets.Dataset`.
 
-    A data set without a length has no fingerprint, unless it says one.
+    A data set without a length has no fingerprint, unless it has one of its own.
     """
     if isinstance(dataset, PackedStream):
         return dataset.fingerprint

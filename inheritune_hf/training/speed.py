@@ -97,7 +97,7 @@ def _uses_tf32() -> bool:
 
 
 def _cpu_multiplies(precision: str) -> bool:
-    # PyTorch tells these by names of its own alone; where it does not, nothing is known to be slow.
+    # Only private functions of PyTorch know these; where they are missing, nothing is known to be slow.
     names = {"bf16": ("_is_avx512_bf16_supported", "_is_amx_tile_supported"), "fp16": ("_is_amx_fp16_supported",)}
     asked = [getattr(torch.cpu, name) for name in names[precision] if hasattr(torch.cpu, name)]
     return not asked or torch.backends.cpu.get_cpu_capability() == "DEFAULT" or any(ask() for ask in asked)

@@ -81,7 +81,7 @@ from .speed import block_compiler, compile_blocks, eager_mode, frozen_gc, slow_s
 
 logger = logging.getLogger(__name__)
 
-# What a student takes over from the way its reference is loaded, and a checkpoint does not keep.
+# Options of loading the reference that hold for students too, and that no checkpoint keeps.
 _MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
 
 
@@ -109,7 +109,7 @@ class InherituneTrainer(ValidatedTrainer):
         data_collator (`Callable`, *optional*):
             Turns rows into a batch with `labels`; pads and labels plain rows if not given.
         callbacks (`list[TrainerCallback]`, *optional*):
-            They hear one beginning and one end of training, however many rounds there are.
+            They see one beginning and one end of training, for any number of rounds.
         reference_kwargs (`dict`, *optional*):
             How the reference is loaded (`revision`, `token`, `attn_implementation`, ...), as for `from_pretrained`.
         reference_cache (`bool`, *optional*, defaults to `True`):
@@ -150,7 +150,7 @@ class InherituneTrainer(ValidatedTrainer):
         """
         if resume_from_checkpoint or trial is not None:
             raise ValueError(
-                "train() takes neither resume_from_checkpoint (a run goes on by itself from the last checkpoint in "
+                "train() takes neither resume_from_checkpoint (a run resumes by itself from the last checkpoint in "
                 "output_dir) nor trial; call train() without them."
             )
         training_loss = float("nan")
@@ -421,7 +421,7 @@ class InherituneTrainer(ValidatedTrainer):
 
     @property
     def run_digest(self) -> str:
-        """What tells the run's checkpoints from those of another one."""
+        """Digest of the run's identity, which its checkpoints carry."""
         return digest_of(self.run.identity)
 
     @property
@@ -482,7 +482,7 @@ class InherituneTrainer(ValidatedTrainer):
             }
             key = loss_key(self.reference, given, self.data_collator, self.args, facts)
         found: Validation | None = on_main_process(cache.read(key) if key is not None else None)
-        source = f" · measured before ({cache.folder}; reference_cache=False measures it anew)" if found else ""
+        source = f" · measured before ({cache.folder}; reference_cache=False measures it again)" if found else ""
         self.set_model(self.skeleton(self.run.layers))
         if found is None:
             loaded = self.reference.model is not None
@@ -591,7 +591,7 @@ class InherituneTrainer(ValidatedTrainer):
         )
 
     def log_round(self, item: Round) -> None:
-        """Tell the log and the trackers how a round ended; a control has no target to tell of."""
+        """Log how a round ended, to trackers too; a control has no target to log."""
         if self.growth_rule.match == "never":
             return
         logger.info(
@@ -664,7 +664,7 @@ class InherituneTrainer(ValidatedTrainer):
         return self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
     def describe_round(self) -> None:
-        """Tell progress bars which round begins."""
+        """Show on progress bars which round begins."""
         text = f"round {self.run.round_index} · {len(self.run.layers)} layers"
         for item in self.callback_handler.callbacks:
             if isinstance(item, RoundProgress):
@@ -714,7 +714,7 @@ class InherituneTrainer(ValidatedTrainer):
         self._places_model = value
 
     def sync_stream(self) -> None:
-        """Before a step is logged, evaluated or saved: let all processes say how far they are in the stream."""
+        """Before a step is logged, evaluated or saved: share how far each process is in the stream."""
         if self.stream is not None:
             self.state.epoch = self.stream.sync_counts()
 

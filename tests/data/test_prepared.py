@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from holding import held_by_another
 from test_splits import TEXTS, load, write_jsonl, write_texts
 
 from inheritune_hf.config import DataConfig

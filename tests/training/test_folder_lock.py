@@ -30,14 +30,16 @@ def running(reference, tmp_path):
     settings = {"output_dir": str(tmp_path / "run"), "reference": reference, "result": str(tmp_path / "result.json")}
     stopped = {**settings, "kill_at": 5, "signal": int(signal.SIGSTOP)}
     process = subprocess.Popen([sys.executable, str(PROGRAM), json.dumps(stopped)], stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "T":
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    yield settings, process
-    process.kill()
-    process.wait()
+    try:
+        until = time.monotonic() + 300
+        while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "T":
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        yield settings, process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_two_runs_at_once(running, reference, tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from inheritune_hf.cli import main
 from inheritune_hf.publishing import hub as publishing
 from inheritune_hf.publishing import publish_student
-from inheritune_hf.records import Match, Round, RunState, Validation, write_json
+from inheritune_hf.records import Match, Round, RunState, Validation
 from inheritune_hf.run_folder import read_state, write_state
 from inheritune_hf.training import checkpoints
 from inheritune_hf.training.checkpoints import (
@@ -52,15 +52,6 @@ def test_damaged_state_is_an_error(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match=r"state\.json is damaged"):
         read_state(tmp_path)
-
-
-def test_failed_write_leaves_the_old_file(tmp_path):
-    """A value that JSON cannot hold fails before the old file is touched."""
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_identity_is_compared_as_json(tmp_path):

@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, TrainerCallback
 from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer, from_pretrained_inherited
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.evaluation import ValidatedTrainer
-from inheritune_hf.students import inspect_architecture
 
 PROGRAM = Path(tiny.__file__)
 
@@ -325,20 +324,6 @@ def test_losses_of_every_round_are_kept(reference, tmp_path):
         assert len(kept["documents"]) == 12
 
 
-@pytest.mark.parametrize("kill_at", [pytest.param(12, marks=pytest.mark.slow), 20])
-def test_killed_run_goes_on_to_the_same_bits(reference, tmp_path, kill_at):
-    """SIGKILL in round 2, the same command again: the weights and the log of an uninterrupted run."""
-    whole = run_program(
-        {"output_dir": str(tmp_path / "whole"), "reference": reference, "result": str(tmp_path / "whole.json")}
-    )
-    settings = {"output_dir": str(tmp_path / "cut"), "reference": reference, "result": str(tmp_path / "cut.json")}
-    killed = run_program({**settings, "kill_at": kill_at}, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    resumed = run_program(settings)
-    assert resumed == whole
-    assert whole["layers"] == [1, 2, 3]
-
-
 def test_interrupted_run_is_saved_and_goes_on(reference, tmp_path):
     """SIGTERM finishes the step and saves; the same command goes on to the same bits."""
     whole = tiny.make_trainer(tmp_path / "whole", reference)
@@ -355,20 +340,6 @@ def test_interrupted_run_is_saved_and_goes_on(reference, tmp_path):
     resumed.train()
     assert tiny.weights_hash(resumed.student) == tiny.weights_hash(whole.student)
     assert resumed.outcome == "no_more_layers"
-
-
-def test_incomplete_checkpoint_is_not_used(reference, tmp_path):
-    """A checkpoint without its seal is passed over for the one before."""
-    whole = tiny.make_trainer(tmp_path / "whole", reference)
-    whole.train()
-    cut = tiny.make_trainer(tmp_path / "cut", reference, callbacks=[tiny.Kill(14, signal.SIGTERM)])
-    cut.train()
-    last = max((tmp_path / "cut").glob("checkpoint-*"), key=lambda item: int(item.name.split("-")[1]))
-    (last / "inheritune_state.json").unlink()
-    (last / "model.safetensors").write_bytes(b"half")
-    resumed = tiny.make_trainer(tmp_path / "cut", reference)
-    resumed.train()
-    assert tiny.weights_hash(resumed.student) == tiny.weights_hash(whole.student)
 
 
 def test_two_processes_give_the_same_loss_as_one(reference, tmp_path):
@@ -599,12 +570,6 @@ def test_bad_input_is_refused_before_training(reference, tmp_path, recipe, chang
         build(reference, tmp_path, recipe, **changes)
 
 
-def test_reference_that_is_not_there_is_refused(tmp_path):
-    """A reference that does not exist is refused when the trainer is built."""
-    with pytest.raises(OSError, match="There is no model at"):
-        build(str(tmp_path / "nothing"), tmp_path)
-
-
 def test_scattered_layers_train_for_one_round(reference, tmp_path):
     """Layers that do not start at the first can be trained, but not grown."""
     trainer = build(reference, tmp_path, {"keep_layers": "last:2", "max_layers": 2, "target": 0.01})
@@ -685,11 +650,3 @@ def test_parts_left_out_begin_under_the_run_seed(reference, tmp_path):
         assert not torch.equal(state[random], teacher[random])
     recipe = InherituneConfig(keep_layers=2, inherit="released-code")
     assert torch.equal(from_pretrained_inherited(reference, recipe, seed=7).state_dict()[random], started[1][random])
-
-
-def test_a_size_selects_the_first_layers(reference, tmp_path):
-    """`params:` is resolved from the reference's config before anything is read."""
-    config = AutoModelForCausalLM.from_pretrained(reference).config
-    size = inspect_architecture(config).prefix_sizes[1]
-    trainer = tiny.make_trainer(tmp_path, reference, {"keep_layers": f"params:{size}"})
-    assert trainer.model.config.num_hidden_layers == 2
