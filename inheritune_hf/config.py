@@ -14,6 +14,7 @@ from .annotations import Within, annotations_of, conform
 from .arms import ARMS, LOOP, parse_arm
 from .distillation_losses import DISTILLATION_LOSSES, losses_of_kind
 from .foreign_text import parse_json, parse_yaml
+from .layers import GRAMMAR
 from .measures import examples
 
 #: A number of 1 or more.
@@ -158,6 +159,8 @@ class InherituneConfig:
         self.tolerance = tolerance
         self.confidence = one_sided(self.confidence)
         check_settings(self, besides=("keep_layers", "schedule"))  # these have a grammar of their own
+        if isinstance(self.keep_layers, bool) or not isinstance(self.keep_layers, int | str | Sequence):
+            raise ValueError(f"keep_layers must be {GRAMMAR}, got {self.keep_layers!r}.")
         if not isinstance(self.schedule, list):
             raise ValueError(f"schedule must be a list of what keep_layers may be, got {self.schedule!r}.")
         if not self.distillation_temperature > 0:
