@@ -107,7 +107,7 @@ def test_measures_are_not_resolved_here(choice):
 
 @pytest.mark.parametrize("choice", [True, 1.5, None, {0, 1}], ids=str)
 def test_other_types_are_refused(choice):
-    """What is neither a number, a string nor a sequence is a type error."""
+    """What is neither a number, a string nor a sequence is refused with what is allowed."""
     with pytest.raises(ValueError, match=r"keep_layers must be a number \(12\), .*, got "):
         resolve_layers(choice, 12)
 
