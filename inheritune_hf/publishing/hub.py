@@ -13,13 +13,12 @@ from typing import Any, cast
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import InherituneConfig
 from ..figures import layer_panel, save_panels
 from ..foreign_text import first_line
-from ..records import RECORD_FILE, Lineage, RunRecord, decode, write_record, write_text
+from ..records import RECORD_FILE, Lineage, RunRecord, decode, saving, write_record, write_text
 from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, open_reference, plan_inheritance
 from ..students.download import CONNECTION_ERRORS
 from .bundle import PUBLISHED, exclusion_reason, find_private, mentions_user, read_record, stage, try_out
@@ -59,13 +58,11 @@ def save_student(
 ) -> None:
     """Save a student as a standard checkpoint, with its record and a card that calls it `name`, or like the folder."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
-    except SafetensorError as error:
-        raise OSError(f"The weights cannot be written to {folder}: {first_line(error)} Is there room?") from error
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     write_record(folder / RECORD_FILE, record)
     _write_card(folder / "README.md", render_card(record, name or folder.resolve().name))
     _share_as_usual(folder)
