@@ -232,9 +232,9 @@ def seal(chance, made, folder):
     checkpoint = folder / "checkpoint-4"
     checkpoint.mkdir()
     (checkpoint / "state").write_text("state")
-    checkpoints.seal_checkpoint(checkpoint, checkpoints.Seal(1, 4, 640, 1.5))
+    checkpoints.seal_checkpoint(checkpoint, checkpoints.Seal("run", 1, 4, 640, 1.5))
     damage_file(chance, checkpoint / "inheritune_state.json")
-    checkpoints.last_checkpoint(folder, 1)
+    checkpoints.last_checkpoint(folder, 1, "run")
 
 
 KINDS = [recipe, command_line, config, weights, generation, tokenizer, run_files, published, seal]

@@ -331,10 +331,16 @@ def test_other_processes_and_other_evaluations_do_not_measure():
     """Only the main process measures, and only at evaluations of the selection set."""
     callback = CollapseCallback(SEQUENCES)
     control = TrainerControl()
-    callback.on_evaluate(None, TrainerState(is_world_process_zero=False), control, "model", {"eval_loss": 1.0})
-    callback.on_evaluate(None, TrainerState(is_world_process_zero=True), control, "model", {"test_loss": 1.0})
-    callback.on_evaluate(None, TrainerState(is_world_process_zero=True), control, None, {"eval_loss": 1.0})
-    callback.on_train_end(None, TrainerState(is_world_process_zero=False), control, "model")
+    callback.on_evaluate(
+        None, TrainerState(is_world_process_zero=False), control, model="model", metrics={"eval_loss": 1.0}
+    )
+    callback.on_evaluate(
+        None, TrainerState(is_world_process_zero=True), control, model="model", metrics={"test_loss": 1.0}
+    )
+    callback.on_evaluate(
+        None, TrainerState(is_world_process_zero=True), control, model=None, metrics={"eval_loss": 1.0}
+    )
+    callback.on_train_end(None, TrainerState(is_world_process_zero=False), control, model="model")
     assert callback.history == []
 
 

@@ -106,7 +106,7 @@ def test_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, dama
 def test_damaged_seal_is_no_seal(tmp_path):
     """A seal that is not whole, or says something else of its files than size and checksum, does not count."""
     (tmp_path / "state").write_text("state")
-    seal_checkpoint(tmp_path, Seal(1, 4, 640, 1.5))
+    seal_checkpoint(tmp_path, Seal("run", 1, 4, 640, 1.5))
     assert read_seal(tmp_path) is not None
     seal = tmp_path / "inheritune_state.json"
     whole = seal.read_text()
