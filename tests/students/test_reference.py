@@ -117,7 +117,8 @@ def test_a_tokenizer_of_other_values_is_named(gpt2_folder, limit, number, compla
     """A limit that is no number, and numbers of tokens that no vocabulary has, are refused before they are used."""
     values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": limit}
     (gpt2_folder / "tokenizer_config.json").write_text(json.dumps(values))
-    core = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0, "b": number}, "unk_token": "a"}}
+    words = {"type": "WordLevel", "vocab": {"a": 0, "b": number}, "unk_token": "a"}
+    core = {"version": "1.0", "added_tokens": [], "model": words}
     (gpt2_folder / "tokenizer.json").write_text(json.dumps(core))
     with pytest.raises(ValueError, match=f"The tokenizer at .* cannot be used: {complaint}"):
         _ = open_reference(gpt2_folder).tokenizer
