@@ -256,7 +256,7 @@ def test_errors_of_a_run_are_one_line(recipe, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num_train_epochs", "2"], "num_train_epochs: a run's length is said in steps"),
+        (["--num_train_epochs", "2"], "num_train_epochs: a run's length is given in steps"),
         (["--keep_layers", "13"], "keep_layers must be between 1 and 4"),
         (["--max_layers", "9"], "max_layers must be between 1"),
     ],

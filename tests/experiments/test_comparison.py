@@ -662,7 +662,7 @@ def test_a_cell_killed_after_its_last_checkpoint_is_finished_later(material, who
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(InherituneTrainer, "finished_round", killed)
+        patched.setattr(InherituneTrainer, "finish_round", killed)
         with pytest.raises(KeyboardInterrupt):
             compare(material, tmp_path, ["random"], [1], **FIXED)
     monkeypatch.setattr(InherituneTrainer, "training_step", None)
