@@ -468,7 +468,7 @@ class _Attempts:
         self.progress(0)
 
     def progress(self, size: int) -> None:
-        """Begin to count anew once enough bytes have come."""
+        """Restart the count once enough bytes have come."""
         if size >= _SLOWEST or not size:
             self.failures, self.deadline = 0, time.monotonic() + _GIVE_UP * constants.HF_HUB_DOWNLOAD_TIMEOUT
 
