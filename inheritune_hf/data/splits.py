@@ -89,6 +89,7 @@ class _Request:
     vocab_size: int
     block_size: int
     seed: int
+    data_seed: int  # of a stream's order
 
     def encoder(self, source: Source) -> Encoder:
         """Return how the rows of a source become tokens."""
@@ -111,6 +112,7 @@ def load_data_splits(
     *,
     block_size: int | None = None,
     seed: int = 42,
+    data_seed: int | None = None,
     vocab_size: int | None = None,
     context_length: int | None = None,
     cache_dir: Path | None = None,
@@ -130,6 +132,7 @@ def load_data_splits(
             Tokens of one sequence; if not given, `config.block_size`, else that of a prepared folder, else
             `context_length` (at most 1024).
         seed (`int`, *optional*, defaults to `42`): Chooses which documents are held out.
+        data_seed (`int`, *optional*): Determines the order of a stream, as in `TrainingArguments`; `seed` if not given.
         vocab_size (`int`, *optional*): Tokens that the reference knows; the tokenizer's own if not given.
         context_length (`int`, *optional*): Most tokens that the reference reads; the tokenizer's limit if not given.
         cache_dir (`Path`, *optional*): Where `datasets` caches what was read and made; its own folder if not given.
@@ -154,7 +157,7 @@ def load_data_splits(
         if is_prepared(config.dataset_name):
             return load_prepared(config, tokenizer, asked, context_length)
     size = asked or min(context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
-    request = _Request(config, sources, given, tokenizer, known, size, seed)
+    request = _Request(config, sources, given, tokenizer, known, size, seed, seed if data_seed is None else data_seed)
     if any(source.holds_token_files for source in sources):
         found = _read_token_files(request)
     else:
@@ -191,7 +194,9 @@ def splits_from_documents(
         sets[name] = tokenize_documents(mark_long_texts(rows, Layout(), f"the {name} documents"), Encoder(tokenizer))
     found = _Documents([sets["train"]], sets, sum(len(items) - len(sets[name]) for name, items in given.items()))
     config = DataConfig(max_sequences_per_document=max_sequences_per_document)
-    request = _Request(config, [Source("train", Layout(), name=source)], {}, tokenizer, len(tokenizer), block_size, 0)
+    request = _Request(
+        config, [Source("train", Layout(), name=source)], {}, tokenizer, len(tokenizer), block_size, 0, 0
+    )
     return _pack(request, found, Overlaps(count_shared(sets, found.train)))
 
 
@@ -455,7 +460,7 @@ def _load_stream(request: _Request) -> DataSplits:
         frozenset(name for name, value in settings.items() if value == "remove"),
     )
     # In another order it is another stream: a run cannot resume in it.
-    order = f":{config.shuffle_documents}:{seed}" if config.shuffle_documents else ""
+    order = f":{config.shuffle_documents}:{request.data_seed}" if config.shuffle_documents else ""
     fingerprint = hashlib.sha256(f"{sources_fingerprint(sources)}{order}".encode()).hexdigest()
     train = PackedStream(
         [
@@ -466,7 +471,7 @@ def _load_stream(request: _Request) -> DataSplits:
         exclusion,
         fingerprint,
         config.shuffle_documents,
-        seed,
+        request.data_seed,
         equal_passes=sources[0].weight is None,
     )
     facts = [SourceFacts(source.label, weight=source.weight) for source in sources]

@@ -98,6 +98,7 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
             data,
             tokenizer,
             seed=args.seed,
+            data_seed=args.data_seed,
             context_length=reference.context_length,
             vocab_size=text.vocab_size,
         )

@@ -274,9 +274,10 @@ def write_shards(folder, texts, shards):
     return [f"{folder}/*.jsonl"]
 
 
-def load(tokenizer, block_size=8, **settings):
+def load(tokenizer, block_size=8, data_seed=None, **settings):
     defaults = {"streaming": True, "selection_fraction": 0.2, "test_fraction": 0.2, "shuffle_documents": 0}
-    return load_data_splits(DataConfig(**{**defaults, **settings}), tokenizer, block_size=block_size)
+    config = DataConfig(**{**defaults, **settings})
+    return load_data_splits(config, tokenizer, block_size=block_size, data_seed=data_seed)
 
 
 def test_held_out_documents_of_a_stream_do_not_depend_on_order_or_shards(tmp_path, tokenizer):
@@ -297,6 +298,17 @@ def test_held_out_documents_of_a_stream_do_not_depend_on_order_or_shards(tmp_pat
     assert not held[0][0] & held[0][1]
     assert splits.facts.train.documents is None
     assert splits.facts.selection.documents == len(held[0][0])
+
+
+def test_the_data_seed_is_of_the_order_alone(tmp_path, tokenizer):
+    """Another data seed is another stream, in another order; the same documents are held out."""
+    texts = [f"document {number} of the stream" for number in range(50)]
+    settings = {"train_files": write_shards(tmp_path / "a", texts, 1), "shuffle_documents": 9}
+    same, one, other = (load(tokenizer, data_seed=seed, **settings) for seed in (42, None, 43))
+    assert take(same.train, 9)[0] == take(one.train, 9)[0] != take(other.train, 9)[0]
+    assert same.facts == one.facts
+    assert one.facts.train.fingerprint != other.facts.train.fingerprint
+    assert (one.facts.selection, one.facts.test) == (other.facts.selection, other.facts.test)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder", "saved"])
