@@ -41,7 +41,7 @@ Depth = Annotated[int, Within(1, 100_000)]
 #: Largest file of facts, in bytes.
 MAX_BYTES = 1 << 29
 
-Outcome = Literal["matched", "no_more_layers", "budget_exhausted", "interrupted"]
+Outcome = Literal["matched", "no_more_layers", "budget_exhausted", "interrupted", "adapted"]
 
 # Nanoseconds after which a file's time of change tells it from what it was before: a clock of files may stand still.
 _SETTLED = 50_000_000
@@ -232,8 +232,8 @@ class RunRecord:
         recipe (`dict`): The `InherituneConfig` as a dictionary.
         lineage (`Lineage`): Where the student's parts come from.
         rounds (`tuple[Round, ...]`): All rounds, failed ones included.
-        outcome (`str`, *optional*): `matched`, `no_more_layers`, `budget_exhausted` or `interrupted`; None if the
-            student was not trained.
+        outcome (`str`, *optional*): `matched`, `no_more_layers`, `budget_exhausted` or `interrupted`; `adapted` of a
+            whole reference that was trained further; None if the student was not trained.
         target (`float`, *optional*): The loss to reach, in nats per token.
         training (`dict`): Training arguments that change the numbers of a run, seeds among them.
     """

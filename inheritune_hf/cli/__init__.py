@@ -24,6 +24,7 @@ class _Verb(NamedTuple):
 #: Each verb is a function of its name in its module, which is imported when the verb is run.
 _VERBS = {
     "train": _Verb("runs", "run a recipe, or the embedded default if there is no --reference", resumable=True),
+    "adapt": _Verb("runs", "train the reference itself further, to be the reference of a run", resumable=True),
     "inherit": _Verb("students", "cut a student out of a reference and save it"),
     "data": _Verb("data", "prepare: tokenize and pack data ahead of time", resumable=True),
     "doctor": _Verb("students", "say whether and how a reference can be cut, from its config and file headers alone"),
@@ -55,7 +56,7 @@ options:
   --version  show the version
 
 exit status of train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interrupted (run it again), 2 usage, 1 error
-exit status of compare: 0 complete, 75 interrupted (run it again), 2 usage, 1 error
+exit status of adapt and compare: 0 complete, 75 interrupted (run it again), 2 usage, 1 error
 exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config import EMBEDDED_DEFAULTS
 from ..records import EXIT_STATUS
+from ..run_folder import SETTINGS_FILE
 from .parsing import VerbParser
-from .settings import Settings, parse_comparison, parse_plan, parse_settings
+from .settings import Settings, parse_adaptation, parse_comparison, parse_plan, parse_settings
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -32,6 +34,25 @@ def train(argv: Sequence[str], prog: str, launched: bool = False) -> int:
     result = begin(*settings, console=_progress_terminal(settings.args))
     completed = result.outcome != "interrupted"
     return 0 if launched and completed and not settings.run.require_match else EXIT_STATUS[result.outcome]
+
+
+def adapt(argv: Sequence[str], prog: str) -> int:
+    """Train a reference further on a run's data, and print its losses before and after, and what it can be used for."""
+    settings = parse_adaptation(argv, prog)
+
+    from ..experiments import adapt_reference
+    from ..publishing.tables import interval
+
+    terminal = _progress_terminal(settings.args)
+    found = adapt_reference(*settings)
+    terminal.print_facts(
+        (name, f"{found.before[name]:.4f} before, {found.after[name]:.4f} after (nats per token), {said}")
+        for name, match in found.differences.items()
+        for said in [f"difference {match.difference:+.4f} ({interval(match)})"]
+    )
+    words = ["--config", str(found.folder / SETTINGS_FILE), "--reference", str(found.folder), "--output_dir", "student"]
+    terminal.print_facts([("saved in", found.folder), ("next", shlex.join(["inheritune", "train", *words]))])
+    return 0
 
 
 def compare(argv: Sequence[str], prog: str) -> int:

@@ -65,6 +65,33 @@ def parse_comparison(
         return _settings(options), comparison
 
 
+def parse_adaptation(argv: Sequence[str], prog: str = "inheritune adapt") -> Settings:
+    """
+    Read the settings of training a reference further; the first word may be the reference.
+
+    The file may be that of a student's run. What it says of the student is kept, but cannot be changed by an option.
+    """
+    words = ["--reference", *argv] if argv and not argv[0].startswith("-") else list(argv)
+    of_student = _names_of(InherituneConfig) - {"steps_per_round", "loss"}
+    parser = build_parser(prog)
+    parser.description = (
+        "Train a reference further on the data of a run for steps_per_round steps, and save it: an ordinary "
+        "checkpoint, to be the reference of a run on the same data."
+    )
+    parser.usage = "%(prog)s [REFERENCE] [--config FILE] [--NAME VALUE ...]"
+    for action in parser._actions:
+        if action.dest in of_student:
+            action.help = argparse.SUPPRESS
+    with usage_errors(prog):
+        useless = sorted(_named(words) & of_student)
+        if useless:
+            raise ValueError(f"{useless[0]} is about a student, and the whole reference is trained here: leave it out.")
+        settings = _settings(_read(parser, words))
+        if settings.run.reference is None:
+            raise ValueError("there is no reference: give its Hub id or path.")
+    return settings
+
+
 def parse_plan(
     argv: Sequence[str], add_options: Callable[[argparse.ArgumentParser], None], prog: str
 ) -> tuple[Settings, CompareConfig | None]:
@@ -165,8 +192,7 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping
     for action in parser._actions:
         action.required = action.required and action.dest not in given
     options, unknown = parser.parse_known_args(list(argv))
-    named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in unknown if word.startswith("--")}
-    reject_unknown_keys(dict.fromkeys(sorted(named)), _options(parser), "a run")
+    reject_unknown_keys(dict.fromkeys(sorted(_named(unknown))), _options(parser), "a run")
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no option; write --name value.")
     return options
@@ -183,6 +209,10 @@ def _file_or_reference(source: str | None, config: str | None, argv: Sequence[st
     if _names_reference(argv):
         raise ValueError(f"Give one reference, got {source} and --reference.")
     return config, source
+
+
+def _named(words: Sequence[str]) -> set[str]:
+    return {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:

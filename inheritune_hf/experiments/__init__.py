@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .adaptation import Adaptation, adapt_reference
     from .arm_models import random_model
     from .assessment import evaluate_student
     from .comparison import ComparisonEstimate, estimate_comparison, run_comparison
@@ -14,8 +15,10 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "Adaptation",
     "ComparisonEstimate",
     "EmbeddedShape",
+    "adapt_reference",
     "estimate_comparison",
     "evaluate_student",
     "random_model",

@@ -21,6 +21,7 @@ from ..foreign_text import parse_yaml
 from ..records import RunRecord, decode, read_json
 from ..students import open_reference
 from ..students.estimates import operations_per_token
+from .tables import ADAPTED
 from .templates import render
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def gather_facts(
         reference_parameters=None if theirs is None else theirs.architecture.parameter_count,
         operations=operations_per_token(mine.config, block),
         reference_operations=None if theirs is None else operations_per_token(theirs.config, block),
-        test_loss=test.get("student"),
+        test_loss=test.get(ADAPTED if record.outcome == "adapted" else "student"),
         reference_test_loss=test.get("reference"),
         pictures=tuple(pictures),
     )

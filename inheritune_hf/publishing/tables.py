@@ -12,6 +12,10 @@ from ..evaluation.facts import LazinessComparison
 from ..records import DataFacts, Match, RunRecord
 
 
+#: A whole reference, trained further to be the reference of other runs, as tables name it.
+ADAPTED = "adapted reference"
+
+
 @dataclass(frozen=True)
 class ResultRow:
     """One model on the test set."""

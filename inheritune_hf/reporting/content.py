@@ -29,6 +29,7 @@ _WORDS: dict[str | None, tuple[str, bool | None]] = {
     "no_more_layers": ("missed", False),
     "budget_exhausted": ("missed", False),
     "interrupted": ("interrupted", None),
+    "adapted": ("trained further", None),
     None: ("not finished", None),
 }
 
@@ -158,6 +159,12 @@ def _run_verdict(run: RunSummary) -> Iterator[str]:
         )
         return
     last = record.rounds[-1]
+    if record.outcome == "adapted":
+        yield (
+            f"The reference was trained further for {last.end_step:,} steps: {last.target:.4f} nats per token on the "
+            f"selection set before, {last.loss:.4f} after."
+        )
+        return
     goal = _goal(record.recipe)
     losses = f"{last.loss:.4f} against {last.target:.4f} nats per token on the selection set"
     work = f"after {len(record.rounds)} {'round' if len(record.rounds) == 1 else 'rounds'} and {last.end_step:,} steps"
@@ -218,7 +225,7 @@ def _losses(run: RunSummary) -> Iterator[Block]:
             f"Loss against optimizer steps over {max(1, len(record.rounds))} rounds. {'; '.join(ends)}.{aim}",
             loss_panel(record.rounds, record.curves, record.target, float(tolerance or 0)),
         )
-    if not record.rounds:
+    if not record.rounds or record.outcome == "adapted":
         return
     yield Table(
         "Rounds: loss on the selection set, nats per token",
@@ -500,7 +507,8 @@ def _reproduce_run(run: RunSummary) -> Iterator[Block]:
         yield Texts((("The recipe, as JSON", _json(recipe_of(run))),))
         missing = "" if run.settings else " Its data settings were not kept: add them."
         yield Paragraph(f"To run it again, save the recipe as recipe.json, then:{missing}")
-        commands.insert(0, "inheritune train --config recipe.json")
+        verb = "adapt" if record.outcome == "adapted" else "train"
+        commands.insert(0, f"inheritune {verb} --config recipe.json")
     else:
         commands.insert(0, _inherit_command(run))
     yield Texts((("Commands", "\n".join(commands)),))

@@ -9,7 +9,20 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from inheritune_hf.cli.training_options import argument_parser, make_training_arguments, training_options
 
-VERBS = ["train", "inherit", "data", "doctor", "plan", "verify", "compare", "analyze", "evaluate", "report", "publish"]
+VERBS = [
+    "train",
+    "adapt",
+    "inherit",
+    "data",
+    "doctor",
+    "plan",
+    "verify",
+    "compare",
+    "analyze",
+    "evaluate",
+    "report",
+    "publish",
+]
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "accelerate", "numpy", "pandas", "scipy", "matplotlib"}
 
 _PROGRAM = """

@@ -1,0 +1,119 @@
+"""Train a reference further on the data of a run: the corrected teacher, and the harder target, of a later run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from ..config import DataConfig, InherituneConfig, RunConfig
+from ..evaluation import compare_losses
+from ..growth import GrowthRule, follow
+from ..publishing import FinishedRun, ResultRow, publish_student, save_student
+from ..publishing.tables import ADAPTED
+from ..records import Match, write_record
+from ..training import Baseline, InherituneTrainer, hold_output_dir
+from .runs import SettingsCallback, loss_curve, prepare_run, run_settings, watch_collapse, with_changes
+
+# Added to the data seed: a student that is trained on the same data does not repeat the batches of its reference.
+_DATA_SEED = 2_000_003
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What training a reference further came to; losses are in nats per token, differences after minus before."""
+
+    folder: Path  # with the model, its tokenizer and its record
+    steps: int
+    tokens: int
+    before: dict[str, float]  # loss on each set, `selection` and `test`
+    after: dict[str, float]
+    differences: dict[str, Match]
+
+
+def adapt_reference(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> Adaptation:
+    """
+    Train the whole reference for `steps_per_round` steps on a run's data, and save it: `inheritune adapt`.
+
+    The result is an ordinary checkpoint in `output_dir`, to be the `reference` of a run on the same data with the same
+    seed, so that the same documents are held out. What the reference would gain by seeing the data at all, a student
+    cannot claim then (a corrected teacher, arXiv 2408.11796). Batches come in another order than those of such a run.
+    If `output_dir` holds this very training it resumes from its last checkpoint.
+
+    Args:
+        run (`RunConfig`): The reference.
+        recipe (`InherituneConfig`): Its `steps_per_round` and `loss`; nothing else of it is read.
+        data (`DataConfig`): The data, as for a run.
+        args (`TrainingArguments`): As for a run; `max_steps` above 0 caps the steps.
+
+    Raises:
+        ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+        BlockingIOError: If another process runs in `output_dir`.
+        KeyboardInterrupt: If it was interrupted; the same call resumes it.
+    """
+    folder = Path(args.output_dir or "trainer_output").resolve()
+    if run.reference is not None and Path(run.reference).resolve() == folder:
+        raise ValueError(
+            f"output_dir is the reference's own folder, {folder}: choose another one to save the result in."
+        )
+    settings = run_settings(run, recipe, data, args)  # of the student's run, which may follow with the same ones
+    recipe = InherituneConfig(keep_layers="every:1", steps_per_round=recipe.steps_per_round, loss=recipe.loss)
+    own = with_changes(args, data_seed=(args.seed if args.data_seed is None else args.data_seed) + _DATA_SEED)
+    with hold_output_dir(args):
+        ready = prepare_run(run, recipe, data, own)
+        layers = tuple(range(ready.reference.depth))
+        trainer = InherituneTrainer(
+            ready.reference,
+            recipe,
+            own,
+            train_dataset=ready.splits.train,
+            eval_dataset=ready.splits.selection,
+            processing_class=ready.tokenizer,
+            data_collator=ready.collator,
+            reference_cache=run.reference_cache,
+            baseline=Baseline(
+                growth_rule=GrowthRule(layers, follow([]), recipe.steps_per_round or 0, match="never"),
+                description="reference",
+            ),
+        )
+        watch_collapse(trainer, ready.splits, run.collapse_every)
+        trainer.add_callback(SettingsCallback(settings))
+        trainer.train()
+        if trainer.outcome == "interrupted":
+            raise KeyboardInterrupt("the reference was interrupted")
+        curve, last = loss_curve(trainer.state), trainer.rounds[-1]
+        trainer.evaluate(ready.splits.test, metric_key_prefix="test")
+        after = trainer.validations["test"]
+        before = trainer.measure_reference(ready.splits.test, metric_key_prefix="reference_test")
+        match = compare_losses(after, before, recipe.tolerance, recipe.confidence)
+        parameters = trainer.student.num_parameters()
+        rows = (
+            ResultRow("reference", len(layers), parameters, 0, 0, before.loss),
+            ResultRow(ADAPTED, len(layers), parameters, last.end_step, last.tokens, after.loss, match),
+        )
+        training = {**trainer.run_record.training, "data_seed": args.data_seed}
+        record = replace(trainer.run_record, outcome="adapted", training=training)
+        if args.should_save:
+            save_student(trainer.student, trainer.output_dir, record, ready.tokenizer)
+            finished = FinishedRun(
+                **vars(record), results=rows, curves={ADAPTED: tuple(curve)}, data=ready.splits.facts, seed=args.seed
+            )
+            write_record(trainer.output_dir / "rounds.json", finished)
+            if args.push_to_hub:
+                publish_student(
+                    trainer.output_dir,
+                    args.hub_model_id or trainer.output_dir.resolve().name,
+                    push=True,
+                    private=args.hub_private_repo,
+                    revision=args.hub_revision,
+                    token=args.hub_token,
+                )
+        return Adaptation(
+            folder=trainer.output_dir,
+            steps=last.end_step,
+            tokens=last.tokens,
+            before={"selection": last.target, "test": before.loss},
+            after={"selection": last.loss, "test": after.loss},
+            differences={"selection": last.match, "test": match},
+        )
