@@ -11,7 +11,6 @@ from rich.table import Table
 from ..evaluation.facts import LazinessComparison
 from ..records import DataFacts, Match, RunRecord
 
-
 #: A whole reference, trained further to be the reference of other runs, as tables name it.
 ADAPTED = "adapted reference"
 
