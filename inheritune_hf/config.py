@@ -54,7 +54,7 @@ class InherituneConfig:
         "half",
         "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
         "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
-        f"('params:350M') or a list; experimental: 'auto' and measures ({examples()}).",
+        f"('params:350M') or a list; by a measure, in whose order it grows: {examples()}; experimental: 'auto'.",
     )
     inherit: str = setting(
         "all",
@@ -72,7 +72,7 @@ class InherituneConfig:
     schedule: list[str] = setting(
         [],
         "Layers of each round's student instead of grow_by, written as keep_layers is; each holds those of "
-        "the one before. Needed to grow anything but first layers.",
+        "the one before. Needed to grow what is neither first layers nor chosen by a measure.",
     )
     growth: Literal["reinherit", "continue"] = setting(
         "reinherit",

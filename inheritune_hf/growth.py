@@ -9,7 +9,8 @@ from typing import Literal
 
 from .config import InherituneConfig
 from .layers import is_prefix, resolve_layers
-from .records import Match, Round, RunState
+from .measures import is_measured, parse_measured
+from .records import LayerOrder, Match, Round, RunState
 
 Layers = tuple[int, ...]
 
@@ -34,15 +35,24 @@ class GrowthRule:
     match: Literal["any", "last", "never"] = "any"
 
 
-def rule_from_recipe(recipe: InherituneConfig, depth: int, prefix_sizes: Sequence[int] | None = None) -> GrowthRule:
+def rule_from_recipe(
+    recipe: InherituneConfig,
+    depth: int,
+    prefix_sizes: Sequence[int] | None = None,
+    order: LayerOrder | None = None,
+) -> GrowthRule:
     """
     Return the growth rule of a recipe: its `schedule`, or `grow_by` layers added in order after its `keep_layers`.
+
+    If `keep_layers` is a measure, layers are added along its order. Before that is measured first layers stand for it:
+    depths and rounds are the same (those of `auto` are then taken to begin at half).
 
     Args:
         recipe (`InherituneConfig`): The recipe.
         depth (`int`): Depth of the reference, in layers.
         prefix_sizes (sequence of `int`, *optional*): Parameters of a student of the first layer, of the first two, and
             so on; needed for `"params:350M"`.
+        order (`LayerOrder`, *optional*): What the measure of `keep_layers` has found.
 
     Raises:
         ValueError: If the first student does not hold layers of the reference, cannot grow, or is deeper than
@@ -53,13 +63,20 @@ def rule_from_recipe(recipe: InherituneConfig, depth: int, prefix_sizes: Sequenc
         students = _scheduled_students(recipe, depth)
         _check_limit(recipe, len(students[0]), depth)
         return GrowthRule(students[0], follow([item for item in students if len(item) <= limit]), steps)
+    if is_measured(recipe.keep_layers):
+        count = parse_measured(str(recipe.keep_layers))[1]
+        if count is None:
+            count = min(order.first if order else max(1, depth // 2), limit)
+        _check_limit(recipe, len(resolve_layers(count, depth)), depth)
+        along = order.layers if order else tuple(range(depth))
+        return GrowthRule(tuple(sorted(along[:count])), add_along(along, recipe.grow_by, limit), steps)
     first = resolve_layers(recipe.keep_layers, depth, prefix_sizes)
     _check_limit(recipe, len(first), depth)
     if not is_prefix(first) and limit > len(first):
         raise ValueError(
             f"keep_layers={recipe.keep_layers!r} does not start at the first layer, so there is no next layer to grow "
-            f"by: keep 'first:{len(first)}', give a schedule of each round's layers, or set max_layers to "
-            f"{len(first)} to train this choice for one round."
+            f"by: keep 'first:{len(first)}' or 'loss:{len(first)}', give a schedule of each round's layers, or set "
+            f"max_layers to {len(first)} to train this choice for one round."
         )
     return GrowthRule(first, add_along(range(depth), recipe.grow_by, limit), steps)
 

@@ -77,8 +77,8 @@ def _resolve_text(text: str, depth: int, prefix_sizes: Sequence[int] | None) -> 
     if is_measured(text):
         raise ValueError(
             f"keep_layers={text!r} is not resolved here: it needs an analysis of sequences. Give the layers that "
-            "inheritune_hf.analysis.resolve_measured(reference, choice, sequences) returns, as `inheritune train` and "
-            "`inheritune inherit` do."
+            "inheritune_hf.analysis.resolve_measured(reference, choice, sequences) returns, as `inheritune inherit` "
+            "does; InherituneTrainer and `inheritune train` measure by themselves."
         )
     if word == "params":
         return _resolve_size(argument, text, prefix_sizes)

@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+#: Sequences that layers are ordered on, and tokens of each, as many as the paper measures ranks on.
+SEQUENCES = 100
+TOKENS = 100
+
 #: Returns the loss of the reference without one more layer, in nats per token.
 LossWithout = Callable[[int], float]
 
@@ -120,6 +124,17 @@ MEASURES: dict[str, Measure] = {
 def examples(count: int = 12) -> str:
     """Return a choice by each measure as it is written in a recipe: `'rank:12', 'influence:12'` and so on."""
     return ", ".join(f"'{name}:{count}'" for name in MEASURES)
+
+
+def order_passes(choice: Any, depth: int) -> int:
+    """Return at most how many forward passes over the sequences a choice of `keep_layers` takes to order the layers."""
+    if not is_measured(choice):
+        return 0
+    measure, count = parse_measured(choice)
+    if count is not None and MEASURES[measure].remove is not None:
+        return sum(range(count + 1, depth + 1))
+    # By blocks: the attention, the states, and twice a loss for each layer, from half of the model on average.
+    return 2 + depth if count is None or MEASURES[measure].blocks else 1
 
 
 def is_measured(choice: Any) -> bool:

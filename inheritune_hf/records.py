@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from .annotations import Within, annotations_of, conform
 from .config import PARTS
 from .foreign_text import parse_json
+from .layers import describe
+from .measures import MEASURES
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,39 @@ EXIT_STATUS: dict[str, int] = {"matched": 0, "no_more_layers": 3, "budget_exhaus
 
 
 @dataclass(frozen=True)
+class LayerOrder:
+    """
+    The order in which students have the layers of their reference, by an importance measure: they are nested.
+
+    Args:
+        measure (`str`): Name of the measure, or `auto`.
+        layers (`tuple[int, ...]`): All layers, the most important first: a student of n layers has the first n.
+        first (`int`): Layers of the first student; a measure that removes layers one by one does not order these.
+        sequences (`int`): Training sequences that it was measured on.
+        tokens (`int`): Tokens of each.
+        data (`str`): Fingerprint of these sequences.
+    """
+
+    measure: str
+    layers: tuple[Layer, ...]
+    first: Depth
+    sequences: Count = 0
+    tokens: Count = 0
+    data: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """How the layers were chosen, in which order, and on what."""
+        known = MEASURES.get(self.measure)
+        what = f"{self.measure} ({known.keeps}; {known.source})" if known else self.measure
+        first, others = describe(sorted(self.layers[: self.first])), self.layers[self.first :]
+        return (
+            f"Layers are chosen by {what}, on {self.sequences} training sequences of {self.tokens} tokens: {first}, "
+            f"then {', '.join(map(str, others)) or 'no more'}."
+        )
+
+
+@dataclass(frozen=True)
 class Lineage:
     """
     Where a student's parts come from; travels in `student.config.inheritune`.
@@ -71,6 +106,7 @@ class Lineage:
         unknown_tensors (`tuple[str, ...]`): Tensors of what is kept in the reference's files that its architecture does
             not know, `*` in place of the layer: the student has nothing of them.
         data (`dict[str, str]`): Fingerprints of the sets it was trained and selected on (`train`, `selection`).
+        order (`LayerOrder`, *optional*): How its layers were chosen, if a measure chose them in a run.
     """
 
     reference: str
@@ -83,6 +119,7 @@ class Lineage:
     query_scales: tuple[float, ...] = ()
     unknown_tensors: tuple[str, ...] = ()
     data: Mapping[str, str | None] = field(default_factory=dict)
+    order: LayerOrder | None = None
 
     @property
     def base_model(self) -> str | None:
@@ -210,6 +247,7 @@ class RunState:
     staged: bool = False  # whether that round's starting point is on disk
     rounds: tuple[Round, ...] = ()
     outcome: Outcome | None = None
+    order: LayerOrder | None = None  # None if the recipe says which layers, and before it is measured
 
     @property
     def round_index(self) -> int:

@@ -18,7 +18,7 @@ from inheritune_hf.growth import (
     rule_from_recipe,
     students_of,
 )
-from inheritune_hf.records import Match, Round, RunState
+from inheritune_hf.records import LayerOrder, Match, Round, RunState
 from inheritune_hf.students import estimate_run
 
 MATCHED = Match(True, True, 0.0, None, None, 1)
@@ -56,6 +56,26 @@ def test_growth_along_an_order():
     """Layers are added in a given order; a student's are ascending, and each holds those of the one before."""
     grow = add_along([3, 0, 5, 1, 4, 2], 2, 5)
     assert list(students_of(GrowthRule((0, 3), grow, 1))) == [(0, 3), (0, 1, 3, 5), (0, 1, 3, 4, 5)]
+
+
+def test_a_measure_grows_along_its_order():
+    """A student of n layers has the first n of the order; before it is measured first layers stand for them."""
+    order = LayerOrder("loss", (0, 5, 3, 1, 2, 4), 2)
+    by_loss = recipe(keep_layers="loss:2", max_layers=5)
+    students = [(0, 5), (0, 1, 3, 5), (0, 1, 2, 3, 5)]
+    assert list(students_of(rule_from_recipe(by_loss, 6, order=order))) == students
+    assert list(students_of(rule_from_recipe(by_loss, 6))) == [tuple(range(len(item))) for item in students]
+    advised = LayerOrder("auto", tuple(range(6)), 4)
+    assert rule_from_recipe(recipe(keep_layers="auto"), 6, order=advised).first == (0, 1, 2, 3)
+    assert rule_from_recipe(recipe(keep_layers="auto", max_layers=3), 6, order=advised).first == (0, 1, 2)
+    assert rule_from_recipe(recipe(keep_layers="auto"), 6).first == (0, 1, 2)
+    for settings, message in (
+        ({"keep_layers": "loss:7"}, r"keep_layers must be between 1 and 6 .* got 7"),
+        ({"keep_layers": "loss:4", "max_layers": 3}, "max_layers must be between 4"),
+        ({"keep_layers": "loss"}, "keep_layers='loss' is not complete"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rule_from_recipe(recipe(**settings), 6)
 
 
 def test_a_schedule_lists_the_students():

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .collapse import NEAR_RANK_ONE, SHARE, SHARES, approximate_rank, column_mass
     from .influence import BlockScores, angular_distances, block_influence, loss_without
     from .measurement import measure_collapse, scores_folder
-    from .recommendation import Recommendation, layer_order, recommend_layers, resolve_measured
+    from .recommendation import Recommendation, layer_order, measure_order, recommend_layers, resolve_measured
     from .report import AttentionMap, CollapseReport, LayerScores, Uniform, compare_laziness
     from .sequences import default_sequences, paper_tokens, sample_sequences
 else:
@@ -34,6 +34,7 @@ __all__ = [
     "layer_order",
     "loss_without",
     "measure_collapse",
+    "measure_order",
     "paper_tokens",
     "recommend_layers",
     "resolve_measured",

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..layers import describe, is_prefix
 from ..measures import MEASURES, parse_measured
-from ..records import Cache
+from ..records import Cache, LayerOrder
 from ..students import OpenedReference, Reference
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without
@@ -155,10 +155,26 @@ def resolve_measured(
     Raises:
         ValueError: If the choice is not complete, or asks for more layers than there are.
     """
+    order = measure_order(reference, choice, sequences, progress, **kwargs)
+    return tuple(sorted(order.layers[: order.first]))
+
+
+def measure_order(
+    reference: Reference, choice: str, sequences: Any, progress: bool = False, **kwargs: Any
+) -> LayerOrder:
+    """
+    Return the order of all layers in which a run grows its students, and how many the first one has.
+
+    Arguments and errors are those of `resolve_measured`; the order of `auto` is that of the layers themselves.
+    """
     name, count = parse_measured(choice)
+    tokens = as_tokens(sequences)
     if count is None:
-        return recommend_layers(reference, sequences, progress=progress, **kwargs).layers
-    return tuple(sorted(layer_order(reference, name, sequences, count, progress=progress, **kwargs)[:count]))
+        advice = recommend_layers(reference, tokens, progress=progress, **kwargs)
+        layers, count = tuple(range(advice.depth)), len(advice.layers)
+    else:
+        layers = layer_order(reference, name, tokens, count, progress=progress, **kwargs)
+    return LayerOrder(name, layers, count, len(tokens), tokens.shape[1], tokens_fingerprint(tokens))
 
 
 def layer_order(

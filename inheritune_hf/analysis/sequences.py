@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import split_standard_library, standard_library_documents
 from ..data.packing import spread
 from ..data.sources import Layout, read_files
+from ..data.stream import PackedStream
+from ..measures import SEQUENCES, TOKENS
 from ..students import Reference, open_reference
 
-#: The paper measures on 100 sequences of 100 tokens.
-SEQUENCES = 100
-TOKENS = 100
 # A document is tokenized in pieces of so many characters for each token of a sequence.
 _CHARACTERS = 40
+# Rows of a set among which sequences are chosen.
+_DRAWN = 1000
 
 
 def paper_tokens(reference: Reference, **kwargs: Any) -> int:
@@ -99,18 +99,27 @@ def cut_sequences(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, coun
     return torch.tensor(chosen[:count], dtype=torch.long)
 
 
-def sample_sequences(rows: Dataset) -> list[list[int]]:
+def sample_sequences(rows: Any) -> list[list[int]]:
     """
     Return 100 sequences of 100 tokens out of packed rows, spread evenly, or as many and as long as there are.
+
+    Of a stream they come from its first 1,000 rows.
+
+    Args:
+        rows (`datasets.Dataset`, `torch.utils.data.Dataset` or `PackedStream`): Rows with `input_ids`.
 
     Raises:
         ValueError: If no row has two tokens.
     """
-    lists: list[list[int]] = rows["input_ids"][:]
-    tokens = min(TOKENS, max((len(row) for row in lists), default=0))
+    if isinstance(rows, PackedStream):
+        drawn: Iterable[Any] = itertools.islice(rows.begin(), _DRAWN)
+    else:
+        drawn = (rows[place] for place in spread(range(len(rows)), _DRAWN))
+    lists = [torch.as_tensor(row["input_ids"])[:TOKENS].tolist() for row in drawn]
+    tokens = max((len(row) for row in lists), default=0)
     if tokens < 2:
         raise ValueError("The set has no sequence of 2 tokens, so no attention can be measured on it.")
-    return [row[:tokens] for row in spread([row for row in lists if len(row) >= tokens], SEQUENCES)]
+    return list(spread([row for row in lists if len(row) >= tokens], SEQUENCES))
 
 
 def as_tokens(sequences: Any) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from ..measures import SEQUENCES, TOKENS
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -97,6 +98,11 @@ def show_estimate(terminal: Terminal, estimate: RunEstimate) -> None:
     table.add_section()
     table.add_row("all", "", "", *_total(estimate))
     terminal.print(table)
+    if estimate.order_passes:
+        text = f"measured when the run begins, and not the first layers shown: at most {estimate.order_passes:,} "
+        text += f"forward passes over {SEQUENCES * TOKENS:,} training tokens, {estimate.order_flops:.3g} FLOPs "
+        text += f"({estimate.order_flops / estimate.flops:.2g} of the rounds')"
+        terminal.print_facts([("layer order", text)])
     if estimate.step_time is not None:
         first, measured = estimate.rounds[0], estimate.step_time
         deeper = any(item.layers not in measured.depths for item in estimate.rounds)

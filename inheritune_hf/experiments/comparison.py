@@ -53,7 +53,7 @@ from ..training.distillation import compares_states
 from .arm_models import ArmInputs, arm_baseline, check_arm, shape_of
 from .embedded import EmbeddedShape, prepare_embedded
 from .results import Cell, ComparisonRecord, ReferenceResult, read_cell, write_results
-from .runs import PreparedRun, measured_recipe, prepare_run, run_settings, with_changes
+from .runs import PreparedRun, prepare_run, run_settings, with_changes
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,6 @@ def run_comparison(
             compare = replace(compare, reference_steps=compare.reference_steps or shape.steps)
         else:
             ready = prepare_run(run, recipe, data, args)
-        recipe = measured_recipe(recipe, ready, args)
         comparison = Comparison(compare, ready, recipe, args, console)
         chosen = [cell for variant in variants_of(compare) for cell in comparison.run_arm(variant)]
         console.rule("test")
@@ -337,7 +336,7 @@ class Comparison:
         return cell
 
     def chosen_layers(self, variant: Variant, layers: int) -> tuple[int, ...]:
-        """Return the layers that the arm's measure chooses, measured on the selection set; none if it has none."""
+        """Return the layers that the arm's measure chooses, measured on training text; none if it has none."""
         arm, depth = variant.arm, self.ready.reference.depth
         if arm.measure is None:
             return ()
@@ -348,8 +347,10 @@ class Comparison:
             found = resolve_measured(
                 self.ready.reference,
                 f"{arm.measure}:{depth - layers if arm.lowest else layers}",
-                sample_sequences(self.ready.splits.selection),
+                sample_sequences(self.ready.splits.train),
+                progress=not self.args.disable_tqdm,
                 cache_dir=scores_folder(),
+                device_map={"": str(self.args.device)},
             )
         kept: tuple[int, ...] = on_main_process(found)
         return tuple(layer for layer in range(depth) if layer not in kept) if arm.lowest else kept

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..analysis import measure_collapse, resolve_measured, sample_sequences, scores_folder
+from ..analysis import measure_collapse, sample_sequences, scores_folder
 from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, load_data_splits
 from ..data.prepared import separates_documents
 from ..evaluation import LazinessComparison, compare_losses
 from ..figures import loss_panel, save_panels
 from ..growth import GrowthRule, follow, rule_from_recipe
-from ..layers import describe
-from ..measures import is_measured
 from ..publishing import FinishedRun, ResultRow, markdown_table, terminal_table
 from ..records import Outcome, Validation, write_json, write_record, write_text
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, SETTINGS_FILE, without_nothing
@@ -43,8 +40,6 @@ from ..training import (
     hold_output_dir,
     on_main_process,
 )
-
-logger = logging.getLogger(__name__)
 
 # A target that no loss reaches: a control takes all its steps.
 _UNREACHED = 1e-9
@@ -115,9 +110,8 @@ def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreT
     """
     check_arguments(args, recipe)
     check_output_dir(args, recipe)
-    if not is_measured(recipe.keep_layers):
-        architecture = inspect_architecture(config)
-        rule_from_recipe(recipe, architecture.depth, architecture.prefix_sizes)
+    architecture = inspect_architecture(config)
+    rule_from_recipe(recipe, architecture.depth, architecture.prefix_sizes)
 
 
 def run_recipe(
@@ -139,7 +133,6 @@ def train_student(
     ready: PreparedRun, run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments
 ) -> InherituneTrainer:
     """Return the trainer after the recipe's rounds, or after those before it was interrupted."""
-    recipe = measured_recipe(recipe, ready, args)
     trainer = InherituneTrainer(
         ready.reference,
         recipe,
@@ -154,37 +147,6 @@ def train_student(
     trainer.add_callback(SettingsCallback(run_settings(run, recipe, data, args)))
     trainer.train()
     return trainer
-
-
-def measured_recipe(recipe: InherituneConfig, ready: PreparedRun, args: TrainingArguments) -> InherituneConfig:
-    """
-    Return the recipe with explicit layers if its `keep_layers` is `auto` or a measure, measured on the selection set.
-
-    Raises:
-        ValueError: If a measure chooses the layers of a student that is to grow.
-    """
-    choice = recipe.keep_layers
-    if not is_measured(choice):
-        return recipe
-    # Refused before hours of measuring: a measure rarely chooses the first layers.
-    count = str(choice).strip().partition(":")[2]
-    if count.isdecimal() and recipe.max_layers != int(count):
-        raise ValueError(
-            f"keep_layers={choice!r} may choose layers anywhere, so there is no next layer to grow by: set max_layers "
-            f"to {count} to train this choice for one round, or keep 'first:{count}'."
-        )
-    layers = None
-    if args.process_index == 0:
-        layers = resolve_measured(
-            ready.reference,
-            str(choice),
-            sample_sequences(ready.splits.selection),
-            progress=not args.disable_tqdm,
-            cache_dir=scores_folder(),
-        )
-    kept: tuple[int, ...] = on_main_process(layers)
-    logger.info("keep_layers=%r: %s", choice, describe(kept))
-    return replace(recipe, keep_layers=list(kept))
 
 
 def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | None) -> None:

@@ -270,6 +270,8 @@ def _layers(run: RunSummary) -> Iterator[Block]:
         f"{words} (0-based, half-open as in the recipe).",
         layer_panel(rows, lineage.reference_layers),
     )
+    if lineage.order is not None:
+        yield Paragraph(lineage.order.sentence)
     if run.evaluation is not None and run.evaluation.laziness is not None:
         lazy = run.evaluation.laziness
         ranks = (

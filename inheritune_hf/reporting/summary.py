@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluation.facts import StudentEvaluation
 from ..experiments.results import ComparisonRecord
 from ..publishing import FinishedRun, ResultRow
-from ..records import RECORD_FILE, Count, RunState, decode, read_json, read_record
+from ..records import RECORD_FILE, Count, RunState, decode, encode, read_json, read_record
 from ..run_folder import CELL_FILE, EVALUATION_FILE, MODEL_FOLDER, RESULT_FILE, SETTINGS_FILE, read_state
 
 #: Points of a loss curve: (optimizer steps, nats per token).
@@ -146,6 +146,7 @@ def _unfinished(folder: Path, state: RunState) -> FinishedRun:
             "revision": identity.get("reference.revision"),
             "reference_layers": identity.get("reference.layers"),
             "kept_layers": state.layers,
+            "order": encode(state.order),
         },
         "target": None if target == "reference" else target,
         "training": state.training,

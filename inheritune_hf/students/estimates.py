@@ -23,6 +23,7 @@ from transformers.training_args import OptimizerNames
 from ..annotations import Within, annotations_of, conform
 from ..config import InherituneConfig
 from ..growth import planned_rounds, rule_from_recipe
+from ..measures import SEQUENCES, TOKENS, order_passes
 from .architectures import has_experts, inspect_architecture, logit_shaping, sliced_config
 from .inspection import InheritancePlan, plan_inheritance
 from .losses import Head, Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss, sums_of_hidden
@@ -129,7 +130,12 @@ class RoundEstimate:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run would take if it needed every round up to the recipe's deepest student."""
+    """
+    What a run would take if it needed every round up to the recipe's deepest student.
+
+    If a measure chooses the layers, first layers stand for them, `order_passes` are the forward passes of the reference
+    that it takes at most, and `order_flops` their operations.
+    """
 
     plan: InheritancePlan
     setup: TrainingSetup
@@ -138,6 +144,8 @@ class RunEstimate:
     inheriting: MemoryEstimate
     loss: str
     step_time: StepTime | None = None
+    order_passes: int = 0
+    order_flops: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -240,6 +248,7 @@ def estimate_run(
             )
         )
     part = DTYPES[setup.dtype].itemsize * plan.parameters_after
+    passes, length = order_passes(recipe.keep_layers, opened.depth), min(TOKENS, setup.block_size)
     return RunEstimate(
         plan=plan,
         setup=setup,
@@ -248,6 +257,8 @@ def estimate_run(
         inheriting=MemoryEstimate("building a student", part, 0, 0, 0, 0, part),
         loss=planned_loss(config, setup, loss),
         step_time=step_time,
+        order_passes=passes,
+        order_flops=passes * SEQUENCES * length * operations_per_token(config, length) / 3,  # forward only
     )
 
 

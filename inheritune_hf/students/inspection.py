@@ -102,7 +102,7 @@ class InheritancePlan:
         if self.random_parameters:
             found.append(f"{self.random_parameters:,} parameters are not inherited and begin random.")
         if not is_prefix(self.kept_layers):
-            found.append("Not first layers only: the student cannot grow by next layers.")
+            found.append("Not first layers only: without a measure or a schedule the student cannot grow.")
         if any(not file.exact for file in self.files):
             found.append("Bytes to read are estimated from the config: the files are not on this machine.")
         if self.dropped_kinds:

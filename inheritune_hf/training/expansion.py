@@ -17,7 +17,10 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME
 from ..config import InherituneConfig
 from ..growth import GrowthRule
 from ..students import OpenedReference, Reference, find_blocks, from_pretrained_inherited, inspect_architecture
-from ..students.inherit import scale_queries
+from ..students.inherit import query_rows, scale_queries
+
+# How states of optimizers follow a parameter that is multiplied by a factor, and its gradient divided: its powers.
+_POWERS = {"exp_avg": -1, "momentum_buffer": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2}
 
 #: Returns the student of so many layers that a round begins with, given the checkpoint that ended the round before.
 Build = Callable[[tuple[int, ...], Path | None], PreTrainedModel]
@@ -80,7 +83,8 @@ def expand_student(
     The recipe's `new_blocks` says how new blocks begin. The trained student is left as it is.
 
     Raises:
-        ValueError: If `wanted` drops one of `layers`, or identity blocks cannot be made of this architecture.
+        ValueError: If `wanted` drops one of `layers`, a copied block does not fit its new place, or identity blocks
+            cannot be made of this architecture.
     """
     lost = sorted(set(layers) - set(wanted))
     if lost:
@@ -89,14 +93,7 @@ def expand_student(
     deeper = from_pretrained_inherited(reference, chosen, seed=seed)
     origin = {wanted.index(layer): place for place, layer in enumerate(layers)}
     new = [place for place in range(len(wanted)) if place not in origin]
-    moved = [place for place, old in origin.items() if place != old]
-    keeps_scale = recipe.attention_scale == "keep" and getattr(deeper.config, "scale_attn_by_inverse_layer_idx", False)
-    if moved and keeps_scale:
-        raise ValueError(
-            f"A trained block would move to layer {moved[0]} of a GPT-2 with scale_attn_by_inverse_layer_idx=True, "
-            "which divides attention by the layer's position; add layers above the trained ones only, use growth "
-            "'reinherit', or let it take the scale of its new position by attention_scale 'position'."
-        )
+    scales = moved_scales(deeper, origin, recipe.attention_scale)
     _copy_learned(student, deeper, origin)
     old_blocks, new_blocks = find_blocks(student), find_blocks(deeper)
     if recipe.new_blocks == "random":
@@ -108,15 +105,32 @@ def expand_student(
         block = new_blocks[place]
         if recipe.new_blocks == "copy_last":
             before = max((old for old in origin if old < place), default=min(origin))
-            block.load_state_dict(old_blocks[origin[before]].state_dict())
-            if keeps_scale:
-                scales = [(place + 1) / (before + 1) if item == place else 1.0 for item in range(len(wanted))]
-                scale_queries(deeper, scales)
+            try:
+                block.load_state_dict(old_blocks[origin[before]].state_dict())
+            except RuntimeError as error:
+                raise ValueError(
+                    f"new_blocks='copy_last' cannot put a copy of layer {wanted[before]} in the place of layer "
+                    f"{wanted[place]}, a block of another kind; use 'reference' or 'identity'."
+                ) from error
+            scales |= moved_scales(deeper, {place: origin[before]}, recipe.attention_scale)
         elif recipe.new_blocks == "identity":
             make_identity(deeper, place)
         elif recipe.new_blocks == "random":
             block.load_state_dict(find_blocks(fresh)[place].state_dict())
+    if scales:
+        scale_queries(deeper, [scales.get(place, 1.0) for place in range(len(wanted))])
     return deeper
+
+
+def moved_scales(model: PreTrainedModel, origin: Mapping[int, int], attention_scale: str) -> dict[int, float]:
+    """
+    Return by what the queries of moved blocks are multiplied so that they attend as before, by new place.
+
+    `origin` gives the place that each block had; see `query_scales`.
+    """
+    if attention_scale == "position" or not getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        return {}
+    return {place: (place + 1) / (old + 1) for place, old in origin.items() if place != old}
 
 
 def parameter_origins(
@@ -201,12 +215,17 @@ def carry_states(
     keep_state: bool,
     keep_rates: bool,
     by_names: bool,
+    attention_scale: str,
 ) -> dict[str, Any]:
     """
     Return the optimizer and scheduler states with which a round begins, by file name.
 
     `prepare` returns a new optimizer and scheduler for a model. `keep_state` keeps the moments of trained parameters,
-    `keep_rates` the schedule. `by_names` says that states are saved by parameter name, as FSDP does.
+    `keep_rates` the schedule. `by_names` says that states are saved by parameter name, as FSDP does. `attention_scale`
+    is the recipe's.
+
+    Raises:
+        ValueError: If states cannot be carried over; see `carry_optimizer` and `rescale_moments`.
     """
     trained = before.load()
     optimizer, _ = prepare(trained)
@@ -219,6 +238,8 @@ def carry_states(
     if by_names:
         names, saved = [list(group["params"]) for group in saved["param_groups"]], by_place(saved)
     carried = carry_optimizer(saved, names, fresh.state_dict(), fresh_names, origins, keep_state, keep_rates)
+    moved = {place: before.layers.index(layer) for place, layer in enumerate(layers) if layer in before.layers}
+    rescale_moments(carried["state"], _flat(fresh_names), student, moved_scales(student, moved, attention_scale))
     if by_names:
         carried = by_name(carried, fresh_names, fresh)
     schedule = scheduler.state_dict()
@@ -288,6 +309,33 @@ def carry_optimizer(
         for group, before in zip(result["param_groups"], saved["param_groups"], strict=True):
             group.update({name: value for name, value in before.items() if name != "params"})
     return result
+
+
+def rescale_moments(
+    states: dict[int, dict[str, Any]], names: Sequence[str], model: PreTrainedModel, scales: Mapping[int, float]
+) -> None:
+    """
+    Rescale the moments of queries that were multiplied by `scales`, by block: their gradients are divided by it.
+
+    Raises:
+        ValueError: If the optimizer has a state of which it is not known how it follows.
+    """
+    architecture = inspect_architecture(model.config)
+    for place, name in enumerate(names):
+        found = query_rows(architecture, name) if scales else None
+        if found is None or found[0] not in scales or place not in states:
+            continue
+        states[place] = dict(states[place])
+        for key, value in states[place].items():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                continue
+            if key not in _POWERS:
+                raise ValueError(
+                    f"The optimizer's state {key} of {name} cannot be carried over: that block's queries are rescaled "
+                    "as it moves. Use optimizer_state 'reset', an AdamW, or attention_scale 'position'."
+                )
+            states[place][key] = value.clone()
+            states[place][key][..., : found[1]] *= scales[found[0]] ** _POWERS[key]
 
 
 def by_place(saved: Mapping[str, Any]) -> dict[str, Any]:

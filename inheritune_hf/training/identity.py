@@ -13,7 +13,6 @@ from transformers import TrainingArguments
 from ..config import InherituneConfig
 from ..data import set_fingerprint
 from ..data.stream import PackedStream
-from ..measures import is_measured
 from ..run_folder import NUMERIC_ARGUMENTS, read_state
 from .checkpoints import check_identity
 
@@ -45,8 +44,6 @@ def check_output_dir(args: TrainingArguments, config: InherituneConfig) -> None:
     found = read_state(folder) if args.should_save else None
     if found is not None:
         mine = run_identity(args, config, {})
-        if is_measured(config.keep_layers):
-            del mine["recipe.keep_layers"]  # which layers they are is known later
         check_identity(folder, {name: value for name, value in found.identity.items() if name in mine}, mine)
 
 

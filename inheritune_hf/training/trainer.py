@@ -28,14 +28,17 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
+from ..analysis import measure_order, sample_sequences, scores_folder
 from ..config import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..data.stream import PackedStream
 from ..evaluation import ValidatedTrainer, compare_losses
-from ..growth import conclude, judge, reopen, round_end, rule_from_recipe
+from ..growth import GrowthRule, conclude, judge, reopen, round_end, rule_from_recipe
+from ..measures import is_measured
 from ..publishing import push_student, save_student
 from ..records import (
     SAVE_ERRORS,
+    LayerOrder,
     Lineage,
     Match,
     Outcome,
@@ -45,6 +48,7 @@ from ..records import (
     Validation,
     decode,
     digest_of,
+    encode,
 )
 from ..run_folder import read_state, write_state
 from ..students import Reference, open_reference, student_skeleton
@@ -122,6 +126,7 @@ class InherituneTrainer(ValidatedTrainer):
     """
 
     run: RunState
+    growth_rule: GrowthRule
     teacher: Teacher | None
     _staged_folder: str | None
 
@@ -180,11 +185,16 @@ class InherituneTrainer(ValidatedTrainer):
         return TrainOutput(self.state.global_step, training_loss, cast(dict[str, float], metrics))
 
     def open_run(self) -> RunState:
-        """Read the run in `output_dir`, or begin one by measuring the reference."""
+        """Read the run in `output_dir`, or begin one by measuring the reference: its layers' order, and its loss."""
         identity = self.identity()
         found: RunState | None = on_main_process(read_state(self.output_dir) if self.args.should_save else None)
         run = found or RunState(identity=identity, layers=self.growth_rule.first)
         check_identity(self.output_dir, run.identity, identity)
+        if run.order is None and is_measured(self.inheritune_config.keep_layers):
+            order = self.measure_order()
+            run = replace(run, order=order, layers=self.rule(order).first)
+            self.write_run(run)
+        self.growth_rule = self.rule(run.order)
         if run.outcome is not None:
             run = reopen(run, self.growth_rule, self.budget)
         if run.reference is None and self.inheritune_config.target == "reference":
@@ -210,11 +220,20 @@ class InherituneTrainer(ValidatedTrainer):
                 "train": run.identity["train_dataset"],
                 "selection": run.identity["eval_dataset"],
             }
+            if run.order is not None:
+                student.config.inheritune["order"] = encode(run.order)
             states: dict[str, Any] = {}
             keep_state, keep_rates = recipe.optimizer_state == "keep", recipe.lr_schedule == "continue"
             if trained is not None and (keep_state or keep_rates):
                 states = carry_states(
-                    trained, student, run.layers, self.new_optimizer, keep_state, keep_rates, self.is_fsdp_enabled
+                    trained,
+                    student,
+                    run.layers,
+                    self.new_optimizer,
+                    keep_state,
+                    keep_rates,
+                    self.is_fsdp_enabled,
+                    recipe.attention_scale,
                 )
                 self.set_model(self.skeleton(run.layers))
             states |= loss_scale(self.accelerator.scaler, before if keep_state else None)
@@ -319,9 +338,7 @@ class InherituneTrainer(ValidatedTrainer):
         self.reference = open_reference(reference, **self.reference_kwargs)
         self.reference_cache = reference_cache
         self.budget = args.max_steps
-        self.growth_rule = self.baseline.growth_rule or rule_from_recipe(
-            inheritune_config, self.reference_depth, self.reference.architecture.prefix_sizes
-        )
+        self.growth_rule = self.rule()  # with first layers in place of an order that is not measured yet
         check_data(train_dataset, eval_dataset, self.reference_config)
         if processing_class is not None:
             text = self.reference.text_config
@@ -460,6 +477,33 @@ class InherituneTrainer(ValidatedTrainer):
         if self.stream is not None:  # whose places are those of its readers
             facts["args.dataloader_num_workers"] = args.dataloader_num_workers
         return {**run_identity(args, self.inheritune_config, facts), **self.baseline.identity}
+
+    def rule(self, order: LayerOrder | None = None) -> GrowthRule:
+        """Return how students grow, along `order` if the recipe's layers are chosen by a measure."""
+        sizes = self.reference.architecture.prefix_sizes
+        recipe, given = self.inheritune_config, self.baseline.growth_rule
+        return given or rule_from_recipe(recipe, self.reference_depth, sizes, order)
+
+    def measure_order(self) -> LayerOrder:
+        """
+        Measure the order of the reference's layers by the recipe's `keep_layers`, on sequences of the training set.
+
+        Once for the same weights and sequences, unless `reference_cache` is off; a loaded reference is measured where
+        it is.
+        """
+        choice, found = str(self.inheritune_config.keep_layers), None
+        if self.args.process_index == 0:
+            found = measure_order(
+                self.reference,
+                choice,
+                sample_sequences(self.train_dataset),
+                progress=not self.args.disable_tqdm,
+                cache_dir=scores_folder() if self.reference_cache else None,
+                device_map={"": str(self.args.device)},
+            )
+        order: LayerOrder = on_main_process(found)
+        logger.info(order.sentence)
+        return order
 
     def measure_reference(self, dataset: Any = None, metric_key_prefix: str = "reference") -> Validation:
         """

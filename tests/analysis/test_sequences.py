@@ -55,6 +55,22 @@ def test_rows_are_spread_over_a_packed_set():
         sample_sequences(Dataset.from_dict({"input_ids": [[1]]}))
 
 
+def test_sequences_of_a_large_set():
+    """Of a large set 1,000 rows are read, evenly spread, whatever they are stored as."""
+    read = []
+
+    class Rows:
+        def __len__(self):
+            return 5000
+
+        def __getitem__(self, place):
+            read.append(place)
+            return {"input_ids": torch.full((120,), place)}
+
+    assert [row[0] for row in sample_sequences(Rows())] == read[5::10]
+    assert read == list(range(2, 5000, 5))
+
+
 def test_default_sequences(tokenizer, tmp_path, model):
     """They come from the embedded text, or from files; 100 tokens, or the model's context if that is shorter."""
     assert default_sequences(tokenizer).shape == (100, 100)

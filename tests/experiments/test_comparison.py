@@ -512,9 +512,10 @@ def test_measured_arms_ask_for_their_measure(monkeypatch, name, asked, wanted):
 
     monkeypatch.setattr("inheritune_hf.experiments.comparison.resolve_measured", measured)
     monkeypatch.setattr("inheritune_hf.experiments.comparison.sample_sequences", lambda _: [])
-    splits, reference = types.SimpleNamespace(selection=[]), types.SimpleNamespace(name="given", depth=6)
+    splits, reference = types.SimpleNamespace(train=[]), types.SimpleNamespace(name="given", depth=6)
     ready = types.SimpleNamespace(reference=reference, splits=splits)
-    grid = types.SimpleNamespace(args=types.SimpleNamespace(process_index=0), ready=ready)
+    args = types.SimpleNamespace(process_index=0, disable_tqdm=True, device="cpu")
+    grid = types.SimpleNamespace(args=args, ready=ready)
     assert Comparison.chosen_layers(grid, parse_arm(name), 3) == wanted
     assert heard == [asked]
     assert Comparison.chosen_layers(grid, parse_arm("last"), 3) == ()

@@ -12,11 +12,10 @@ from rich.console import Console
 from test_comparison import write_material
 from transformers import AutoModelForCausalLM, Trainer
 
-from inheritune_hf import InherituneConfig
 from inheritune_hf.cli.settings import parse_settings
 from inheritune_hf.data import CausalCollator, DataSplits
 from inheritune_hf.experiments import run_recipe, train_control
-from inheritune_hf.experiments.runs import measured_recipe, watch_collapse
+from inheritune_hf.experiments.runs import watch_collapse
 from inheritune_hf.reporting import read_run, write_report
 from inheritune_hf.reporting.content import recipe_of
 from inheritune_hf.run_folder import NUMERIC_ARGUMENTS, SETTINGS_FILE
@@ -25,14 +24,6 @@ from inheritune_hf.training import InherituneTrainer
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import tiny
-
-
-@pytest.mark.parametrize("limit", [None, 4])
-def test_a_measure_needs_the_depth_to_stop_at(limit):
-    """A measure may choose layers that cannot grow: without max_layers of as many the run is refused unmeasured."""
-    recipe = InherituneConfig(keep_layers="loss:2", max_layers=limit)
-    with pytest.raises(ValueError, match=r"keep_layers='loss:2' may choose layers anywhere, .* set max_layers to 2 to"):
-        measured_recipe(recipe, None, None)
 
 
 @pytest.mark.parametrize("sharding", ["fsdp", "zero3"])

@@ -48,7 +48,7 @@ def test_a_plan_counts_what_would_be_read(layout, publish, reference, reads_noth
     assert plan.block_list == "transformer.h"
     assert plan.tied
     assert sum(plan.layer_parameters) < plan.parameters_before
-    assert plan.notes == ("Not first layers only: the student cannot grow by next layers.",)
+    assert plan.notes == ("Not first layers only: without a measure or a schedule the student cannot grow.",)
 
 
 def test_a_plan_of_old_files_says_that_all_is_read(publish):

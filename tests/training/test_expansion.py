@@ -1,9 +1,16 @@
 """Deeper students from trained ones."""
 
+import copy
+import sys
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -25,8 +32,14 @@ from inheritune_hf.training.expansion import (
     expand_student,
     group_names,
     make_identity,
+    moved_scales,
     parameter_origins,
+    rescale_moments,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
+
+from families import BESIDES, PROMISED
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +50,10 @@ def reference():
 @pytest.fixture
 def trained(reference):
     """A student of layers 0, 1 and 4 that has moved away from its reference."""
-    student = from_pretrained_inherited(reference, InherituneConfig(keep_layers=[0, 1, 4]))
+    return moved_away(from_pretrained_inherited(reference, InherituneConfig(keep_layers=[0, 1, 4])))
+
+
+def moved_away(student):
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -218,20 +234,99 @@ def scaled():
     return GPT2LMHeadModel(config).eval()
 
 
-def test_trained_blocks_move_only_if_they_may_change_their_scale(scaled):
-    """A trained block whose attention is scaled by position is not moved, unless it may take its new position's."""
-    recipe = InherituneConfig(growth="continue", keep_layers=[0, 4])
-    student = from_pretrained_inherited(scaled, recipe)
-    message = (
-        r"would move to layer 2 of a GPT-2 with scale_attn_by_inverse_layer_idx=True.* attention_scale 'position'\."
-    )
-    with pytest.raises(ValueError, match=message):
-        expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1)
+KINDS = [(kind, values) for kind, cases in PROMISED.items() for values in cases]
+KINDS += [pytest.param(*pair, marks=pytest.mark.slow) for kind in BESIDES for pair in [(kind, BESIDES[kind][0])]]
+
+
+# Releases of Transformers before 5.23 script a function of GPTBigCode.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("kind", "values"), KINDS)
+def test_blocks_move_in_every_architecture(kind, values):
+    """
+    A scattered student that gains layers in between is what a student of all of them would be, to the bit: windows,
+    experts, convolutions and every other field of a layer move along, whether its blocks were trained or not.
+    """
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this Transformers has no {kind}")
+    torch.manual_seed(0)
+    reference = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **values)).eval()
+    recipe = InherituneConfig(growth="continue")
+    few, more, tokens = (1, 4), (0, 1, 2, 4, 5), torch.arange(20).reshape(2, 10)
+    trained = copy.deepcopy(reference)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.01)
+    for given in (reference, trained):
+        student = from_pretrained_inherited(given, InherituneConfig(keep_layers=list(few)))
+        deeper = expand_student(student, few, given, more, recipe, 0)
+        whole = from_pretrained_inherited(given, InherituneConfig(keep_layers=list(more)))
+        assert deeper.config.to_dict() == whole.config.to_dict()
+        assert same(deeper.state_dict(), whole.state_dict())
+        with torch.no_grad():
+            assert torch.equal(deeper(tokens, use_cache=False).logits, whole(tokens, use_cache=False).logits)
+
+
+def test_trained_blocks_that_move_keep_their_scale(scaled):
+    """
+    A trained block whose attention is scaled by position computes at its new place what it computed: its queries make
+    up for it. With attention_scale 'position' they stay as they are.
+    """
+    recipe = InherituneConfig(growth="continue", new_blocks="identity", keep_layers=[0, 4])
+    student = moved_away(from_pretrained_inherited(scaled, recipe))
+    deeper = expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1)
+    tokens = torch.tensor(tiny.sequences(3, seed=5))
+    with torch.no_grad():
+        assert torch.allclose(deeper(tokens).logits, student(tokens).logits, atol=1e-5)
+    assert torch.equal(block(deeper, 2)["attn.c_attn.bias"][:16], block(student, 1)["attn.c_attn.bias"][:16] * (3 / 2))
+    assert deeper.config.inheritune["query_scales"] == [1.0, 1.0, 3 / 5]
     recipe = InherituneConfig(growth="continue", attention_scale="position", keep_layers=[0, 4])
     student = from_pretrained_inherited(scaled, recipe)
     deeper = expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1)
     for place, layer in enumerate((0, 1, 4)):
         assert same(block(deeper, place), block(scaled, layer))
+
+
+def test_moments_of_rescaled_queries_follow(scaled):
+    """
+    Gradients of queries that were multiplied are divided by the factor, so their moments are: what is carried over is
+    what the optimizer would have for the same gradients at the new place. Of another state it is not known.
+    """
+    recipe = InherituneConfig(growth="continue", new_blocks="identity", keep_layers=[0, 4])
+    student = from_pretrained_inherited(scaled, recipe)
+    deeper = expand_student(student, (0, 4), scaled, (0, 1, 4), recipe, 1)
+    states = []
+    for model in (student, deeper):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        step(model, optimizer)
+        states.append((optimizer.state_dict()["state"], [name for name, _ in model.named_parameters()]))
+    (old, old_names), (wanted, names) = states
+    name, before = "transformer.h.2.attn.c_attn.weight", "transformer.h.1.attn.c_attn.weight"
+    place = names.index(name)
+    carried = {place: old[old_names.index(before)]}
+    untouched = copy.deepcopy(carried)
+    scales = moved_scales(deeper, {0: 0, 2: 1}, "keep")
+    rescale_moments(carried, names, deeper, scales)
+
+    def far(state, key, columns):
+        (one, other) = (given[place][key][:, columns] for given in (state, wanted))
+        return float((one - other).norm() / other.norm())
+
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert far(carried, key, slice(0, 16)) < 1e-3 < 0.3 < far(untouched, key, slice(0, 16))
+        assert far(carried, key, slice(16, None)) == far(untouched, key, slice(16, None)) < 1e-3
+    assert moved_scales(deeper, {0: 0, 2: 1}, "position") == {}
+    carried = {place: {"row_means": torch.ones(16)}}
+    with pytest.raises(ValueError, match=rf"state row_means of {name} cannot be carried over: that block's queries"):
+        rescale_moments(carried, names, deeper, scales)
+
+
+def test_a_copy_of_another_kind_of_block_is_refused():
+    """A block of experts is no copy for a layer without."""
+    reference = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **PROMISED["qwen3_moe"][0]))
+    recipe = InherituneConfig(growth="continue", new_blocks="copy_last", keep_layers=[0])
+    student = from_pretrained_inherited(reference, recipe)
+    with pytest.raises(ValueError, match="cannot put a copy of layer 0 in the place of layer 1, a block of another"):
+        expand_student(student, (0,), reference, (0, 1), recipe, 0)
 
 
 def test_a_copied_block_keeps_the_scale_of_its_origin(scaled):
