@@ -31,6 +31,13 @@ INHERIT_PRESETS = {
 }
 
 
+#: Quantizations of a teacher by name, as the `quantization_config` of Transformers writes them.
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "8bit": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "4bit": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+}
+
+
 def setting(default: Any, help_text: str) -> Any:
     """Return a field of a configuration, with its default, copied for each object, and its help text."""
     if isinstance(default, list):
@@ -140,6 +147,11 @@ class InherituneConfig:
         "float32", "Precision that the reference is held in while it teaches."
     )
 
+    distillation_quantization: dict[str, Any] | str | None = setting(
+        None,
+        "How the reference is quantized while it teaches: '8bit' or '4bit' (bitsandbytes), or a quantization_config of "
+        "Transformers, as a mapping with quant_method. It is measured, and students are trained, unquantized.",
+    )
     def __post_init__(self) -> None:
         given: Any = self.inherit
         if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
@@ -174,6 +186,11 @@ class InherituneConfig:
                     )
         _ = self.distillation_weights
 
+        if self.quantization_config is not None and "quant_method" not in self.quantization_config:
+            raise ValueError(
+                f"distillation_quantization must be {', '.join(QUANTIZATIONS)} or a mapping with quant_method, got "
+                f"{self.distillation_quantization!r}."
+            )
     @property
     def inherited_parts(self) -> tuple[str, ...]:
         """The parts that `inherit` names, in the order of `PARTS`."""
@@ -204,6 +221,12 @@ class InherituneConfig:
         return weights
 
     @property
+    @property
+    def quantization_config(self) -> dict[str, Any] | None:
+        """The teacher's quantization as Transformers reads it; None without one."""
+        given = self.distillation_quantization
+        return QUANTIZATIONS.get(given, {}) if isinstance(given, str) else given
+
     def continues_data(self) -> bool:
         """Whether a round continues in the data where the one before stopped."""
         return self.data_order == "continue" or (self.data_order is None and self.growth == "continue")

@@ -135,7 +135,8 @@ def _progress_terminal(args: TrainingArguments) -> Terminal:
 #: The settings of a run that a plan's help shows, because it depends on them. The others are taken as a run takes them.
 _PLANNED = {
     *("config", "reference", "revision", "keep_layers", "inherit", "attention_scale", "schedule", "grow_by"),
-    *("max_layers", "steps_per_round", "loss", "distillation", "distillation_dtype", "per_device_train_batch_size"),
+    *("max_layers", "steps_per_round", "loss", "distillation", "distillation_dtype", "distillation_quantization"),
+    "per_device_train_batch_size",
     *("gradient_accumulation_steps", "block_size", "max_steps", "bf16", "fp16", "optim", "activation_checkpointing"),
     *("gradient_checkpointing", "arms", "controls", "seeds", "learning_rates", "budget", "budget_steps", "layers"),
     "reference_steps",

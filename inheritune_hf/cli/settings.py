@@ -235,7 +235,11 @@ def _number_or_word(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def _source(text: str) -> Any:
+def _word_or_mapping(text: str) -> Any:
+    return _mapping(text) if text.startswith("{") else text
+
+
+def _mapping(text: str) -> Any:
     try:
         return parse_json(text, "a source")
     except ValueError as error:
@@ -246,5 +250,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "keep_layers": _number_or_word,
     "target": str,
     "confidence": str,
-    "sources": _source,
+    "sources": _mapping,
+    "distillation_quantization": _word_or_mapping,
 }

@@ -293,7 +293,13 @@ def student_memory(
     memory = training_memory(config, setup, training_loss(recipe))
     if not recipe.distillation_weights:
         return memory
-    teacher = DTYPES[recipe.distillation_dtype].itemsize * inspect_architecture(reference).parameter_count
+    architecture, size = inspect_architecture(reference), DTYPES[recipe.distillation_dtype].itemsize
+    teacher = size * architecture.parameter_count
+    bits = {"8bit": 8, "4bit": 4}.get(str(recipe.distillation_quantization))
+    if bits is not None:  # of its blocks; of another quantization nothing is known
+        prefix = f"{architecture.block_list}."
+        blocks = sum(math.prod(shape) for name, shape in architecture.parameters.items() if name.startswith(prefix))
+        teacher -= int(blocks * (size - bits / 8))
     return replace(memory, weights=memory.weights + teacher, peak=memory.peak + teacher)
 
 

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from ..config import InherituneConfig
+from .distillation import check_quantization
 from .distributed import check_launch
 
 #: Arguments of which some values are refused, with the reason and what to do instead.
@@ -223,6 +224,7 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
             f"label_smoothing_factor={args.label_smoothing_factor} would take the place of the recipe's distillation: "
             "set it to 0, or leave distillation out."
         )
+    check_quantization(config, args.device)
     if args.max_steps == 0:
         raise ValueError("max_steps must be above 0 to cap all rounds together, or -1 for no cap, got 0.")
     ready = copy.copy(args)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 
 from .. import __version__
 from ..config import InherituneConfig
 from ..distillation_losses import DISTILLATION_LOSSES, losses_of_kind
+from ..foreign_text import first_line
 from ..records import cache_folder, digest_of, read_json, write_json
 from ..students import OpenedReference, find_blocks
 from ..students.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
@@ -304,18 +306,37 @@ def open_teacher(
     weights = recipe.distillation_weights
     if not weights:
         return None
-    dtype: torch.dtype = getattr(torch, recipe.distillation_dtype)
-    model: Any = reference.load(dtype=dtype)
+    options: dict[str, Any] = {"dtype": getattr(torch, recipe.distillation_dtype)}
+    if recipe.quantization_config is not None:
+        options["quantization_config"] = AutoQuantizationConfig.from_dict(recipe.quantization_config)
+        options["device_map"] = {"": device}  # quantized weights may not move
+    model: Any = reference.load(**options)
     if compares_states(recipe):
         _check_width(student, model)
     kept = tuple(student.config.inheritune["kept_layers"])
-    model.to(device)
+    if recipe.quantization_config is None:
+        model.to(device)
     store = None
     if recipe.distillation_top_k is not None:
         k, temperature = recipe.distillation_top_k, recipe.distillation_temperature
         facts = [reference.fingerprint(), recipe.distillation_dtype, temperature, k, block_size, precision, __version__]
+        facts += [] if recipe.quantization_config is None else [recipe.quantization_config]
         store = TopKStore(cache_folder("likeliest-tokens") / digest_of(facts), block_size, k, process)
     return Teacher(model, weights, recipe.distillation_temperature, kept, store)
+
+
+def check_quantization(recipe: InherituneConfig, device: torch.device) -> None:
+    """Raise a `ValueError` if the teacher cannot be quantized here as the recipe says, such as without the package."""
+    config = recipe.quantization_config
+    if config is None or not recipe.distillation_weights:
+        return
+    try:
+        quantizer = AutoHfQuantizer.from_config(AutoQuantizationConfig.from_dict(config), pre_quantized=False)
+        quantizer.validate_environment(device_map={"": device}, weights_only=True)
+    except Exception as error:  # whatever the packages of others raise
+        raise ValueError(
+            f"distillation_quantization={recipe.distillation_quantization!r} cannot be used here: {first_line(error)}"
+        ) from error
 
 
 def _check_width(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -340,6 +340,10 @@ class InherituneTrainer(ValidatedTrainer):
         self.budget = args.max_steps
         self.growth_rule = self.rule()  # with first layers in place of an order that is not measured yet
         check_data(train_dataset, eval_dataset, self.reference_config)
+        if self.reference.model is not None and inheritune_config.quantization_config is not None:
+            raise ValueError(
+                "distillation_quantization quantizes the reference while it is read: give its id or path, no model."
+            )
         if processing_class is not None:
             text = self.reference.text_config
             check_tokenizer(processing_class, text.vocab_size, getattr(text, "eos_token_id", None))

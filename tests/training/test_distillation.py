@@ -9,6 +9,9 @@ import torch
 from huggingface_hub import constants
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.quantizers import HfQuantizer, quantizer_bnb_8bit
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.distillation_losses import DISTILLATION_LOSSES, DistillationLoss
@@ -220,6 +223,87 @@ def test_teacher_runs_once_over_each_sequence(tmp_path, monkeypatch):
         assert len(calls) == {"whole": 10, "first": kept, "again": 0}[name]
         assert kept <= 40  # ten steps of four sequences
     assert losses["first"] == losses["again"] == pytest.approx(losses["whole"], abs=1e-4)
+
+
+@pytest.fixture
+def rounding(monkeypatch):
+    """A quantization that rounds weights while they are read, and keeps what it was used on."""
+    used = []
+
+    class Rounding(HfQuantizer):
+        is_serializable, is_trainable = False, False
+
+        def validate_environment(self, *args, **kwargs):
+            if self.quantization_config.missing:
+                raise ImportError("Rounding needs a package: `pip install rounding`\n(or not)")
+
+        def _process_model_after_weight_loading(self, model, **kwargs):
+            used.append((self.quantization_config.steps, kwargs.get("device_map"), model))
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.copy_((weight * self.quantization_config.steps).round() / self.quantization_config.steps)
+
+    class RoundingConfig(QuantizationConfigMixin):
+        def __init__(self, steps=1, missing=False, **_):
+            self.quant_method, self.steps, self.missing = "rounding", steps, missing
+
+    monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, "rounding", Rounding)
+    monkeypatch.setitem(AUTO_QUANTIZATION_CONFIG_MAPPING, "rounding", RoundingConfig)
+    return used
+
+
+def test_the_teacher_alone_is_quantized(tmp_path, rounding):
+    """Once a round the teacher is read quantized; what is measured, staged and saved is not, nor says that it is."""
+    reference = tiny.write_reference(tmp_path / "reference", steps=20)
+    taught = {"max_layers": 2, "distillation": "forward_kl=1", "steps_per_round": 4}
+    plain = tiny.make_trainer(tmp_path / "plain", reference, taught)
+    plain.train()
+    assert rounding == []
+    quantized = {**taught, "distillation_quantization": {"quant_method": "rounding", "steps": 2}}
+    trainer = tiny.make_trainer(tmp_path / "quantized", reference, quantized)
+    trainer.train()
+    assert [steps for steps, *_ in rounding] == [2, 2]
+    weights = [weight for *_, teacher in rounding for weight in teacher.parameters()]
+    assert all(torch.equal(weight * 2, (weight * 2).round()) for weight in weights)
+    assert trainer.reference_validation == plain.reference_validation
+    assert tiny.weights_hash(trainer.student) != tiny.weights_hash(plain.student)
+    trainer.save_model()
+    assert "quantization_config" not in (tmp_path / "quantized" / "config.json").read_text()
+    assert getattr(trainer.reference.config, "quantization_config", None) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("8bit", r"distillation_quantization='8bit' cannot be used here: .*requires bitsandbytes: `pip install"),
+        ({"quant_method": "rounding", "missing": True}, r"cannot be used here: Rounding needs a package: `pip install"),
+        ({"quant_method": "no such"}, r"cannot be used here: Unknown quantization type, got no such"),
+    ],
+    ids=str,
+)
+def test_a_quantization_that_cannot_be_made_is_refused(tmp_path, rounding, monkeypatch, given, message):
+    """A missing package is named before anything is read; without distillation nothing is quantized."""
+    monkeypatch.setattr(quantizer_bnb_8bit, "is_bitsandbytes_available", lambda: False)
+    recipe = {"distillation": "forward_kl=1", "distillation_quantization": given}
+    with pytest.raises(ValueError, match=message):
+        tiny.make_trainer(tmp_path, str(tmp_path / "nowhere"), recipe)
+    reference = tiny.write_reference(tmp_path / "reference")
+    assert tiny.make_trainer(tmp_path, reference, {**recipe, "distillation": None}).teacher is None
+
+
+@pytest.mark.parametrize("given", ["2bit", {"load_in_8bit": True}])
+def test_what_is_no_quantization_is_refused(given):
+    """A word is one of two; a mapping says which method."""
+    message = r"distillation_quantization must be 8bit, 4bit or a mapping with quant_method, got "
+    with pytest.raises(ValueError, match=message):
+        InherituneConfig(distillation_quantization=given)
+
+
+def test_a_model_in_memory_cannot_be_quantized(tmp_path, rounding):
+    """It was read already."""
+    recipe = {"distillation": "forward_kl=1", "distillation_quantization": {"quant_method": "rounding"}}
+    with pytest.raises(ValueError, match=r"quantizes the reference while it is read: give its id or path, no model"):
+        tiny.make_trainer(tmp_path, tiny.reference_model(), recipe)
 
 
 def test_states_need_the_teacher(tmp_path):
