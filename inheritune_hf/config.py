@@ -61,7 +61,8 @@ class InherituneConfig:
         "half",
         "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
         "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
-        f"('params:350M') or a list; by a measure, in whose order it grows: {examples()}; experimental: 'auto'.",
+        f"('params:350M') or a list; by a measure, in whose order it grows: 'loss:half', {examples()}; "
+        "experimental: 'auto'.",
     )
     inherit: str = setting(
         "all",
@@ -146,12 +147,12 @@ class InherituneConfig:
     distillation_dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "Precision that the reference is held in while it teaches."
     )
-
     distillation_quantization: dict[str, Any] | str | None = setting(
         None,
         "How the reference is quantized while it teaches: '8bit' or '4bit' (bitsandbytes), or a quantization_config of "
         "Transformers, as a mapping with quant_method. It is measured, and students are trained, unquantized.",
     )
+
     def __post_init__(self) -> None:
         given: Any = self.inherit
         if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
@@ -185,12 +186,12 @@ class InherituneConfig:
                         "has nothing that was trained before."
                     )
         _ = self.distillation_weights
-
         if self.quantization_config is not None and "quant_method" not in self.quantization_config:
             raise ValueError(
                 f"distillation_quantization must be {', '.join(QUANTIZATIONS)} or a mapping with quant_method, got "
                 f"{self.distillation_quantization!r}."
             )
+
     @property
     def inherited_parts(self) -> tuple[str, ...]:
         """The parts that `inherit` names, in the order of `PARTS`."""
@@ -221,12 +222,12 @@ class InherituneConfig:
         return weights
 
     @property
-    @property
     def quantization_config(self) -> dict[str, Any] | None:
         """The teacher's quantization as Transformers reads it; None without one."""
         given = self.distillation_quantization
         return QUANTIZATIONS.get(given, {}) if isinstance(given, str) else given
 
+    @property
     def continues_data(self) -> bool:
         """Whether a round continues in the data where the one before stopped."""
         return self.data_order == "continue" or (self.data_order is None and self.growth == "continue")
@@ -390,6 +391,39 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
 }
 
 
+#: Settings of recipe and training by the name of a preset; what a file or the command line says wins over them.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's rule of growing and matching (arXiv 2404.08634v4, Algorithm 1 and section 4), and its optimizer.
+    "paper": {
+        "keep_layers": "half",
+        "grow_by": 2,
+        "growth": "reinherit",
+        "lr_schedule": "restart",
+        "data_order": "restart",
+        "tolerance": 0.0,
+        "confidence": None,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+    },
+    # Beyond the paper; examples/recipes/heal.yaml says why, and what was measured.
+    "heal": {
+        "keep_layers": "loss:half",
+        "growth": "continue",
+        "optimizer_state": "keep",
+        "lr_schedule": "continue",
+        "distillation": "cross_entropy=0.3,forward_kl=0.7",
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        "warmup_steps": 0.1,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+    },
+}
+
+
 @dataclass
 class RunConfig:
     """
@@ -403,6 +437,12 @@ class RunConfig:
         None, "Hub id or path of the reference; the embedded default runs offline if none is given."
     )
     revision: str | None = setting(None, "Branch, tag or commit of the reference on the Hub.")
+    preset: Literal["paper", "heal"] | None = setting(
+        None,
+        "Defaults for recipe and training, over which any other setting wins: 'paper', or beyond it 'heal': layers in "
+        "the order of the loss without them, growth that continues, the reference as a teacher, and one schedule over "
+        "max_steps.",
+    )
     collapse_every: Positive | None = setting(
         None, "Measure the student's lazy layers at every so many evaluations; never if not given."
     )

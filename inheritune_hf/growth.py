@@ -64,7 +64,7 @@ def rule_from_recipe(
         _check_limit(recipe, len(students[0]), depth)
         return GrowthRule(students[0], follow([item for item in students if len(item) <= limit]), steps)
     if is_measured(recipe.keep_layers):
-        count = parse_measured(str(recipe.keep_layers))[1]
+        count = parse_measured(str(recipe.keep_layers), depth)[1]
         if count is None:
             count = min(order.first if order else max(1, depth // 2), limit)
         _check_limit(recipe, len(resolve_layers(count, depth)), depth)

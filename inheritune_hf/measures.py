@@ -130,7 +130,7 @@ def order_passes(choice: Any, depth: int) -> int:
     """Return at most how many forward passes over the sequences a choice of `keep_layers` takes to order the layers."""
     if not is_measured(choice):
         return 0
-    measure, count = parse_measured(choice)
+    measure, count = parse_measured(choice, depth)
     if count is not None and MEASURES[measure].remove is not None:
         return sum(range(count + 1, depth + 1))
     # By blocks: the attention, the states, and twice a loss for each layer, from half of the model on average.
@@ -142,9 +142,9 @@ def is_measured(choice: Any) -> bool:
     return isinstance(choice, str) and choice.strip().partition(":")[0] in ("auto", *MEASURES)
 
 
-def parse_measured(choice: str) -> tuple[str, int | None]:
+def parse_measured(choice: str, depth: int) -> tuple[str, int | None]:
     """
-    Return the measure and the number of layers of a choice such as `rank:12`; `auto` has no number.
+    Return the measure and the number of layers of a choice such as `rank:12` or `rank:half`; `auto` has no number.
 
     Raises:
         ValueError: If the choice is not complete.
@@ -152,9 +152,11 @@ def parse_measured(choice: str) -> tuple[str, int | None]:
     word, _, argument = choice.strip().partition(":")
     if word == "auto" and not argument:
         return word, None
+    if word in MEASURES and argument == "half":
+        return word, max(1, depth // 2)
     if word not in MEASURES or re.fullmatch(r"\d+", argument) is None:
         raise ValueError(
-            f"keep_layers={choice!r} is not complete: write 'auto', or a measure with a number of layers, such as "
-            f"{examples()}."
+            f"keep_layers={choice!r} is not complete: write 'auto', or a measure with 'half' or a number of layers, "
+            f"such as 'loss:half', {examples()}."
         )
     return word, int(argument)

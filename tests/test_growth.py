@@ -65,6 +65,7 @@ def test_a_measure_grows_along_its_order():
     students = [(0, 5), (0, 1, 3, 5), (0, 1, 2, 3, 5)]
     assert list(students_of(rule_from_recipe(by_loss, 6, order=order))) == students
     assert list(students_of(rule_from_recipe(by_loss, 6))) == [tuple(range(len(item))) for item in students]
+    assert rule_from_recipe(recipe(keep_layers="loss:half"), 6, order=order).first == (0, 3, 5)
     advised = LayerOrder("auto", tuple(range(6)), 4)
     assert rule_from_recipe(recipe(keep_layers="auto"), 6, order=advised).first == (0, 1, 2, 3)
     assert rule_from_recipe(recipe(keep_layers="auto", max_layers=3), 6, order=advised).first == (0, 1, 2)
@@ -72,6 +73,10 @@ def test_a_measure_grows_along_its_order():
     for settings, message in (
         ({"keep_layers": "loss:7"}, r"keep_layers must be between 1 and 6 .* got 7"),
         ({"keep_layers": "loss:4", "max_layers": 3}, "max_layers must be between 4"),
+        (
+            {"keep_layers": "loss:all"},
+            "keep_layers='loss:all' is not complete: write 'auto', or a measure with 'half' or",
+        ),
         ({"keep_layers": "loss"}, "keep_layers='loss' is not complete"),
     ):
         with pytest.raises(ValueError, match=message):

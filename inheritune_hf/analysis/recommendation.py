@@ -160,20 +160,25 @@ def resolve_measured(
 
 
 def measure_order(
-    reference: Reference, choice: str, sequences: Any, progress: bool = False, **kwargs: Any
+    reference: Reference,
+    choice: str,
+    sequences: Any,
+    progress: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
 ) -> LayerOrder:
     """
     Return the order of all layers in which a run grows its students, and how many the first one has.
 
     Arguments and errors are those of `resolve_measured`; the order of `auto` is that of the layers themselves.
     """
-    name, count = parse_measured(choice)
-    tokens = as_tokens(sequences)
+    name, count = parse_measured(choice, open_model(reference, **kwargs).depth)
+    tokens, settings = as_tokens(sequences), {"progress": progress, "cache_dir": cache_dir, **kwargs}
     if count is None:
-        advice = recommend_layers(reference, tokens, progress=progress, **kwargs)
+        advice = recommend_layers(reference, tokens, **settings)
         layers, count = tuple(range(advice.depth)), len(advice.layers)
     else:
-        layers = layer_order(reference, name, tokens, count, progress=progress, **kwargs)
+        layers = layer_order(reference, name, tokens, count, **settings)
     return LayerOrder(name, layers, count, len(tokens), tokens.shape[1], tokens_fingerprint(tokens))
 
 

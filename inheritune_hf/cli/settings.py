@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..config import CompareConfig, DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
+from ..config import PRESETS, CompareConfig, DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
 from ..foreign_text import one_line, parse_json
 from .training_options import argument_parser, make_training_arguments, training_options
 
@@ -176,9 +176,7 @@ def _read(
     whose: str = ": a run",
 ) -> argparse.Namespace:
     """Return what the command line says, where it says nothing what its file does, and else the defaults."""
-    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    only.add_argument("--config")
-    file: str | None = only.parse_known_args(list(argv))[0].config
+    file: str | None = _first_words(argv).config
     given = read_mapping(file) if file else {}
     reject_unknown_keys(given, _options(parser), f"{file}{whose}")
     if defaults and "reference" not in given and not _names_reference(argv):
@@ -187,8 +185,9 @@ def _read(
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping[str, Any]) -> argparse.Namespace:
-    """Return what the command line says, and where it says nothing, what a file does; unknown names are refused."""
-    parser.set_defaults(**given)
+    """Return what the command line says, else what a file does, else what a preset does; unknown names are refused."""
+    chosen = _first_words(argv).preset or given.get("preset")
+    parser.set_defaults(**{**(PRESETS.get(chosen, {}) if isinstance(chosen, str) else {}), **given})
     for action in parser._actions:
         action.required = action.required and action.dest not in given
     options, unknown = parser.parse_known_args(list(argv))
@@ -196,6 +195,14 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no option; write --name value.")
     return options
+
+
+def _first_words(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options that say where other settings come from."""
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only.add_argument("--config")
+    only.add_argument("--preset")
+    return only.parse_known_args(list(argv))[0]
 
 
 def _file_or_reference(source: str | None, config: str | None, argv: Sequence[str]) -> tuple[str | None, str | None]:
@@ -241,7 +248,7 @@ def _word_or_mapping(text: str) -> Any:
 
 def _mapping(text: str) -> Any:
     try:
-        return parse_json(text, "a source")
+        return parse_json(text, "the value")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -372,6 +372,7 @@ def run_settings(run: RunConfig, recipe: InherituneConfig, data: DataConfig, arg
         **data.to_dict(),
         **{name: getattr(value, "value", value) for name, value in arguments.items()},
     }
+    del values["preset"]  # whose settings are all written out
     return without_nothing(values)
 
 

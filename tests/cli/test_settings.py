@@ -1,10 +1,14 @@
 """Settings from the command line and files."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from inheritune_hf.cli.settings import parse_settings
+from inheritune_hf.config import PRESETS
+from inheritune_hf.experiments.runs import run_settings
 
 
 @pytest.fixture
@@ -54,6 +58,7 @@ def test_defaults_are_for_runs_without_a_reference(tmp_path, base):
         (["--kep-layers=3"], "no setting named 'kep_layers' (did you mean 'keep_layers'?)"),
         (["stray"], "'stray' is no option"),
         (["--tolerance", "-1"], "tolerance must be 0 nats per token or more, got -1.0"),
+        (["--preset", "heel"], "preset must be one of 'paper', 'heal', got 'heel'"),
         (["--target", "soon"], "target must be 'reference' or a number above 0 in nats per token, got 'soon'"),
         (["--config", "nothing.yaml"], "There is no file nothing.yaml"),
         (["--steps_per_round", "0"], "steps_per_round must be a whole number of 1 or more, got 0"),
@@ -97,6 +102,46 @@ def test_values_of_other_types_are_usage_errors(tmp_path, capsys, setting, messa
     with pytest.raises(SystemExit, match="2"):
         parse_settings(["--config", str(path)])
     assert message in capsys.readouterr().err
+
+
+def test_any_setting_wins_over_a_preset(tmp_path, base):
+    """The command line wins over the file, the file over the preset, and that over the embedded defaults."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("preset: paper\ngrow_by: 5\ntolerance: 0.5\n")
+    settings = parse_settings(["--config", str(path), "--grow_by", "7", *base])
+    recipe = settings.recipe
+    assert (recipe.keep_layers, recipe.grow_by, recipe.tolerance, recipe.confidence) == ("half", 7, 0.5, None)
+    assert settings.args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    heal = ["--preset", "heal", "--output_dir", str(tmp_path), "--use_cpu"]
+    other = parse_settings(["--config", str(path), *heal], {"learning_rate": 5.0, "logging_steps": 3})
+    assert (other.recipe.growth, other.recipe.confidence, other.recipe.grow_by) == ("continue", 0.95, 5)
+    assert (other.args.learning_rate, other.args.logging_steps) == (PRESETS["heal"]["learning_rate"], 3)
+
+
+def test_what_a_run_keeps_needs_no_preset(tmp_path, base):
+    """Its settings are written out, so that what was switched off stays so."""
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"preset": "heal", "distillation": None}))
+    first = parse_settings(["--config", str(path), *base])
+    path.write_text(json.dumps(run_settings(*first)))
+    again = parse_settings(["--config", str(path), *base])
+    assert again.run.preset is None
+    assert again.recipe == first.recipe
+    assert again.recipe.distillation is None
+
+
+def test_the_healing_recipe_is_the_preset():
+    """Every value of the preset stands in the file, with what was measured beside it."""
+    values = yaml.safe_load((Path(__file__).parents[2] / "examples" / "recipes" / "heal.yaml").read_text())
+    assert {name: values.get(name) for name in PRESETS["heal"]} == PRESETS["heal"]
+
+
+@pytest.mark.parametrize(
+    ("word", "found"), [("8bit", "8bit"), ('{"quant_method": "x", "bits": 3}', {"quant_method": "x", "bits": 3})]
+)
+def test_a_quantization_is_a_word_or_a_mapping(base, word, found):
+    """On the command line a mapping is written as JSON."""
+    assert parse_settings(["--distillation_quantization", word, *base]).recipe.distillation_quantization == found
 
 
 def test_the_reference_cache_can_be_switched_off(tmp_path, base):

@@ -1,4 +1,4 @@
-"""The recipes of the paper: every one is read, and runs at toy width with the depth it says."""
+"""The recipes of the paper and beyond: every one is read, and runs at toy width with the depth it says."""
 
 import json
 import re
@@ -18,6 +18,7 @@ from inheritune_hf.students import MemoryEstimate, estimates
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 DEPTHS = {"gpt2": 12, "gpt2-medium": 24, "gpt2-large": 36, "gpt2-xl": 48, "openlm-research/open_llama_3b": 26}
+DEPTHS["HuggingFaceTB/SmolLM2-135M"] = 30
 #: What toy runs change: sizes, lengths and what needs a GPU or the Hub; never which layers, arms or schedule.
 TOY = {
     "block_size": 8,
@@ -86,7 +87,7 @@ def test_recipe_is_planned(path, references, capsys, monkeypatch):
     assert found["setup"]["mixed_precision"] == "bf16"
     step = values["per_device_train_batch_size"] * 3 * 16
     if "arms" not in values:
-        first = depth // 2 if values["keep_layers"] == "half" else values["keep_layers"]
+        first = depth // 2 if str(values["keep_layers"]).endswith("half") else values["keep_layers"]
         depths = list(range(first, values.get("max_layers", depth) + 1, values.get("grow_by", 2)))
         steps = values["steps_per_round"]
         expected = [(layers, steps, steps * step) for layers in depths]
@@ -139,7 +140,7 @@ def test_both_readings_of_growth_stand_in_each_recipe_that_grows():
     """What the paper leaves open is said where it matters: how students grow, and what comes along."""
     for path in RECIPES:
         values = yaml.safe_load(path.read_text())
-        if ("arms" in values and "budget_steps" in values) or values.get("max_layers") == 13:
+        if ("arms" in values and "budget_steps" in values) or path.stem == "heal" or values.get("max_layers") == 13:
             continue
         assert (values["growth"], values["inherit"]) == ("reinherit", "all"), path.stem
         assert '"continue"' in path.read_text(), path.stem
