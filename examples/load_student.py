@@ -14,7 +14,7 @@ def main() -> None:
     """Print what the student writes after a prompt."""
     parser = argparse.ArgumentParser(description="Generate text with a student.")
     parser.add_argument("student", help="Hub id or folder of the student.")
-    parser.add_argument("--prompt", default="def __init__(self", help="Text to go on from.")
+    parser.add_argument("--prompt", default="def __init__(self", help="Text to continue.")
     parser.add_argument("--max-new-tokens", type=int, default=40, help="Tokens to add.")
     options = parser.parse_args()
 

@@ -9,7 +9,7 @@ Run Inheritune from a reference to a saved student: inherit, train, compare with
 Every field of `InherituneConfig`, `DataConfig` and `transformers.TrainingArguments` is an option; `--config` reads
 them from a YAML or JSON file and the command line wins. The run ends with status 0 for every completed outcome,
 because a launcher calls any other a crash; with `--require_match` a miss has its own status (3 or 4). An interrupted
-run ends with 75: the same command goes on from its last checkpoint. `inheritune train` is the same run.
+run ends with 75: the same command resumes from its last checkpoint. `inheritune train` is the same run.
 """
 
 import sys

@@ -25,7 +25,7 @@ class _Verb(NamedTuple):
 _VERBS = {
     "train": _Verb("runs", "run a recipe, or the embedded default if there is no --reference", resumable=True),
     "adapt": _Verb("runs", "train the reference itself further, to be the reference of a run", resumable=True),
-    "inherit": _Verb("students", "cut a student out of a reference and save it"),
+    "inherit": _Verb("students", "build a student of some of a reference's layers and save it"),
     "data": _Verb("data", "prepare: tokenize and pack data ahead of time", resumable=True),
     "doctor": _Verb("students", "say whether and how a reference can be cut, from its config and file headers alone"),
     "plan": _Verb("runs", "estimate what a run would take, before any weight is downloaded or loaded"),

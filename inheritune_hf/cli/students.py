@@ -10,7 +10,7 @@ from .parsing import VerbParser, source
 
 def inherit(argv: Sequence[str], prog: str) -> int:
     """Show what is kept, dropped and read, then build and save a student."""
-    parser = VerbParser(prog, "Cut a student out of a reference and save it.")
+    parser = VerbParser(prog, "Build a student of some of a reference's layers and save it.")
     parser.add_argument("reference", help="Hub id or path of the reference.")
     parser.add_shared("--keep-layers", "--inherit", "--attention-scale")
     parser.add_argument("--seed", type=int, default=42, help="Seed of parts that are not inherited (default: 42).")

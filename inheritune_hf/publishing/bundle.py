@@ -215,7 +215,7 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _is_native(config: Mapping[str, Any]) -> bool:
-    """Return whether Transformers knows the type of a model, whatever code the repository brings along."""
+    """Return whether Transformers knows the type of a model, whatever code its repository has."""
     return str(config.get("model_type")) in CONFIG_MAPPING
 
 

@@ -71,7 +71,7 @@ def test_the_same_record_gives_the_same_card():
         ("no_more_layers", "**missed** its target: there were no more layers"),
         ("budget_exhausted", "**missed** its target: the step budget"),
         ("interrupted", "**interrupted**"),
-        (None, "The student of round 2 **missed** its target; the run went on with more layers."),
+        (None, "The student of round 2 **missed** its target; the run continued with more layers."),
     ],
 )
 def test_every_outcome_is_said(outcome, words):
