@@ -80,7 +80,7 @@ def save_inherited(
     **kwargs: Any,
 ) -> InheritancePlan:
     """
-    Build a student of a reference's layers and save it in an empty folder, with the reference's tokenizer if there is one.
+    Build a student of a reference's layers and save it in an empty folder, with the reference's tokenizer if any.
 
     The layers and parts are those of the recipe; `show` is called with the plan before any weight is read; `kwargs` are
     passed on to `from_pretrained`. If the layers or the reference cannot be used, nothing is written.
