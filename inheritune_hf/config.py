@@ -122,8 +122,8 @@ class InherituneConfig:
     tolerance: float = setting(0.01, "Loss above the target that still counts as matched, in nats per token.")
     confidence: float | None = setting(
         0.95,
-        "One-sided confidence with which the loss must be within the tolerance, from intervals that "
-        "cluster by document. 'none' compares the plain means (with tolerance 0: the paper's rule).",
+        "One-sided confidence, over all rounds together, with which the loss must be within the tolerance, from "
+        "intervals that cluster by document. 'none' compares the plain means (with tolerance 0: the paper's rule).",
     )
     loss: Literal["auto", "full", "chunked", "linear", "liger"] = setting(
         "auto",

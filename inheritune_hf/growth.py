@@ -138,6 +138,17 @@ def planned_rounds(rule: GrowthRule, max_steps: int | None = None) -> list[tuple
     return planned
 
 
+def looks(rule: GrowthRule, max_steps: int, match_at: str) -> int:
+    """
+    Return how many chances to match a run has, over which its confidence is spread.
+
+    One for each planned round in which a match counts; two if rounds end at two evaluations in a row that match, which
+    errs about twice as often as one look does (docs/results/match-rule.md). `max_steps` of 0 or less is no limit.
+    """
+    rounds = len(planned_rounds(rule, max_steps if max_steps > 0 else None)) if rule.match == "any" else 1
+    return 2 * rounds if match_at == "evaluation" else rounds
+
+
 def judge(rule: GrowthRule, layers: Layers, match: Match) -> Match:
     """Return the verdict on a student of `layers`: a match counts in the rounds that the rule names."""
     counts = rule.match == "any" or (rule.match == "last" and rule.grow(layers) is None)

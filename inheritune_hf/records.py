@@ -147,12 +147,14 @@ class Validation:
         loss_sums (`tuple[float, ...]`): Summed loss of each document's counted tokens, in nats.
         tokens (`tuple[int, ...]`): Counted tokens of each document.
         correct (`tuple[int, ...]`): Tokens of each document that the model ranked first.
+        grouped (`bool`): Whether it is known which sequences are of one document; else each counts as one.
     """
 
     documents: tuple[int, ...]
     loss_sums: tuple[float, ...]
     tokens: tuple[int, ...]
     correct: tuple[int, ...]
+    grouped: bool = True
 
     def __post_init__(self) -> None:
         lengths = {len(self.documents), len(self.loss_sums), len(self.tokens), len(self.correct)}
@@ -188,6 +190,12 @@ class Match:
         upper (`float`, *optional*): One-sided upper bound of the difference, in nats per token.
         documents (`int`): Documents that the comparison rests on.
         note (`str`): What weakens the interval, or why there is none; empty if there is nothing to say.
+        decided (`bool`): False if the documents are too few to decide at a confidence; then it is not matched.
+        confidence (`float`, *optional*): One-sided confidence of each bound.
+        influential (`int`, *optional*): The document without which the difference would change most.
+        without_influential (`float`, *optional*): The difference without it, in nats per token.
+        power (`float`, *optional*): Probability that a student of exactly the target's loss, whose differences spread
+            alike, would match at this tolerance; None where means are compared, or nothing is decided.
     """
 
     matched: bool
@@ -197,6 +205,11 @@ class Match:
     upper: float | None
     documents: Count
     note: str = ""
+    decided: bool = True
+    confidence: float | None = None
+    influential: int | None = None
+    without_influential: float | None = None
+    power: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from inheritune_hf.growth import (
     conclude,
     follow,
     judge,
+    looks,
     planned_rounds,
     reopen,
     round_end,
@@ -108,6 +109,15 @@ def test_stages_are_all_run():
     state = RunState({}, (0, 1))
     assert judge(control, (0, 1), MATCHED) == Match(False, True, 0.0, None, None, 1)
     assert conclude(state, finished(state, 10), control, -1).outcome == "no_more_layers"
+
+
+def test_looks_are_the_rounds_in_which_a_match_counts():
+    """The confidence of a run is spread over its planned rounds, twice where two evaluations in a row may end one."""
+    assert looks(rule(6), -1, "round_end") == 3
+    assert looks(rule(6), 20, "round_end") == 2
+    assert looks(rule(6), -1, "evaluation") == 6
+    stages = GrowthRule((0,), follow([(0,), (0, 1)]), 10, match="last")
+    assert looks(stages, -1, "round_end") == 1
 
 
 def test_papers_medium_run():

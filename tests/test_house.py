@@ -20,6 +20,7 @@ FLOORS = [
     "distillation_losses",
     "config",
     "records",
+    "outcomes",
     "run_folder",
     "processes",
     "figures",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
 from ..records import Match, Validation
 from .facts import CorpusComparison, Metrics
@@ -17,8 +18,12 @@ from .facts import CorpusComparison, Metrics
 if TYPE_CHECKING:
     from .validation import Corpus
 
+Floats = NDArray[np.float64]
+
 #: Documents of equal length that an interval should rest on; with fewer it says so, and may be too narrow.
 MIN_DOCUMENTS = 30
+#: Documents of equal length without which nothing is decided at a confidence.
+MIN_DECIDED = 5
 _RESAMPLES = 2_000
 _SEED = 0
 # Resampling weights in memory at once.
@@ -33,7 +38,8 @@ def compare_losses(
 
     The difference is paired: both losses come from the same sequences. Its one-sided bounds cluster by document,
     because the tokens of one document are not independent: see `difference_bounds`. With `confidence` the upper bound
-    must be within the tolerance, without it the mean must be.
+    must be within the tolerance, and documents that weigh less than 5 of equal length decide nothing; without it the
+    mean must be.
 
     Args:
         student (`Validation`): The student's sums per document.
@@ -42,7 +48,8 @@ def compare_losses(
         confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
 
     Returns:
-        `Match`: The verdict, the difference in nats per token, its bounds, and the paper's verdict (mean <= target).
+        `Match`: The verdict, the difference in nats per token, its bounds, the paper's verdict (mean <= target), the
+        most influential document, and the power to see an equal student.
 
     Raises:
         ValueError: If student and reference were not measured on the same documents and tokens.
@@ -53,73 +60,128 @@ def compare_losses(
     else:
         excess = np.asarray(student.loss_sums, dtype=np.float64) - target * tokens
     difference = float(excess.sum() / tokens.sum())
-
-    lower = upper = None
-    note = ""
-    if len(tokens) == 1:
-        note = "no interval: 1 document, 2 are needed; means are compared"
-    else:
-        lower, upper = (float(bound) for bound in difference_bounds(excess, tokens, confidence or 0.95))
-        note = _too_few(tokens)
-    bound = difference if confidence is None or upper is None else upper
-    return Match(
-        matched=bound <= tolerance,
+    decided = confidence is None or float(_effective_documents(tokens)) >= MIN_DECIDED
+    match = Match(
+        matched=decided and difference <= tolerance,
         matched_paper=difference <= 0,
         difference=difference,
+        lower=None,
+        upper=None,
+        documents=len(tokens),
+        note=_weakness(student, decided),
+        decided=decided,
+    )
+    if len(tokens) == 1:
+        return match
+    lower, upper = (float(bound) for bound in difference_bounds(excess, tokens, confidence or 0.95))
+    changes = _changes(excess, tokens)
+    most = int(np.abs(changes).argmax())
+    match = replace(
+        match,
         lower=lower,
         upper=upper,
-        documents=len(tokens),
-        note=note,
+        confidence=confidence or 0.95,
+        influential=student.documents[most],
+        without_influential=difference + float(changes[most]),
     )
+    if confidence is None or not decided:
+        return match
+    room, error = tolerance - (upper - difference), float(np.sqrt((changes**2).sum()))
+    power = float(ndtr(room / error)) if error else float(room >= 0)
+    return replace(match, matched=upper <= tolerance, power=power)
 
 
-def difference_bounds(
-    excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def confidence_of_look(confidence: float | None, looks: int) -> float | None:
+    """Return the confidence of each of so many looks at one set that keeps `confidence` over all (Bonferroni)."""
+    return None if confidence is None else 1 - (1 - confidence) / looks
+
+
+def difference_bounds(excess: Floats, tokens: Floats, confidence: float) -> tuple[Floats, Floats]:
     """
-    Return one-sided bounds of a difference in loss, in nats per token, each the wider of two that cluster by document.
-
-    One is the percentile of a bootstrap that resamples documents. It is too narrow if few documents hold most of the
-    tokens. The other is a jackknife over documents with the quantile of a t distribution, whose degrees of freedom are
-    the number of documents of equal length that would weigh as much, less one.
+    Return one-sided bounds of a difference in loss, in nats per token, each the widest of `all_bounds`.
 
     `excess` and `tokens` have the shape `(..., documents)`, with two documents or more: losses above the target summed
     over each document, in nats, and its counted tokens. Both bounds have the shape `(...)`.
     """
-    pairs = bootstrap_bounds(excess, tokens, confidence), leave_one_out_bounds(excess, tokens, confidence)
-    return np.minimum(pairs[0][0], pairs[1][0]), np.maximum(pairs[0][1], pairs[1][1])
+    lower, upper = zip(*all_bounds(excess, tokens, confidence).values(), strict=True)
+    return np.minimum.reduce(lower), np.maximum.reduce(upper)
 
 
-def bootstrap_bounds(
-    excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return one-sided bounds from 2,000 seeded resamples of documents; arguments as in `difference_bounds`."""
-    documents = excess.shape[-1]
-    draw, even = np.random.default_rng(_SEED), np.full(documents, 1 / documents)
-    size = max(1, _WEIGHTS // documents)
-    ratios: list[NDArray[np.float64]] = []
-    for start in range(0, _RESAMPLES, size):
-        weights = draw.multinomial(documents, even, size=min(size, _RESAMPLES - start)).T.astype(np.float64)
-        ratios.append((excess @ weights) / (tokens @ weights))
-    lower, upper = np.quantile(np.concatenate(ratios, axis=-1), [1 - confidence, confidence], axis=-1)
-    return lower, upper
+def all_bounds(excess: Floats, tokens: Floats, confidence: float) -> dict[str, tuple[Floats, Floats]]:
+    """
+    Return one-sided bounds of a difference by name, each of which clusters by document; arguments as above.
 
-
-def leave_one_out_bounds(
-    excess: NDArray[np.float64], tokens: NDArray[np.float64], confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return one-sided bounds by the jackknife over documents; arguments as in `difference_bounds`."""
-    all_excess, all_tokens = excess.sum(-1, keepdims=True), tokens.sum(-1, keepdims=True)
-    difference = all_excess / all_tokens
-    without = (all_excess - excess) / (all_tokens - tokens)
-    error = np.sqrt(((without - difference) ** 2).sum(-1))
+    - `percentile`: of a bootstrap that resamples documents. Too narrow if few documents hold most of the tokens.
+    - `jackknife`: over documents, with the quantile of a t distribution, whose degrees of freedom are the number of
+      documents of equal length that would weigh as much, less one. Too narrow if differences are skewed.
+    - `studentised`: the same bootstrap, of the difference divided by its standard error (bootstrap-t, which follows the
+      skew), at a quantile that is expanded for few documents (arXiv 1411.5279, section 4.4).
+    """
+    all_tokens = tokens.sum(-1, keepdims=True)
+    difference = excess.sum(-1, keepdims=True) / all_tokens
+    residuals = excess - difference * tokens
+    shifts, ratios = _resample(residuals, tokens)
+    low, high = np.quantile(shifts, [1 - confidence, confidence], axis=-1)
+    expanded = ndtr(stdtrit(tokens.shape[-1] - 1, confidence))
+    spread = _standard_error(residuals, all_tokens)[..., 0]
+    least, most = spread * np.quantile(ratios, [1 - expanded, expanded], axis=-1)
+    error = np.sqrt((_changes(excess, tokens) ** 2).sum(-1))
     reach = stdtrit(np.maximum(_effective_documents(tokens) - 1, 1), confidence) * error
-    return difference[..., 0] - reach, difference[..., 0] + reach
+    mean = difference[..., 0]
+    return {
+        "percentile": (mean + low, mean + high),
+        "jackknife": (mean - reach, mean + reach),
+        "studentised": (mean - most, mean - least),
+    }
 
 
-def _effective_documents(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+def _resample(residuals: Floats, tokens: Floats) -> tuple[Floats, Floats]:
+    """
+    Return by how much the difference shifts in 2,000 seeded resamples of documents, and these shifts studentised.
+
+    Both have the shape `(..., resamples)`. A resample of one document over and over has no standard error: 0.
+    """
+    least = 1e-6 * _standard_error(residuals, tokens.sum(-1, keepdims=True))
+    parts = []
+    for start in range(0, _RESAMPLES, _at_once(tokens.shape[-1])):
+        weights = _weights(tokens.shape[-1], start)
+        total = tokens @ weights
+        shift = (residuals @ weights) / total
+        squares = residuals**2 @ weights - 2 * shift * ((residuals * tokens) @ weights)
+        squares += shift**2 * (tokens**2 @ weights)
+        error = np.sqrt(np.maximum(squares, 0)) / total
+        parts.append((shift, np.divide(shift, error, out=np.zeros_like(shift), where=error > least)))
+    shifts, ratios = zip(*parts, strict=True)
+    return np.concatenate(shifts, axis=-1), np.concatenate(ratios, axis=-1)
+
+
+def _at_once(documents: int) -> int:
+    return max(1, _WEIGHTS // documents)
+
+
+@functools.lru_cache(maxsize=1)  # every evaluation of a run asks for the same
+def _weights(documents: int, start: int) -> Floats:
+    """Return how often each document is in each resample from the `start`th on, shape `(documents, resamples)`."""
+    draw, size = np.random.default_rng((_SEED, start)), min(_at_once(documents), _RESAMPLES - start)
+    return draw.multinomial(documents, np.full(documents, 1 / documents), size=size).T.astype(np.float64)
+
+
+def _standard_error(residuals: Floats, all_tokens: Floats) -> Floats:
+    """Return the linearised standard error of a ratio of sums, shape `(..., 1)`."""
+    error: Floats = np.sqrt((residuals**2).sum(-1, keepdims=True)) / all_tokens
+    return error
+
+
+def _changes(excess: Floats, tokens: Floats) -> Floats:
+    """Return by how much the difference changes when each document is left out, shape `(..., documents)`."""
+    all_tokens = tokens.sum(-1, keepdims=True)
+    changes: Floats = (excess.sum(-1, keepdims=True) / all_tokens * tokens - excess) / (all_tokens - tokens)
+    return changes
+
+
+def _effective_documents(tokens: Floats) -> Floats:
     """Return how many documents of equal length weigh as much as those of `tokens`, shape `(..., documents)`."""
-    effective: NDArray[np.float64] = tokens.sum(-1) ** 2 / (tokens**2).sum(-1)
+    effective: Floats = tokens.sum(-1) ** 2 / (tokens**2).sum(-1)
     return effective
 
 
@@ -193,18 +255,29 @@ def compare_over_seeds(
     return SeedDifference(difference, difference - lower, difference + upper, documents, seeds, note)
 
 
-def _too_few(tokens: NDArray[np.float64]) -> str:
+def _too_few(tokens: Floats) -> str:
     """Return the note on an interval that rests on few documents, or an empty string."""
     effective = float(_effective_documents(tokens))
     if effective >= MIN_DOCUMENTS:
         return ""
-    return (
-        f"the {len(tokens)} documents weigh as much as {effective:.1f} of equal length; with fewer than "
-        f"{MIN_DOCUMENTS} the interval may be too narrow"
-    )
+    return f"{_weight(tokens)}; with fewer than {MIN_DOCUMENTS} the interval may be too narrow"
 
 
-def _excess(student: Validation, target: Validation) -> NDArray[np.float64]:
+def _weight(tokens: Floats) -> str:
+    return f"the {len(tokens)} documents weigh as much as {float(_effective_documents(tokens)):.1f} of equal length"
+
+
+def _weakness(validation: Validation, decided: bool) -> str:
+    """Return what weakens a verdict on these documents, or why there is none."""
+    tokens = np.asarray(validation.tokens, dtype=np.float64)
+    few = "no interval: 1 document, 2 are needed" if len(tokens) == 1 else _too_few(tokens)
+    if not decided:
+        few = f"undecided: {'1 document' if len(tokens) == 1 else _weight(tokens)}, {MIN_DECIDED} are needed"
+    alone = "sequences without a column 'document' count as documents: the interval is too narrow if they share any"
+    return "; ".join(item for item in (few, "" if validation.grouped else alone) if item)
+
+
+def _excess(student: Validation, target: Validation) -> Floats:
     """Return the student's summed loss above the target's, per document."""
     if student.documents != target.documents or student.tokens != target.tokens:
         raise ValueError(

@@ -49,7 +49,7 @@ def sequence_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 def sum_by_document(sums: np.ndarray[Any, Any], documents: Sequence[int]) -> Validation:
     """
-    Add up per-sequence sums of shape `(sequences, 3)` by document.
+    Add up per-sequence sums of shape `(sequences, 3)` by document; a range of them groups nothing.
 
     Raises:
         ValueError: If no token counts, or the number of documents does not fit.
@@ -68,6 +68,7 @@ def sum_by_document(sums: np.ndarray[Any, Any], documents: Sequence[int]) -> Val
         loss_sums=tuple(float(value) for value in loss[counted]),
         tokens=tuple(int(value) for value in tokens[counted]),
         correct=tuple(int(value) for value in correct[counted]),
+        grouped=not isinstance(documents, range),
     )
 
 
@@ -147,6 +148,11 @@ class ValidatedTrainer(Trainer):
         sums = found[0]
         return sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1), sums, None
 
+    def figures(self, validation: Validation, prefix: str) -> dict[str, float]:
+        """Return what is logged of a validation."""
+        values = {"loss": validation.loss, "perplexity": validation.perplexity, "accuracy": validation.accuracy}
+        return {f"{prefix}_{name}": value for name, value in values.items()}
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
@@ -162,12 +168,7 @@ class ValidatedTrainer(Trainer):
             output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         validation = sum_by_document(np.asarray(output.predictions), self._documents)
         self.validations[metric_key_prefix] = validation
-        metrics = {
-            **(output.metrics or {}),
-            f"{metric_key_prefix}_loss": validation.loss,
-            f"{metric_key_prefix}_perplexity": validation.perplexity,
-            f"{metric_key_prefix}_accuracy": validation.accuracy,
-        }
+        metrics = {**(output.metrics or {}), **self.figures(validation, metric_key_prefix)}
         return EvalLoopOutput(np.asarray(output.predictions), None, metrics, output.num_samples)
 
 

@@ -33,7 +33,8 @@ from ..config import InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..data.stream import PackedStream
 from ..evaluation import ValidatedTrainer, compare_losses
-from ..growth import GrowthRule, conclude, judge, reopen, round_end, rule_from_recipe
+from ..evaluation.matching import confidence_of_look
+from ..growth import GrowthRule, conclude, judge, looks, reopen, round_end, rule_from_recipe
 from ..measures import is_measured
 from ..publishing import push_student, save_student
 from ..records import (
@@ -200,6 +201,11 @@ class InherituneTrainer(ValidatedTrainer):
         if run.reference is None and self.inheritune_config.target == "reference":
             run = replace(run, reference=self.measure_reference())
             self.write_run(run)
+        if run.reference is not None:
+            recipe = self.inheritune_config
+            judged = compare_losses(run.reference, run.reference, recipe.tolerance, recipe.confidence)
+            if not judged.decided:
+                logger.warning("no student can match, because the selection set is too small: %s", judged.note)
         if run.outcome is None:
             self.set_model(self.skeleton(run.layers))  # releases what an earlier call left
         return run
@@ -306,14 +312,26 @@ class InherituneTrainer(ValidatedTrainer):
         return output.training_loss, last[1]
 
     def compare(self, validation: Validation | None) -> Match:
-        """Compare a student's loss with the target; the main process decides for all."""
+        """Compare a student's loss with the target at this look's confidence; the main process decides for all."""
         if validation is None:
             raise ValueError("The checkpoint that ends a round holds no evaluation.")
+        decided: Match = on_main_process(judge(self.growth_rule, self.run.layers, self._match(validation)))
+        return decided
+
+    def _match(self, validation: Validation) -> Match:
+        """Return how a student compares with the target, at the confidence of one of the run's looks."""
         recipe, reference = self.inheritune_config, self.run.reference
         target = reference if reference is not None else float(recipe.target)
-        match = compare_losses(validation, target, recipe.tolerance, recipe.confidence)
-        decided: Match = on_main_process(judge(self.growth_rule, self.run.layers, match))
-        return decided
+        chances = looks(self.growth_rule, self.budget, recipe.match_at)
+        confidence = confidence_of_look(recipe.confidence, chances)
+        return compare_losses(validation, target, recipe.tolerance, confidence)
+
+    def figures(self, validation: Validation, prefix: str) -> dict[str, float]:
+        """Return what is logged of a validation: of the student in training, whether it matches by the run's rule."""
+        found = super().figures(validation, prefix)
+        if self.is_in_train and prefix == "eval" and self.growth_rule.match != "never":
+            found["eval_matched"] = float(self._match(validation).matched)
+        return found
 
     # What a run is made of and leaves
 
@@ -543,7 +561,7 @@ class InherituneTrainer(ValidatedTrainer):
             self.set_model(self.skeleton(self.run.layers))
         else:
             self.validations[metric_key_prefix] = found
-            self.log(_figures(found, metric_key_prefix))
+            self.log(self.figures(found, metric_key_prefix))
         logger.info("reference · %d layers · %.4f nats/token%s", self.reference_depth, found.loss, source)
         if self.rounds and self.outcome is not None:
             self.restore_student()
@@ -642,13 +660,16 @@ class InherituneTrainer(ValidatedTrainer):
         """Log how a round ended, to trackers too; a control has no target to log."""
         if self.growth_rule.match == "never":
             return
+        came = f"missed by {item.match.difference:+.4f}" if item.match.decided else "undecided"
+        if item.match.matched:
+            came = "matched, no reduction" if item.layers == self.reference_depth else "matched"
         logger.info(
             "round %d · %d layers · %.4f nats/token · target %.4f · %s%s",
             item.index,
             item.layers,
             item.loss,
             item.target,
-            "matched" if item.match.matched else f"missed by {item.match.difference:+.4f}",
+            came,
             f" ({item.match.note})" if item.match.note else "",
         )
         # A round that was judged when the run resumed after a kill has no step in this process to be logged at.
@@ -664,7 +685,7 @@ class InherituneTrainer(ValidatedTrainer):
         untyped: Any = log
         untyped.stateful_callbacks = self.state.stateful_callbacks
         if self.run.reference is not None:
-            log.log_history = [{**_figures(self.run.reference, "reference"), "step": 0}]
+            log.log_history = [{**self.figures(self.run.reference, "reference"), "step": 0}]
         return log
 
     def begin_checkpoint(self) -> None:
@@ -978,8 +999,3 @@ class RoundCounts:
     validated_at: int | None = None  # step of the last evaluation
     matched_before: bool = False  # whether that evaluation matched
     confirmed: bool = False  # two evaluations in a row matched, which ends the round
-
-
-def _figures(validation: Validation, prefix: str) -> dict[str, float]:
-    values = {"loss": validation.loss, "perplexity": validation.perplexity, "accuracy": validation.accuracy}
-    return {f"{prefix}_{name}": value for name, value in values.items()}

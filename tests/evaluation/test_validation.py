@@ -1,5 +1,7 @@
 """The loss as a sum over a sum, whatever the batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,15 @@ def test_sums_are_kept_by_document(model, rows, tmp_path):
     assert found.tokens == (19, 8, 15 + 1 + 6, 15, 2 + 10, 7 + 3)
     sums = expected_sums(model, rows)
     assert found.loss_sums[0] == pytest.approx(sums[0][0] + sums[1][0], abs=1e-5)
+
+
+def test_it_is_known_whether_sequences_are_grouped(model, rows, tmp_path):
+    """A set without a column `document` is measured by sequence, and its result says so."""
+    alone, _ = measure(model, rows, tmp_path / "alone", 4)
+    assert alone.validations["eval"].documents == tuple(range(len(rows)))
+    assert not alone.validations["eval"].grouped
+    grouped, _ = measure(model, rows, tmp_path / "grouped", 4, list(range(len(rows))))
+    assert grouped.validations["eval"] == replace(alone.validations["eval"], grouped=True)
 
 
 def test_dropping_the_last_training_batch_keeps_the_evaluation_set_whole(model, rows, tmp_path):

@@ -73,6 +73,32 @@ def test_reached_target_stops_after_the_round(reference, tmp_path):
     assert output.metrics["reference_loss"] == trainer.reference_validation.loss
 
 
+def test_the_confidence_is_spread_over_the_planned_rounds(reference, tmp_path):
+    """Each of three rounds is judged at a third of the run's chance of error, and the record says so."""
+    trainer = tiny.make_trainer(tmp_path, reference, {"target": "reference", "tolerance": 0.0, "confidence": 0.94})
+    trainer.train()
+    assert [item.match.confidence for item in trainer.rounds] == [pytest.approx(0.98)] * len(trainer.rounds)
+    single = tiny.make_trainer(tmp_path / "one", reference, {"max_layers": 1, "confidence": 0.94})
+    single.train()
+    assert single.rounds[0].match.confidence == 0.94
+
+
+def test_a_selection_set_that_decides_nothing_is_said_before_training(reference, tmp_path, caplog):
+    """With fewer than five documents no student can match at a confidence: a warning comes first, and a miss after."""
+    trainer = InherituneTrainer(
+        reference,
+        InherituneConfig(keep_layers=1, max_layers=1, steps_per_round=2, tolerance=9.0),
+        tiny.arguments(tmp_path),
+        train_dataset=tiny.train_set(),
+        eval_dataset=tiny.selection_set(12),
+        reference_cache=False,
+    )
+    trainer.train()
+    note = "the 4 documents weigh as much as 4.0 of equal length, 5 are needed"
+    assert f"no student can match, because the selection set is too small: undecided: {note}" in caplog.text
+    assert (trainer.outcome, trainer.rounds[0].match.decided) == ("no_more_layers", False)
+
+
 def test_each_round_inherits_afresh(reference, tmp_path):
     """Every round starts from the reference's own blocks and embeddings, with a fresh optimizer and schedule."""
     rates = {}
