@@ -283,7 +283,8 @@ def limits(comparison: ComparisonRecord, rows: list[ArmResult]) -> str:
     """Return what the comparison does not show, as its records say."""
     cells, by_name = comparison.by_arm(), {row.arm: row for row in rows}
     loops = cells["inheritune"]
-    matched = sum(cell.outcome == "matched" for cell in loops)
+    matches = [cell.layers for cell in loops if cell.outcome == "matched"]
+    whole = matches.count(comparison.reference.layers)
     lazy = comparison.reference.lazy_layers
     swept = sorted(comparison.sweep["inherited"], key=float)
     edges = sum(f"{group[0].learning_rate:g}" in (swept[0], swept[-1]) for group in cells.values())
@@ -296,9 +297,9 @@ def limits(comparison: ComparisonRecord, rows: list[ArmResult]) -> str:
     if long.to_reference.upper >= 0.0:
         shallow = []
     points = [
-        f"{matched} of {len(loops)} loops matched their reference on the selection set. The reference, trained further "
-        f"for the same steps, is another: the loop's students are {difference(by_name['inheritune'].to_continued)} "
-        "nats per token from it.",
+        f"{len(matches)} of {len(loops)} loops matched their reference on the selection set, {whole} of them at its "
+        "full depth, which is no reduction. The reference, trained further for the same steps, is another: "
+        f"the loop's students are {difference(by_name['inheritune'].to_continued)} nats per token from it.",
         f"The reference has {lazy} lazy layers: what lazy layers of a large model transfer cannot be learned from it.",
         f"The rates were {', '.join(swept)}. For {edges} of {len(cells)} arms the best was the lowest or the "
         "highest of them, so a better one may lie beyond.",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from ..config import DataConfig, InherituneConfig
+    from ..experiments.runs import RunResult
     from ..students import TrainingSetup
     from .terminal import Terminal
 
@@ -31,9 +32,27 @@ def train(argv: Sequence[str], prog: str, launched: bool = False) -> int:
     from ..experiments import run_embedded, run_recipe
 
     begin = run_embedded if settings.run.reference is None else run_recipe
-    result = begin(*settings, console=_progress_terminal(settings.args))
+    terminal = _progress_terminal(settings.args)
+    result = begin(*settings, console=terminal)
     completed = result.outcome != "interrupted"
-    return 0 if launched and completed and not settings.run.require_match else EXIT_STATUS[result.outcome]
+    status = 0 if launched and completed and not settings.run.require_match else EXIT_STATUS[result.outcome]
+    terminal.print_facts(_summary(result, status))
+    return status
+
+
+def _summary(result: RunResult, status: int) -> list[tuple[str, str]]:
+    """Return the lines with which a run ends: what it came to, where its student is, and what can be done next."""
+    folder, next_command = shlex.quote(str(result.output_dir)), "the same command again resumes it"
+    if result.outcome != "interrupted":
+        verbs = ("evaluate", "report", "publish") if result.conclusion.good else ("evaluate", "report")
+        next_command = ", ".join(f"inheritune {verb} {folder}" for verb in verbs)
+    where = "checkpoints" if result.outcome == "interrupted" else "student"
+    return [
+        ("outcome", f"{result.outcome}: {result.conclusion.sentence}."),
+        ("exit status", str(status)),
+        (where, folder),
+        ("next", next_command),
+    ]
 
 
 def adapt(argv: Sequence[str], prog: str) -> int:

@@ -427,14 +427,17 @@ class Comparison:
     def _finished(self, plan: CellPlan, trainer: InherituneTrainer) -> Cell:
         tokens, flops = 0, 0.0
         points: list[tuple[int, float, float]] = []
-        losses = {int(row["step"]): row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+        evaluations = {int(row["step"]): row for row in trainer.state.log_history if "eval_loss" in row}
+        first_match: tuple[int, float] | None = None
         for item in trainer.rounds:
             per_step = item.tokens / (item.end_step - item.start_step)
             per_token = self.budget.operations(plan.variant, item.layers)
-            for step, loss in losses.items():
+            for step, row in evaluations.items():
                 if item.start_step < step <= item.end_step:
                     done = (step - item.start_step) * per_step
-                    points.append((round(tokens + done), flops + done * per_token, loss))
+                    points.append((round(tokens + done), flops + done * per_token, row["eval_loss"]))
+                    if first_match is None and row.get("eval_matched"):
+                        first_match = points[-1][:2]
             tokens += item.tokens
             flops += item.tokens * per_token
         last, continued = trainer.rounds[-1], trainer.inheritune_config.continues_data
@@ -454,6 +457,7 @@ class Comparison:
             seconds=sum(item.seconds for item in trainer.rounds),
             outcome=trainer.outcome if plan.variant.arm.is_loop else None,
             curve=tuple(points),
+            first_match=first_match,
             reference_loss=reference.loss,
             selection=_last_validation(trainer),
             folder=plan.folder,

@@ -32,7 +32,17 @@ from ..training import InherituneTrainer, hold_output_dir, numeric_arguments, on
 from .arm_models import random_model
 from .assessment import continue_text
 from .results import TRAINED_FURTHER
-from .runs import Control, PreparedRun, RunResult, finish_run, refuse_early, train_control, train_student, with_changes
+from .runs import (
+    Control,
+    PreparedRun,
+    RunResult,
+    conclude_run,
+    finish_run,
+    refuse_early,
+    train_control,
+    train_student,
+    with_changes,
+)
 
 _END_OF_TEXT = "<|endoftext|>"
 _PROMPT = "def __init__(self, name"
@@ -84,9 +94,9 @@ def run_embedded(
         console.rule("inherit, train, compare, grow")
         trainer = train_student(ready, run, recipe, data, args)
         if trainer.outcome == "interrupted":
-            return RunResult("interrupted", trainer.output_dir)
+            return RunResult("interrupted", trainer.output_dir, conclude_run(trainer))
         console.rule("controls and test")
-        result = finish_run(
+        return finish_run(
             trainer,
             ready.splits,
             console,
@@ -94,8 +104,6 @@ def run_embedded(
             reference_steps=shape.steps,
             remarks=lambda rows: _remarks(trainer, rows, ready),
         )
-        console.print(f"The student, rounds.json, results.md and losses.png are in {result.output_dir}.")
-        return result
 
 
 def prepare_embedded(
@@ -267,23 +275,18 @@ def _controls(trainer: InherituneTrainer, ready: PreparedRun) -> Mapping[str, Co
 def _remarks(trainer: InherituneTrainer, rows: list[ResultRow], ready: PreparedRun) -> str:
     """Return a sample of generated text, and a paragraph on what the run shows and what it does not."""
     original, student, random, continued = rows
-    verdict = {
-        "matched": f"A student of {student.layers} of {original.layers} layers matched the reference's selection loss "
-        f"after {len(trainer.rounds)} round(s)",
-        "no_more_layers": f"No student matched the reference's selection loss, up to {student.layers} layers",
-        "budget_exhausted": "The step budget ran out before a student matched the reference's selection loss",
-    }[str(trainer.outcome)]
     ahead = "ahead of" if continued.loss < student.loss else "not ahead of"
     inherited = "better" if student.loss < random.loss else "no better"
     sample = _sample(trainer.student, ready.tokenizer)
     whole = _sample(ready.reference.load(dtype=torch.float32), ready.tokenizer)
     return (
         f"Sample, student:\n{sample}\n\nSample, reference:\n{whole}\n\n"
-        f"What this shows: {verdict}, and on the test set it is {inherited} than a model of the same shape from random "
-        f"weights given the same {student.steps} steps ({student.loss:.3f} against {random.loss:.3f} nats per token). "
-        f"The starting reference is what was matched; the reference, trained further for those steps, is {ahead} the "
-        f"student ({continued.loss:.3f}). What it does not show: the reference has {original.parameters:,} parameters "
-        "and is far from converged, so part of the gain is more training, not inheritance; one seed and one small "
+        f"What this shows: {conclude_run(trainer).sentence}. On the test set the student is {inherited} than a model "
+        f"of the same shape from random weights given the same {student.steps} steps ({student.loss:.3f} against "
+        f"{random.loss:.3f} nats per token). The starting reference is what it was compared with; the reference, "
+        f"trained further for those steps, is {ahead} the student ({continued.loss:.3f}). What it does not show: the "
+        f"reference has {original.parameters:,} parameters and is far from converged, so part of the gain is more "
+        "training, not inheritance; one seed and one small "
         "corpus of program text say nothing about the sizes in the paper."
     )
 

@@ -47,6 +47,7 @@ class Cell:
     folder: str  # of the trained model, below the comparison's
     identity: Mapping[str, Any]  # its settings: a finished cell is not reused for others
     lazy_layers: int | None = None  # of the final model; None where not measured
+    first_match: tuple[int, float] | None = None  # tokens and FLOPs at the first evaluation that matched the target
     test: Validation | None = None  # None unless this cell was chosen
 
 
@@ -111,7 +112,7 @@ class ArmResult:
     deviation: float | None  # standard deviation of the loss between seeds
     to_reference: SeedDifference | None = None
     to_continued: SeedDifference | None = None  # to the reference, trained further
-    tokens_to_match: int | None = None  # until the mean selection loss was the reference's; None unless with every seed
+    tokens_to_match: int | None = None  # mean of the cells' `first_match`; None unless with every seed
     flops_to_match: float | None = None
     lazy_layers: float | None = None
 
@@ -143,7 +144,7 @@ def _arm_result(name: str, cells: Sequence[Cell], start: Validation, continued: 
     tests = [_test(cell) for cell in cells]
     losses = [test.loss for test in tests]
     depths = sorted({cell.layers for cell in cells})
-    matches = [point for cell in cells if (point := _first_match(cell)) is not None]
+    matches = [cell.first_match for cell in cells if cell.first_match is not None]
     matched = len(matches) == len(cells)
     paired = name != CONTINUED and all(cell.seed in continued for cell in cells)
     lazy = [cell.lazy_layers for cell in cells if cell.lazy_layers is not None]
@@ -166,11 +167,6 @@ def _arm_result(name: str, cells: Sequence[Cell], start: Validation, continued: 
         flops_to_match=fmean(flops for _, flops in matches) if matched else None,
         lazy_layers=fmean(lazy) if lazy else None,
     )
-
-
-def _first_match(cell: Cell) -> tuple[int, float] | None:
-    """Return tokens and FLOPs at the first evaluation whose mean loss is not above the reference's."""
-    return next(((tokens, flops) for tokens, flops, loss in cell.curve if loss <= cell.reference_loss), None)
 
 
 def _test(cell: Cell) -> Validation:
@@ -242,9 +238,9 @@ def table_notes(rows: Sequence[ArmResult], record: ComparisonRecord) -> list[str
         f"Test loss in nats per token, mean over {len(record.compare.seeds)} seed(s) ± standard deviation. Differences "
         "are paired by document and seed, with a 95 % interval that covers other documents and other seeds. Tokens and "
         "FLOPs count all rounds and stages, failed ones included; the reference's own training counts in its row and "
-        "in no other. What it takes to match is counted until the mean selection loss first was not above the "
-        "reference's. Each arm's learning rate was chosen on the selection set with the first seed; the test set was "
-        "opened once, for what was chosen.",
+        "in no other. What it takes to match is counted until the first evaluation that matched by the recipe's "
+        "tolerance and confidence. Each arm's learning rate was chosen on the selection set with the first seed; the "
+        "test set was opened once, for what was chosen.",
         *(f"Note: {note}." for note in notes),
         *(f"Left out: `{name}`, because {reason}." for name, reason in record.left_out.items()),
     ]

@@ -27,8 +27,9 @@ from ..data.prepared import separates_documents
 from ..evaluation import LazinessComparison, compare_losses
 from ..figures import loss_panel, save_panels
 from ..growth import GrowthRule, follow, rule_from_recipe
+from ..outcomes import Conclusion, conclusion, goal_of
 from ..publishing import FinishedRun, ResultRow, markdown_table, terminal_table
-from ..records import Outcome, Validation, write_json, write_record, write_text
+from ..records import Match, Outcome, Validation, write_json, write_record, write_text
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, SETTINGS_FILE, without_nothing
 from ..students import OpenedReference, inspect_architecture, open_reference, student_skeleton
 from ..training import (
@@ -51,6 +52,7 @@ class RunResult:
 
     outcome: Outcome
     output_dir: Path  # with the student, `rounds.json`, `results.md` and `losses.png`
+    conclusion: Conclusion
     rows: list[ResultRow] = field(default_factory=list)
 
 
@@ -198,7 +200,7 @@ def finish_run(
     """
     output_dir = trainer.output_dir
     if trainer.outcome == "interrupted":
-        return RunResult("interrupted", output_dir)
+        return RunResult("interrupted", output_dir, conclude_run(trainer))
     trainer.save_model()
     trainer.evaluate(splits.test, metric_key_prefix="test")
     student = trainer.validations["test"]
@@ -228,7 +230,13 @@ def finish_run(
             console.print(text)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-    return RunResult(trainer.outcome or "interrupted", output_dir, rows)
+    return RunResult(trainer.outcome or "interrupted", output_dir, conclude_run(trainer), rows)
+
+
+def conclude_run(trainer: InherituneTrainer) -> Conclusion:
+    """Return what a run came to, in words."""
+    goal, decided = goal_of(trainer.inheritune_config.target), all(item.match.decided for item in trainer.rounds[-1:])
+    return conclusion(trainer.outcome, len(trainer.run.layers), trainer.reference_depth, goal, decided)
 
 
 def _laziness(trainer: InherituneTrainer) -> LazinessComparison | None:
@@ -253,8 +261,11 @@ def _result_rows(
     step_tokens = last.tokens // (last.end_step - last.start_step)
     whole = student_skeleton(trainer.reference_config, range(trainer.reference_depth))
 
-    def match(validation: Validation) -> Any:
-        return compare_losses(validation, reference, recipe.tolerance, recipe.confidence)
+    # One look, at the whole confidence: the test set is opened once.
+    target = reference if recipe.target == "reference" else float(recipe.target)
+
+    def match(validation: Validation) -> Match:
+        return compare_losses(validation, target, recipe.tolerance, recipe.confidence)
 
     rows = [
         ResultRow(

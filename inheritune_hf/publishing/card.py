@@ -18,10 +18,11 @@ from markupsafe import Markup
 
 from ..config import InherituneConfig
 from ..foreign_text import parse_yaml
-from ..records import RunRecord, decode, read_json
+from ..outcomes import conclude_record, describe_evidence, describe_rule, matched_word
+from ..records import RunRecord, read_record
 from ..students import open_reference
 from ..students.estimates import operations_per_token
-from .tables import ADAPTED
+from .tables import ADAPTED, FinishedRun
 from .templates import render
 
 logger = logging.getLogger(__name__)
@@ -177,8 +178,7 @@ def _test_losses(run_folder: Path | None) -> dict[str, float]:
     path = None if run_folder is None else run_folder / "rounds.json"
     if path is None or not path.is_file():
         return {}
-    rows = decode(list[dict[str, Any]], read_json(path).get("results", []), f"{path}: results")
-    return decode(dict[str, float], {str(row.get("model")): row.get("loss") for row in rows}, f"{path}: losses")
+    return {row.model: row.loss for row in read_record(FinishedRun, path).results}
 
 
 def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) -> str:
@@ -192,6 +192,10 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         metadata=Markup(ModelCardData(**_metadata(record, name, facts))),
         begin=Markup(_BEGIN),
         end=Markup(_END),
+        conclusion=conclude_record(record),
+        rule=describe_rule(record),
+        evidence=describe_evidence(record.rounds[-1].match) if record.rounds else "",
+        matched_word=matched_word,
         losses=_losses(record, facts),
         notes=sorted({item.match.note for item in record.rounds if item.match.note}),
         fingerprints={kind: value for kind, value in record.lineage.data.items() if value},

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..evaluation.facts import LazinessComparison
+from ..outcomes import matched_word
 from ..records import DataFacts, Match, RunRecord
 
 #: A whole reference, trained further to be the reference of other runs, as tables name it.
@@ -25,7 +26,7 @@ class ResultRow:
     steps: int  # that this run trained it for, over all rounds
     tokens: int
     loss: float  # nats per token
-    match: Match | None = None  # paired with the reference; None for the reference itself
+    match: Match | None = None  # with what the run had to reach; None for the reference itself
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ HEADERS = ("model", "layers", "parameters", "steps", "tokens", "test loss", "dif
 
 def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
     """Return the cells of the result table, one tuple for each row, in the order of `HEADERS`."""
+    depth = max((row.layers for row in rows if row.match is None), default=0)
     return [
         (
             row.model,
@@ -54,7 +56,7 @@ def table_cells(rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
             f"{row.loss:.4f}",
             "" if row.match is None else f"{row.match.difference:+.4f}",
             interval(row.match),
-            "" if row.match is None else "yes" if row.match.matched else "no",
+            "" if row.match is None else matched_word(row.match, row.layers, depth if row.model == "student" else 0),
         )
         for row in rows
     ]
@@ -88,7 +90,7 @@ def terminal_table(rows: Sequence[ResultRow]) -> Table:
             f"{row.tokens / 1e6:.2f}M",
             cells[5],
             f"{cells[6]}\n({span})" if row.match is not None else "",
-            cells[8],
+            cells[8].replace(", ", ",\n"),
         )
     return table
 

@@ -15,6 +15,7 @@ from ..experiments import results
 from ..experiments.results import TRAINED_FURTHER, ArmResult, ComparisonRecord, arm_results
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
 from ..layers import describe
+from ..outcomes import conclude_record, describe_evidence, describe_rule, goal_of, matched_word
 from ..publishing import tables
 from ..records import DataFacts
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, without_nothing
@@ -22,16 +23,6 @@ from .summary import RunSummary
 
 if TYPE_CHECKING:
     from ..evaluation import SeedDifference
-
-# One or two words for an outcome, and whether it is a success; None if nothing is decided.
-_WORDS: dict[str | None, tuple[str, bool | None]] = {
-    "matched": ("matched", True),
-    "no_more_layers": ("missed", False),
-    "budget_exhausted": ("missed", False),
-    "interrupted": ("interrupted", None),
-    "adapted": ("trained further", None),
-    None: ("not finished", None),
-}
 
 
 @dataclass(frozen=True)
@@ -99,8 +90,8 @@ class Report:
 
 def build_report(run: RunSummary) -> Report:
     """Return the report of a run, up to how to run it again."""
-    word, good = _WORDS[run.record.outcome] if run.trained else ("not trained", None)
-    found = run.evaluation
+    came, found = conclude_record(run.record), run.evaluation
+    word, good = (came.word, came.good) if run.trained else ("not trained", None)
     sections = _sections(
         ("losses", "Losses", _losses(run)),
         ("layers", "Layers", _layers(run)),
@@ -121,10 +112,12 @@ def build_comparison(name: str, record: ComparisonRecord) -> Report:
     rows = arm_results(record)
     # The comparison is about the plain loop, whatever its variants gave, or else about a variant.
     loop = next((arm for arm in sorted(record.by_arm()) if arm.partition("/")[0] == LOOP), None)
-    matched = [cell.outcome == "matched" for cell in record.cells if cell.arm == loop]
-    word, good = ("matched", True) if all(matched) else ("matched in part", None) if any(matched) else ("missed", False)
-    if not matched:
-        word, good = "compared", None
+    loops = [cell for cell in record.cells if cell.arm == loop]
+    matched = [cell for cell in loops if cell.outcome == "matched"]
+    smaller = [cell for cell in matched if cell.layers < record.reference.layers]
+    word, good = ("matched", True) if len(smaller) == len(loops) else ("matched in part", None)
+    if not smaller:
+        word, good = ("no reduction", None) if matched else ("missed", False) if loops else ("compared", None)
     training = {name: record.settings.get(name) for name in NUMERIC_ARGUMENTS}
     sections = _sections(
         ("arms", "Arms", (*_arms(rows), *_arm_notes(rows, record))),
@@ -151,12 +144,10 @@ def _run_verdict(run: RunSummary) -> Iterator[str]:
     if not run.trained:
         yield f"A student of {depth} was inherited from {record.lineage.reference} and not trained."
         return
+    if record.outcome != "adapted":
+        yield f"{conclude_record(record).sentence}."
     if record.outcome in {"interrupted", None}:
-        state = "was interrupted" if record.outcome == "interrupted" else "has not ended"
-        yield (
-            f"The run {state}: the student of {depth} was last saved at step {run.step:,}, and whether it matches its "
-            "target is not decided. The same command resumes it."
-        )
+        yield f"It was last saved at step {run.step:,}; the same command resumes it."
         return
     last = record.rounds[-1]
     if record.outcome == "adapted":
@@ -165,19 +156,11 @@ def _run_verdict(run: RunSummary) -> Iterator[str]:
             f"selection set before, {last.loss:.4f} after."
         )
         return
-    goal = _goal(record.recipe)
-    losses = f"{last.loss:.4f} against {last.target:.4f} nats per token on the selection set"
-    work = f"after {len(record.rounds)} {'round' if len(record.rounds) == 1 else 'rounds'} and {last.end_step:,} steps"
-    if record.outcome == "matched":
-        yield f"A student of {depth} matched {goal}: {losses}, {work}."
-    else:
-        why = "there were no more layers to add" if record.outcome == "no_more_layers" else "the steps were used up"
-        yield f"No student matched {goal}, up to {depth}: {losses}, {work}; {why}."
+    yield (
+        f"Its loss is {last.loss:.4f} against {last.target:.4f} nats per token on the selection set, after "
+        f"{len(record.rounds)} {'round' if len(record.rounds) == 1 else 'rounds'} and {last.end_step:,} steps."
+    )
     yield _beside_trained_further(run)
-
-
-def _goal(recipe: Mapping[str, Any]) -> str:
-    return "its starting reference" if recipe.get("target") == "reference" else "the target loss"
 
 
 def _beside_trained_further(run: RunSummary) -> str:
@@ -216,14 +199,13 @@ def _run_facts(run: RunSummary) -> Iterator[tuple[str, str]]:
 
 def _losses(run: RunSummary) -> Iterator[Block]:
     record = run.record
-    tolerance, confidence = record.recipe.get("tolerance"), record.recipe.get("confidence")
     if record.curves.get("student"):
         ends = [f"{name} ends at {curve[-1][1]:.4f}" for name, curve in record.curves.items() if curve]
         aim = "" if record.target is None else f" The loss to reach is {record.target:.4f}."
         yield Chart(
             "Selection loss in nats per token",
             f"Loss against optimizer steps over {max(1, len(record.rounds))} rounds. {'; '.join(ends)}.{aim}",
-            loss_panel(record.rounds, record.curves, record.target, float(tolerance or 0)),
+            loss_panel(record.rounds, record.curves, record.target, float(record.recipe.get("tolerance") or 0)),
         )
     if not record.rounds or record.outcome == "adapted":
         return
@@ -240,23 +222,12 @@ def _losses(run: RunSummary) -> Iterator[Block]:
                 f"{item.target:.4f}",
                 f"{item.match.difference:+.4f}",
                 tables.interval(item.match),
-                _yes(item.match.matched),
+                matched_word(item.match, item.layers, record.lineage.reference_layers),
             )
             for item in record.rounds
         ),
     )
-    if confidence is None:
-        rule = f"A round matches if its loss is at most {tolerance} nats per token above the loss to reach."
-    else:
-        rule = (
-            f"A round matches if the one-sided {confidence:.0%} upper bound of its difference is at most {tolerance} "
-            "nats per token. Intervals lie between the two one-sided bounds and cluster by document."
-        )
-    yield Paragraph(rule)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+    yield Paragraph(f"{describe_rule(record)} {describe_evidence(record.rounds[-1].match)}".strip())
 
 
 def _layers(run: RunSummary) -> Iterator[Block]:
@@ -290,9 +261,9 @@ def _layers(run: RunSummary) -> Iterator[Block]:
 def _test(run: RunSummary) -> Iterator[Block]:
     if run.record.results:
         yield Table("Test loss in nats per token", tables.HEADERS, tuple(tables.table_cells(run.record.results)))
-        yield Paragraph(
-            "The test set was opened once, after the last round. Differences are paired with the starting reference."
-        )
+        by_reference = run.record.recipe.get("target") == "reference"
+        against = "paired with the starting reference" if by_reference else "from the loss to reach"
+        yield Paragraph(f"The test set was opened once, after the last round. Differences are {against}.")
 
 
 def _corpora(run: RunSummary) -> Iterator[Block]:
@@ -550,13 +521,15 @@ def _comparison_verdict(rows: Sequence[ArmResult], record: ComparisonRecord, loo
     depth, cells = record.reference.layers, record.by_arm()
     if loop is not None:
         row, own = next(row for row in rows if row.arm == loop), cells[loop]
-        matched = sum(cell.outcome == "matched" for cell in own)
-        goal = _goal(record.recipe)
+        matches = [cell.layers for cell in own if cell.outcome == "matched"]
+        matched, whole = len(matches), matches.count(depth)
+        goal = goal_of(record.recipe.get("target"))
         seeds = f"with {matched} of {len(own)} {'seed' if len(own) == 1 else 'seeds'}"
         verb = (
             f"matched {goal} on the selection set {seeds}" if matched else f"did not match {goal} on the selection set"
         )
-        yield f"The loop ({row.arm}) {verb}; its last students have {row.layers} of {depth} layers."
+        full = f", {whole} of them at the full depth, which is no reduction" if whole else ""
+        yield f"The loop ({row.arm}) {verb}{full}; its last students have {row.layers} of {depth} layers."
         who = "its student"
     else:
         arms = [row for row in rows if row.arm != "reference"]
@@ -634,7 +607,7 @@ def _cells(record: ComparisonRecord) -> Iterator[Block]:
             (
                 cell.folder,
                 cell.arm,
-                (cell.outcome or "").replace("_", " "),
+                _outcome(cell, record.reference.layers),
                 str(cell.seed),
                 f"{cell.learning_rate:g}",
                 str(cell.layers),
@@ -655,6 +628,11 @@ def _cells(record: ComparisonRecord) -> Iterator[Block]:
             for arm, losses in record.sweep.items()
         ),
     )
+
+
+def _outcome(cell: results.Cell, depth: int) -> str:
+    whole = cell.outcome == "matched" and cell.layers == depth
+    return "matched, no reduction" if whole else (cell.outcome or "").replace("_", " ")
 
 
 def _reproduce_comparison(name: str, record: ComparisonRecord) -> Iterator[Block]:

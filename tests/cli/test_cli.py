@@ -54,6 +54,12 @@ def recipe(reference, tmp_path):
     return path
 
 
+def table_of(path):
+    """The cells of the header and of the student's row in a run's results."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith(("| model", "| student"))]
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
+
+
 def program(*words, timeout=300, **env):
     return subprocess.run(
         words,
@@ -68,9 +74,14 @@ def test_train_matches_and_saves_a_student(recipe, tmp_path, capsys):
     """A recipe runs to its end: status 0, a table, a picture, records, and a student that Transformers loads."""
     assert main(["train", "--config", str(recipe)]) == 0
     shown = capsys.readouterr().out
-    assert "student" in shown
     assert "test loss" in shown
     folder = tmp_path / "run"
+    assert shown.splitlines()[-4:] == [
+        "outcome     matched: A student of 1 of 4 layers matched its starting reference.",
+        "exit status 0",
+        f"student     {folder}",
+        f"next        inheritune evaluate {folder}, inheritune report {folder}, inheritune publish {folder}",
+    ]
     assert {"losses.png", "results.md", "rounds.json", "inheritune_config.json"} <= {
         item.name for item in folder.iterdir()
     }
@@ -82,13 +93,19 @@ def test_train_matches_and_saves_a_student(recipe, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("words", "status"), [([], 3), (["--max_steps", "3"], 4)])
-def test_a_miss_has_its_own_status(recipe, words, status):
+def test_a_miss_has_its_own_status(recipe, words, status, capsys):
     """Out of layers is 3, out of budget is 4."""
     assert main(["train", "--config", str(recipe), "--target", "0.01", *words]) == status
+    *_, outcome, told, _, following = capsys.readouterr().out.splitlines()
+    assert "No student matched the target loss" in outcome
+    assert told == f"exit status {status}"
+    assert "publish" not in following
+    # The final table is judged by the run's own target, not by the reference.
+    assert [row[-2] for row in table_of(recipe.parent / "run" / "results.md")] == ["matched", "no"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_ends_with_75(recipe, tmp_path, monkeypatch, number):
+def test_a_signal_finishes_the_step_saves_and_ends_with_75(recipe, tmp_path, monkeypatch, capsys, number):
     """Ctrl-C and SIGTERM within step 9 end with 75 and a checkpoint; the same command goes on to the same bits."""
     command = ["train", "--config", str(recipe), "--target", "0.01", "--save_steps", "100"]
     assert main([*command, "--output_dir", str(tmp_path / "whole")]) == 3
@@ -102,6 +119,13 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_75(recipe, tmp_path, mon
     with monkeypatch.context() as patched:
         patched.setattr(InherituneTrainer, "training_step", training_step)
         assert main(command) == 75
+    shown = capsys.readouterr().out
+    assert "outcome     interrupted: The run was interrupted: whether its student of" in shown
+    assert shown.splitlines()[-3:] == [
+        "exit status 75",
+        f"checkpoints {tmp_path / 'run'}",
+        "next        the same command again resumes it",
+    ]
     assert (tmp_path / "run" / "checkpoint-9" / "inheritune_state.json").is_file()
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert main(command) == 3

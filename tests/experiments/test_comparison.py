@@ -698,16 +698,16 @@ def test_a_cell_keeps_its_log(whole):
 
 
 def test_a_numeric_target_is_not_taken_for_the_reference(material, tmp_path):
-    """With a target of one's own the reference's line, and what it takes to match it, are the reference's still."""
-    for name, target in (("own", 2.0), ("measured", "reference")):
+    """With a target of one's own the reference's line is the reference's still, but what is matched is the target."""
+    for name, target in (("own", 2.0), ("measured", "reference"), ("easy", 9.0)):
         compare(material, tmp_path / name, ["random"], [1], recipe={"target": target}, **FIXED)
-    own, measured = records(tmp_path / "own"), records(tmp_path / "measured")
+    own, measured, easy = (records(tmp_path / name) for name in ("own", "measured", "easy"))
     assert own["reference"]["selection_loss"] == measured["reference"]["selection_loss"] != 2.0
     assert own["cells"][0]["reference_loss"] == measured["cells"][0]["reference_loss"]
-    tables = [(tmp_path / name / "comparison.csv").read_text().splitlines() for name in ("own", "measured")]
-    rows = [list(csv.DictReader(table))[-1] for table in tables]
-    assert rows[0]["arm"] == "random"
-    assert rows[0]["tokens_to_match"] == rows[1]["tokens_to_match"]
+    assert own["cells"][0]["first_match"] is None
+    assert easy["cells"][0]["first_match"] == easy["cells"][0]["curve"][0][:2]
+    (*_, row) = csv.DictReader((tmp_path / "easy" / "comparison.csv").read_text().splitlines())
+    assert (row["arm"], float(row["tokens_to_match"])) == ("random", easy["cells"][0]["first_match"][0])
     assert weights(tmp_path / "own") == weights(tmp_path / "measured")
 
 

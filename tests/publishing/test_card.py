@@ -1,5 +1,6 @@
 """The card: records in, text out."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -8,8 +9,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from inheritune_hf.publishing.card import CardFacts, read_reference_card, render_card, update_card
-from inheritune_hf.records import Lineage, Match, Round, RunRecord
+from inheritune_hf.publishing import FinishedRun, ResultRow
+from inheritune_hf.publishing.card import CardFacts, _test_losses, read_reference_card, render_card, update_card
+from inheritune_hf.records import Lineage, Match, RecordError, Round, RunRecord, write_record
 
 LINEAGE = Lineage("gpt2-medium", "abc", 24, tuple(range(14)), {"torch": "2.13"})
 ROUNDS = (
@@ -67,10 +69,10 @@ def test_the_same_record_gives_the_same_card():
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        ("matched", "**matched** its target"),
-        ("no_more_layers", "**missed** its target: there were no more layers"),
-        ("budget_exhausted", "**missed** its target: the step budget"),
-        ("interrupted", "**interrupted**"),
+        ("matched", "**A student of 14 of 24 layers matched its starting reference.**"),
+        ("no_more_layers", "**No student matched its starting reference, up to 14 of 24 layers: there were no more"),
+        ("budget_exhausted", "up to 14 of 24 layers: the step budget was used up.**"),
+        ("interrupted", "**The run was interrupted: whether its student"),
         (None, "The student of round 2 **missed** its target; the run continued with more layers."),
     ],
 )
@@ -104,7 +106,34 @@ def test_rule_and_its_weakness_are_said():
     assert "one-sided 95% upper bound of its difference" in text
     assert "Note: no interval: few." in text
     means = render_card(RunRecord({**recipe, "confidence": None}, LINEAGE, (few,), "matched", 2.81), "me/student")
-    assert "if its loss is at most 0.01 nats per token above the target" in means
+    assert "if its loss is at most 0.01 nats per token above the loss to reach" in means
+    known = replace(few.match, confidence=0.99, influential=7, without_influential=-0.02, power=0.381)
+    spread = render_card(RunRecord(recipe, LINEAGE, (replace(few, match=known),), "matched", 2.81), "me/student")
+    assert "one-sided 99% upper bound of its difference (95% over all looks at the selection set together)" in spread
+    assert "Document 7 of the selection set moves the difference most: without it, it would be -0.0200." in spread
+    assert "A student exactly as good as its target would match in 38% of such comparisons." in spread
+
+
+def test_a_match_at_full_depth_is_no_reduction():
+    """A student as deep as its reference made nothing smaller; the text and the table say so."""
+    whole = replace(LINEAGE, kept_layers=tuple(range(24)))
+    rounds = (*ROUNDS, replace(ROUNDS[1], index=3, kept_layers=whole.kept_layers))
+    text = card(lineage=whole, rounds=rounds)
+    assert "**Only the full depth of 24 layers matched its starting reference: no reduction.**" in text
+    assert "| 2 | 14 | 100 | 6,400 | 2.8000 | 2.8100 | -0.0100 (up to +0.0000) | yes |" in text
+    assert "| 3 | 24 | 100 | 6,400 | 2.8000 | 2.8100 | -0.0100 (up to +0.0000) | yes, no reduction |" in text
+
+
+def test_test_losses_are_those_of_the_run(tmp_path):
+    """The losses on the test set come from the run's checked record; one that is damaged is an error that names it."""
+    rows = (ResultRow("reference", 24, 5, 0, 0, 2.9), ResultRow("student", 14, 3, 9, 99, 2.91, ROUNDS[1].match))
+    write_record(tmp_path / "rounds.json", FinishedRun({}, LINEAGE, results=rows))
+    assert _test_losses(tmp_path) == {"reference": 2.9, "student": 2.91}
+    values = json.loads((tmp_path / "rounds.json").read_text())
+    values["results"][1]["loss"] = "low"
+    (tmp_path / "rounds.json").write_text(json.dumps(values))
+    with pytest.raises(RecordError, match=r"rounds\.json: results\[1\]\.loss must be a finite number, got 'low'"):
+        _test_losses(tmp_path)
 
 
 def test_paths_of_a_machine_stay_there(tmp_path):
@@ -231,7 +260,7 @@ def test_an_existing_card_is_updated():
     missed = update_card(once.replace("My words.", "Other words."), card("budget_exhausted"))
     assert "Other words." in missed
     assert "the step budget was used up" in missed
-    assert "**matched** its target" not in missed
+    assert "matched its starting reference.**" not in missed
     assert update_card(card(), card()) == card()
 
 

@@ -1,6 +1,7 @@
 """The result table."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -23,5 +24,17 @@ def test_tables_say_the_same():
     assert "no interval: 4 documents" in text
     screen = io.StringIO()
     Console(file=screen, width=80).print(terminal_table(ROWS))
+    assert "+0.0512 | +0.0400 to +0.0600 | undecided |" in markdown_table(
+        [ROWS[0], replace(ROWS[1], match=replace(MISS, decided=False))]
+    )
     for word in ("5.1012", "+0.0512", "(+0.040 to +0.060)", "1.50M", "0.61M", "test loss", "matched", "4 documents"):
         assert word in screen.getvalue()
+
+
+def test_a_student_of_full_depth_is_no_reduction():
+    """What matches at the reference's depth is no smaller than it; of a control that is no news."""
+    match = Match(True, True, -0.05, -0.06, -0.04, 48)
+    rows = [ROWS[0], *(replace(ROWS[1], model=name, layers=8, match=match) for name in ("student", "control"))]
+    student, control = markdown_table(rows).splitlines()[-2:]
+    assert student.endswith("| yes, no reduction |")
+    assert control.endswith("| yes |")

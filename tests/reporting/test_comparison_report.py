@@ -55,6 +55,17 @@ def test_verdict_is_on_the_plain_loop():
     assert alone.verdict.startswith("The loop (inheritune/kd) did not match")
 
 
+def test_matches_at_full_depth_are_no_reductions():
+    """A loop that matched with all layers is counted as what it is, in verdict, word and table."""
+    deep = [encode(cell(*CELLS[0])), {**encode(cell(*CELLS[1])), "layers": 8}]
+    report = report_of(cells=deep)
+    assert (report.outcome, report.good) == ("matched in part", None)
+    assert "with 2 of 2 seeds, 1 of them at the full depth, which is no reduction; its last" in report.verdict
+    assert [row[2] for row in tables_of(report, "cells")[0].rows] == ["matched", "matched, no reduction"]
+    whole = report_of(cells=[{**values, "layers": 8} for values in deep])
+    assert (whole.outcome, whole.good) == ("no reduction", None)
+
+
 def test_means_are_compared_where_the_recipe_says_so():
     """Without a confidence the mean decides, and that is said."""
     report = report_of(recipe={**RECIPE, "confidence": None})

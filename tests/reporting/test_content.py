@@ -19,9 +19,9 @@ def test_verdict_says_which_reference_was_matched(run):
     report = build_report(read_run(run))
     assert (report.outcome, report.good) == ("matched", True)
     assert report.verdict == (
-        "A student of 6 of 8 layers matched its starting reference: 5.1857 against 5.1951 nats per token on the "
-        "selection set, after 2 rounds and 240 steps. It does not match the reference, trained further for 240 steps: "
-        "5.1425 against 4.9745 nats per token on the test set."
+        "A student of 6 of 8 layers matched its starting reference. Its loss is 5.1857 against 5.1951 nats per token "
+        "on the selection set, after 2 rounds and 240 steps. It does not match the reference, trained further for "
+        "240 steps: 5.1425 against 4.9745 nats per token on the test set."
     )
 
 
@@ -41,16 +41,15 @@ def test_a_miss_is_said(tmp_path):
     """Both ways to miss are told, with what was missing and by how much."""
     for outcome, why in (
         ("no_more_layers", "there were no more layers to add"),
-        ("budget_exhausted", "the steps were used up"),
+        ("budget_exhausted", "the step budget was used up"),
     ):
         record = RunRecord(RECIPE, replace(LINEAGE, kept_layers=(0, 1, 2, 3)), ROUNDS[:1], outcome, 5.1951)
         folder = write_run(tmp_path / outcome, **encode(record))
         report = build_report(read_run(folder))
         assert (report.outcome, report.good) == ("missed", False)
         assert report.verdict.startswith(
-            "No student matched its starting reference, up to 4 of 8 layers: 5.2219 against"
+            f"No student matched its starting reference, up to 4 of 8 layers: {why}. Its loss is 5.2219 against"
         )
-        assert why in report.verdict
         assert "The last student does not match the reference, trained further for 240 steps" in report.verdict
         level = [*RESULTS[:3], replace(RESULTS[3], loss=5.14)]
         write_run(folder, **encode(record), results=encode(level))
@@ -63,17 +62,43 @@ def test_unfinished_runs_and_cut_students_have_reports(interrupted, tmp_path):
     """An interrupted run claims nothing; a student that was only cut out says that it was."""
     report = build_report(read_run(interrupted))
     assert (report.outcome, report.good) == ("interrupted", None)
-    assert "was last saved at step 190, and whether it matches its target is not decided" in report.verdict
+    assert report.verdict.startswith("The run was interrupted: whether its student of ")
+    assert report.verdict.endswith("is not decided. It was last saved at step 190; the same command resumes it.")
     write_json(tmp_path / "cut" / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
     report = build_report(read_run(tmp_path / "cut"))
     assert (report.outcome, report.good) == ("not trained", None)
     assert report.verdict == "A student of 6 of 8 layers was inherited from some/reference and not trained."
 
 
+def test_a_match_at_full_depth_is_no_reduction(tmp_path):
+    """A run whose student became as deep as its reference is no success: nothing was made smaller."""
+    whole = tuple(range(8))
+    rounds = (ROUNDS[0], replace(ROUNDS[1], kept_layers=whole))
+    record = RunRecord(RECIPE, replace(LINEAGE, kept_layers=whole), rounds, "matched", 5.1951)
+    report = build_report(read_run(write_run(tmp_path / "run", **encode(record))))
+    assert (report.outcome, report.good) == ("no reduction", None)
+    assert report.verdict.startswith("Only the full depth of 8 layers matched its starting reference: no reduction.")
+    table = next(block for block in blocks_of(report, "losses") if isinstance(block, Table))
+    assert [row[-1] for row in table.rows] == ["no", "yes, no reduction"]
+
+
+def test_too_few_documents_are_undecided(tmp_path):
+    """Where no round could be decided, neither a match nor a miss is claimed."""
+    undecided = replace(ROUNDS[0], match=replace(ROUNDS[0].match, decided=False))
+    record = RunRecord(RECIPE, replace(LINEAGE, kept_layers=(0, 1, 2, 3)), (undecided,), "no_more_layers", 5.1951)
+    report = build_report(read_run(write_run(tmp_path / "run", **encode(record))))
+    assert (report.outcome, report.good) == ("undecided", None)
+    assert report.verdict.startswith(
+        "Whether a student matches its starting reference, up to 4 of 8 layers, is undecided: the selection set has "
+        "too few documents."
+    )
+
+
 def test_a_number_as_target_is_no_reference(tmp_path):
     """A run towards a number does not claim to have matched a reference."""
     report = build_report(read_run(write_run(tmp_path / "run", recipe={**RECIPE, "target": 5.2})))
     assert "matched the target loss" in report.verdict
+    assert "Differences are from the loss to reach." in str(blocks_of(report, "test"))
 
 
 def test_every_figure_is_a_records(run):
