@@ -201,9 +201,10 @@ class StudentEvaluation:
         if not self.corpora:
             return "No loss was measured."
         first, *others = self.corpora
-        word = "matches" if first.match.matched else "does not match"
+        word = "matches" if first.match.matched else "does not match" if first.match.decided else "may or may not match"
+        few = "" if first.match.decided else " (too few documents to decide)"
         sentence = (
-            f"On {first.corpus} the student {word} its reference: {first.match.difference:+.4f} nats per token"
+            f"On {first.corpus} the student {word} its reference{few}: {first.match.difference:+.4f} nats per token"
             f"{_up_to(first)}."
         )
         for other in others:

@@ -204,6 +204,11 @@ def test_second_corpus_judges_again(run):
     )
     first, second = full_evaluation().corpora
     assert "Neither does it match on" in full_evaluation(corpora=(second, second)).verdict()
+    few = replace(second, match=replace(second.match, decided=False))
+    assert full_evaluation(corpora=(few,)).verdict() == (
+        "On other.txt the student may or may not match its reference (too few documents to decide): +0.0267 nats per "
+        "token (up to +0.0404)."
+    )
     assert "It matches on test.jsonl" in full_evaluation(corpora=(second, first)).verdict()
     assert "The match holds on test.jsonl" in full_evaluation(corpora=(first, first)).verdict()
     assert full_evaluation(corpora=()).verdict() == "No loss was measured."
