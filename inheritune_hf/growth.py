@@ -203,7 +203,7 @@ def _next_round(state: RunState, rule: GrowthRule, budget: int) -> RunState:
         return replace(state, outcome="no_more_layers")
     if grown is None or _was_cut(last, rule) or 0 < budget <= last.end_step:
         return replace(state, outcome="budget_exhausted")
-    return replace(state, layers=grown, start_step=last.end_step, staged=False)
+    return replace(state, layers=grown, start_step=last.end_step, staged=False, start=None)
 
 
 def _was_cut(last: Round, rule: GrowthRule) -> bool:

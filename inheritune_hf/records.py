@@ -229,6 +229,7 @@ class Round:
         target (`float`): The loss it had to reach, in nats per token.
         match (`Match`): The comparison.
         epochs (`float`): Passes over the training set when it was judged; whole ones of a stream.
+        start_loss (`float`, *optional*): The student's loss before it was trained in this round, in nats per token.
     """
 
     index: Count
@@ -242,6 +243,7 @@ class Round:
     target: float
     match: Match
     epochs: float = 0.0
+    start_loss: float | None = None
 
     @property
     def layers(self) -> int:
@@ -261,6 +263,7 @@ class RunState:
     rounds: tuple[Round, ...] = ()
     outcome: Outcome | None = None
     order: LayerOrder | None = None  # None if the recipe says which layers, and before it is measured
+    start: Validation | None = None  # of the round in progress, before it was trained
 
     @property
     def round_index(self) -> int:
@@ -287,6 +290,7 @@ class RunRecord:
             whole reference that was trained further; None if the student was not trained.
         target (`float`, *optional*): The loss to reach, in nats per token.
         training (`dict`): Training arguments that change the numbers of a run, seeds among them.
+        uniform_loss (`float`, *optional*): Loss of a uniform guess over the vocabulary, in nats per token.
     """
 
     recipe: Mapping[str, Any]
@@ -295,6 +299,7 @@ class RunRecord:
     outcome: Outcome | None = None
     target: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    uniform_loss: float | None = None
 
     def published(self) -> RunRecord:
         """Return the record as others may read it: no path of a machine is in it."""

@@ -430,7 +430,7 @@ class Comparison:
         evaluations = {int(row["step"]): row for row in trainer.state.log_history if "eval_loss" in row}
         first_match: tuple[int, float] | None = None
         for item in trainer.rounds:
-            per_step = item.tokens / (item.end_step - item.start_step)
+            per_step = item.tokens / max(1, item.end_step - item.start_step)
             per_token = self.budget.operations(plan.variant, item.layers)
             for step, row in evaluations.items():
                 if item.start_step < step <= item.end_step:
@@ -532,8 +532,9 @@ def _open_run(name: str) -> Any:
 
 def _last_validation(trainer: InherituneTrainer) -> Validation:
     """Return the final model's selection loss from its checkpoint: an earlier process may have trained it."""
-    found = None
-    if trainer.args.should_save:
+    last = trainer.rounds[-1]
+    found = trainer.run.start if last.end_step == last.start_step else None
+    if found is None and trainer.args.should_save:
         checkpoint = last_checkpoint(trainer.output_dir, len(trainer.rounds), trainer.run_digest)
         found = checkpoint[1].validation if checkpoint else None
     validation: Validation | None = on_main_process(found)

@@ -257,17 +257,16 @@ def _reference_settings(args: TrainingArguments, shape: EmbeddedShape) -> Traini
 def _controls(trainer: InherituneTrainer, ready: PreparedRun) -> Mapping[str, Control]:
     """Train random weights of the student's shape, and the reference further, for the student's total steps."""
     last = trainer.rounds[-1]
+    steps = max(1, last.end_step)  # none if the whole reference was inherited, which matches untrained
     work = trainer.output_dir / "controls"
-    settings = with_changes(trainer.args, eval_steps=max(1, last.end_step // 4))
+    settings = with_changes(trainer.args, eval_steps=max(1, steps // 4))
     shape = student_skeleton(ready.reference.config, range(last.layers)).config
     models: dict[str, str | PreTrainedModel] = {
         "random weights": random_model(shape, trainer.args.seed),
         TRAINED_FURTHER: ready.reference.name,
     }
     return {
-        name: train_control(
-            model, settings, ready.splits, last.end_step, name, work / f"{number}-{last.end_step}-steps"
-        )
+        name: train_control(model, settings, ready.splits, steps, name, work / f"{number}-{steps}-steps")
         for number, (name, model) in enumerate(models.items(), 1)
     }
 

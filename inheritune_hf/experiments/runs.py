@@ -258,7 +258,7 @@ def _result_rows(
 ) -> list[ResultRow]:
     recipe = trainer.inheritune_config
     last = trainer.rounds[-1]
-    step_tokens = last.tokens // (last.end_step - last.start_step)
+    step_tokens = sum(item.tokens for item in trainer.rounds) // max(1, last.end_step)
     whole = student_skeleton(trainer.reference_config, range(trainer.reference_depth))
 
     # One look, at the whole confidence: the test set is opened once.

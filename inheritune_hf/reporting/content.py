@@ -211,11 +211,12 @@ def _losses(run: RunSummary) -> Iterator[Block]:
         return
     yield Table(
         "Rounds: loss on the selection set, nats per token",
-        ("round", "layers", "steps", "tokens", "loss", "to reach", "difference", "interval", "matched"),
+        ("round", "layers", "untrained", "steps", "tokens", "loss", "to reach", "difference", "interval", "matched"),
         tuple(
             (
                 str(item.index),
                 str(item.layers),
+                "" if item.start_loss is None else f"{item.start_loss:.4f}",
                 f"{item.end_step - item.start_step:,}",
                 f"{item.tokens:,}",
                 f"{item.loss:.4f}",
@@ -228,6 +229,8 @@ def _losses(run: RunSummary) -> Iterator[Block]:
         ),
     )
     yield Paragraph(f"{describe_rule(record)} {describe_evidence(record.rounds[-1].match)}".strip())
+    if record.uniform_loss is not None:
+        yield Paragraph(f"A uniform guess over the vocabulary has a loss of {record.uniform_loss:.4f} nats per token.")
 
 
 def _layers(run: RunSummary) -> Iterator[Block]:

@@ -101,6 +101,13 @@ def round_folder(output_dir: Path, round_index: int) -> Path:
     return output_dir / RUN_FOLDER / f"round-{round_index:02d}"
 
 
+def round_end_folder(output_dir: Path, round_index: int, start_step: int, end_step: int) -> Path:
+    """Return the checkpoint that ended a round, or its starting point if it matched there, untrained."""
+    if end_step == start_step:
+        return round_folder(output_dir, round_index)
+    return output_dir / f"{PREFIX_CHECKPOINT_DIR}-{end_step}"
+
+
 def stage_round(
     output_dir: Path,
     round_index: int,
@@ -247,14 +254,15 @@ def round_students(output_dir: Path) -> Iterator[tuple[int, Path]]:
     record, state = read_run_record(output_dir), read_state(output_dir)
     for item in record.rounds:
         found = last_checkpoint(output_dir, item.index, digest_of(state.identity)) if state else None
-        if found is None or found[1].step != item.end_step:
+        ended = round_end_folder(output_dir, item.index, item.start_step, item.end_step)
+        if (found is None or found[0] != ended) and not (item.end_step == item.start_step and ended.is_dir()):
             raise FileNotFoundError(
                 f"The checkpoint that ended round {item.index} is not in {output_dir}: run without save_total_limit to "
                 "keep it, or publish without the rounds."
             )
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            _write_round(output_dir, found[0], record, item, folder)
+            _write_round(output_dir, ended, record, item, folder)
             yield item.index, folder
 
 

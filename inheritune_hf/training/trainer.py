@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,12 +30,13 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..analysis import measure_order, sample_sequences, scores_folder
-from ..config import InherituneConfig
+from ..config import PARTS, InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..data.stream import PackedStream
 from ..evaluation import ValidatedTrainer, compare_losses
 from ..evaluation.matching import confidence_of_look
 from ..growth import GrowthRule, conclude, judge, looks, reopen, round_end, rule_from_recipe
+from ..layers import describe
 from ..measures import is_measured
 from ..publishing import push_student, save_student
 from ..records import (
@@ -61,6 +63,7 @@ from .checkpoints import (
     check_identity,
     last_checkpoint,
     read_trainer_state,
+    round_end_folder,
     round_folder,
     round_trainer_state,
     seal_checkpoint,
@@ -271,6 +274,12 @@ class InherituneTrainer(ValidatedTrainer):
         folder, seal = self.round_checkpoint() or (round_folder(self.output_dir, run.round_index), None)
         self.set_model(self.load_student(folder))
         self.describe_round()
+        if seal is None:
+            self.measure_start()
+            if self.matches_untrained():
+                self.state = read_trainer_state(folder)
+                step = self.run.start_step
+                return float("nan"), Seal(self.run_digest, run.round_index, step, 0, 0.0, self.run.start, step)
         if seal is not None and (seal.step >= end or seal.confirmed):
             if seal.validated_at != seal.step:  # the budget was lowered to where the run had come
                 self.state = read_trainer_state(folder)
@@ -310,6 +319,32 @@ class InherituneTrainer(ValidatedTrainer):
                 " written; look at the disk, then run the same command again."
             )
         return output.training_loss, last[1]
+
+    def measure_start(self) -> None:
+        """Measure the student before its round trains, once, and log its loss; a poor start is a warning."""
+        run, recipe = self.run, self.inheritune_config
+        if run.start is not None or self.growth_rule.match != "any":
+            return
+        self.evaluate(metric_key_prefix="start")
+        self.set_model(self.accelerator.unwrap_model(cast(nn.Module, self.model), keep_fp32_wrapper=False))
+        start = self.validations["start"]
+        self.write_run(replace(run, start=start))
+        beside, uniform = "target" if run.reference is None else "reference", self.uniform_loss
+        text = "round %d · %d layers · begins at %.4f nats/token · %s %.4f · uniform guess %.4f"
+        logger.info(text, run.round_index, len(run.layers), start.loss, beside, self.target_loss(), uniform)
+        if start.loss > uniform and (run.reference is None or run.reference.loss < uniform):
+            logger.warning(
+                "The student of layers %s begins worse than a uniform guess (%.4f against %.4f nats/token): %s.",
+                describe(run.layers),
+                start.loss,
+                uniform,
+                advise_start(recipe, len(run.layers)),
+            )
+
+    def matches_untrained(self) -> bool:
+        """Tell whether the student is as deep as the reference and matches before it is trained: training may harm."""
+        start = self.run.start
+        return start is not None and len(self.run.layers) == self.reference_depth and self.compare(start).matched
 
     def compare(self, validation: Validation | None) -> Match:
         """Compare a student's loss with the target at this look's confidence; the main process decides for all."""
@@ -474,7 +509,13 @@ class InherituneTrainer(ValidatedTrainer):
             outcome=self.outcome,
             target=self.target_loss(),
             training=self.run.training,
+            uniform_loss=self.uniform_loss,
         )
+
+    @property
+    def uniform_loss(self) -> float:
+        """Loss of a uniform guess over the vocabulary, in nats per token."""
+        return math.log(self.reference.text_config.vocab_size)
 
     def target_loss(self) -> float | None:
         """Return the loss to reach, in nats per token; None before the reference is measured."""
@@ -641,7 +682,7 @@ class InherituneTrainer(ValidatedTrainer):
             raise ValueError(f"The checkpoint of step {seal.step} ends a round but was not evaluated.")
         if self.args.should_save:
             write_losses(self.output_dir, run.round_index, validation)
-        log = read_trainer_state(self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{seal.step}")
+        log = read_trainer_state(round_end_folder(self.output_dir, run.round_index, run.start_step, seal.step))
         return Round(
             index=run.round_index,
             kept_layers=run.layers,
@@ -654,6 +695,7 @@ class InherituneTrainer(ValidatedTrainer):
             loss=validation.loss,
             target=self.target_loss() or float("nan"),
             match=match,
+            start_loss=None if run.start is None else run.start.loss,
         )
 
     def log_round(self, item: Round) -> None:
@@ -744,11 +786,12 @@ class InherituneTrainer(ValidatedTrainer):
         """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
         index = self.run.round_index if self.outcome == "interrupted" else len(self.rounds)
         found = last_checkpoint(self.output_dir, index, self.run_digest)
-        if found is not None:
+        folder = found[0] if found else round_folder(self.output_dir, index)  # which matched untrained
+        if folder.is_dir():
             if self.sharding != "none" or self.student.device.type == "meta":
-                self.set_model(self.load_student(found[0]))
-            if self.state.global_step != found[1].step:
-                self.state = read_trainer_state(found[0])
+                self.set_model(self.load_student(folder))
+            if found is None or self.state.global_step != found[1].step:
+                self.state = read_trainer_state(folder)
         self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.student.config.use_cache = getattr(self.reference_config, "use_cache", True)
 
@@ -968,11 +1011,14 @@ class InherituneTrainer(ValidatedTrainer):
         Find the place in the data, which Trainer derives from the step count of the whole run.
 
         It counts from the round's first step, or from the run's if the data continue; a stream's loader begins there
-        by itself. With DeepSpeed, step count and log of a staged folder are read too.
+        by itself. With DeepSpeed, step count and log of a staged folder are read too. The log of a round begins with
+        what its student was before it was trained.
         """
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, epochs, checkpoint or self._staged_folder, trial
         )
+        if self.run.start is not None and self.state.global_step == self.run.start_step:
+            self.state.log_history.append({**self.figures(self.run.start, "start"), "step": self.run.start_step})
         if self.stream is not None:
             return 0, 0
         done = self.state.global_step - (0 if self.inheritune_config.continues_data else self.run.start_step)
@@ -999,3 +1045,12 @@ class RoundCounts:
     validated_at: int | None = None  # step of the last evaluation
     matched_before: bool = False  # whether that evaluation matched
     confirmed: bool = False  # two evaluations in a row matched, which ends the round
+
+
+def advise_start(recipe: InherituneConfig, layers: int) -> str:
+    """Return what makes a student of so many layers begin lower."""
+    if recipe.inherited_parts != PARTS:
+        return "parts of it are random; inherit='all' leaves none so"
+    if str(recipe.keep_layers).startswith("loss:"):
+        return "more layers begin lower"
+    return f"keep_layers='loss:{layers}' chooses as many by the loss without the others, and grows along that order"
