@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .recommendation import Recommendation, layer_order, measure_order, recommend_layers, resolve_measured
     from .report import AttentionMap, CollapseReport, LayerScores, Uniform, compare_laziness
     from .sequences import default_sequences, paper_tokens, sample_sequences
+    from .untrained import UntrainedLosses, measure_untrained
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -25,6 +26,7 @@ __all__ = [
     "LayerScores",
     "Recommendation",
     "Uniform",
+    "UntrainedLosses",
     "angular_distances",
     "approximate_rank",
     "block_influence",
@@ -35,6 +37,7 @@ __all__ = [
     "loss_without",
     "measure_collapse",
     "measure_order",
+    "measure_untrained",
     "paper_tokens",
     "recommend_layers",
     "resolve_measured",

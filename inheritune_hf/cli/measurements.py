@@ -41,12 +41,26 @@ def analyze(argv: Sequence[str], prog: str) -> int:
     add("--device-map", help="Where to load it, such as auto, cuda or cpu.")
     add("--no-controls", action="store_true", help="Leave out the randomly initialised twin.")
     add("--no-blocks", action="store_true", help="Leave out influence and losses of blocks.")
+    add(
+        "--untrained",
+        action="store_true",
+        help="Show losses of students before training, by first layers and by every measure.",
+    )
     add("--no-cache", action="store_true", help="Measure again, and keep no scores.")
     options = parser.parse_args(argv)
 
-    from ..analysis import SHARES, default_sequences, measure_collapse, paper_tokens, recommend_layers, scores_folder
+    from ..analysis import (
+        SHARES,
+        default_sequences,
+        measure_collapse,
+        measure_untrained,
+        paper_tokens,
+        recommend_layers,
+        scores_folder,
+    )
     from ..analysis.plots import draw_report, layer_table
     from ..students import load_tokenizer
+    from .tables import show_untrained
     from .terminal import Terminal, log_to_terminal, quiet_transformers
 
     log_to_terminal()
@@ -56,6 +70,13 @@ def analyze(argv: Sequence[str], prog: str) -> int:
     tokenizer = load_tokenizer(options.reference, **where)
     tokens = options.tokens or paper_tokens(options.reference, **where)
     sequences = default_sequences(tokenizer, options.sequences, tokens, options.files)
+    how = {
+        "cache_dir": None if options.no_cache else scores_folder(),
+        "progress": True,
+        "dtype": options.dtype,
+        **where,
+        **placed,
+    }
     report = measure_collapse(
         options.reference,
         sequences,
@@ -63,11 +84,7 @@ def analyze(argv: Sequence[str], prog: str) -> int:
         controls=not options.no_controls,
         blocks=not options.no_blocks,
         heads=options.heads,
-        cache_dir=None if options.no_cache else scores_folder(),
-        progress=True,
-        dtype=options.dtype,
-        **where,
-        **placed,
+        **how,
     )
     advice = recommend_layers(report, tau=options.tau)
     folder = Path(options.output or f"analysis-{Path(options.reference).name}")
@@ -80,7 +97,12 @@ def analyze(argv: Sequence[str], prog: str) -> int:
     for line in (*advice.evidence, *advice.disagreements):
         terminal.print(f"· {line}")
     terminal.print(f"keep_layers: {len(advice.layers)} of {advice.depth} (experimental; basis: {advice.basis})")
-    names = ("collapse.json", "collapse.csv", *(path.name for path in pictures))
+    names = ["collapse.json", "collapse.csv", *(path.name for path in pictures)]
+    if options.untrained:
+        found = measure_untrained(options.reference, sequences, **how)
+        write_json(folder / "untrained.json", encode(found))
+        names.append("untrained.json")
+        show_untrained(terminal, found)
     terminal.print_facts([("saved in", f"{folder}: {', '.join(names)}")])
     return 0
 

@@ -11,6 +11,7 @@ from ..measures import SEQUENCES, TOKENS
 from .terminal import Terminal
 
 if TYPE_CHECKING:
+    from ..analysis import UntrainedLosses
     from ..evaluation import Efficiency, StudentEvaluation
     from ..experiments import ComparisonEstimate
     from ..publishing import Publication
@@ -178,6 +179,17 @@ def _show_measured(
     rate = tokens / (seconds or 1.0)
     text = f"{measured.steps} steps of one process on {measured.device} at a depth of {depths}: {rate:,.0f} tokens"
     terminal.print_facts([("measured", f"{text} per second with {layers} layers{how}")])
+
+
+def show_untrained(terminal: Terminal, found: UntrainedLosses) -> None:
+    """Show the losses of students before training, by choice and depth."""
+    title = f"untrained students of {found.depth} layers: nats per token"
+    table = _table(title, ["choice"], [f"{count} layers" for count in found.depths])
+    for name, losses in found.losses.items():
+        table.add_row(name, *(f"{loss:.3f}" for loss in losses))
+    terminal.print(table)
+    facts = [("reference", f"{found.loss:.3f}"), ("uniform guess", f"{found.uniform:.3f}")]
+    terminal.print_facts(facts)
 
 
 def show_verification(terminal: Terminal, found: Verification) -> None:
