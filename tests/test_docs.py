@@ -334,6 +334,19 @@ def test_page_of_all_arms_is_what_its_records_say():
     assert table == (folder / "mechanism.csv").read_text(encoding="utf-8")
 
 
+def test_page_of_untrained_losses_is_what_was_measured():
+    """The rows of the repository's own reference are those of its record, and what the page says of it holds there."""
+    found = json.loads((ROOT / "docs" / "results" / "untrained.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "how-to" / "choose-layers.md").read_text(encoding="utf-8")
+    losses = found["losses"]
+    for count in (6, 8, 10):
+        place = found["depths"].index(count)
+        assert f"| {count} | " + " | ".join(f"{losses[name][place]:.3f}" for name in ("first", "skip", "loss")) in page
+    assert f"| {found['loss']:.3f} | {found['uniform']:.3f} |" in page
+    assert all(mine <= first for mine, first in zip(losses["loss"], losses["first"], strict=True))
+    assert all(loss > found["uniform"] for loss in losses["rank"][:10])
+
+
 def test_citation_and_changelog_have_the_version():
     """CITATION.cff and CHANGELOG.md speak of the version that is installed."""
     from inheritune_hf import __version__

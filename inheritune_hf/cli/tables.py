@@ -183,13 +183,12 @@ def _show_measured(
 
 def show_untrained(terminal: Terminal, found: UntrainedLosses) -> None:
     """Show the losses of students before training, by choice and depth."""
-    title = f"untrained students of {found.depth} layers: nats per token"
+    title = f"loss of untrained students, nats per token (the reference has {found.depth} layers)"
     table = _table(title, ["choice"], [f"{count} layers" for count in found.depths])
     for name, losses in found.losses.items():
         table.add_row(name, *(f"{loss:.3f}" for loss in losses))
     terminal.print(table)
-    facts = [("reference", f"{found.loss:.3f}"), ("uniform guess", f"{found.uniform:.3f}")]
-    terminal.print_facts(facts)
+    terminal.print_facts([("reference", f"{found.loss:.3f}; a uniform guess {found.uniform:.3f}")])
 
 
 def show_verification(terminal: Terminal, found: Verification) -> None:

@@ -1,6 +1,7 @@
 """`inheritune analyze`, and layers chosen by a measure, as commands."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from inheritune_hf import InheritedGPT2
 from inheritune_hf.analysis import CollapseReport
 from inheritune_hf.cli import main
+from inheritune_hf.measures import MEASURES
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +111,17 @@ def test_train_by_a_measure(reference, text, tmp_path):  # noqa: F811
         assert "lazy layers" in (tmp_path / name / "results.md").read_text()
         found.append(records["lazy_layers"])
     assert found[0] == found[1] == found[2]
+
+
+def test_untrained_losses_are_shown_on_request(reference, text, tmp_path, capsys):  # noqa: F811
+    """First layers and every measure, at three depths, beside the reference and a uniform guess."""
+    words = ["analyze", reference, "--files", text, "--sequences", "8", "--no-controls", "--untrained"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "untrained.json").read_text())
+    printed = capsys.readouterr().out
+    assert list(found["losses"]) == ["first", *MEASURES]
+    assert found["depths"] == [2, 3, 4]
+    for name, losses in found["losses"].items():
+        assert re.search(rf"{name} +│ +" + " +│ +".join(f"{loss:.3f}" for loss in losses), printed)
+    assert f"{found['loss']:.3f}; a uniform guess {found['uniform']:.3f}" in printed
+    assert "untrained.json" in printed
