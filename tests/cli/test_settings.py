@@ -58,7 +58,7 @@ def test_defaults_are_for_runs_without_a_reference(tmp_path, base):
         (["--kep-layers=3"], "no setting named 'kep_layers' (did you mean 'keep_layers'?)"),
         (["stray"], "'stray' is no option"),
         (["--tolerance", "-1"], "tolerance must be 0 nats per token or more, got -1.0"),
-        (["--preset", "heel"], "preset must be one of 'paper', 'heal', got 'heel'"),
+        (["--preset", "heel"], "argument --preset: invalid choice: 'heel'"),
         (["--target", "soon"], "target must be 'reference' or a number above 0 in nats per token, got 'soon'"),
         (["--config", "nothing.yaml"], "There is no file nothing.yaml"),
         (["--steps_per_round", "0"], "steps_per_round must be a whole number of 1 or more, got 0"),

@@ -107,7 +107,8 @@ def test_a_teacher_counts(published):
     assert added == 4 * plain.plan.parameters_before
     settings = {"max_layers": 4, "distillation": "jsd=1", "distillation_quantization": "8bit"}
     smaller = taught.rounds[0].memory.weights - estimate_run(published, recipe(**settings)).rounds[0].memory.weights
-    assert smaller == 3 * sum(item.numel() for item in published.model.transformer.h.parameters())
+    blocks = AutoModelForCausalLM.from_pretrained(published).transformer.h
+    assert smaller == 3 * sum(item.numel() for item in blocks.parameters())
 
 
 def test_evaluating_holds_the_logits_of_few_tokens(large_vocabulary):
