@@ -110,6 +110,11 @@ class InherituneConfig:
         "When a student may be matched: at the end of a round (the paper), or at two evaluations in a row "
         "within one, so that looking often does not buy a match.",
     )
+    abandon: float | None = setting(
+        None,
+        "End a round before its last step once two forecasts in a row are this sure (0.95) that it will miss, and "
+        "grow; a student that cannot grow further is trained to the end, and so is every one if not given.",
+    )
     max_layers: Positive | None = setting(
         None, "Deepest student to try, in layers; the reference's depth if not given."
     )
@@ -171,6 +176,7 @@ class InherituneConfig:
             raise ValueError(f"tolerance must be 0 nats per token or more, got {self.tolerance!r}.")
         self.tolerance = tolerance
         self.confidence = one_sided(self.confidence)
+        self.abandon = one_sided(self.abandon, "abandon", "train every round to its end")
         check_settings(self, besides=("keep_layers", "schedule"))  # these have a grammar of their own
         if isinstance(self.keep_layers, bool) or not isinstance(self.keep_layers, int | str | Sequence):
             raise ValueError(f"keep_layers must be {GRAMMAR}, got {self.keep_layers!r}.")
@@ -591,9 +597,9 @@ def check_settings(config: Any, besides: Sequence[str] = ()) -> None:
             setattr(config, name, conform(kind, value if wanted is None else wanted, name))
 
 
-def one_sided(value: Any) -> float | None:
+def one_sided(value: Any, name: str = "confidence", without: str = "compare means") -> float | None:
     """
-    Return a confidence as a number, or None if it says that means are compared.
+    Return the confidence that a setting gives as a number, or None if it is none.
 
     Raises:
         ValueError: If it is neither in [0.5, 1) nor none.
@@ -602,7 +608,7 @@ def one_sided(value: Any) -> float | None:
         return None
     confidence = number(value)
     if confidence is None or not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence must be in [0.5, 1), or none to compare means, got {value!r}.")
+        raise ValueError(f"{name} must be in [0.5, 1), or none to {without}, got {value!r}.")
     return confidence
 
 

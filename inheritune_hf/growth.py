@@ -149,10 +149,14 @@ def looks(rule: GrowthRule, max_steps: int, match_at: str) -> int:
     return 2 * rounds if match_at == "evaluation" else rounds
 
 
+def match_counts(rule: GrowthRule, layers: Layers) -> bool:
+    """Return whether a match of a student of `layers` counts: in the rounds that the rule names."""
+    return rule.match == "any" or (rule.match == "last" and rule.grow(layers) is None)
+
+
 def judge(rule: GrowthRule, layers: Layers, match: Match) -> Match:
-    """Return the verdict on a student of `layers`: a match counts in the rounds that the rule names."""
-    counts = rule.match == "any" or (rule.match == "last" and rule.grow(layers) is None)
-    return match if counts else replace(match, matched=False)
+    """Return the verdict on a student of `layers`, whose match may not count."""
+    return match if match_counts(rule, layers) else replace(match, matched=False)
 
 
 def round_end(state: RunState, rule: GrowthRule, budget: int) -> int:
@@ -207,7 +211,7 @@ def _next_round(state: RunState, rule: GrowthRule, budget: int) -> RunState:
 
 
 def _was_cut(last: Round, rule: GrowthRule) -> bool:
-    return last.end_step - last.start_step < rule.steps_per_round
+    return not last.abandoned and last.end_step - last.start_step < rule.steps_per_round
 
 
 def _scheduled_students(recipe: InherituneConfig, depth: int) -> list[Layers]:

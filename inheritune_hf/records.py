@@ -230,6 +230,7 @@ class Round:
         match (`Match`): The comparison.
         epochs (`float`): Passes over the training set when it was judged; whole ones of a stream.
         start_loss (`float`, *optional*): The student's loss before it was trained in this round, in nats per token.
+        abandoned (`bool`): Whether it ended before its last step because it was forecast to miss.
     """
 
     index: Count
@@ -244,6 +245,7 @@ class Round:
     match: Match
     epochs: float = 0.0
     start_loss: float | None = None
+    abandoned: bool = False
 
     @property
     def layers(self) -> int:

@@ -28,6 +28,7 @@ from inheritune_hf.config import read_mapping
         ({"tolerance": float("nan")}, "tolerance must be 0 nats per token or more, got nan"),
         ({"distillation_temperature": "hot"}, "distillation_temperature must be a finite number, got 'hot'"),
         ({"schedule": 4}, "schedule must be a list of what keep_layers may be, got 4"),
+        ({"abandon": 1.0}, r"abandon must be in \[0.5, 1\), or none to train every round to its end, got 1.0"),
         ({"confidence": 1.0}, r"confidence must be in \[0.5, 1\), or none to compare means, got 1.0"),
     ],
 )

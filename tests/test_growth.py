@@ -34,9 +34,9 @@ def rule(depth, **changes):
     return rule_from_recipe(recipe(keep_layers=2, **changes), depth)
 
 
-def finished(state, end, matched=False):
+def finished(state, end, matched=False, **facts):
     verdict = Match(matched, matched, 0.0, None, None, 1)
-    return Round(state.round_index, state.layers, state.start_step, end, 0, 0.0, 0.0, 3.0, 3.0, verdict)
+    return Round(state.round_index, state.layers, state.start_step, end, 0, 0.0, 0.0, 3.0, 3.0, verdict, **facts)
 
 
 def test_the_first_student_has_the_recipes_layers():
@@ -141,6 +141,14 @@ def test_outcomes():
     assert conclude(state, finished(state, 7), rule(2), 7).outcome == "budget_exhausted"
     grown = conclude(state, finished(state, 10), rule(4), -1)
     assert (grown.outcome, grown.layers, grown.start_step, grown.staged) == (None, (0, 1, 2, 3), 10, False)
+
+
+def test_an_abandoned_round_is_followed_by_the_next():
+    """It has fewer steps than a round, but no budget cut it."""
+    state = RunState(identity={}, layers=(0, 1), staged=True)
+    grown = conclude(state, finished(state, 7, abandoned=True), rule(4), 10)
+    assert (grown.outcome, grown.layers, grown.start_step) == (None, (0, 1, 2, 3), 7)
+    assert conclude(state, finished(state, 7, abandoned=True), rule(4), 7).outcome == "budget_exhausted"
 
 
 def test_reopening():

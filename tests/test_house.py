@@ -25,6 +25,7 @@ FLOORS = [
     "processes",
     "figures",
     "growth",
+    "forecast",
     "students",
     "data",
     "evaluation",

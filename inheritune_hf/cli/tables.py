@@ -85,7 +85,10 @@ def show_estimate(terminal: Terminal, estimate: RunEstimate) -> None:
     """Show what every round would take, and the memory of every phase."""
     show_plan(terminal, estimate.plan)
     columns = ["round", "layers", "parameters", "steps", "tokens", "FLOPs", "hours"]
-    table = _table("rounds, if all are needed", [], columns)
+    early = (
+        "" if estimate.abandon is None else f"; one that is {estimate.abandon:.0%} sure to miss ends early and grows"
+    )
+    table = _table(f"rounds, if all are needed{early}", [], columns)
     for index, item in enumerate(estimate.rounds, start=1):
         table.add_row(
             str(index),

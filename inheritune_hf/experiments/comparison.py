@@ -67,6 +67,7 @@ _OF_THE_LOOP = (
     "optimizer_state",
     "lr_schedule",
     "match_at",
+    "abandon",
 )
 
 #: What `/kd` trains with unless the recipe sets its own losses (arXiv 2404.08634v4, F.2: temperature 1).

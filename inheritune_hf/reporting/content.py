@@ -207,6 +207,7 @@ def _losses(run: RunSummary) -> Iterator[Block]:
             f"Loss against optimizer steps over {max(1, len(record.rounds))} rounds. {'; '.join(ends)}.{aim}",
             loss_panel(record.rounds, record.curves, record.target, float(record.recipe.get("tolerance") or 0)),
         )
+    yield from _forecasts(run)
     if not record.rounds or record.outcome == "adapted":
         return
     yield Table(
@@ -217,7 +218,7 @@ def _losses(run: RunSummary) -> Iterator[Block]:
                 str(item.index),
                 str(item.layers),
                 "" if item.start_loss is None else f"{item.start_loss:.4f}",
-                f"{item.end_step - item.start_step:,}",
+                f"{item.end_step - item.start_step:,}" + (", abandoned" if item.abandoned else ""),
                 f"{item.tokens:,}",
                 f"{item.loss:.4f}",
                 f"{item.target:.4f}",
@@ -231,6 +232,35 @@ def _losses(run: RunSummary) -> Iterator[Block]:
     yield Paragraph(f"{describe_rule(record)} {describe_evidence(record.rounds[-1].match)}".strip())
     if record.uniform_loss is not None:
         yield Paragraph(f"A uniform guess over the vocabulary has a loss of {record.uniform_loss:.4f} nats per token.")
+
+
+def _forecasts(run: RunSummary) -> Iterator[Block]:
+    """Show the forecast that was made half way through each round, and the last one of a round in progress."""
+    rounds, rows = run.record.rounds, []
+    for item in rounds:
+        made = [one for one in run.forecasts if item.start_step < one.at_step <= item.end_step]
+        late = [one for one in made if 2 * one.at_step >= item.start_step + one.end_step] or made[-1:]
+        rows += [(item.index, one, f"{item.loss:.4f}" + (", abandoned" if item.abandoned else "")) for one in late[:1]]
+    rows += [
+        (len(rounds) + 1, one, "") for one in run.forecasts[-1:] if one.at_step > (rounds[-1].end_step if rounds else 0)
+    ]
+    if rows:
+        yield Table(
+            "Forecasts of the loss at a round's end, with 90% intervals, nats per token",
+            ("round", "made at step", "for step", "forecast", "interval", "probability of a match", "ended at"),
+            tuple(
+                (
+                    str(index),
+                    f"{one.at_step:,}",
+                    f"{one.end_step:,}",
+                    f"{one.loss:.4f}",
+                    f"{one.lower:.4f} to {one.upper:.4f}",
+                    "" if one.match is None else f"{one.match:.2f}",
+                    end,
+                )
+                for index, one, end in rows
+            ),
+        )
 
 
 def _layers(run: RunSummary) -> Iterator[Block]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..evaluation.facts import StudentEvaluation
 from ..experiments.results import ComparisonRecord
+from ..forecast import Forecast
 from ..publishing import FinishedRun, ResultRow
 from ..records import RECORD_FILE, Count, RunState, decode, encode, read_json, read_record
 from ..run_folder import CELL_FILE, EVALUATION_FILE, MODEL_FOLDER, RESULT_FILE, SETTINGS_FILE, read_state
@@ -35,6 +36,7 @@ class RunSummary:
     record: FinishedRun
     trained: bool  # whether there was a loop at all
     step: int  # last optimizer step on disk
+    forecasts: tuple[Forecast, ...] = ()  # in the log of the last checkpoint, oldest first
     evaluation: StudentEvaluation | None = None
     left_out: str = ""  # why an evaluation in the folder is not shown
     settings: Mapping[str, Any] = field(default_factory=dict)  # as a file for `--config` holds them; empty if not kept
@@ -90,11 +92,15 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
     elif (folder / RECORD_FILE).is_file():
         record = read_record(FinishedRun, folder / RECORD_FILE)
     if record is not None:
-        curve, step = _logged_curve(folder)
+        curve, forecasts, step = _logged(folder)
         trained = state is not None or bool(record.rounds) or record.outcome is not None
         step = max([step, *(item.end_step for item in record.rounds)])
         return RunSummary(
-            record=replace(record, curves=record.curves or {"student": curve}), trained=trained, step=step, **kept
+            record=replace(record, curves=record.curves or {"student": curve}),
+            trained=trained,
+            step=step,
+            forecasts=forecasts,
+            **kept,
         )
     if (folder / CELL_FILE).is_file():
         raise FileNotFoundError(
@@ -156,15 +162,17 @@ def _unfinished(folder: Path, state: RunState) -> FinishedRun:
     return replace(record, rounds=state.rounds, outcome=state.outcome)
 
 
-def _logged_curve(folder: Path) -> tuple[Curve, int]:
-    """Return the selection losses in the log of the last checkpoint, and its step."""
+def _logged(folder: Path) -> tuple[Curve, tuple[Forecast, ...], int]:
+    """Return the selection losses and forecasts in the log of the last checkpoint, and its step."""
     checkpoints = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     if not checkpoints:
-        return (), 0
+        return (), (), 0
     last = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])) / "trainer_state.json"
     log = decode(_TrainerLog, read_json(last), str(last), only_known=False)
     points = [(item.get("step"), item["eval_loss"]) for item in log.log_history if "eval_loss" in item]
-    return decode(tuple[tuple[Count, float], ...], points, f"{last}: log_history"), log.global_step
+    curve = decode(tuple[tuple[Count, float], ...], points, f"{last}: log_history")
+    made = (Forecast.from_log(item, f"{last}: log_history") for item in log.log_history)
+    return curve, tuple(item for item in made if item is not None), log.global_step
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ class RunEstimate:
     step_time: StepTime | None = None
     order_passes: int = 0
     order_flops: float = 0.0
+    abandon: float | None = None  # confidence of a miss with which a round may end before its last step
 
     @property
     def tokens(self) -> int:
@@ -259,6 +260,7 @@ def estimate_run(
         step_time=step_time,
         order_passes=passes,
         order_flops=passes * SEQUENCES * length * operations_per_token(config, length) / 3,  # forward only
+        abandon=recipe.abandon,
     )
 
 

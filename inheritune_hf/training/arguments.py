@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from ..config import InherituneConfig
+from ..forecast import MIN_EVALUATIONS
 from .distillation import check_quantization
 from .distributed import check_launch
 
@@ -232,6 +233,7 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
         value: Any = getattr(ready, name)
         if value is not None and 0 < value < 1:
             setattr(ready, name, max(1, math.ceil(value * config.steps_per_round)))
+    _check_abandon(ready, config.abandon, config.steps_per_round)
     if ready.ddp_find_unused_parameters is None:
         ready.ddp_find_unused_parameters = False
     if ready.device.type == "cpu":
@@ -239,6 +241,16 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
     if ready.torch_compile:
         ready.torch_compile_backend = "no"  # or Accelerate would compile the whole model
     return ready
+
+
+def _check_abandon(args: TrainingArguments, abandon: float | None, steps: int) -> None:
+    between = {"no": math.inf, "steps": args.eval_steps or 0, "epoch": 0}[str(_plain(args.eval_strategy))]
+    needed = MIN_EVALUATIONS + 1  # two forecasts
+    if abandon is not None and between * needed >= steps:
+        raise ValueError(
+            f"abandon={abandon} needs {needed} evaluations before a round of {steps} steps ends, to forecast it twice: "
+            "set eval_strategy to 'steps' and lower eval_steps (0.1: ten evaluations in a round)."
+        )
 
 
 def _is_refused(name: str, args: TrainingArguments) -> bool:

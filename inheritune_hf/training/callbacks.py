@@ -33,6 +33,7 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 from ..analysis import NEAR_RANK_ONE, CollapseReport, compare_laziness, measure_collapse
 from ..analysis.sequences import as_tokens
 from ..evaluation import LazinessComparison
+from ..forecast import Forecast
 from ..records import write_json
 from ..run_folder import RUN_FOLDER
 
@@ -170,7 +171,7 @@ class RoundProgress(ProgressCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Show the training loss on the bar and each evaluation on a line of its own."""
+        """Show the training loss on the bar, and each evaluation and forecast on a line of its own."""
         bar: Any = self.training_bar
         if bar is None or not logs:
             return
@@ -178,6 +179,9 @@ class RoundProgress(ProgressCallback):
             bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
         if "eval_loss" in logs:
             bar.write(f"step {state.global_step} · selection loss {logs['eval_loss']:.4f} nats/token")
+        forecast = Forecast.from_log(logs)
+        if forecast is not None:
+            bar.write(str(forecast))
 
 
 #: Events after which Trainer looks whether to save, or to stop.

@@ -58,6 +58,7 @@ class Seal:
     validation: Validation | None = None  # the student's loss when it was last measured in this round
     validated_at: int | None = None  # step at which that was
     confirmed: bool = False  # two evaluations in a row matched, which ends a round early
+    abandoned: bool = False  # it was forecast to miss, which does so too
     epochs: float = 0.0  # passes over the training set so far; whole ones of a stream
 
 

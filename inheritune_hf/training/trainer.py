@@ -25,6 +25,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
     enable_full_determinism,
+    get_scheduler,
     set_seed,
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
@@ -35,7 +36,8 @@ from ..data import CausalCollator, check_tokenizer
 from ..data.stream import PackedStream
 from ..evaluation import ValidatedTrainer, compare_losses
 from ..evaluation.matching import confidence_of_look
-from ..growth import GrowthRule, conclude, judge, looks, reopen, round_end, rule_from_recipe
+from ..forecast import Forecast, forecast_round
+from ..growth import GrowthRule, conclude, judge, looks, match_counts, reopen, round_end, rule_from_recipe
 from ..layers import describe
 from ..measures import is_measured
 from ..publishing import push_student, save_student
@@ -280,7 +282,7 @@ class InherituneTrainer(ValidatedTrainer):
                 self.state = read_trainer_state(folder)
                 step = self.run.start_step
                 return float("nan"), Seal(self.run_digest, run.round_index, step, 0, 0.0, self.run.start, step)
-        if seal is not None and (seal.step >= end or seal.confirmed):
+        if seal is not None and (seal.step >= end or seal.confirmed or seal.abandoned):
             if seal.validated_at != seal.step:  # the budget was lowered to where the run had come
                 self.state = read_trainer_state(folder)
                 self.evaluate()
@@ -310,7 +312,7 @@ class InherituneTrainer(ValidatedTrainer):
             ) from error
         finally:
             self.teacher = None
-        if self.state.global_step < end and not self.progress.confirmed:
+        if self.state.global_step < end and not (self.progress.confirmed or self.progress.abandoned):
             return output.training_loss, None
         last = self.round_checkpoint()
         if last is None:
@@ -407,6 +409,7 @@ class InherituneTrainer(ValidatedTrainer):
         self._compiler = block_compiler(args)
         self._discard_after = False
         self._staged_folder = None
+        self._rates: list[float] = []
         self._unfinished: Path | None = None
         self.checkpoints_kept, ready.save_total_limit = ready.save_total_limit, None  # see finish_checkpoint
         self._loss_method: str | None = None
@@ -663,12 +666,13 @@ class InherituneTrainer(ValidatedTrainer):
             self.stream.begin(on_main_process(before))
         enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
         self.progress, self._unfinished = RoundCounts(began=time.monotonic()), None
+        self._rates = self.learning_rates()
         if seal is not None:
             self.progress.tokens_before, self.progress.seconds_before = seal.tokens, seal.seconds
             self.progress.validated_at = seal.validated_at
             if seal.validation is not None:
                 self.validations["eval"] = seal.validation
-                self.progress.matched_before = self.compare(seal.validation).matched
+                self.progress.match = self.compare(seal.validation)
 
     def finish_round(self, seal: Seal, match: Match) -> Round:
         """
@@ -696,6 +700,7 @@ class InherituneTrainer(ValidatedTrainer):
             target=self.target_loss() or float("nan"),
             match=match,
             start_loss=None if run.start is None else run.start.loss,
+            abandoned=seal.abandoned,
         )
 
     def log_round(self, item: Round) -> None:
@@ -706,12 +711,13 @@ class InherituneTrainer(ValidatedTrainer):
         if item.match.matched:
             came = "matched, no reduction" if item.layers == self.reference_depth else "matched"
         logger.info(
-            "round %d · %d layers · %.4f nats/token · target %.4f · %s%s",
+            "round %d · %d layers · %.4f nats/token · target %.4f · %s%s%s",
             item.index,
             item.layers,
             item.loss,
             item.target,
             came,
+            f", abandoned after {item.end_step - item.start_step} steps" if item.abandoned else "",
             f" ({item.match.note})" if item.match.note else "",
         )
         # A round that was judged when the run resumed after a kill has no step in this process to be logged at.
@@ -764,6 +770,7 @@ class InherituneTrainer(ValidatedTrainer):
                 validation=self.validations["eval"] if progress.validated_at is not None else None,
                 validated_at=progress.validated_at,
                 confirmed=progress.confirmed,
+                abandoned=progress.abandoned,
             )
             seal_checkpoint(checkpoint, seal)
             rotate_checkpoints(str(self.output_dir), self.checkpoints_kept)
@@ -908,7 +915,11 @@ class InherituneTrainer(ValidatedTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measure the student; before `train()` there is none. Within a round, two matches in a row may end it."""
+        """
+        Measure the student; before `train()` there is none.
+
+        Within a round, how it will end is forecast and logged; two matches in a row may end it, or a forecast miss.
+        """
         self._require_student()
         settings = (eval_dataset, ignore_keys, metric_key_prefix)
         with eager_mode(self._compiler):
@@ -917,13 +928,81 @@ class InherituneTrainer(ValidatedTrainer):
             else:
                 metrics = self.evaluate_sharded(*settings)
         if self.is_in_train and metric_key_prefix == "eval":
-            now, progress = self.compare(self.validations["eval"]).matched, self.progress
-            if self.inheritune_config.match_at == "evaluation":
-                progress.confirmed = now and progress.matched_before
-                if progress.confirmed:
-                    self.control.should_save = self.control.should_training_stop = True
-            progress.matched_before, progress.validated_at = now, self.state.global_step
+            now, progress = self.compare(self.validations["eval"]), self.progress
+            twice = now.matched and progress.match is not None and progress.match.matched
+            progress.confirmed = self.inheritune_config.match_at == "evaluation" and twice
+            progress.match, progress.validated_at = now, self.state.global_step
+            progress.abandoned = self.will_miss(self.forecast()) and not now.matched
+            if progress.confirmed or progress.abandoned:
+                self.control.should_save = self.control.should_training_stop = True
         return metrics
+
+    def forecast(self) -> Forecast | None:
+        """
+        Forecast the loss at the end of the round in progress, and whether and after how many tokens it will match.
+
+        It rests on this round's evaluations and learning rates: see [Forecasts](../how-to/grow.md#forecasts). The bound
+        by which a match is judged is taken to stay as far above the loss as it was at the last evaluation.
+
+        Returns:
+            `Forecast`, *optional*: None before there are 3 evaluations and a quarter of the round, and at its end.
+        """
+        run, recipe, step = self.run, self.inheritune_config, self.state.global_step
+        match, target, low_enough = self.progress.match, self.target_loss(), None
+        if match is None or target is None or run.outcome is not None or step <= run.start_step:
+            return None
+        if match_counts(self.growth_rule, run.layers):
+            if recipe.confidence is None:
+                low_enough = target + recipe.tolerance
+            elif match.decided and match.upper is not None:
+                low_enough = target + recipe.tolerance - (match.upper - match.difference)
+        log: list[Any] = self.state.log_history
+        losses = {item["step"]: item["eval_loss"] for item in log if "eval_loss" in item}
+        return forecast_round(
+            [(at, loss) for at, loss in sorted(losses.items()) if run.start_step < at <= step],
+            self._rates,
+            run.start_step,
+            low_enough,
+            (self.progress.tokens_before + self.progress.tokens * self.args.world_size) / (step - run.start_step),
+        )
+
+    def will_miss(self, forecast: Forecast | None) -> bool:
+        """
+        Log a forecast, and return whether it ends the round: the second in a row that is sure enough of a miss.
+
+        The main process decides for all.
+        """
+        confidence, misses = self.inheritune_config.abandon, False
+        if forecast is not None:
+            logger.info("%s", forecast)
+            self.log(forecast.logged())
+        if forecast is not None and confidence is not None and self.growth_rule.grow(self.run.layers) is not None:
+            log = [item for item in self.state.log_history if "forecast/loss" in item][-2:]
+            chances = [item.get("forecast/match", 1.0) for item in log if item["step"] > self.run.start_step]
+            misses = len(chances) == 2 and 1 - max(chances) >= confidence
+        return bool(on_main_process(misses))
+
+    def learning_rates(self) -> list[float]:
+        """Return the learning rate of every step of the round in progress."""
+        start, steps = self.run.start_step, self.inheritune_config.steps_per_round or 0
+        continues = self.inheritune_config.lr_schedule == "continue"
+        length = self.budget if continues else steps
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.args.learning_rate)
+        settings: Any = self.args.lr_scheduler_kwargs or {}
+        scheduler = get_scheduler(
+            self.args.lr_scheduler_type,
+            optimizer,
+            self.args.get_warmup_steps(length),
+            length,
+            scheduler_specific_kwargs=settings,
+        )
+        rates = []
+        for _ in range(length):
+            rates.append(float(scheduler.get_last_lr()[0]))
+            optimizer.step()
+            scheduler.step()
+        end = round_end(self.run, self.growth_rule, self.budget)
+        return rates[start:end] if continues else rates[: end - start]
 
     def evaluate_sharded(self, *settings: Any) -> dict[str, float]:
         """Evaluate outside training as within: a copy of the model is sharded, so that the model itself stays whole."""
@@ -1043,8 +1122,9 @@ class RoundCounts:
     tokens_before: int = 0  # of all processes
     seconds_before: float = 0.0
     validated_at: int | None = None  # step of the last evaluation
-    matched_before: bool = False  # whether that evaluation matched
+    match: Match | None = None  # how that evaluation compared with the target
     confirmed: bool = False  # two evaluations in a row matched, which ends the round
+    abandoned: bool = False  # it was forecast to miss, which does so too
 
 
 def advise_start(recipe: InherituneConfig, layers: int) -> str:

@@ -60,6 +60,8 @@ def test_plan_shows_rounds_and_memory(reference, capsys):
     text = shown(capsys, *words).out
     for word in ("rounds, if all are needed", "hours", "6,400", "memory of one process at its peak: float32", "activ"):
         assert word in text
+    early = shown(capsys, *words, "--abandon", "0.9").out
+    assert "rounds, if all are needed; one that is 90% sure to miss ends early and grows" in " ".join(early.split())
     values = json.loads(shown(capsys, *words, "--json").out)
     assert [item["layers"] for item in values["rounds"]] == [3, 5, 6]
     assert values["rounds"][0]["seconds"] == pytest.approx(640)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_evaluation, write_run
 
+from inheritune_hf.forecast import Forecast
 from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run
 from inheritune_hf.reporting.content import Chart, Paragraph, Table, Texts, build_report
@@ -56,6 +57,21 @@ def test_a_miss_is_said(tmp_path):
         assert "The last student matches, by the mean, the reference" in build_report(read_run(folder)).verdict
         table = next(block for block in blocks_of(report, "losses") if isinstance(block, Table))
         assert table.rows == (("1", "4", "120", "245,760", "5.2219", "5.1951", "+0.0267", "+0.0140 to +0.0404", "no"),)
+
+
+def test_forecasts_are_shown_beside_what_came(interrupted):
+    """Of a round the one made half way, beside its end; of the round in progress the last, with nothing beside it."""
+    made = [
+        Forecast(at, end, loss, 5.1, 5.3, 0.1) for at, end, loss in ((50, 120, 5.31), (60, 120, 5.23), (90, 120, 5.22))
+    ]
+    log = [{"step": item.at_step, **item.logged()} for item in (*made, Forecast(180, 240, 5.19, 5.15, 5.25))]
+    write_json(interrupted / "checkpoint-190" / "trainer_state.json", {"global_step": 190, "log_history": log})
+    blocks = blocks_of(build_report(read_run(interrupted)), "losses")
+    table = next(item for item in blocks if getattr(item, "caption", "").startswith("Forecasts"))
+    assert table.rows == (
+        ("1", "60", "120", "5.2300", "5.1000 to 5.3000", "0.10", "5.2219"),
+        ("2", "180", "240", "5.1900", "5.1500 to 5.2500", "", ""),
+    )
 
 
 def test_unfinished_runs_and_cut_students_have_reports(interrupted, tmp_path):

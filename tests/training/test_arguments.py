@@ -1,5 +1,7 @@
 """Training arguments that are honoured, and those that are refused."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 
@@ -99,6 +101,16 @@ def test_length_of_a_round_is_needed(tmp_path):
         check_arguments(tiny.arguments(tmp_path), InherituneConfig())
     with pytest.raises(ValueError, match="max_steps must be above 0 to cap all rounds together, or -1"):
         check_arguments(tiny.arguments(tmp_path, max_steps=0), RECIPE)
+
+
+@pytest.mark.parametrize("changes", [{"eval_strategy": "no"}, {"eval_steps": 10}, {"eval_steps": 0.5}])
+def test_a_round_is_abandoned_by_its_evaluations(tmp_path, changes):
+    """Without four of them before its end there are no two forecasts, and never a reason to end it."""
+    recipe = replace(RECIPE, abandon=0.95)
+    with pytest.raises(ValueError, match=r"abandon=0.95 needs 4 evaluations before a round of 40 steps ends, to"):
+        check_arguments(tiny.arguments(tmp_path, **changes), recipe)
+    check_arguments(tiny.arguments(tmp_path, eval_steps=9), recipe)
+    check_arguments(tiny.arguments(tmp_path, eval_strategy="epoch"), recipe)
 
 
 def test_smoothed_labels_take_no_teachers_place(tmp_path):

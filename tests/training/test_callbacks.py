@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerControl, TrainerState
 from inheritune_hf import ReferenceLossStopCallback
 from inheritune_hf.analysis import measure_collapse
 from inheritune_hf.data import CausalCollator
+from inheritune_hf.forecast import Forecast
 from inheritune_hf.training import CollapseCallback
 from inheritune_hf.training.callbacks import RoundCallback, RoundProgress, figures
 from inheritune_hf.training.speed import compile_blocks
@@ -39,10 +40,13 @@ def test_progress_bar_covers_one_round(capsys):
     assert bar.training_bar.n == 5
     bar.on_log(None, state, TrainerControl(), {"loss": 3.25})
     bar.on_log(None, state, TrainerControl(), {"eval_loss": 3.5})
+    forecast = Forecast(15, 20, 3.25, 3.0, 3.75, 0.25)
+    bar.on_log(None, state, TrainerControl(), forecast.logged())
     bar.on_train_end(None, state, TrainerControl())
     shown = capsys.readouterr()
     assert "round 2 · 6 layers" in shown.err
     assert "step 15 · selection loss 3.5000 nats/token" in shown.out + shown.err
+    assert str(forecast) in shown.out + shown.err
 
 
 def test_last_step_of_a_round_sets_every_flag():

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from inheritune_hf import InheritedGPT2
 from inheritune_hf.evaluation import ValidatedTrainer
+from inheritune_hf.forecast import Forecast
 from inheritune_hf.growth import GrowthRule
 from inheritune_hf.training import Baseline
 
@@ -155,7 +156,62 @@ def test_two_evaluations_in_a_row_match(reference, tmp_path):
     assert trainer.rounds[0].end_step == losses[-1][0] < 40
 
 
+ABANDON = {"abandon": 0.95, "steps_per_round": 40}
+
+
+def test_rounds_that_will_miss_are_abandoned(reference, tmp_path):
+    """A round ends at the second forecast that is sure of a miss, says so, and grows; the deepest is trained whole."""
+    trainer = tiny.make_trainer(tmp_path, reference, ABANDON)
+    trainer.train()
+    assert [(item.end_step - item.start_step, item.abandoned) for item in trainer.rounds] == [
+        (20, True),
+        (20, True),
+        (40, False),
+    ]
+    assert trainer.outcome == "no_more_layers"
+    forecasts = [Forecast.from_log(row) for row in trainer.state.log_history if "forecast/loss" in row]
+    assert [item.at_step for item in forecasts[:5]] == [15, 20, 35, 40, 55]
+    assert [item.end_step for item in forecasts[:5]] == [40, 40, 60, 60, 80]
+    assert max(item.match for item in forecasts[:4]) <= 0.05
+    assert trainer.forecast() is None
+
+
+def test_forecasts_change_nothing(reference, tmp_path):
+    """Without abandon, weights are the bits of plain rounds; with one that may be matched, no round is abandoned."""
+    hashes = set()
+    for name, recipe in (("plain", {}), ("sure", {"abandon": 0.95})):
+        settings = {"steps_per_round": 40, "target": 10.0, **recipe}
+        trainer = tiny.make_trainer(tmp_path / name, reference, settings)
+        trainer.train()
+        assert (trainer.outcome, trainer.rounds[0].abandoned, trainer.rounds[0].end_step) == ("matched", False, 40)
+        hashes.add(tiny.weights_hash(trainer.student))
+    assert len(hashes) == 1
+
+
+class Ask(TrainerCallback):
+    """Asks for forecasts as a user's callback would."""
+
+    def __init__(self):
+        self.trainer, self.heard = None, {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.heard[state.global_step] = self.trainer.forecast()
+
+
+def test_a_forecast_can_be_asked_for(reference, tmp_path):
+    """In training the trainer tells the one of the last evaluation, and none before there are enough."""
+    ask = Ask()
+    ask.trainer = tiny.make_trainer(tmp_path, reference, {"steps_per_round": 40, "max_layers": 1}, callbacks=[ask])
+    assert ask.trainer.forecast() is None
+    ask.trainer.train()
+    logged = [Forecast.from_log(row) for row in ask.trainer.state.log_history if "forecast/loss" in row]
+    assert [item.at_step for item in logged] == [15, 20, 25, 30, 35]
+    assert ask.heard[15] is None
+    assert [ask.heard[step] for step in (16, 20, 21, 36)] == [logged[0], logged[0], logged[1], logged[4]]
+
+
 RUNS = {
+    "abandon": ABANDON,
     "continue": CONTINUE,
     "continue-keep": {**CONTINUE, "optimizer_state": "keep"},
     "continue-identity": {**CONTINUE, "new_blocks": "identity"},
@@ -163,19 +219,28 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", ["continue-keep", "continue-identity"])
+@pytest.mark.parametrize("name", ["abandon", "continue-keep", "continue-identity"])
 def test_killed_runs_go_on_to_the_same_bits(reference, tmp_path, name):
     """SIGKILL in round 2, in each way to grow: the weights and the log of an uninterrupted run."""
-    check_kill(reference, tmp_path, {"recipe": RUNS[name], "args": {"max_steps": 30}}, 14)
+    args = {} if name == "abandon" else {"max_steps": 30}
+    check_kill(reference, tmp_path, {"recipe": RUNS[name], "args": args}, 14)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(RUNS))
+@pytest.mark.parametrize("name", sorted(set(RUNS) - {"abandon"}))
 @pytest.mark.parametrize("kill_at", [10, 11])
 def test_killed_runs_go_on_to_the_same_bits_wherever(reference, tmp_path, name, kill_at):
     """The same around the boundary of a round and within the next."""
     # Saved where it logs: Trainer's logged loss is a mean since the last log, or since the process began.
     check_kill(reference, tmp_path, {"recipe": RUNS[name], "args": {"max_steps": 30, "save_steps": 2}}, kill_at)
+
+
+@pytest.mark.slow
+def test_two_processes_abandon_together(reference, tmp_path):
+    """The main process decides: a run of two that is killed where it abandons a round ends in the same bits."""
+    args = {"per_device_train_batch_size": 2, "save_steps": 2}
+    for kill_at in (17, 20):
+        check_kill(reference, tmp_path / str(kill_at), {"recipe": ABANDON, "args": args}, kill_at, processes=2)
 
 
 @pytest.mark.slow
