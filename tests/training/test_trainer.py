@@ -494,14 +494,15 @@ def test_log_begins_with_the_reference(reference, tmp_path):
     assert first["reference_loss"] == trainer.reference_validation.loss
 
 
-def test_one_line_is_logged_for_each_round(reference, tmp_path, caplog):
-    """Each round says its depth, loss, target and verdict in one line."""
+def test_one_line_is_logged_for_each_end_of_a_round(reference, tmp_path, caplog):
+    """Each round says what it begins with, and its loss, target and verdict, in one line each."""
     with caplog.at_level(logging.INFO, logger="inheritune_hf"):
         tiny.make_trainer(tmp_path, reference).train()
     lines = [record.message for record in caplog.records if record.message.startswith("round ")]
-    assert len(lines) == 3
-    assert lines[1].startswith("round 2 · 2 layers · ")
-    assert "missed by +" in lines[1]
+    assert len(lines) == 6
+    assert lines[2].startswith("round 2 · 2 layers · begins at ")
+    assert lines[3].startswith("round 2 · 2 layers · ")
+    assert "missed by +" in lines[3]
 
 
 def test_saved_student_is_standard(reference, tmp_path):
