@@ -97,7 +97,7 @@ def test_inherit_by_a_measure(reference, text, tmp_path, capsys):  # noqa: F811
 
 
 def test_train_by_a_measure(reference, text, tmp_path):  # noqa: F811
-    """A run resolves the choice on its selection set, watches lazy layers, and reports on them."""
+    """A run resolves the choice on its training set, watches lazy layers, and reports on them."""
     words = ["--train_files", text, "--selection_fraction", "0.2", "--test_fraction", "0.2", "--confidence", "none"]
     words += ["--keep_layers", "auto", "--max_layers", "2", "--steps_per_round", "4", "--collapse_every", "1"]
     words += ["--use_cpu", "--report_to", "none", "--eval_strategy", "steps", "--eval_steps", "2"]
@@ -106,7 +106,8 @@ def test_train_by_a_measure(reference, text, tmp_path):  # noqa: F811
     for name in ("run", "again", "again"):
         assert main(["train", "--reference", reference, *words, "--output_dir", str(tmp_path / name)]) in {0, 3}
         records = json.loads((tmp_path / name / "rounds.json").read_text())
-        assert records["recipe"]["keep_layers"] == [0, 1]
+        assert records["recipe"]["keep_layers"] == "auto"
+        assert (records["lineage"]["order"]["first"], records["lineage"]["kept_layers"]) == (2, [0, 1])
         assert records["lazy_layers"]["reference_layers"] == 4
         assert "lazy layers" in (tmp_path / name / "results.md").read_text()
         found.append(records["lazy_layers"])

@@ -56,7 +56,8 @@ def test_a_miss_is_said(tmp_path):
         write_run(folder, **encode(record), results=encode(level))
         assert "The last student matches, by the mean, the reference" in build_report(read_run(folder)).verdict
         table = next(block for block in blocks_of(report, "losses") if isinstance(block, Table))
-        assert table.rows == (("1", "4", "120", "245,760", "5.2219", "5.1951", "+0.0267", "+0.0140 to +0.0404", "no"),)
+        bounds = "+0.0140 to +0.0404"
+        assert table.rows == (("1", "4", "", "120", "245,760", "5.2219", "5.1951", "+0.0267", bounds, "no"),)
 
 
 def test_forecasts_are_shown_beside_what_came(interrupted):
