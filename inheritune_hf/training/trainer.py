@@ -274,14 +274,14 @@ class InherituneTrainer(ValidatedTrainer):
         run = self.run
         end = round_end(run, self.growth_rule, self.budget)
         folder, seal = self.round_checkpoint() or (round_folder(self.output_dir, run.round_index), None)
+        if seal is None:
+            self.measure_start(folder)
         self.set_model(self.load_student(folder))
         self.describe_round()
-        if seal is None:
-            self.measure_start()
-            if self.matches_untrained():
-                self.state = read_trainer_state(folder)
-                step = self.run.start_step
-                return float("nan"), Seal(self.run_digest, run.round_index, step, 0, 0.0, self.run.start, step)
+        if seal is None and self.matches_untrained():
+            self.state = read_trainer_state(folder)
+            step = self.run.start_step
+            return float("nan"), Seal(self.run_digest, run.round_index, step, 0, 0.0, self.run.start, step)
         if seal is not None and (seal.step >= end or seal.confirmed or seal.abandoned):
             if seal.validated_at != seal.step:  # the budget was lowered to where the run had come
                 self.state = read_trainer_state(folder)
@@ -322,13 +322,14 @@ class InherituneTrainer(ValidatedTrainer):
             )
         return output.training_loss, last[1]
 
-    def measure_start(self) -> None:
-        """Measure the student before its round trains, once, and log its loss; a poor start is a warning."""
+    def measure_start(self, folder: Path) -> None:
+        """Measure the student that is staged in `folder`, once, and log its loss; a poor start is a warning."""
         run, recipe = self.run, self.inheritune_config
         if run.start is not None or self.growth_rule.match != "any":
             return
+        self.set_model(self.load_student(folder), discard_after=True)
         self.evaluate(metric_key_prefix="start")
-        self.set_model(self.accelerator.unwrap_model(cast(nn.Module, self.model), keep_fp32_wrapper=False))
+        self.set_model(self.skeleton(run.layers))  # a model that was prepared to be evaluated is not to be trained
         start = self.validations["start"]
         self.write_run(replace(run, start=start))
         beside, uniform = "target" if run.reference is None else "reference", self.uniform_loss

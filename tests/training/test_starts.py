@@ -84,6 +84,19 @@ def test_a_start_below_a_uniform_guess_is_a_warning(reference, tmp_path, caplog)
     assert advise_start(InherituneConfig(inherit="paper"), 3).startswith("parts of it are random; inherit='all'")
 
 
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["float32", "bfloat16"])
+def test_measuring_changes_no_bit(reference, tmp_path, precision):
+    """A round whose start was measured ends with the weights of one whose start was not, in reduced precision too."""
+    ends = []
+    for name in ("measured", "unmeasured"):
+        trainer = tiny.make_trainer(tmp_path / name, reference, {**SHORT, "growth": "continue"}, **precision)
+        if name == "unmeasured":
+            trainer.measure_start = lambda folder: None
+        trainer.train()
+        ends.append((tiny.weights_hash(trainer.student), tiny.optimizer_hash(trainer)))
+    assert ends[0] == ends[1]
+
+
 def test_a_student_of_full_depth_is_judged_untrained(reference, tmp_path):
     """It matches at once, with no step that could make it worse, and is saved, published and read again like others."""
     trainer = tiny.make_trainer(tmp_path, reference, {**TO_THE_END, "tolerance": 0.0})
@@ -112,7 +125,7 @@ def test_a_killed_judgement_is_made_again(reference, tmp_path):
     assert (only.end_step, trainer.outcome) == (0, "matched")
     write_state(tmp_path, replace(read_state(tmp_path), rounds=(), outcome=None))
     again = tiny.make_trainer(tmp_path, reference, {**TO_THE_END, "keep_layers": 4, "tolerance": 0.0})
-    again.measure_start = lambda: None
+    again.measure_start = lambda folder: None
     again.train()
     assert again.rounds == (only,)
 
