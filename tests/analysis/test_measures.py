@@ -6,7 +6,8 @@ from inheritune_hf import InheritedGPT2, InherituneConfig
 from inheritune_hf.analysis import measure_collapse, recommend_layers, resolve_measured
 from inheritune_hf.analysis.plots import blocks_figure
 from inheritune_hf.arms import ARMS
-from inheritune_hf.measures import MEASURES, Measure, examples, is_measured
+from inheritune_hf.measures import MEASURES, Measure, examples, is_measured, order_passes
+from inheritune_hf.students import TrainingSetup, estimate_run
 
 
 def even_first(report, tau):
@@ -54,6 +55,25 @@ def test_every_measure_has_its_place():
     assert examples() in InherituneConfig.__dataclass_fields__["keep_layers"].metadata["help"]
     assert {name: ARMS[name].summary for name in MEASURES} == {name: item.keeps for name, item in MEASURES.items()}
     assert ARMS["lazy"].measure == "rank"
+
+
+@pytest.mark.parametrize(
+    ("choice", "passes"),
+    [("loss:15", sum(range(16, 31))), ("skip:15", 32), ("auto", 32), ("rank:15", 1), ("half", 0), (15, 0)],
+)
+def test_what_an_order_costs(choice, passes):
+    """Of 30 layers, removing one by one takes a pass for each that is left; a measure of blocks two halves of each."""
+    assert order_passes(choice, 30) == passes
+
+
+def test_a_plan_says_what_the_order_costs(model):
+    """The rounds of a measure are planned by depth, and its forward passes counted in operations."""
+    plan = estimate_run(model, InherituneConfig(keep_layers="loss:3", steps_per_round=2), TrainingSetup(1, 8))
+    assert [item.layers for item in plan.rounds] == [3, 5, 6]
+    assert plan.order_passes == 4 + 5 + 6
+    one = estimate_run(model, InherituneConfig(keep_layers="rank:3", steps_per_round=2), TrainingSetup(1, 8))
+    assert plan.order_flops == 15 * one.order_flops > 0
+    assert estimate_run(model, InherituneConfig(steps_per_round=2), TrainingSetup(1, 8)).order_flops == 0
 
 
 def test_what_is_measured():
