@@ -496,7 +496,7 @@ def _reproduce_run(run: RunSummary) -> Iterator[Block]:
     pinned = f" at commit {lineage.revision}" if lineage.revision else ""
     seed = "" if record.seed is None else f", seed {record.seed}"
     world_size = record.training.get("world_size", 1)
-    processes = f", {world_size} processes" if world_size > 1 else ""
+    processes = "" if world_size == 1 else f", {world_size} processes"
     own = bool(run.settings) and "reference" not in run.settings
     reference = "trained by the run itself, the embedded default" if own else f"{lineage.reference}{pinned}"
     yield Paragraph(f"Reference: {reference}{seed}{processes}.")
