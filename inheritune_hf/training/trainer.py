@@ -555,8 +555,8 @@ class InherituneTrainer(ValidatedTrainer):
         """
         Measure the order of the reference's layers by the recipe's `keep_layers`, on sequences of the training set.
 
-        Once for the same weights and sequences, unless `reference_cache` is off; a loaded reference is measured where
-        it is.
+        Once for the same weights and sequences, unless `reference_cache` is off; in float32, as it is compared, if the
+        reference's options name no other type. A loaded reference is measured where it is.
         """
         choice, found = str(self.inheritune_config.keep_layers), None
         if self.args.process_index == 0:
@@ -567,6 +567,7 @@ class InherituneTrainer(ValidatedTrainer):
                 progress=not self.args.disable_tqdm,
                 cache_dir=scores_folder() if self.reference_cache else None,
                 device_map={"": str(self.args.device)},
+                **({} if self.reference.model else {"dtype": self.reference.options.get("dtype", torch.float32)}),
             )
         order: LayerOrder = on_main_process(found)
         logger.info(order.sentence)
