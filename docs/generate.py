@@ -76,6 +76,13 @@ def architecture_list() -> str:
     return "\n".join(f"- `{name}`" for name in SUPPORTED_MODEL_TYPES)
 
 
+def multimodal_list() -> str:
+    """Return the model types whose text model can be cut, as words."""
+    from inheritune_hf.students.architectures import MULTIMODAL_TYPES
+
+    return ", ".join(f"`{name}`" for name in MULTIMODAL_TYPES) + "."
+
+
 def arms_table() -> str:
     """Return the arms of a comparison as a Markdown table."""
     from inheritune_hf.arms import ARMS
@@ -157,6 +164,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "refused-sharding": refused_sharding_table,
     "outcomes": outcome_table,
     "architectures": architecture_list,
+    "multimodal": multimodal_list,
     "recipes": recipes_table,
     "citation": citation,
     "security": security,

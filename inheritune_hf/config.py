@@ -443,6 +443,10 @@ class RunConfig:
         None, "Hub id or path of the reference; the embedded default runs offline if none is given."
     )
     revision: str | None = setting(None, "Branch, tag or commit of the reference on the Hub.")
+    text_model: bool = setting(False, "Take the text model inside a multimodal reference.")
+    gguf_file: str | None = setting(
+        None, "GGUF file of the reference; it is read whole and dequantized, and holds the tokenizer too."
+    )
     preset: Literal["paper", "heal"] | None = setting(
         None,
         "Defaults for recipe and training, over which any other setting wins: 'paper', or beyond it 'heal': layers in "
@@ -461,6 +465,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What opening the reference takes beside its name."""
+        return reference_options(self)
 
 
 @dataclass
@@ -530,6 +539,12 @@ class CompareConfig:
     def cells(self) -> int:
         """Cells of each arm: one for each learning rate with the first seed, and one for each further seed."""
         return len(self.learning_rates) + len(self.seeds) - 1
+
+
+def reference_options(options: Any) -> dict[str, Any]:
+    """Return what opening a reference takes beside its name, of settings or options that have fields for it."""
+    known = {name: getattr(options, name, None) for name in ("revision", "text_model", "gguf_file")}
+    return {name: value for name, value in known.items() if value}
 
 
 # Reading and checking

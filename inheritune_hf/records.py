@@ -23,7 +23,7 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 from safetensors import SafetensorError
 
 from .annotations import Within, annotations_of, conform
-from .config import PARTS
+from .config import PARTS, reference_options
 from .foreign_text import parse_json
 from .layers import describe
 from .measures import MEASURES
@@ -105,6 +105,8 @@ class Lineage:
             what they computed at the old one; empty where none was.
         unknown_tensors (`tuple[str, ...]`): Tensors of what is kept in the reference's files that its architecture does
             not know, `*` in place of the layer: the student has nothing of them.
+        text_model (`bool`): Whether it was the text model inside a multimodal reference.
+        gguf_file (`str`, *optional*): The GGUF file of the reference that was dequantized; None for plain weights.
         data (`dict[str, str]`): Fingerprints of the sets it was trained and selected on (`train`, `selection`).
         order (`LayerOrder`, *optional*): How its layers were chosen, if a measure chose them in a run.
     """
@@ -118,6 +120,8 @@ class Lineage:
     seed: int | None = None
     query_scales: tuple[float, ...] = ()
     unknown_tensors: tuple[str, ...] = ()
+    text_model: bool = False
+    gguf_file: str | None = None
     data: Mapping[str, str | None] = field(default_factory=dict)
     order: LayerOrder | None = None
 
@@ -131,6 +135,17 @@ class Lineage:
     def reference_name(self) -> str:
         """What the reference may be called in public: its id on the Hub, or the last part of its path."""
         return self.base_model or re.split(r"[/\\]", self.reference.rstrip("/\\"))[-1]
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What opening the same reference takes beside its name."""
+        return reference_options(self)
+
+    @property
+    def options(self) -> list[str]:
+        """The same as words of a command line."""
+        words = ((f"--{name.replace('_', '-')}", value) for name, value in self.where.items())
+        return [word for option, value in words for word in ([option] if value is True else [option, value])]
 
     def published(self) -> Lineage:
         """Return the lineage as others may read it: no path of a machine is in it."""

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config import reference_options
 from ..records import cache_folder, encode, write_json
-from .parsing import VerbParser, source
+from .parsing import VerbParser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +37,7 @@ def analyze(argv: Sequence[str], prog: str) -> int:
         metavar="LAYER:HEAD",
         help="Heads to draw (default: four of all ranks).",
     )
-    add("--revision", help="Branch, tag or commit on the Hub.")
+    parser.add_shared("--revision", "--text-model", "--gguf-file")
     add("--dtype", default="auto", help="Precision to load in (default: as saved).")
     add("--device-map", help="Where to load it, such as auto, cuda or cpu.")
     add("--no-controls", action="store_true", help="Leave out the randomly initialised twin.")
@@ -59,26 +60,24 @@ def analyze(argv: Sequence[str], prog: str) -> int:
         scores_folder,
     )
     from ..analysis.plots import draw_report, layer_table
-    from ..students import load_tokenizer
+    from ..students import open_reference
     from .tables import show_untrained
     from .terminal import Terminal, log_to_terminal, quiet_transformers
 
     log_to_terminal()
     quiet_transformers(warnings=True)
-    where = source(options)
     placed = {} if options.device_map is None else {"device_map": options.device_map}
-    tokenizer = load_tokenizer(options.reference, **where)
-    tokens = options.tokens or paper_tokens(options.reference, **where)
-    sequences = default_sequences(tokenizer, options.sequences, tokens, options.files)
+    model = open_reference(options.reference, **reference_options(options))
+    tokens = options.tokens or paper_tokens(model)
+    sequences = default_sequences(model.tokenizer, options.sequences, tokens, options.files)
     how = {
         "cache_dir": None if options.no_cache else scores_folder(),
         "progress": True,
         "dtype": options.dtype,
-        **where,
         **placed,
     }
     report = measure_collapse(
-        options.reference,
+        model,
         sequences,
         shares=(*SHARES, options.tau),
         controls=not options.no_controls,
@@ -99,7 +98,7 @@ def analyze(argv: Sequence[str], prog: str) -> int:
     terminal.print(f"keep_layers: {len(advice.layers)} of {advice.depth} (experimental; basis: {advice.basis})")
     names = ["collapse.json", "collapse.csv", *(path.name for path in pictures)]
     if options.untrained:
-        found = measure_untrained(options.reference, sequences, **how)
+        found = measure_untrained(model, sequences, **how)
         write_json(folder / "untrained.json", encode(found))
         names.append("untrained.json")
         show_untrained(terminal, found)
@@ -151,7 +150,7 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
             "new_tokens": options.new_tokens,
             "repeats": options.repeats,
         },
-        reference_kwargs=source(options),
+        reference_kwargs=reference_options(options),
         command=shlex.join([*prog.split(), *argv]),
     )
     terminal = Terminal()
@@ -165,7 +164,7 @@ def _evaluation_parser(prog: str) -> VerbParser:
     add = parser.add_argument
     add("student", help="Folder or Hub id of the student.")
     add("--reference", help="Folder or Hub id of the reference (default: what the student's lineage names).")
-    add("--revision", help="Branch, tag or commit of the reference on the Hub.")
+    parser.add_shared("--revision", "--text-model", "--gguf-file")
     add("--files", nargs="+", default=[], help="Text to evaluate on (default: test modules of the embedded text).")
     add("--config", metavar="FILE", help="Recipe of the run: its own test set is evaluated on.")
     add(

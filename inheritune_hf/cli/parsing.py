@@ -17,6 +17,8 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "Attention scale of moved blocks in a position-scaled GPT-2, as in the recipe (default: keep).",
     },
     "--revision": {"help": "Branch, tag or commit of the reference on the Hub."},
+    "--text-model": {"action": "store_true", "help": "Take the text model inside a multimodal reference."},
+    "--gguf-file": {"help": "GGUF file of the reference, which is read whole and dequantized."},
     "--json": {"action": "store_true", "help": "Print JSON."},
 }
 
@@ -37,8 +39,3 @@ class VerbParser(argparse.ArgumentParser):
         words = [re.sub(r"^--[\w-]+", lambda found: found[0].replace("_", "-"), word) for word in args]
         options: argparse.Namespace = super().parse_args(words, namespace)
         return options
-
-
-def source(options: argparse.Namespace) -> dict[str, Any]:
-    """Return where on the Hub a reference is looked for, as keyword arguments."""
-    return {} if options.revision is None else {"revision": options.revision}

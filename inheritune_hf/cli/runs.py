@@ -122,7 +122,7 @@ def plan(argv: Sequence[str], prog: str) -> int:
         "setup": _planned_setup(settings),
         "tokens_per_second": args.tokens_per_second,
         "measure": args.measure,
-        **({} if args.revision is None else {"revision": args.revision}),
+        **settings.run.where,
     }
     show: Any
     if comparison is not None:
@@ -153,7 +153,8 @@ def _progress_terminal(args: TrainingArguments) -> Terminal:
 
 #: The settings of a run that a plan's help shows, because it depends on them. The others are taken as a run takes them.
 _PLANNED = {
-    *("config", "reference", "revision", "keep_layers", "inherit", "attention_scale", "schedule", "grow_by"),
+    *("config", "reference", "revision", "text_model", "gguf_file", "keep_layers", "inherit", "attention_scale"),
+    *("schedule", "grow_by"),
     *("max_layers", "steps_per_round", "loss", "distillation", "distillation_dtype", "distillation_quantization"),
     "per_device_train_batch_size",
     *("gradient_accumulation_steps", "block_size", "max_steps", "bf16", "fp16", "optim", "activation_checkpointing"),

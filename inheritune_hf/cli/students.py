@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .parsing import VerbParser, source
+from ..config import reference_options
+from .parsing import VerbParser
+
+if TYPE_CHECKING:
+    from ..students import OpenedReference
 
 
 def inherit(argv: Sequence[str], prog: str) -> int:
@@ -21,7 +26,7 @@ def inherit(argv: Sequence[str], prog: str) -> int:
         help="Text to measure on for 'auto' and measures (default: the embedded text).",
     )
     parser.add_argument("--output", required=True, help="Folder to save the student in.")
-    parser.add_shared("--revision")
+    parser.add_shared("--revision", "--text-model", "--gguf-file")
     parser.add_argument("--dtype", default="float32", help="Type of the weights (default: float32).")
     parser.add_argument(
         "--strict",
@@ -33,18 +38,18 @@ def inherit(argv: Sequence[str], prog: str) -> int:
     from ..layers import describe
     from ..measures import is_measured
     from ..publishing import save_inherited
+    from ..students import open_reference
     from .tables import show_plan
     from .terminal import Terminal
 
     terminal = Terminal()
-    choice = options.keep_layers
+    reference, choice = open_reference(options.reference, **reference_options(options)), options.keep_layers
     if is_measured(choice):
-        choice = describe(_measured_layers(options.reference, choice, options.files, options.revision))
+        choice = describe(_measured_layers(reference, choice, options.files))
     save_inherited(
-        options.reference,
+        reference,
         choice,
         options.output,
-        revision=options.revision,
         inherit=options.inherit,
         seed=options.seed,
         attention_scale=options.attention_scale,
@@ -56,21 +61,20 @@ def inherit(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def _measured_layers(reference: str, choice: str, files: Sequence[str], revision: str | None) -> tuple[int, ...]:
+def _measured_layers(reference: OpenedReference, choice: str, files: Sequence[str]) -> tuple[int, ...]:
     from ..analysis import default_sequences, paper_tokens, resolve_measured, scores_folder
-    from ..students import load_tokenizer
 
-    where = {} if revision is None else {"revision": revision}
-    tokenizer = load_tokenizer(reference, **where)
-    sequences = default_sequences(tokenizer, tokens=paper_tokens(reference, **where), files=files)
-    return resolve_measured(reference, choice, sequences, progress=True, cache_dir=scores_folder(), **where)
+    sequences = default_sequences(reference.tokenizer, tokens=paper_tokens(reference), files=files)
+    return resolve_measured(reference, choice, sequences, progress=True, cache_dir=scores_folder())
 
 
 def doctor(argv: Sequence[str], prog: str) -> int:
     """Say whether and how a reference can be cut, and what would be read, from its config and file headers."""
     parser = VerbParser(prog, "Say whether and how a reference can be cut, from its config and file headers alone.")
     parser.add_argument("reference", help="Hub id or path of the reference.")
-    parser.add_shared("--keep-layers", "--inherit", "--attention-scale", "--revision", "--json")
+    parser.add_shared(
+        "--keep-layers", "--inherit", "--attention-scale", "--revision", "--text-model", "--gguf-file", "--json"
+    )
     options = parser.parse_args(argv)
 
     from ..students import plan_inheritance
@@ -79,7 +83,7 @@ def doctor(argv: Sequence[str], prog: str) -> int:
 
     quiet_transformers()
     choice = (options.keep_layers, options.inherit, options.attention_scale)
-    plan = plan_inheritance(options.reference, *choice, **source(options))
+    plan = plan_inheritance(options.reference, *choice, **reference_options(options))
     terminal = Terminal()
     if options.json:
         terminal.print_record(plan, notes=plan.notes, bytes_to_read=plan.bytes_to_read)
@@ -104,7 +108,7 @@ def verify(argv: Sequence[str], prog: str) -> int:
     from .terminal import Terminal, quiet_transformers
 
     quiet_transformers()
-    found = verify_student(options.student, options.reference, **source(options))
+    found = verify_student(options.student, options.reference, **reference_options(options))
     if options.json:
         Terminal().print_record(found, passed=found.passed)
     else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 
-from ..config import DataConfig
+from ..config import DataConfig, RowKind
 from ..records import DataFacts, SetFacts, SourceFacts, encode
 from .corpora import Document
 from .duplicates import (
@@ -198,6 +198,47 @@ def splits_from_documents(
         config, [Source("train", Layout(), name=source)], {}, tokenizer, len(tokenizer), block_size, 0, 0
     )
     return _pack(request, found, Overlaps(count_shared(sets, found.train)))
+
+
+def row_kind(dataset: Any, name: str) -> RowKind | None:
+    """
+    Return what the rows of a data set hold, by their columns; None if it does not say.
+
+    Raises:
+        ValueError: If they hold none of what can be read; `name` is how the message calls the data set.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if not columns:
+        row = dataset[0] if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and len(dataset) else None
+        columns = list(row) if isinstance(row, Mapping) else None
+    if columns is None:
+        return None
+    kinds: dict[str, RowKind] = {"input_ids": "tokens", "messages": "messages", "text": "text"}
+    for column, kind in kinds.items():
+        if column in columns:
+            return kind
+    raise ValueError(f"The rows of {name} have {', '.join(columns)}; they need input_ids, text or messages.")
+
+
+def sequences_of_rows(
+    rows: Any, kind: RowKind, name: str, tokenizer: PreTrainedTokenizerBase, block_size: int, vocab_size: int
+) -> Dataset:
+    """
+    Tokenize rows of text or messages that are in memory, and pack them, or cut an evaluation set into windows.
+
+    Raises:
+        ValueError: If they are a stream, or a row cannot be used.
+    """
+    if not hasattr(rows, "__len__"):
+        raise ValueError(
+            f"{name} streams rows of {kind}: give a data set with a length, or let load_data_splits read the stream "
+            "(streaming=True)."
+        )
+    layout = Layout(rows=kind)
+    found = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    found = mark_long_texts(found.select_columns([layout.content_column]), layout, name)
+    documents = tokenize_documents(found, Encoder(tokenizer, layout, vocab_size=vocab_size, source=name))
+    return pack_sequences(documents, block_size) if name == "train_dataset" else cut_windows(documents, block_size)
 
 
 def _check_block_size(block_size: int | None) -> None:

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..processes import run_python
-from ..students import Source, find_weights
+from ..students import open_reference
 from .facts import FIRST_TOKEN, TOKENS_PER_SECOND, Draft, Efficiency, Size, Speed, Spread
 from .validation import preserve_state
 
@@ -82,7 +82,7 @@ def measure_efficiency(
                 sizes[name] = Size(
                     layers=models[name].config.get_text_config(decoder=True).num_hidden_layers,
                     parameters=models[name].num_parameters(),
-                    bytes_on_disk=bytes_on_disk(source, options.get("revision")),
+                    bytes_on_disk=bytes_on_disk(source, **options),
                     peak_memory=peak_memory(source, prompt_tokens, new_tokens, device, **options),
                     flops_per_token=flops_per_token(models[name], prompt_tokens),
                 )
@@ -91,11 +91,10 @@ def measure_efficiency(
     return Efficiency(where, dtype, prompt_tokens, new_tokens, sizes["student"], sizes["reference"], tuple(speeds))
 
 
-def bytes_on_disk(model: str, revision: str | None = None) -> int:
+def bytes_on_disk(model: str, **options: Any) -> int:
     """Return the bytes of a model's weight files, shards added up."""
-    source = Source(model, revision=revision)
-    weights = find_weights(source)
-    paths = [source.find(name) for name in sorted(set(weights.files.values()))] or [weights.path]
+    weights = open_reference(model, **options).find_weights()
+    paths = [weights.source.find(name) for name in sorted(set(weights.files.values()))] or [weights.path]
     return sum(path.stat().st_size for path in paths if path is not None)
 
 
@@ -181,7 +180,7 @@ def _speeds(
 
 def _load(source: str, setting: str, device: str, options: Mapping[str, Any]) -> PreTrainedModel:
     attention = setting.partition("+")[0]
-    model: Any = AutoModelForCausalLM.from_pretrained(source, attn_implementation=attention, **options)
+    model: Any = open_reference(source, attn_implementation=attention, **options).load()
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 
@@ -229,16 +228,12 @@ def print_peak() -> None:
 
 
 def _peak(model: str, prompt_tokens: int, new_tokens: int, device: str, options: dict[str, Any]) -> int:
-    auto: Any = AutoModelForCausalLM
-    source = {"revision": options["revision"]} if options.get("revision") else {}
-    # The modelling code is imported first, so that only the model itself counts.
-    config = AutoConfig.from_pretrained(model, **source)
-    with torch.device("meta"):
-        auto.from_config(config)
+    opened = open_reference(model, **options)
+    _ = opened.architecture  # the modelling code is imported first, so that only the model itself counts
     before = 0 if device == "cuda" else _status("VmRSS")
     if device != "cuda":
         _RESET.write_text("5")  # forget the peak so far
-    loaded = auto.from_pretrained(model, **options).to(device).eval()
+    loaded = cast(Any, opened.load()).to(device).eval()
     _generate(loaded, _prompt(loaded, 1, prompt_tokens), **fixed_generation(new_tokens))
     return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM") - before
 

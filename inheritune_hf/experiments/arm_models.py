@@ -237,7 +237,8 @@ def _with_lineage(
     model: PreTrainedModel, reference: OpenedReference, depth: int, layers: Sequence[int], seed: int
 ) -> PreTrainedModel:
     versions = {"inheritune_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
-    lineage = Lineage(reference.name, reference.commit, depth, tuple(layers), versions, (), seed)
+    own: dict[str, Any] = {"reference_layers": depth, "kept_layers": tuple(layers), "inherited": (), "seed": seed}
+    lineage = Lineage(**reference.origin, **own, versions=versions)
     model.config.inheritune = encode(lineage)
     return model
 

@@ -151,8 +151,7 @@ def named_reference(student: str, reference: str | None, options: Mapping[str, A
             f"{student} does not name its reference (no field `inheritune` in its config.json); give --reference."
         )
     known = decode(Lineage, lineage, "config.inheritune")
-    pinned = {} if known.revision is None else {"revision": known.revision}
-    return known.reference, {**pinned, **options}
+    return known.reference, {**known.where, **options}
 
 
 def _earlier(

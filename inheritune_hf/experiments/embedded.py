@@ -86,8 +86,8 @@ def run_embedded(
         ValueError: If settings do not fit together, or name a reference's revision or data.
         BlockingIOError: If another process runs in `output_dir`.
     """
-    if run.revision is not None:
-        raise ValueError("revision came without a reference: give its Hub id by --reference.")
+    if run.where:
+        raise ValueError(f"{', '.join(run.where)} came without a reference: give its Hub id or path by --reference.")
     shape = shape or EmbeddedShape()
     with hold_output_dir(args):
         ready = prepare_embedded(recipe, data, args, console, shape)

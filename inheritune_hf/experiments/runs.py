@@ -86,7 +86,7 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
     """
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
-    reference = open_reference(run.reference, **({} if run.revision is None else {"revision": run.revision}))
+    reference = open_reference(run.reference, **run.where)
     refuse_early(recipe, args, reference.config)
     tokenizer, text = reference.tokenizer, reference.text_config
     check_tokenizer(tokenizer, text.vocab_size, getattr(text, "eos_token_id", None))

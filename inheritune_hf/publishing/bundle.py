@@ -40,7 +40,11 @@ PUBLISHED = [
     "tokenizer.model",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 ]
+
+#: The one folder of a student, in which the tokenizer keeps further templates of chats.
+TEMPLATES_FOLDER = "additional_chat_templates"
 
 # Vocabularies hold any text there is; they were learned, and say nothing of a machine.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"}
@@ -103,12 +107,16 @@ def read_record(folder: Path) -> RunRecord:
 def stage(folder: Path, target: Path) -> dict[str, str]:
     """Copy what may be published to an empty folder, without names of this machine; return what stays, with reasons."""
     left = {}
-    for path in sorted(folder.iterdir()):
-        reason = exclusion_reason(path)
+    templates = folder / TEMPLATES_FOLDER
+    within = [] if templates.is_symlink() else sorted(templates.glob("*"))
+    for path in (*sorted(folder.iterdir()), *within):
+        name = path.relative_to(folder).as_posix()
+        reason = exclusion_reason(path, name)
         if reason is None:
-            _copy(path, target / path.name)
-        else:
-            left[path.name + ("/" if path.is_dir() else "")] = reason
+            (target / name).parent.mkdir(exist_ok=True)
+            _copy(path, target / name)
+        elif not (within and path == templates):
+            left[name + ("/" if path.is_dir() else "")] = reason
     if not (target / "config.json").is_file():
         raise ValueError(f"config.json of {folder} stays behind: it {left['config.json']}.")
     config = read_json(target / "config.json")
@@ -131,13 +139,13 @@ def stage(folder: Path, target: Path) -> dict[str, str]:
     return left
 
 
-def exclusion_reason(path: Path) -> str | None:
-    """Return why a file or folder in a student's folder stays behind; None if it may be published."""
+def exclusion_reason(path: Path, name: str | None = None) -> str | None:
+    """Return why a file or folder (`name` within the student's) stays behind; None if it may be published."""
     if path.is_dir():
         return "folders stay here"
     if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
         return "pickled files are never published"
-    if not any(fnmatch(path.name, pattern) for pattern in PUBLISHED):
+    if not any(fnmatch(name or path.name, pattern) for pattern in PUBLISHED):
         return "not part of a student"
     if not path.is_file():
         return "is no file"
@@ -153,7 +161,7 @@ def find_private(folder: Path, secrets: tuple[str | None, ...] = ()) -> list[str
     hidden = [text for text in (*secrets, get_token()) if text]
     home = str(Path.home())
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
         if path.suffix == ".safetensors":
             strings = list(_strings(_weight_metadata(path)))
         elif path.suffix == ".json" and path.name not in _VOCABULARIES:
@@ -185,7 +193,7 @@ def mentions_user(folder: Path, repo_id: str) -> list[str]:
     named = re.compile(rf"\b{re.escape(user)}\b")
     return [
         path.name
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.rglob("*"))
         if path.suffix in _TEXTS and path.name not in _VOCABULARIES and named.search(path.read_text(encoding="utf-8"))
     ]
 

@@ -123,7 +123,7 @@ def gather_facts(
     mine = open_reference(folder)
     said, theirs = CardFacts(), None
     try:
-        theirs = open_reference(record.lineage.reference, revision=record.lineage.revision, token=token)
+        theirs = open_reference(record.lineage.reference, token=token, **record.lineage.where)
         path = theirs.source.find("README.md") if theirs.source is not None else None
         said = said if path is None else read_reference_card(path)
     except (OSError, ValueError) as error:
@@ -244,7 +244,7 @@ def _recipe(record: RunRecord) -> str:
     lineage = record.lineage
     values = {
         "reference": lineage.reference_name,
-        **({"revision": lineage.revision} if lineage.revision else {}),
+        **lineage.where,
         **{name: value for name, value in record.recipe.items() if value != _DEFAULTS.get(name, _DEFAULTS)},
         **{name: value for name, value in record.training.items() if name in _SHOWN_ARGUMENTS and value is not None},
     }
@@ -255,8 +255,7 @@ def _inherit_command(record: RunRecord) -> str:
     lineage, layers = record.lineage, record.recipe.get("keep_layers", "half")
     layers = layers if isinstance(layers, int | str) else ",".join(map(str, layers))
     words = ["inheritune", "inherit", lineage.reference_name, "--keep-layers", str(layers)]
-    words += ["--revision", lineage.revision] if lineage.revision else []
-    return shlex.join([*words, "--output", "student"])
+    return shlex.join([*words, *lineage.options, "--output", "student"])
 
 
 def _safe_link(link: str | None) -> str | None:

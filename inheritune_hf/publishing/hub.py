@@ -19,7 +19,14 @@ from ..config import InherituneConfig
 from ..figures import layer_panel, save_panels
 from ..foreign_text import first_line
 from ..records import RECORD_FILE, Lineage, RunRecord, decode, saving, write_record, write_text
-from ..students import DEFAULT_SEED, InheritancePlan, from_pretrained_inherited, open_reference, plan_inheritance
+from ..students import (
+    DEFAULT_SEED,
+    InheritancePlan,
+    Reference,
+    from_pretrained_inherited,
+    open_reference,
+    plan_inheritance,
+)
 from ..students.download import CONNECTION_ERRORS
 from .bundle import PUBLISHED, exclusion_reason, find_private, mentions_user, read_record, stage, try_out
 from .card import CardFacts, gather_facts, obligation, render_card, update_card
@@ -69,10 +76,9 @@ def save_student(
 
 
 def save_inherited(
-    reference: str,
+    reference: Reference,
     keep_layers: int | str,
     folder: str | os.PathLike[str],
-    revision: str | None = None,
     inherit: str = "all",
     seed: int = DEFAULT_SEED,
     attention_scale: str = "keep",
@@ -88,7 +94,7 @@ def save_inherited(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; choose another one, so that nothing is overwritten.")
-    opened = open_reference(reference, **({} if revision is None else {"revision": revision}))
+    opened = open_reference(reference)
     recipe = InherituneConfig(keep_layers=keep_layers, inherit=inherit, attention_scale=cast(Any, attention_scale))
     plan = plan_inheritance(opened, keep_layers, inherit, attention_scale)
     if show is not None:
@@ -201,7 +207,11 @@ def publish_student(
             repo_id, url = _upload(target, record, facts, repo_id, private, revision, token, commit_message)
         return Publication(
             repo_id=repo_id,
-            files={path.name: path.stat().st_size for path in sorted(target.iterdir())},
+            files={
+                path.relative_to(target).as_posix(): path.stat().st_size
+                for path in sorted(target.rglob("*"))
+                if path.is_file()
+            },
             left_out=left_out,
             notes=tuple(_notes(target, repo_id, facts)),
             card=(target / "README.md").read_text(encoding="utf-8"),

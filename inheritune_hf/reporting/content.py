@@ -528,7 +528,7 @@ def recipe_of(run: RunSummary) -> dict[str, Any]:
     # A run whose settings were kept names its reference there, or none at all if it was the embedded one.
     reference = run.settings.get("reference") if run.settings else lineage.reference
     revision = lineage.revision or run.settings.get("revision")
-    pinned = {"reference": reference, "revision": revision} if reference else {}
+    pinned = {"reference": reference, **lineage.where, "revision": revision} if reference else {}
     training = {name: value for name, value in record.training.items() if name != "world_size"}
     return without_nothing({**pinned, **record.recipe, **training, **run.settings, **pinned, "output_dir": run.name})
 
@@ -539,8 +539,7 @@ def _inherit_command(run: RunSummary) -> str:
     words = ["inheritune", "inherit", lineage.reference]
     words += ["--keep-layers", str(layers) if isinstance(layers, int | str) else ",".join(map(str, layers))]
     words += ["--inherit", str(recipe.get("inherit", "all"))]
-    words += ["--revision", lineage.revision] if lineage.revision else []
-    return shlex.join([*words, "--output", run.name])
+    return shlex.join([*words, *lineage.options, "--output", run.name])
 
 
 def _versions(versions: Mapping[str, str]) -> Table:

@@ -39,6 +39,25 @@ SUPPORTED_MODEL_TYPES = (
 )
 # fmt: on
 
+#: Multimodal models whose text model is proven equal to a model of its own, on text, by the tests of this package.
+# fmt: off
+MULTIMODAL_TYPES = (
+    "deepseek_vl", "exaone4_5", "fuyu", "gemma3", "got_ocr2", "hyperclovax_vision_v2", "idefics2", "idefics3",
+    "internvl", "janus", "lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision",
+    "mistral3", "ovis2", "qwen2_5_vl", "qwen2_audio", "qwen2_vl", "qwen3_vl", "smolvlm", "video_llava", "vipllava",
+    "voxtral",
+)
+# fmt: on
+
+# Text models without a causal class of their own, and the type that computes the same on text.
+_SAME_TEXT_MODEL = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+
+# What the files of multimodal models put before the names of the text model's tensors, and its head's.
+_TEXT_MODEL_NAMES = (
+    (re.compile(r"^(model\.)?(language_model|text_model)\.lm_head\."), "lm_head."),
+    (re.compile(r"^(model\.)?(language_model|text_model)\.(model\.)?"), "model."),
+)
+
 # Lists with one entry per layer. An allow-list, because a list can have the depth's length by accident (eos ids).
 _PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "layer_rope_theta")
 
@@ -149,6 +168,11 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
             f"{reference} needs remote code (model_type {model_type!r}, with an auto_map), which is not run here. "
             f"Give a model of one of the types that Transformers has itself: {supported}."
         )
+    if model_type in MULTIMODAL_TYPES:
+        raise ValueError(
+            f"{reference} is a multimodal model (model_type {model_type!r}): to cut the text model inside it, say "
+            "text_model=True (--text-model; text_model: true in a file of settings)."
+        )
     field, text = _text_model(config)
     obstacles = [*_obstacles(config), *(_obstacles(text, f"{field}.") if text else ())]
     text_type = text.get("model_type")
@@ -174,6 +198,40 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
                 "language model that it was made from."
             )
     return obstacles
+
+
+def require_multimodal(model_type: Any, reference: str) -> None:
+    """Raise a `ValueError` if a model is not a multimodal one whose text model is proven here."""
+    if model_type not in MULTIMODAL_TYPES:
+        raise ValueError(
+            f"text_model is for multimodal models of the types {', '.join(MULTIMODAL_TYPES)}, and {reference} has "
+            f"model_type {model_type!r}: leave it out, or give a model of one of them."
+        )
+
+
+def text_model_config(
+    config: PreTrainedConfig, reference: str, is_tied: Callable[[PreTrainedConfig], bool]
+) -> PreTrainedConfig:
+    """
+    Return the config of the text model inside a multimodal model, of the text model's own causal class.
+
+    Where the two configs do not agree whether the head is tied, `is_tied` is asked.
+
+    Raises:
+        ValueError: If the model is not a multimodal one that is proven here; `reference` is how the message names it.
+    """
+    require_multimodal(config.model_type, reference)
+    text: Any = copy.deepcopy(config.get_text_config(decoder=True))
+    ties = {bool(item.tie_word_embeddings) for item in (config, text) if hasattr(item, "tie_word_embeddings")}
+    if text.model_type in _SAME_TEXT_MODEL:
+        values = {name: value for name, value in text.to_dict().items() if name != "model_type"}
+        # Positions in time, height and width are the same number on text.
+        rotary = values.get("rope_parameters") or {}
+        values["rope_parameters"] = {name: value for name, value in rotary.items() if not name.startswith("mrope")}
+        text = CONFIG_MAPPING[_SAME_TEXT_MODEL[text.model_type]](**values)
+    text.dtype = text.dtype or config.dtype
+    text.tie_word_embeddings = ties.pop() if len(ties) == 1 else is_tied(text)
+    return cast(PreTrainedConfig, text)
 
 
 def _text_model(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -344,7 +402,7 @@ class Architecture:
     Sizes are counts of numbers, and shared parameters count once. `tied` names, for each parameter that shares
     another's storage, that other one; `parts` the part of the model (as in `PARTS`) that each tensor belongs to;
     `conversions` how Transformers renames and joins what files hold, and `ignored` patterns of what files hold and no
-    model needs.
+    model needs. `in_multimodal` says that files call the tensors as those of a text model inside a multimodal one.
     """
 
     model_type: str
@@ -358,6 +416,7 @@ class Architecture:
     parts: Mapping[str, str]
     conversions: tuple[Any, ...] = ()
     ignored: tuple[str, ...] = ()
+    in_multimodal: bool = False
 
     @property
     def prefix_sizes(self) -> tuple[int, ...]:
@@ -453,7 +512,7 @@ def kept_names(
         renamed, joined = _name_in_model(architecture, name)
         if renamed is None or not _is_inherited(architecture, renamed, parts):
             continue
-        given = name if joined else renamed
+        given = _own_name(architecture, name) if joined else renamed
         if renamed.startswith(blocks):
             layer = int(renamed.removeprefix(blocks).partition(".")[0])
             if layer not in positions:
@@ -615,8 +674,16 @@ def _name_in_model(architecture: Architecture, name: str) -> tuple[str | None, b
     return (renamed, pattern is not None) if renamed in architecture.parameters else (None, False)
 
 
+def _own_name(architecture: Architecture, name: str) -> str:
+    """Return a tensor's name without what a multimodal model around the model puts before it."""
+    for pattern, own in _TEXT_MODEL_NAMES if architecture.in_multimodal else ():
+        name = pattern.sub(own, name)
+    return name
+
+
 def _converted_name(architecture: Architecture, name: str) -> tuple[str, str | None]:
     """Return what Transformers renames a tensor of a file to, and the pattern by which it is joined with others."""
+    name = _own_name(architecture, name)
     renamings: list[Any] = [item for item in architecture.conversions if isinstance(item, WeightRenaming)]
     converters: list[Any] = [item for item in architecture.conversions if isinstance(item, WeightConverter)]
     known: Any = architecture.parameters

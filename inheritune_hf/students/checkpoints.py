@@ -11,16 +11,19 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from ..annotations import conform
 from ..foreign_text import first_line
@@ -35,6 +38,7 @@ from .download import (
     fetch_tensors,
     fetched_names,
     file_size,
+    read_header,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,7 +47,16 @@ logger = logging.getLogger(__name__)
 Choose = Callable[[Iterable[str]], Mapping[str, str]]
 
 #: Arguments of `from_pretrained` that say where files come from.
-SOURCE_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "variant")
+SOURCE_ARGUMENTS = (
+    "revision",
+    "token",
+    "cache_dir",
+    "subfolder",
+    "local_files_only",
+    "force_download",
+    "variant",
+    "gguf_file",
+)
 
 # In the order of `PreTrainedModel.from_pretrained`.
 _WEIGHT_FILES: tuple[tuple[Literal["safetensors", "bin"], str], ...] = (
@@ -85,6 +98,7 @@ class Source:
     local_files_only: bool = False
     force_download: bool = False
     variant: str | None = None
+    gguf_file: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -157,7 +171,7 @@ class Weights:
     """
 
     source: Source
-    format: Literal["safetensors", "bin"]
+    format: Literal["safetensors", "bin", "gguf"]
     files: Mapping[str, str]
     path: Path
     weights_only: bool = True
@@ -182,7 +196,14 @@ def find_weights(source: Source, use_safetensors: bool | None = None, weights_on
         ValueError: If the index of a sharded checkpoint cannot be read.
     """
     looked_for = []
-    for kind, plain_name in _WEIGHT_FILES:
+    if source.gguf_file is not None:
+        path = source.find_cached(source.gguf_file)
+        if path is None and size_on_hub(source, source.gguf_file) is not None:
+            path = Path(source.gguf_file)
+        if path is not None:
+            return Weights(source, "gguf", {}, path, weights_only)
+        looked_for.append(source.gguf_file)
+    for kind, plain_name in _WEIGHT_FILES if source.gguf_file is None else ():
         if use_safetensors is not None and use_safetensors != (kind == "safetensors"):
             continue
         name, is_index = _with_variant(plain_name, source.variant), plain_name.endswith(".json")
@@ -225,9 +246,21 @@ def open_tensors(weights: Weights, choose: Choose) -> dict[str, LazyTensor]:
     """
     tensors: dict[str, LazyTensor] = {}
     for path in needed_files(weights, choose):
-        opened = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, weights.weights_only)
+        if weights.format == "gguf":
+            opened = open_gguf(path)
+        else:
+            opened = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, weights.weights_only)
         tensors.update({given: opened[name] for name, given in choose(opened).items()})
     return tensors
+
+
+def tensor_names(weights: Weights) -> frozenset[str]:
+    """Return the names of all tensors; of a file on the Hub its header is fetched, where that can be had alone."""
+    source = weights.source
+    if not weights.files and weights.format == "safetensors" and source.find_cached(weights.path.name) is None:
+        with suppress(NoRanges):
+            return frozenset(read_header(source.remote(weights.path.name)).tensors)
+    return frozenset(weights.files or open_tensors(weights, lambda names: {name: name for name in names}))
 
 
 def needed_files(weights: Weights, choose: Choose) -> list[Path]:
@@ -241,7 +274,7 @@ def _needed_parts(weights: Weights, name: str, choose: Choose) -> list[Path]:
     if path is not None:
         return [path]
     found: list[Path] = []
-    if source.is_local or weights.format == "bin":
+    if source.is_local or weights.format != "safetensors":
         if not source.is_local and not source.is_offline:
             logger.warning(
                 "%r has its weights as %s, which cannot be fetched in part: all its %s bytes are fetched. A repository "
@@ -443,6 +476,25 @@ def open_bin(path: Path, weights_only: bool) -> dict[str, LazyTensor]:
             path.stat().st_size,
         )
     return open_state(tensors, partial(_in_map, path, signature))
+
+
+def open_gguf(path: Path) -> dict[str, LazyTensor]:
+    """
+    Return the tensors of a GGUF file, by the model's names for them, as Transformers dequantizes them: in float32.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    logger.warning("%s is GGUF: all its %s bytes are read, and dequantized.", path, f"{path.stat().st_size:,}")
+    auto: Any = AutoModelForCausalLM
+    # Versions that leave weights in their blocks where they have kernels for them are told not to.
+    whole = getattr(transformers, "GgufConfig", None)
+    options = {} if whole is None else {"quantization_config": whole(dequantize=True)}
+    try:
+        model = auto.from_pretrained(path.parent, gguf_file=str(path.absolute()), dtype=torch.float32, **options)
+    except (ImportError, RuntimeError, ValueError, LookupError, struct.error) as error:
+        raise OSError(f"{path} cannot be read as GGUF: {first_line(error)}") from error
+    return open_state(model.state_dict(), lazy_copy)
 
 
 def _in_file(

@@ -43,6 +43,7 @@ from .reference import (
     read_config,
     refuse_adapter,
     refuse_quantized,
+    resolve_dtype,
     with_one_dtype,
 )
 
@@ -59,7 +60,6 @@ _OTHER_HEAD = re.compile(r"^(score|classifier|classification_head|qa_outputs|rew
 # Arguments of `from_pretrained` that would change which tensors are loaded.
 _REFUSED_ARGUMENTS = {
     "state_dict": "the weights come from the reference",
-    "gguf_file": "GGUF files cannot be read layer by layer; give the original checkpoint",
     "key_mapping": "renamed tensors cannot be told apart by layer; give a checkpoint with standard names",
 }
 
@@ -88,7 +88,8 @@ def from_pretrained_inherited(
             Seed of the parts that are not inherited; as in `TrainingArguments`.
         kwargs:
             Everything `from_pretrained` takes, such as `dtype` (defaults to `torch.float32`, because a student is
-            going to be trained), `revision`, `token`, `device_map` or `attn_implementation`. With
+            going to be trained), `revision`, `token`, `gguf_file`, `device_map` or `attn_implementation`. With
+            `text_model=True` the student is cut out of the text model inside a multimodal model. With
             `output_loading_info=True` a tuple of the student and the loading report is returned; with `strict=True` a
             reference is refused if it holds tensors of kept layers that its architecture does not know.
 
@@ -329,7 +330,7 @@ def _inherit(
     unknown = cut.check(tensors, names)
     if unknown:
         _report_unknown(opened.name, unknown, strict)
-    dtype = _resolve_dtype(options["dtype"], cut.config, tensors)
+    dtype = resolve_dtype(options["dtype"], cut.config, tensors)
     options["dtype"] = dtype
     model_class: Any = cut.after.model_class
     if isinstance(dtype, torch.dtype) and not _keeps_some_in_float32(model_class):
@@ -370,6 +371,10 @@ def _load_whole(
     if isinstance(reference, PreTrainedModel | OpenedReference):
         raise ValueError("A loaded model needs keep_layers, which says what to copy from it.")
     options = {"dtype": torch.float32, **with_one_dtype(kwargs)}
+    if options.get("gguf_file") or options.get("text_model"):
+        opened = open_reference(reference, **options)
+        _require_model_type(opened.name, opened.config.model_type, only_model_type)
+        return opened.load()
     source, given = locate(reference, dict(options)), options.get("config")
     model_type: str | None
     if isinstance(given, PreTrainedConfig):
@@ -415,14 +420,6 @@ def _kept_tensors(
     return open_tensors(opened.find_weights(use_safetensors, weights_only), choose)
 
 
-def _resolve_dtype(given: Any, config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) -> Any:
-    """Return the type to load in; `from_pretrained` would look at the tensors for "auto", and cannot before reading."""
-    if given == "auto":
-        stored = (tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point)
-        return config.dtype or next(stored, torch.float32)
-    return getattr(torch, given) if isinstance(given, str) and hasattr(torch, given) else given
-
-
 def _keeps_some_in_float32(model_class: Any) -> bool:
     """Return whether some of the model's parameters stay in float32 whatever type it is loaded in."""
     names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
@@ -442,11 +439,11 @@ def _generation_config(opened: OpenedReference) -> GenerationConfig:
         given = getattr(opened.model, "generation_config", None)
         return GenerationConfig.from_model_config(opened.config) if given is None else copy.deepcopy(given)
     source = opened.source
-    path = source.find("generation_config.json")
+    path = source.find("generation_config.json") if source.gguf_file is None else None
     if path is not None:
         return GenerationConfig.from_pretrained(str(path.parent))
     path = source.find("config.json")
-    if path is not None:
+    if path is not None and opened.multimodal is None and source.gguf_file is None:
         # As `from_pretrained` does: old configs hold settings of `generate`, which a loaded config leaves out.
         return GenerationConfig.from_pretrained(
             str(path.parent), config_file_name="config.json", _from_model_config=True
@@ -456,8 +453,7 @@ def _generation_config(opened: OpenedReference) -> GenerationConfig:
 
 def _lineage(cut: Cut, seed: int, unknown: tuple[str, ...]) -> Lineage:
     return Lineage(
-        reference=cut.reference.name,
-        revision=cut.reference.commit,
+        **cut.reference.origin,
         reference_layers=cut.before.depth,
         kept_layers=cut.layers,
         versions={

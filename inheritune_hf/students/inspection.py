@@ -55,6 +55,8 @@ class InheritancePlan:
     moved block's queries, empty where none is scaled; `rescaled` says that moved blocks take the attention scale of
     their new position. `dropped_kinds` are kinds of layers, such as `full_attention`, of which the student has none,
     and `unknown_tensors` what the files hold of what is kept and the architecture does not know, `*` for the layer.
+    `multimodal` is the type of the multimodal model that the reference is the text model of; `dequantized` says that it
+    is read from a GGUF file.
     """
 
     reference: str
@@ -74,6 +76,8 @@ class InheritancePlan:
     tied: bool
     dropped_kinds: tuple[str, ...] = ()
     unknown_tensors: tuple[str, ...] = ()
+    multimodal: str | None = None
+    dequantized: bool = False
 
     @property
     def bytes_to_read(self) -> int:
@@ -89,6 +93,12 @@ class InheritancePlan:
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing before: sentences."""
         found = []
+        if self.multimodal is not None:
+            found.append(f"The reference is the text model inside a multimodal model of type {self.multimodal}.")
+        if self.dequantized:
+            found.append(
+                "The weights are dequantized from a GGUF file, which is read whole: they are not quite the original's."
+            )
         if self.query_scales:
             found.append(
                 "Attention is scaled by position (scale_attn_by_inverse_layer_idx): moved blocks keep their own scale, "
@@ -175,6 +185,8 @@ def plan_inheritance(
         tied=bool(before.tied),
         dropped_kinds=dropped_kinds(opened.config, cut.layers),
         unknown_tensors=unknown,
+        multimodal=opened.multimodal,
+        dequantized=opened.origin["gguf_file"] is not None,
     )
 
 
@@ -211,7 +223,8 @@ def _plan_file(cut: Cut, weights: Weights, name: str) -> tuple[FilePlan, dict[st
         raise missing_file(weights, name)
     if path is not None:
         size = path.stat().st_size
-        if weights.format == "bin" and not zipfile.is_zipfile(path):  # it is read whole or not at all
+        # It is read whole or not at all.
+        if weights.format == "gguf" or (weights.format == "bin" and not zipfile.is_zipfile(path)):
             return FilePlan(name, size, size, True, True), None
         tensors = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, True)
         kept = drop_tied(cut.after, {given: tensors[item] for item, given in cut.choose(tensors).items()})

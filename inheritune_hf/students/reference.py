@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,8 +29,29 @@ from transformers import (
 
 from ..foreign_text import first_line
 from ..records import digest_file, read_json
-from .architectures import UNUSABLE_CONFIG, Architecture, inspect_architecture, require_causal_lm, sources_of
-from .checkpoints import SOURCE_ARGUMENTS, LazyTensor, Source, Weights, commit_of, find_weights, open_tensors
+from .architectures import (
+    UNUSABLE_CONFIG,
+    Architecture,
+    drop_tied,
+    inspect_architecture,
+    kept_names,
+    require_causal_lm,
+    require_multimodal,
+    sources_of,
+    text_model_config,
+)
+from .checkpoints import (
+    SOURCE_ARGUMENTS,
+    LazyTensor,
+    Source,
+    Weights,
+    commit_of,
+    find_weights,
+    lazy_copy,
+    open_state,
+    open_tensors,
+    tensor_names,
+)
 
 # Arguments that a config would swallow although they are meant for the model.
 _MODEL_ARGUMENTS = (
@@ -56,6 +78,15 @@ _SCALES = re.compile(
     r"|\.weight\.(absmax|quant_map|quant_state\..*|nested_absmax|nested_quant_map|_?(data|scale\w*|zero_point))$"
 )
 
+# Quantization methods that Transformers undoes on load, by the config that says so, and those it undoes afterwards.
+_DEQUANTIZING_CONFIGS = {
+    "compressed-tensors": "CompressedTensorsConfig",
+    "fp8": "FineGrainedFP8Config",
+    "metal": "MetalConfig",
+    "mxfp4": "Mxfp4Config",
+}
+_DEQUANTIZED_AFTER = ("bitsandbytes", "higgs")
+
 # Beside weights, files in which tools write how they quantized them.
 _QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
@@ -67,7 +98,8 @@ class OpenedReference:
 
     Every function that takes a reference takes an opened one, and then opens nothing again. `name` is as it was given,
     or of a loaded model its `name_or_path` or class; `options` is what else `from_pretrained` is given to load it, such
-    as `dtype`, and `changes` the config fields that were asked for. What is read later is of the same `commit`.
+    as `dtype`, and `changes` the config fields that were asked for. What is read later is of the same `commit`. Where
+    the reference is the text model inside a multimodal model, `multimodal` is the type of that.
     """
 
     name: str
@@ -77,6 +109,20 @@ class OpenedReference:
     commit: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
+    multimodal: str | None = None
+
+    @property
+    def is_rebuilt(self) -> bool:
+        """Whether Transformers alone would not load it: a model in memory, inside a multimodal one, or from GGUF."""
+        gguf_file = self.origin["gguf_file"]
+        return self.model is not None or self.multimodal is not None or gguf_file is not None
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a lineage says of where it comes from."""
+        gguf_file = None if self.source is None else self.source.gguf_file
+        text_model = self.multimodal is not None
+        return {"reference": self.name, "revision": self.commit, "text_model": text_model, "gguf_file": gguf_file}
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -97,7 +143,8 @@ class OpenedReference:
     @property
     def architecture(self) -> Architecture:
         """Where its blocks are, and the sizes of its tensors."""
-        return inspect_architecture(self.config)
+        found = inspect_architecture(self.config)
+        return found if self.multimodal is None else replace(found, in_multimodal=True)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -121,6 +168,8 @@ class OpenedReference:
         second for each gigabyte).
         """
         settings = {**self.changes, "dtype": self.options.get("dtype")}
+        if self.multimodal is not None:
+            settings["text_model"] = self.multimodal
         digest = hashlib.sha256(json.dumps({name: str(settings[name]) for name in sorted(settings)}).encode())
         if self.model is not None:
             _add_tensors(digest, self.model)
@@ -141,6 +190,8 @@ class OpenedReference:
     def load(self, **options: Any) -> PreTrainedModel:
         """Return the whole model, loaded from its files, or a copy of that in memory, which follows `dtype` only."""
         options = {**self.options, **options}
+        if self.is_rebuilt and (self.model is None or self.multimodal is not None):
+            return self._build(options)
         if self.model is not None:
             copied: Any = copy.deepcopy(self.model)
             dtype = options.get("dtype")
@@ -158,6 +209,35 @@ class OpenedReference:
             refuse_quantized(self, tensors, list(tensors))
         return model
 
+    def _build(self, options: dict[str, Any]) -> PreTrainedModel:
+        """Return the whole model, made of its tensors: Transformers would load another, or leave it quantized."""
+        whole, names = self.architecture, []
+
+        def choose(found: Iterable[str]) -> dict[str, str]:
+            names.extend(found := list(found))
+            return kept_names(whole, range(whole.depth), found)
+
+        if self.model is None:
+            tensors = open_tensors(self.find_weights(), choose)
+        else:
+            state = open_state(self.model.state_dict(), lazy_copy)
+            tensors = {given: state[name] for name, given in choose(state).items()}
+        refuse_quantized(self, tensors, names)
+        options["dtype"] = resolve_dtype(options.get("dtype", "auto"), self.config, tensors)
+        model_class: Any = whole.model_class
+        config, state = copy.deepcopy(self.config), drop_tied(whole, tensors)
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True, **options
+        )
+        if info["missing_keys"] or info["mismatched_keys"]:
+            lacking = min([*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])])
+            raise RuntimeError(
+                f"The weights of {self.name!r} do not fill the model: no tensor of its shape for {lacking}."
+            )
+        loaded: PreTrainedModel = model
+        loaded.name_or_path = loaded.config.name_or_path = self.name
+        return loaded
+
 
 Reference = str | os.PathLike[str] | PreTrainedModel | OpenedReference
 
@@ -172,8 +252,9 @@ def open_reference(reference: Reference, **kwargs: Any) -> OpenedReference:
             with what `kwargs` add.
         kwargs:
             Everything `from_pretrained` takes: where files come from (`revision`, `token`, `cache_dir`, `subfolder`,
-            `local_files_only`, `force_download`, `variant`), `config`, config fields to change, and how the model is
-            loaded (`dtype`, `attn_implementation`, ...), which is kept in `options`.
+            `local_files_only`, `force_download`, `variant`, `gguf_file`), `config`, config fields to change, and how
+            the model is loaded (`dtype`, `attn_implementation`, ...), which is kept in `options`. With
+            `text_model=True` the reference is the text model inside a multimodal model.
 
     Returns:
         `OpenedReference`: To be carried along; its config is a copy.
@@ -185,6 +266,7 @@ def open_reference(reference: Reference, **kwargs: Any) -> OpenedReference:
     """
     options = with_one_dtype(kwargs)
     given = options.pop("config", None)
+    text_model = bool(options.pop("text_model", False))
     if isinstance(reference, OpenedReference):
         if not kwargs:
             return reference
@@ -196,15 +278,14 @@ def open_reference(reference: Reference, **kwargs: Any) -> OpenedReference:
         commit = getattr(reference.config, "_commit_hash", None)
         opened = OpenedReference(name, config, reference, None, commit, options, changes)
     else:
-        opened = _open_files(reference, given, options)
+        opened = _open_files(reference, given, options, text_model)
+    _refuse_quantized_config(opened)
+    if text_model and opened.multimodal is None:
+        opened = _text_model_of(opened)
     values = opened.config.to_dict()
-    if opened.model is not None:
+    if opened.model is not None and not text_model:
         values["architectures"] = [type(opened.model).__name__]
     require_causal_lm(values, repr(opened.name))
-    if getattr(opened.config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"{opened.name!r} is quantized, and a student is trained on plain weights: give the original model."
-        )
     return opened
 
 
@@ -241,7 +322,7 @@ def load_tokenizer(model: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTo
         )
     except Exception as error:
         said = f"Transformers says: {first_line(error)}"
-        if any(source.find_cached(name) is not None for name in _TOKENIZER_FILES):
+        if any(source.find_cached(name) is not None for name in (source.gguf_file or "", *_TOKENIZER_FILES)):
             raise ValueError(f"The tokenizer at {place!r} cannot be read. {said}") from error
         raise NoTokenizer(f"{none} {said}") from error
     vocabulary = tokenizer.get_vocab()
@@ -278,6 +359,11 @@ def find_config(source: Source) -> Path:
             why = " (its config.json is not in the Hub's cache and could not be fetched)"
         elif Path(source.reference).is_dir():
             why = " (the folder has no config.json)"
+            gguf = sorted(path.name for path in Path(source.reference).glob("*.gguf"))
+            if gguf:
+                why = f" (the folder has no config.json; to read a GGUF file there, say gguf_file={gguf[0]!r})"
+        elif source.reference.endswith(".gguf"):
+            why = f" (of a GGUF file, give its folder, and gguf_file={Path(source.reference).name!r})"
         else:
             why = ""
         raise FileNotFoundError(
@@ -293,6 +379,9 @@ def locate(reference: Any, options: dict[str, Any]) -> Source:
             f"A reference is a Hub id, a folder with config.json or a loaded model, got a {type(reference).__name__}."
         )
     given = {name: options.pop(name) for name in SOURCE_ARGUMENTS if name in options}
+    gguf_file = str(given.get("gguf_file") or "")
+    if Path(gguf_file).is_absolute() or ".." in Path(gguf_file).parts:
+        raise ValueError(f"gguf_file must be the name of a file in the reference's folder, got {gguf_file!r}.")
     return Source(
         reference=str(os.fspath(reference)), **{name: value for name, value in given.items() if value is not None}
     )
@@ -304,6 +393,14 @@ def refuse_adapter(opened: OpenedReference) -> None:
         raise ValueError(
             f"{opened.name!r} holds an adapter beside its model: merge it (merge_and_unload) and save the result."
         )
+
+
+def resolve_dtype(given: Any, config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) -> Any:
+    """Return the type to load in; `from_pretrained` would look at the tensors for "auto", and cannot before reading."""
+    if given == "auto":
+        stored = (tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point)
+        return config.dtype or next(stored, torch.float32)
+    return getattr(torch, given) if isinstance(given, str) and hasattr(torch, given) else given
 
 
 def refuse_quantized(opened: OpenedReference, tensors: Mapping[str, LazyTensor], names: Sequence[str]) -> None:
@@ -344,8 +441,25 @@ def _is_scale(architecture: Architecture, name: str) -> bool:
     return (beside or bool(_SCALES.search(name))) and not sources_of(architecture, [name])
 
 
-def _open_files(reference: Any, given: Any, options: dict[str, Any]) -> OpenedReference:
+def _text_model_of(opened: OpenedReference) -> OpenedReference:
+    """Return the text model inside a multimodal model as a reference."""
+    inside = str(opened.config.model_type)
+
+    def is_tied(config: PreTrainedConfig) -> bool:
+        if opened.model is not None:
+            whole: Any = opened.model
+            return whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
+        text = replace(opened, config=config, multimodal=inside)
+        held = sources_of(text.architecture, tensor_names(opened.find_weights()))
+        return not any("lm_head" in name for name in held)
+
+    return replace(opened, config=text_model_config(opened.config, repr(opened.name), is_tied), multimodal=inside)
+
+
+def _open_files(reference: Any, given: Any, options: dict[str, Any], text_model: bool) -> OpenedReference:
     source = locate(reference, options)
+    if source.gguf_file is not None and given is None:
+        return _open_gguf(source, options)
     path = source.find("config.json")
     # From here on everything is read at one commit, even if the repository moves on.
     commit = commit_of(path) if path is not None else None
@@ -354,7 +468,11 @@ def _open_files(reference: Any, given: Any, options: dict[str, Any]) -> OpenedRe
         return OpenedReference(source.reference, copy.deepcopy(given), None, source, commit, options)
     config_source = source if given is None else replace(source, reference=os.fspath(given), revision=None)
     # Read before Transformers does: an unknown model type is refused here, and its remote code never runs.
-    require_causal_lm(read_config(config_source), repr(source.reference))
+    values = read_config(config_source)
+    if text_model:
+        require_multimodal(values.get("model_type"), repr(source.reference))
+    else:
+        require_causal_lm(values, repr(source.reference))
     path = find_config(config_source)
     for_config = {name: value for name, value in options.items() if name not in _MODEL_ARGUMENTS}
     try:
@@ -365,6 +483,47 @@ def _open_files(reference: Any, given: Any, options: dict[str, Any]) -> OpenedRe
         raise ValueError(f"{path} cannot be used: {' '.join(str(error).split()) or type(error).__name__}.") from error
     changes = {name: options.pop(name) for name in for_config if name not in unused and name != "trust_remote_code"}
     return OpenedReference(source.reference, config, None, source, commit, options, changes)
+
+
+def _open_gguf(source: Source, options: dict[str, Any]) -> OpenedReference:
+    name = str(source.gguf_file)
+    path = source.find(name)
+    if path is None:
+        raise FileNotFoundError(f"There is no {name} at {source.reference!r}: gguf_file is the name of a file there.")
+    try:
+        config = AutoConfig.from_pretrained(str(path.parent), gguf_file=str(path.absolute()))
+    except (*UNUSABLE_CONFIG, ImportError, OSError, struct.error) as error:
+        raise ValueError(
+            f"{path} cannot be read as GGUF: {first_line(error)} Older files and architectures need the package gguf "
+            "(pip install 'inheritune-hf[gguf]'); else give the original model."
+        ) from error
+    commit = commit_of(path)
+    return OpenedReference(
+        source.reference, config, None, replace(source, revision=commit or source.revision), commit, options
+    )
+
+
+def _refuse_quantized_config(opened: OpenedReference) -> None:
+    """Raise a `ValueError` if a reference's config says that it is quantized; it says how, and how to undo it."""
+    found = getattr(opened.config, "quantization_config", None)
+    if found is None:
+        return
+    values = found if isinstance(found, dict) else found.to_dict()
+    method = str(getattr(values.get("quant_method"), "value", values.get("quant_method")))
+    load = f"AutoModelForCausalLM.from_pretrained({opened.name!r}"
+    # What is saved in the original format has the names of quantized weights.
+    save = "save_pretrained(FOLDER, save_original_format=False)"
+    if method in _DEQUANTIZING_CONFIGS:
+        config = f"quantization_config={_DEQUANTIZING_CONFIGS[method]}(dequantize=True)"
+        advice = f", or dequantize it: {load}, {config}).{save}"
+    elif method in _DEQUANTIZED_AFTER:
+        advice = f", or dequantize it: {load}).dequantize().{save}"
+    else:
+        advice = "; Transformers does not dequantize this method"
+    raise ValueError(
+        f"{opened.name!r} is quantized (quant_method {method!r} in its config), and a student is trained on plain "
+        f"weights: give the original model{advice}."
+    )
 
 
 def _reopen(opened: OpenedReference, given: Any, options: dict[str, Any]) -> OpenedReference:
@@ -400,7 +559,8 @@ def _add_tensors(digest: Any, model: PreTrainedModel) -> None:
 
 
 def _add_files(digest: Any, source: Source) -> None:
-    digest.update(find_config(source).read_bytes())
+    if source.gguf_file is None:
+        digest.update(find_config(source).read_bytes())
     weights = find_weights(source)
     for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
         digest.update(path.name.encode() + digest_file(path, _sha256))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..layers import describe
 from ..records import RECORD_FILE, Lineage, decode, read_json
@@ -100,10 +100,11 @@ def _against_reference(
     options: dict[str, Any],
 ) -> list[Check]:
     options = dict(options)
-    if reference is None and lineage.revision is not None:
-        options.setdefault("revision", lineage.revision)
+    where = {} if isinstance(reference, PreTrainedModel | OpenedReference) else lineage.where
+    if reference is not None:
+        where.pop("revision", None)
     try:
-        opened = open_reference(lineage.reference if reference is None else reference, **options)
+        opened = open_reference(lineage.reference if reference is None else reference, **{**where, **options})
     except OSError as error:
         return [Check("lineage", None, f"the reference cannot be reached: {error}")]
     depth = int(opened.config.num_hidden_layers)
@@ -117,7 +118,7 @@ def _against_reference(
     checks = [Check("lineage", fits, detail)]
     if not fits:
         return checks
-    before = inspect_architecture(opened.config)
+    before = opened.architecture
     blank = inspect_architecture(sliced_config(opened.config, lineage.kept_layers))
     checks.append(_shapes(inspect_architecture(config), blank))
     if trained:

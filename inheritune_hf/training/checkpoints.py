@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..publishing import RECORD_FILE
-from ..publishing.bundle import PUBLISHED
+from ..publishing.bundle import PUBLISHED, TEMPLATES_FOLDER
 from ..publishing.bundle import read_record as read_run_record
 from ..records import (
     Count,
@@ -275,6 +275,9 @@ def _write_round(output_dir: Path, checkpoint: Path, record: RunRecord, item: Ro
     for path in (*own, *(output_dir / name for name in _SHARED)):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
+    templates = output_dir / TEMPLATES_FOLDER
+    if templates.is_dir() and not templates.is_symlink():
+        shutil.copytree(templates, folder / TEMPLATES_FOLDER, symlinks=True)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     last = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
     config["use_cache"] = last.get("use_cache", True)  # off while it was trained

@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..data import CausalCollator
+from ..data.splits import DEFAULT_BLOCK_SIZE, row_kind, sequences_of_rows
 from ..data.stream import READER_STATE, PackedStream, StreamCollator, StreamState
 from ..evaluation import document_ids
 from ..records import RecordError, read_record, write_record
+from ..students import OpenedReference
 
 # What is counted of a stream.
 _COUNTS = ("damaged", "left_out", "shared", "near")
@@ -52,6 +54,26 @@ def check_data(train: Any, selection: Any, config: Any) -> None:
                 f"{name} has sequences of {length} tokens, but the reference reads at most {limit}; set block_size to "
                 f"{limit} or less."
             )
+
+
+def as_sequences(name: str, dataset: Any, tokenizer: Any, reference: OpenedReference, args: TrainingArguments) -> Any:
+    """
+    Return a data set of sequences; rows of text or messages are tokenized and packed as `load_data_splits` does it.
+
+    Raises:
+        ValueError: If they need a tokenizer and there is none, or hold something else.
+    """
+    kind = row_kind(dataset, name)
+    if kind in (None, "tokens"):
+        return dataset
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"{name} has rows of {kind}, not of tokens: give the reference's tokenizer as processing_class, which "
+            "tokenizes and packs them, or make sequences of them first (load_data_splits)."
+        )
+    size = min(reference.context_length or tokenizer.model_max_length, DEFAULT_BLOCK_SIZE)
+    with args.main_process_first(desc=f"tokenizing {name}"):
+        return sequences_of_rows(dataset, kind, name, tokenizer, size, int(reference.text_config.vocab_size))
 
 
 def row_length(dataset: Any) -> int:

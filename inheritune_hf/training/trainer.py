@@ -73,7 +73,15 @@ from .checkpoints import (
     unseal_checkpoint,
     write_losses,
 )
-from .data_loading import ResumableStream, check_boundaries, check_data, pad_token, row_length, with_tensor_format
+from .data_loading import (
+    ResumableStream,
+    as_sequences,
+    check_boundaries,
+    check_data,
+    pad_token,
+    row_length,
+    with_tensor_format,
+)
 from .distillation import Teacher, open_teacher
 from .distributed import (
     build_whole_models,
@@ -111,7 +119,8 @@ class InherituneTrainer(ValidatedTrainer):
             As for `Trainer`. `max_steps` above 0 caps all rounds together; warm-up and schedule count per round. What
             cannot work with growth is refused with a reason.
         train_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `PackedStream`):
-            Rows with `input_ids` (and `labels`, -100 where a token does not count).
+            Rows with `input_ids` (and `labels`, -100 where a token does not count); rows of `text` or `messages` are
+            tokenized with `processing_class` and packed, as `load_data_splits` does it. The same of `eval_dataset`.
         eval_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
             The selection set: every decision rests on it. A column `document` says which rows belong together.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
@@ -395,14 +404,19 @@ class InherituneTrainer(ValidatedTrainer):
         self.reference_cache = reference_cache
         self.budget = args.max_steps
         self.growth_rule = self.rule()  # with first layers in place of an order that is not measured yet
-        check_data(train_dataset, eval_dataset, self.reference_config)
-        if self.reference.model is not None and inheritune_config.quantization_config is not None:
+        if self.reference.is_rebuilt and inheritune_config.quantization_config is not None:
             raise ValueError(
-                "distillation_quantization quantizes the reference while it is read: give its id or path, no model."
+                "distillation_quantization quantizes the reference while it is read: give its id or path, no model in "
+                "memory, text_model or gguf_file."
             )
         if processing_class is not None:
             text = self.reference.text_config
             check_tokenizer(processing_class, text.vocab_size, getattr(text, "eos_token_id", None))
+        train_dataset, eval_dataset = (
+            as_sequences(name, dataset, processing_class, self.reference, args)
+            for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))
+        )
+        check_data(train_dataset, eval_dataset, self.reference_config)
         self.run = RunState(identity={}, layers=self.growth_rule.first)
         self.progress = RoundCounts()
         self.teacher = None

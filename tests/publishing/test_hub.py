@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tiny_reference import save_reference
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inheritune_hf import from_pretrained_inherited
 from inheritune_hf.publishing import bundle, hub, publish_student, push_student, save_inherited, save_student
@@ -290,6 +290,32 @@ def test_links_out_of_the_folder_stay_here(saved, tmp_path):
     (saved / "config.json").symlink_to(tmp_path / "config.json")
     with pytest.raises(ValueError, match=r"config\.json of .* stays behind: it is a link out of the folder"):
         publish_student(saved, "me/student")
+
+
+@pytest.mark.usefixtures("not_tried")
+def test_all_chat_templates_are_published(reference, tmp_path):
+    """A student has every template of its reference; links among them, and other files beside them, stay here."""
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    AutoModelForCausalLM.from_pretrained(reference).save_pretrained(tmp_path / "reference")
+    tokenizer.save_pretrained(tmp_path / "reference")
+    saved = tmp_path / "student"
+    save_inherited(str(tmp_path / "reference"), 2, saved)
+    assert AutoTokenizer.from_pretrained(saved).chat_template == tokenizer.chat_template
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    templates = saved / "additional_chat_templates"
+    (templates / "key.jinja").symlink_to(tmp_path / "id_rsa")
+    (templates / "notes.md").write_text("to myself")
+    found = publish_student(saved, "me/student")
+    assert {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"} < set(found.files)
+    assert found.left_out["additional_chat_templates/key.jinja"] == "is a link out of the folder"
+    assert found.left_out["additional_chat_templates/notes.md"] == "not part of a student"
+    (templates / "tool_use.jinja").write_text("see /home/somebody/templates/tools.jinja")
+    with pytest.raises(ValueError, match=r"tool_use\.jinja holds a path: /home/somebody"):
+        publish_student(saved, "me/student")
+    templates.rename(tmp_path / "elsewhere")
+    templates.symlink_to(tmp_path / "elsewhere")
+    assert not [name for name in publish_student(saved, "me/student").files if "additional" in name]
 
 
 @pytest.mark.usefixtures("not_tried")

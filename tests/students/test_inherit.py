@@ -2,10 +2,13 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
 import transformers
+from families import GROUPED
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import inheritune_hf
@@ -383,13 +386,89 @@ def test_other_references_are_type_errors(published):
         from_pretrained_inherited(published, GPT2Config())
 
 
-def test_quantized_references_and_adapters_are_refused(publish):
-    """What is not plain weights of one model is refused with what to give instead."""
+def test_adapters_are_refused(publish):
+    """What is not the weights of one model is refused with what to give instead."""
     folder = publish()
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds an adapter beside its model: merge it \(merge_and_unload\) and save"):
-        InheritedGPT2.from_pretrained(folder, keep_layers=2)
+    for refuse in (partial(plan_inheritance, choice=2), partial(InheritedGPT2.from_pretrained, keep_layers=2)):
+        with pytest.raises(
+            ValueError, match=r"holds an adapter beside its model: merge it \(merge_and_unload\) and save"
+        ):
+            refuse(folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("mxfp4", r"or dequantize it: AutoModelForCausalLM\.from_pretrained\(.*, quantization_config=Mxfp4Config\(deq"),
+        (
+            "fp8",
+            r"or dequantize it: .*quantization_config=FineGrainedFP8Config\(dequantize=True\)\)\.save_pretrained\(",
+        ),
+        ("compressed-tensors", r"quantization_config=CompressedTensorsConfig\(dequantize=True\)\)\.save_pretrained\("),
+        (
+            "bitsandbytes",
+            r"or dequantize it: AutoModel.*\)\.dequantize\(\)\.save_pretrained\(FOLDER, save_original_format=False\)",
+        ),
+        ("gptq", r"give the original model; Transformers does not dequantize this method\.$"),
+        ("awq", r"give the original model; Transformers does not dequantize this method\.$"),
+    ],
+)
+def test_a_quantized_reference_is_refused_by_its_method(method, advice, publish):
+    """The message names the method, and the call that makes plain weights of it where Transformers has one."""
+    folder = publish()
     values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**values, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ValueError, match=r"is quantized, and a student is trained on plain weights: give the original"):
+    (folder / "config.json").write_text(json.dumps({**values, "quantization_config": {"quant_method": method}}))
+    said = rf"is quantized \(quant_method '{method}' in its config\), and .*{advice}"
+    with pytest.raises(ValueError, match=said):
+        plan_inheritance(folder, 2)
+    with pytest.raises(ValueError, match=said):
         InheritedGPT2.from_pretrained(folder, keep_layers=2)
+
+
+def mxfp4_gpt_oss():
+    """A gpt-oss as it is published: experts in blocks of four bits, with scales."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "head_dim": 8, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1}
+    config = AutoConfig.for_model("gpt_oss", **sizes, **heads, max_position_embeddings=32, pad_token_id=0)
+    tensors = {}
+    for name, tensor in AutoModelForCausalLM.from_config(config).bfloat16().state_dict().items():
+        if name.endswith(("_up_proj", "down_proj")):
+            rows = (2, tensor.shape[-1], tensor.shape[1] // 32)
+            tensors[f"{name}_blocks"] = torch.full((*rows, 16), 34, dtype=torch.uint8)  # twice 1.0 in each byte
+            tensors[f"{name}_scales"] = torch.full(rows, 126, dtype=torch.uint8)  # one half
+        else:
+            tensors[name] = tensor.contiguous()
+    return config, tensors, {"quant_method": "mxfp4"}, "model.layers.1.mlp.experts.down_proj", 0.5
+
+
+def fp8_llama():
+    """A Llama in eight bits, with a scale for each block of a matrix."""
+    config = AutoConfig.for_model("llama", **{**GROUPED, "num_hidden_layers": 2})
+    tensors = {}
+    for name, tensor in AutoModelForCausalLM.from_config(config).bfloat16().state_dict().items():
+        if "proj" in name:
+            tensors[name] = torch.full(tensor.shape, 2.0).to(torch.float8_e4m3fn)
+            tensors[f"{name}_scale_inv"] = torch.full((1, 1), 0.25)
+        else:
+            tensors[name] = tensor.contiguous()
+    quantization = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    return config, tensors, quantization, "model.layers.1.mlp.down_proj.weight", 0.5
+
+
+@pytest.mark.parametrize("quantized", [mxfp4_gpt_oss, fp8_llama])
+def test_the_call_of_a_refusal_makes_plain_weights(quantized, tmp_path):
+    """What the message says can be run, and a student is cut out of what it saves."""
+    config, tensors, quantization, weight, value = quantized()
+    (tmp_path / "packed").mkdir()
+    save_file(tensors, tmp_path / "packed" / "model.safetensors", metadata={"format": "pt"})
+    values = {**config.to_dict(), "dtype": "bfloat16", "quantization_config": quantization}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="or dequantize it: ") as refused:
+        plan_inheritance(tmp_path / "packed", 1)
+    call = str(refused.value).partition("dequantize it: ")[2].removesuffix(".")
+    named = ("AutoModelForCausalLM", "FineGrainedFP8Config", "Mxfp4Config")
+    eval(call, {"FOLDER": tmp_path / "plain", **{name: getattr(transformers, name) for name in named}})
+    student = InheritedModelForCausalLM.from_pretrained(tmp_path / "plain", keep_layers=[1])
+    found = student.state_dict()[weight.replace("layers.1", "layers.0")]
+    assert torch.equal(found, torch.full_like(found, value))

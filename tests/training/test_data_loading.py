@@ -9,10 +9,21 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from datasets import Dataset
 from test_trainer import run_program
-from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from tiny_reference import save_reference
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    TrainingArguments,
+)
 
-from inheritune_hf.data import CausalCollator, set_fingerprint
+from inheritune_hf import InherituneConfig, InherituneTrainer
+from inheritune_hf.config import DataConfig
+from inheritune_hf.data import CausalCollator, load_data_splits, set_fingerprint
 from inheritune_hf.data.sources import Layout
 from inheritune_hf.data.stream import Exclusion
 from inheritune_hf.data.tokenization import Encoder
@@ -268,3 +279,47 @@ def test_the_lineage_knows_the_data(reference, tmp_path):
         "selection": set_fingerprint(tiny.selection_set()),
     }
     assert trainer.rounds[0].epochs == 0.0
+
+
+DOCUMENTS = [f"def function_{number}():\n    return {number}\n" for number in range(40)]
+TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+
+
+def rows_trainer(folder, train, selection, **changes):
+    """A trainer of a GPT-2 with a tokenizer of bytes, whose template writes chats."""
+    reference = save_reference(folder / "reference")
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer.chat_template = TEMPLATE
+    args = TrainingArguments(str(folder / "run"), report_to="none", use_cpu=True, disable_tqdm=True)
+    recipe = InherituneConfig(keep_layers=2, steps_per_round=1)
+    given = {"train_dataset": train, "eval_dataset": selection, "processing_class": tokenizer}
+    return InherituneTrainer(reference, recipe, args, **{**given, **changes}), tokenizer
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+@pytest.mark.parametrize("make", [list, Dataset.from_list], ids=["list", "dataset"])
+def test_rows_of_text_and_messages_are_packed(kind, make, tmp_path):
+    """They become the sequences that `load_data_splits` makes of the same rows in files."""
+    contents = DOCUMENTS if kind == "text" else [[{"role": "user", "content": text}] for text in DOCUMENTS]
+    rows = [{kind: content, "source": "here"} for content in contents]
+    trainer, tokenizer = rows_trainer(tmp_path, make(rows[:30]), make(rows[30:]))
+    for name, part in (("train", rows[:30]), ("selection", rows[30:]), ("test", rows[30:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    files = {f"{name}_files": [str(tmp_path / f"{name}.jsonl")] for name in ("train", "selection", "test")}
+    splits = load_data_splits(DataConfig(rows=kind, **files), tokenizer, context_length=32, vocab_size=257)
+    for own, expected in ((trainer.train_dataset, splits.train), (trainer.eval_dataset, splits.selection)):
+        assert set_fingerprint(own) == set_fingerprint(expected)
+    assert trainer.eval_dataset["document"] == splits.selection["document"]
+
+
+def test_rows_that_cannot_be_packed_are_refused(tmp_path):
+    """Without a tokenizer, of a stream, or with other columns: the message says what to do."""
+    rows = Dataset.from_dict({"text": DOCUMENTS})
+    with pytest.raises(
+        ValueError, match="train_dataset has rows of text, not of tokens: give the reference's tokenizer"
+    ):
+        rows_trainer(tmp_path / "a", rows, rows, processing_class=None)
+    with pytest.raises(ValueError, match=r"train_dataset streams rows of text: give a data set with a length, or let "):
+        rows_trainer(tmp_path / "b", rows.to_iterable_dataset(), rows)
+    with pytest.raises(ValueError, match=r"rows of eval_dataset have prompt; they need input_ids, text or messages"):
+        rows_trainer(tmp_path / "c", rows, Dataset.from_dict({"prompt": DOCUMENTS}))
