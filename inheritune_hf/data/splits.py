@@ -208,6 +208,8 @@ def row_kind(dataset: Any, name: str) -> RowKind | None:
         ValueError: If they hold none of what can be read; `name` is how the message calls the data set.
     """
     columns = getattr(dataset, "column_names", None)
+    if isinstance(dataset, Mapping):  # several data sets, which is said elsewhere
+        return None
     if not columns:
         row = dataset[0] if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and len(dataset) else None
         columns = list(row) if isinstance(row, Mapping) else None
