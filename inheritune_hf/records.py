@@ -107,6 +107,8 @@ class Lineage:
             not know, `*` in place of the layer: the student has nothing of them.
         text_model (`bool`): Whether it was the text model inside a multimodal reference.
         gguf_file (`str`, *optional*): The GGUF file of the reference that was dequantized; None for plain weights.
+        prediction_layers (`int`): Layers of multi-token prediction that the reference has beside its others: the
+            student has none.
         data (`dict[str, str]`): Fingerprints of the sets it was trained and selected on (`train`, `selection`).
         order (`LayerOrder`, *optional*): How its layers were chosen, if a measure chose them in a run.
     """
@@ -122,6 +124,7 @@ class Lineage:
     unknown_tensors: tuple[str, ...] = ()
     text_model: bool = False
     gguf_file: str | None = None
+    prediction_layers: int = 0
     data: Mapping[str, str | None] = field(default_factory=dict)
     order: LayerOrder | None = None
 

@@ -22,8 +22,13 @@ _FUSED = nn.functional.scaled_dot_product_attention
 _LOGITS = 1 << 18
 # Implementations in which torch computes the softmax or the attention.
 _IN_TORCH = (None, "eager", "sdpa")
-# Kinds in `config.layer_types` that attend without a softmax over tokens.
-_WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru")
+# Kinds in `config.layer_types` without a softmax over tokens.
+_WITHOUT_SOFTMAX = ("linear", "conv", "mamba", "recurrent", "rglru", "mlp", "moe")
+# What the report calls kinds that attend to all earlier tokens, or to few: in a hybrid layer beside a state space.
+_NAMES = {
+    **dict.fromkeys(("full_attention", "global", "hybrid", "indexed_attention"), "attention"),
+    "local": "sliding_attention",
+}
 
 
 @contextmanager
@@ -56,9 +61,8 @@ def attention_kinds(model: PreTrainedModel) -> tuple[str, ...]:
     """Return how each layer mixes tokens, by the config: `attention`, `sliding_attention`, `conv` and so on."""
     config = model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
-    names = {"full_attention": "attention", "global": "attention", "local": "sliding_attention"}
     if kinds is not None and len(kinds) == config.num_hidden_layers:
-        return tuple(names.get(kind, kind) for kind in kinds)
+        return tuple(_NAMES.get(kind, kind) for kind in kinds)
     # Without a list, a window applies to every layer.
     name = "attention" if _window(config) is None else "sliding_attention"
     return tuple(name if _has_attention(block) else "other" for block in find_blocks(model))

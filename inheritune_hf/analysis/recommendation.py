@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..layers import describe, is_prefix
 from ..measures import MEASURES, parse_measured
 from ..records import Cache, LayerOrder
-from ..students import OpenedReference, Reference
+from ..students import OpenedReference, Reference, cuttable_order, is_cuttable
 from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
 from .influence import loss_without
 from .measurement import VERSIONS, batches_of, evaluating, load_model, measure_collapse, open_model
@@ -195,7 +195,8 @@ def layer_order(
     """
     Return all layers in the order of a measure: a student of `n` layers, `count` or more, has the first `n` of them.
 
-    So the students that grow from `count` layers along it are nested.
+    So the students that grow from `count` layers along it are nested, and each has what its family needs: of a hybrid a
+    layer with softmax attention.
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`): The reference.
@@ -215,7 +216,8 @@ def layer_order(
         raise ValueError(f"keep_layers must be between 1 and {opened.depth} (the reference's depth), got {count}.")
     if chosen.remove is None:
         settings: dict[str, Any] = {"controls": False, "blocks": chosen.blocks, "cache_dir": cache_dir, **kwargs}
-        return chosen.order(measure_collapse(reference, sequences, progress=progress, **settings))
+        order = chosen.order(measure_collapse(reference, sequences, progress=progress, **settings))
+        return cuttable_order(opened.config, order, count)
     removed = _remove_layers(opened, measure, as_tokens(sequences), opened.depth - count, cache_dir, progress)
     return (*(layer for layer in range(opened.depth) if layer not in removed), *reversed(removed))
 
@@ -240,7 +242,10 @@ def _remove_layers(
     runs = sum(range(opened.depth - most + 1, len(left) + 1)) * len(batches)
     with tqdm(total=runs, desc=f"by {measure}", disable=not progress, leave=False) as bar, evaluating(model):
         while remove is not None and len(removed) < most:
-            removed.append(remove(left, lambda layer: loss_without(model, batches, [*removed, layer], bar.update)))
+            free = [layer for layer in left if is_cuttable(opened.config, [item for item in left if item != layer])]
+            removed.append(
+                remove(free or left, lambda layer: loss_without(model, batches, [*removed, layer], bar.update))
+            )
             left.remove(removed[-1])
             if cache is not None:
                 cache.write(key, removed)

@@ -26,12 +26,13 @@ from ..data import CausalCollator, DataSplits, check_tokenizer, end_of_text, loa
 from ..data.prepared import separates_documents
 from ..evaluation import LazinessComparison, compare_losses
 from ..figures import loss_panel, save_panels
-from ..growth import GrowthRule, follow, rule_from_recipe
+from ..growth import GrowthRule, follow, rule_from_recipe, students_of
+from ..measures import is_measured
 from ..outcomes import Conclusion, conclusion, goal_of
 from ..publishing import FinishedRun, ResultRow, markdown_table, terminal_table
 from ..records import Match, Outcome, Validation, write_json, write_record, write_text
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, SETTINGS_FILE, without_nothing
-from ..students import OpenedReference, inspect_architecture, open_reference, student_skeleton
+from ..students import OpenedReference, inspect_architecture, open_reference, sliced_config, student_skeleton
 from ..training import (
     Baseline,
     CollapseCallback,
@@ -113,7 +114,9 @@ def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreT
     check_arguments(args, recipe)
     check_output_dir(args, recipe)
     architecture = inspect_architecture(config)
-    rule_from_recipe(recipe, architecture.depth, architecture.prefix_sizes)
+    rule = rule_from_recipe(recipe, architecture.depth, architecture.prefix_sizes)
+    for layers in () if is_measured(recipe.keep_layers) else students_of(rule):
+        sliced_config(config, layers)
 
 
 def run_recipe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,18 @@ from ..layers import describe, is_prefix
 #: Model types whose students are proven equal to their references by the tests of this package.
 # fmt: off
 SUPPORTED_MODEL_TYPES = (
-    "apertus", "arcee", "biogpt", "bloom", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5",
-    "exaone4", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2",
-    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoehybrid",
-    "granitemoeshared", "helium", "hunyuan_v1_dense", "hyperclovax", "jais2", "lfm2", "lfm2_moe", "llama", "ministral",
-    "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi",
-    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
-    "vaultgemma", "xglm",
+    "afmoe", "apertus", "arcee", "bailing_hybrid", "bamba", "biogpt", "bloom", "codegen", "cohere", "cohere2",
+    "cohere2_moe", "cwm", "deepseek_v2", "deepseek_v3", "deepseek_v32", "doge", "dots1", "ernie4_5", "ernie4_5_moe",
+    "exaone4", "exaone_moe", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "gemma", "gemma2", "gemma3_text",
+    "gemma4_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt2",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe",
+    "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe",
+    "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jamba", "jetmoe", "kimi_linear", "laguna", "lfm2",
+    "lfm2_moe", "lfm3", "llama", "llama4_text", "mamba", "mamba2", "mellum", "mimo_v2_flash", "minicpm3", "minimax",
+    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "mpt", "nanochat",
+    "nemotron", "nemotron_h", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "opt", "persimmon", "phi", "phi3",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next",
+    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu",
 )
 # fmt: on
 
@@ -59,16 +65,27 @@ _TEXT_MODEL_NAMES = (
 )
 
 # Lists with one entry per layer. An allow-list, because a list can have the depth's length by accident (eos ids).
-_PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "layer_rope_theta")
+_PER_LAYER_LISTS = (
+    "layer_types",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "attention_layers",
+    "layer_rope_theta",
+    "indexer_types",
+    "moe_topk",
+    "moe_intermediate_size",
+    "num_attention_heads_per_layer",
+    "num_shared_expert",
+)
 
 # Lists of layer positions.
-_INDEX_LISTS = ("mlp_only_layers", "full_attn_idxs")
+_INDEX_LISTS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "attn_layer_indices")
 
 # Numbers of first layers that are of another kind than those after them.
 _THRESHOLDS = ("first_k_dense_replace", "num_dense_layers")
 
 # Fields that may say by a period or a pattern what one of the lists says for each layer; other tools read them.
-_PERIODIC = re.compile(r"pattern|interval|period|every|switch|step|freq")
+_PERIODIC = re.compile(r"pattern|interval|period|every|switch|(?<!time_)step|freq|layer_group_size")
 
 # Fields that count layers beside the decoder's, which predict later tokens: a student has none, as in Transformers.
 _AUXILIARY = re.compile(r"(^|_)(mtp|nextn|medusa|eagle)(_|$)")
@@ -79,7 +96,6 @@ _UNCUTTABLE: Mapping[str, str] = {
     "add_cross_attention": "its blocks read an encoder's states",
     "num_kv_shared_layers": "its last layers reuse the keys and values of earlier ones",
     "hidden_size_per_layer_input": "tensors outside its blocks hold a share for each layer",
-    "per_layer_config": "its layers are not of one kind",
 }
 
 # Models whose head is not one for language, by the name of their class.
@@ -105,16 +121,21 @@ UNUSABLE_CONFIG = (
 
 # What logits are multiplied by, where it is not 1.
 _LOGIT_FACTORS: Mapping[str, Callable[[Any], float]] = {
-    **dict.fromkeys(("cohere", "cohere2"), lambda config: config.logit_scale),
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), lambda config: config.logit_scale),
     **dict.fromkeys(
-        ("granite", "granite_swa", "granitemoe", "granitemoehybrid", "granitemoeshared"),
+        ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"),
         lambda config: 1 / config.logits_scaling,
     ),
+    "falcon_h1": lambda config: config.lm_head_multiplier,
     "hyperclovax": lambda config: config.logits_scaling,
 }
 
-# Kinds of layers, as `layer_types` names them, that are proven not to depend on one another.
-_PROVEN_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "attention", "conv"}
+# Kinds of layers, as `layer_types` names them, that are proven not to depend on one another; first those without
+# softmax attention.
+_WITHOUT_ATTENTION = {"conv", "linear_attention", "mamba", "mlp", "moe"}
+_PROVEN_KINDS = _WITHOUT_ATTENTION | {
+    *("attention", "chunked_attention", "full_attention", "hybrid", "indexed_attention", "sliding_attention"),
+}
 
 
 def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
@@ -263,13 +284,16 @@ def _short(value: Any) -> str:
 def dropped_kinds(config: PreTrainedConfig, layers: Sequence[int]) -> tuple[str, ...]:
     """Return the kinds of layers, as the config's lists name them, of which a student of `layers` has none."""
     dropped: set[str] = set()
-    for name in ("layer_types", "attention_layers", "mlp_layer_types"):
+    for name in ("layer_types", "attention_layers"):
         kinds = _as_list(getattr(config, name, None))
         if len(kinds) >= int(config.num_hidden_layers):
             dropped |= set(kinds) - {kinds[layer] for layer in layers}
     rotary = _as_list(getattr(config, "no_rope_layers", None))  # one for each layer; zero where there is no rotation
     if 0 in rotary and all(rotary[layer] for layer in layers):
         dropped.add("no_rope")
+    sparse = inspect_architecture(config).sparse_blocks
+    if 0 < len(sparse) < int(config.num_hidden_layers) and len({layer in sparse for layer in layers}) == 1:
+        dropped.add("dense" if layers[0] in sparse else "sparse")
     return tuple(sorted(dropped))
 
 
@@ -284,24 +308,21 @@ def sliced_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrained
     Return a checked config of a student that keeps `layers` (0-based, ascending) of a reference of `config`.
 
     Raises:
-        ValueError: If the selection would change what a block computes.
+        ValueError: If the selection would change what a block computes, or leaves no model that Transformers can run.
     """
-    if getattr(config, "is_heterogeneous", False):
-        raise ValueError("keep_layers cannot cut a config with per_layer_config: its layers are not of one kind.")
-    kinds = getattr(config, "layer_types", None) or []
-    if "conv" in kinds and not any("attention" in kinds[layer] for layer in layers):
-        raise ValueError(
-            f"keep_layers={describe(layers)!r} keeps convolutions only, and Transformers cannot generate without an "
-            f"attention layer: keep one of {[layer for layer, kind in enumerate(kinds) if 'attention' in kind]} too."
-        )
+    _require_needed_kinds(config, layers)
+    config = copy.deepcopy(config)
+    overrides = config.to_dict()["per_layer_config"] if getattr(config, "is_heterogeneous", False) else None
+    if overrides is not None:  # fields that differ between layers cannot be read while they do
+        config.per_layer_config = None
     sliced = copy.deepcopy(config)
     depth = int(config.num_hidden_layers)
     # Code of the reference's repository that a student has no use for: Transformers knows its architecture.
     vars(sliced).pop("auto_map", None)
     sliced.num_hidden_layers = len(layers)
-    for name in _PER_LAYER_LISTS:
+    for name in (*_PER_LAYER_LISTS, *filter(_PERIODIC.search, vars(config))):
         entries = _as_list(getattr(config, name, None))
-        if len(entries) >= depth:
+        if len(entries) >= depth and not _is_computed(config, name):
             kept = [entries[layer] for layer in layers]
             setattr(sliced, name, kept)
             _follow(sliced, list(entries[:depth]), kept)
@@ -313,13 +334,73 @@ def sliced_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrained
         first = getattr(config, name, None)
         if isinstance(first, int):
             setattr(sliced, name, sum(layer < first for layer in layers))
-    for name, value in list(vars(sliced).items()):
-        if _AUXILIARY.search(name) and isinstance(value, int):
-            setattr(sliced, name, type(value)(0))
+    for name in _auxiliary_fields(config):
+        setattr(sliced, name, type(getattr(config, name))(0))
     for care in _SPECIAL_CARE.get(config.model_type, ()):
         care(sliced, config, layers)
-    sliced.validate()
+    if overrides is not None:
+        given = {int(layer): fields for layer, fields in overrides.items()}
+        sliced.per_layer_config = {place: given[layer] for place, layer in enumerate(layers) if layer in given}
+    try:
+        sliced.validate()
+    except StrictDataclassError as error:
+        why = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"keep_layers={describe(layers)!r} leaves a model that Transformers refuses: {why}") from error
     return sliced
+
+
+def is_cuttable(config: PreTrainedConfig, layers: Sequence[int]) -> bool:
+    """Return whether `layers` alone are a model of the family: a hybrid, say, needs one that attends."""
+    try:
+        sliced_config(config, layers)
+    except ValueError:
+        return False
+    return True
+
+
+def cuttable_order(config: PreTrainedConfig, order: Sequence[int], count: int) -> tuple[int, ...]:
+    """
+    Return `order` with as little changed as lets its first `count` layers, and any more of them, be a student.
+
+    From the end on, a layer that the others cannot do without changes places with the next one that they can.
+    """
+    left, removed = list(order), list[int]()
+    while len(left) > count:
+        others = ((layer, sorted({*left} - {layer})) for layer in reversed(left))
+        removed.append(next((layer for layer, rest in others if is_cuttable(config, rest)), left[-1]))
+        left.remove(removed[-1])
+    return (*left, *reversed(removed))
+
+
+def prediction_layers(config: PreTrainedConfig) -> int:
+    """Return how many layers, by the config, predict tokens after the next one; a student has none of them."""
+    return max((int(getattr(config, name)) for name in _auxiliary_fields(config)), default=0)
+
+
+def _auxiliary_fields(config: PreTrainedConfig) -> list[str]:
+    return [name for name, value in vars(config).items() if _AUXILIARY.search(name) and isinstance(value, int)]
+
+
+def _is_computed(config: PreTrainedConfig, name: str) -> bool:
+    """Return whether a field of the config is computed from others."""
+    return isinstance(getattr(type(config), config.attribute_map.get(name, name), None), property)
+
+
+def _require_needed_kinds(config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Refuse layers without one that every model of the family must have, or has at its end."""
+    kinds = _as_list(getattr(config, "layer_types", None))
+    attending = [layer for layer, kind in enumerate(kinds) if kind not in _WITHOUT_ATTENTION]
+    if attending and not set(attending) & set(layers):
+        raise ValueError(
+            f"keep_layers={describe(layers)!r} keeps no layer with softmax attention, and Transformers cannot generate "
+            f"without one: keep one of {attending} too."
+        )
+    if str(config.model_type).startswith("gemma4") and kinds[layers[-1]] != "full_attention":
+        full = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
+        raise ValueError(
+            f"keep_layers={describe(layers)!r} ends with a layer of {kinds[layers[-1]]}, and the last one of a "
+            f"{config.model_type} must have full attention: end with one of {full}."
+        )
 
 
 def _follow(sliced: PreTrainedConfig, before: list[Any], after: list[Any]) -> None:
@@ -385,12 +466,72 @@ def _list_dense_layers(sliced: PreTrainedConfig, config: PreTrainedConfig, layer
         sliced.mlp_only_layers = [position for position, is_dense in enumerate(dense) if is_dense]
 
 
+def _move_expert_range(sliced: PreTrainedConfig, config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Say by first, last and step which of the kept layers have experts (ERNIE 4.5)."""
+    first, last, step = config.moe_layer_start_index, config.moe_layer_end_index, config.moe_layer_interval
+    sparse = [first <= layer <= last and (layer + 1) % step == 0 for layer in layers]
+    count = len(sparse)
+    sliced.moe_layer_start_index = sparse.index(True) if any(sparse) else count
+    sliced.moe_layer_end_index = max((place for place, has_them in enumerate(sparse) if has_them), default=count - 1)
+    for period in (step, *range(1, count + 1)):
+        said = range(sliced.moe_layer_start_index, sliced.moe_layer_end_index + 1)
+        if sparse == [place in said and (place + 1) % period == 0 for place in range(count)]:
+            sliced.moe_layer_interval = period
+            return
+    raise _no_period(layers, "moe_layer_interval", step)
+
+
+def _move_periods(sliced: PreTrainedConfig, config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Say by period and offset which of the kept layers attend, and which have experts (Jamba)."""
+    for kind in ("attn", "expert"):
+        fields = f"{kind}_layer_period", f"{kind}_layer_offset"
+        period, offset = (getattr(config, field) for field in fields)
+        marks = [layer % period == offset for layer in layers]
+        tried = [(period, offset), *((size, place) for size in range(1, len(layers) + 2) for place in range(size))]
+        found = next((pair for pair in tried if marks == [n % pair[0] == pair[1] for n in range(len(layers))]), None)
+        if found is None:
+            raise _no_period(layers, fields[0], period)
+        vars(sliced).update(zip(fields, found, strict=True))
+
+
+def _no_period(layers: Sequence[int], field: str, value: int) -> ValueError:
+    return ValueError(
+        f"keep_layers={describe(layers)!r} cannot be cut: the config has {field}={value}, which says by a period what "
+        "each layer is, and no period says it of these layers. Keep first layers, or layers at equal distances."
+    )
+
+
+def _move_linear_layers(sliced: PreTrainedConfig, config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Let the lists of Kimi Linear's published config, which count from 1, agree with `layer_types`."""
+    published = getattr(config, "linear_attn_config", None) or {}
+    moved = {
+        name: [place + 1 for place, layer in enumerate(layers) if layer + 1 in published[name]]
+        for name in ("full_attn_layers", "kda_layers")
+        if name in published
+    }
+    if moved:
+        sliced.linear_attn_config = {**published, **moved}
+
+
+def _keep_residual_scale(sliced: PreTrainedConfig, config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Keep what MiniCPM3 multiplies residual branches by, `scale_depth` divided by the root of the depth."""
+    scale, root = config.scale_depth / math.sqrt(config.num_hidden_layers), math.sqrt(len(layers))
+    near = scale * root
+    tried = (near, math.nextafter(near, math.inf), math.nextafter(near, 0))
+    sliced.scale_depth = next((value for value in tried if value / root == scale), near)
+
+
 _SPECIAL_CARE: Mapping[str, tuple[Callable[[Any, Any, Sequence[int]], None], ...]] = {
+    "ernie4_5_moe": (_move_expert_range,),
     "gpt_neo": (_rewrite_attention_types,),
+    "jamba": (_move_periods,),
+    "kimi_linear": (_move_linear_layers,),
+    "minicpm3": (_keep_residual_scale,),
     "qwen2": (_slice_window_threshold,),
     "qwen2_moe": (_list_dense_layers, _slice_window_threshold),
     "qwen3": (_slice_window_threshold,),
     "qwen3_moe": (_list_dense_layers,),
+    "qwen3_next": (_list_dense_layers,),
 }
 
 
@@ -417,6 +558,13 @@ class Architecture:
     conversions: tuple[Any, ...] = ()
     ignored: tuple[str, ...] = ()
     in_multimodal: bool = False
+
+    @property
+    def sparse_blocks(self) -> frozenset[int]:
+        """Blocks of which a token passes through some experts only."""
+        inside = f"{self.block_list}."
+        experts = (name for name, shape in self.parameters.items() if "experts" in name and len(shape) == 3)
+        return frozenset(int(name.removeprefix(inside).partition(".")[0]) for name in experts)
 
     @property
     def prefix_sizes(self) -> tuple[int, ...]:
@@ -625,11 +773,6 @@ def name_in_reference(architecture: Architecture, layers: Sequence[int], name: s
     return f"{blocks}{layers[int(position)]}.{rest}"
 
 
-def has_experts(architecture: Architecture) -> bool:
-    """Return whether some of the model's tokens pass through some of its weights only."""
-    return any("experts" in name and len(shape) == 3 for name, shape in architecture.parameters.items())
-
-
 def random_tensors(config: PreTrainedConfig, names: Iterable[str], seed: int) -> dict[str, torch.Tensor]:
     """
     Return tensors of a fresh model of `config`, as its architecture initialises them under `seed`.
@@ -657,15 +800,14 @@ def _empty_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _find_block_list(model: PreTrainedModel, depth: int) -> str:
-    decoder = model.get_decoder()  # type: ignore[no-untyped-call]
-    decoder_name = next((name for name, module in model.named_modules() if module is decoder), "")
-    candidates = [
-        name for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
-    if not candidates:
-        raise RuntimeError(f"{type(model).__name__} has no list of {depth} blocks, the depth that its config says.")
-    shallowest = min(candidates, key=lambda name: name.count("."))
-    return f"{decoder_name}.{shallowest}".lstrip(".")
+    # What is called a decoder may be the head, as in ModernBERT's.
+    for decoder in (model.get_decoder(), model.base_model):  # type: ignore[no-untyped-call]
+        start = next((name for name, module in model.named_modules() if module is decoder), "")
+        lists = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)}
+        candidates = [name for name, module in lists.items() if len(module) == depth]
+        if candidates:
+            return f"{start}.{min(candidates, key=lambda name: name.count('.'))}".lstrip(".")
+    raise RuntimeError(f"{type(model).__name__} has no list of {depth} blocks, the depth that its config says.")
 
 
 def _name_in_model(architecture: Architecture, name: str) -> tuple[str | None, bool]:
@@ -723,12 +865,14 @@ def _parts(model: PreTrainedModel, block_list: str) -> dict[str, str]:
             # LFM2 calls its last norm embedding_norm; Bloom's norm of embeddings comes before the blocks.
             of_embeddings = "embed" in owner and order[owner] < order[block_list]
             is_last_norm = "Norm" in type(module).__name__ and not of_embeddings
-            parts[name] = "final_norm" if is_last_norm else "embeddings"
+            other = "embeddings" if order[owner] < order[block_list] else "lm_head"
+            parts[name] = "final_norm" if is_last_norm else other
     return parts
 
 
 def _part_in_block(name: str, module: nn.Module | None) -> str:
     if module is None or "Norm" in type(module).__name__:
         return "norms"
-    # What mixes tokens is attention, a short convolution included; what is left works on each token by itself.
-    return "attention" if re.search("attn|attention|conv", name) else "mlp"
+    # What mixes tokens is attention, convolutions and state spaces included; the rest works on each token by itself.
+    mixes = re.search("attn|attention|conv|mamba", f"{name} {type(module).__name__}", re.IGNORECASE)
+    return "attention" if mixes else "mlp"

@@ -24,7 +24,7 @@ from ..annotations import Within, annotations_of, conform
 from ..config import InherituneConfig
 from ..growth import planned_rounds, rule_from_recipe
 from ..measures import SEQUENCES, TOKENS, order_passes
-from .architectures import has_experts, inspect_architecture, logit_shaping, sliced_config
+from .architectures import inspect_architecture, is_cuttable, logit_shaping, sliced_config
 from .inspection import InheritancePlan, plan_inheritance
 from .losses import Head, Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss, sums_of_hidden
 from .reference import Reference, open_reference
@@ -321,7 +321,7 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
     """
     architecture = inspect_architecture(config)
     share = 1.0
-    if has_experts(architecture):
+    if architecture.sparse_blocks:
         experts = next(
             shape[0] for name, shape in architecture.parameters.items() if "experts" in name and len(shape) == 3
         )
@@ -448,7 +448,7 @@ def _types_without_content(
     """Return the type of tensors that have no content, what each of their bytes counts, and the forward pass's type."""
     # Half precision is bfloat16 here: float16 is as large, and not everything can be done in it without content.
     dtype, scale = (torch.float32, 1) if setup.dtype == "float32" else (torch.bfloat16, 1)
-    if setup.dtype == "float32" and setup.mixed_precision is None and has_experts(inspect_architecture(config)):
+    if setup.dtype == "float32" and setup.mixed_precision is None and inspect_architecture(config).sparse_blocks:
         # Matrix products over experts exist for bfloat16 only where nothing is computed: each number counts double.
         dtype, scale = torch.bfloat16, 2
     return dtype, scale, partial(torch.autocast, "cpu", torch.bfloat16) if setup.mixed_precision else nullcontext
@@ -524,7 +524,7 @@ def measure_step(
     Raises:
         ImportError: If the optimizer's package is not installed.
     """
-    shallow = next(count for count in range(1, len(layers) + 1) if _is_cuttable(config, layers[:count]))
+    shallow = next(count for count in range(1, len(layers) + 1) if is_cuttable(config, layers[:count]))
     depths = sorted({shallow, min(shallow + _STRIDE, len(layers))})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     method = planned_loss(config, setup, loss)
@@ -533,14 +533,6 @@ def measure_step(
     per_layer = (seconds[-1] - seconds[0]) / max(1, depths[-1] - depths[0])
     per_layer = min(max(0.0, per_layer), seconds[-1] / depths[-1])
     return StepTime(seconds[-1] - per_layer * depths[-1], per_layer, tuple(depths), steps, device)
-
-
-def _is_cuttable(config: PreTrainedConfig, layers: Sequence[int]) -> bool:
-    try:
-        sliced_config(config, layers)
-    except ValueError:  # such as convolutions without an attention layer
-        return False
-    return True
 
 
 def _step_seconds(config: PreTrainedConfig, setup: TrainingSetup, steps: int, device: str, method: str) -> float:

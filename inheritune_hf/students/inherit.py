@@ -27,6 +27,7 @@ from .architectures import (
     kept_names,
     left_out_names,
     name_in_reference,
+    prediction_layers,
     random_tensors,
     sliced_config,
     sources_of,
@@ -349,6 +350,7 @@ def _inherit(
     student.name_or_path = student.config.name_or_path = opened.name
     if options.get("generation_config") is None:
         student.generation_config = _generation_config(opened)
+    student.generation_config.use_mtp = None  # a student has no layers of multi-token prediction
     return (student, info) if with_info else student
 
 
@@ -465,4 +467,5 @@ def _lineage(cut: Cut, seed: int, unknown: tuple[str, ...]) -> Lineage:
         seed=None if cut.parts == PARTS else seed,
         query_scales=cut.scales,
         unknown_tensors=unknown,
+        prediction_layers=prediction_layers(cut.reference.config),
     )

@@ -11,7 +11,7 @@ import torch
 
 from ..config import InherituneConfig
 from ..layers import is_prefix
-from .architectures import drop_tied, dropped_kinds
+from .architectures import drop_tied, dropped_kinds, prediction_layers
 from .checkpoints import (
     LazyTensor,
     Weights,
@@ -54,7 +54,8 @@ class InheritancePlan:
     `changed_fields` are config fields that follow the layers, before and after; `query_scales` the factors of each
     moved block's queries, empty where none is scaled; `rescaled` says that moved blocks take the attention scale of
     their new position. `dropped_kinds` are kinds of layers, such as `full_attention`, of which the student has none,
-    and `unknown_tensors` what the files hold of what is kept and the architecture does not know, `*` for the layer.
+    `prediction_layers` says how many layers of multi-token prediction lie beside the others and are left out, and
+    `unknown_tensors` what the files hold of what is kept and the architecture does not know, `*` for the layer.
     `multimodal` is the type of the multimodal model that the reference is the text model of; `dequantized` says that it
     is read from a GGUF file.
     """
@@ -75,6 +76,7 @@ class InheritancePlan:
     block_list: str
     tied: bool
     dropped_kinds: tuple[str, ...] = ()
+    prediction_layers: int = 0
     unknown_tensors: tuple[str, ...] = ()
     multimodal: str | None = None
     dequantized: bool = False
@@ -117,6 +119,11 @@ class InheritancePlan:
             found.append("Bytes to read are estimated from the config: the files are not on this machine.")
         if self.dropped_kinds:
             found.append(f"No {' and no '.join(self.dropped_kinds)} layer is kept: the reference has some.")
+        if self.prediction_layers:
+            found.append(
+                f"Layers of multi-token prediction (the config has {self.prediction_layers}) are left out: the student "
+                "predicts the next token only."
+            )
         if self.unknown_tensors:
             found.append(
                 "The files hold tensors of what is kept that the architecture does not know, and a student has nothing "
@@ -184,6 +191,7 @@ def plan_inheritance(
         block_list=before.block_list,
         tied=bool(before.tied),
         dropped_kinds=dropped_kinds(opened.config, cut.layers),
+        prediction_layers=prediction_layers(opened.config),
         unknown_tensors=unknown,
         multimodal=opened.multimodal,
         dequantized=opened.origin["gguf_file"] is not None,

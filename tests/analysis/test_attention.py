@@ -55,9 +55,12 @@ def test_every_architecture_that_students_can_be_made_of(kind, values):
     eager = build(kind, values, "eager")
     with torch.no_grad():
         output = eager(IDS, use_cache=False, output_attentions=True)
-    wanted = output.attentions
+    wanted = getattr(output, "attentions", None)  # state spaces have none
     kinds = getattr(eager.config, "layer_types", None) or ["full_attention"] * 6
-    attending = [layer for layer, item in enumerate(kinds) if "attention" in item]
+    without = ("conv", "linear_attention", "mlp", "moe")
+    attending = [layer for layer, item in enumerate(kinds) if item not in without]
+    if wanted and len(wanted) > len(attending):  # MiniMax gives what its linear attention multiplies, too
+        wanted = [wanted[layer] for layer in attending]
     tried = []
     for name in ("eager", "sdpa"):
         try:
@@ -80,7 +83,7 @@ def test_every_architecture_that_students_can_be_made_of(kind, values):
             assert weights.dtype == torch.float32
             if wanted and alike:
                 torch.testing.assert_close(weights, wanted[place].float(), atol=2e-5, rtol=1e-4)
-            if kind == "gpt_oss":  # its sinks take a share
+            if kind in ("gpt_oss", "mimo_v2_flash"):  # its sinks take a share
                 assert float(weights.sum(-1).max()) < 1
             else:
                 assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)

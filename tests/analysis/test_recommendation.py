@@ -209,7 +209,11 @@ def test_layers_without_softmax_attention_stay():
     torch.manual_seed(0)
     config = AutoConfig.for_model("lfm2", num_hidden_layers=4, intermediate_size=32, layer_types=kinds, **shape)
     model = AutoModelForCausalLM.from_config(config).eval()
-    assert set(resolve_measured(model, "rank:3", torch.ones(2, 8, dtype=torch.long))) > {0, 2}
+    tokens = torch.ones(2, 8, dtype=torch.long)
+    assert set(resolve_measured(model, "rank:3", tokens)) > {0, 2}
+    # Alone they are no model: what an order begins with can generate.
+    for measure in ("rank", "loss"):
+        assert kinds[layer_order(model, measure, tokens)[0]] == "full_attention"
 
 
 @pytest.mark.parametrize("choice", ["rank", "rank:", "rank:x", "auto:3", "loss:-1", "first:3"])

@@ -4,26 +4,30 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from test_comparison import write_material
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
+from inheritune_hf import InherituneConfig
 from inheritune_hf.cli.settings import parse_settings
 from inheritune_hf.data import CausalCollator, DataSplits
 from inheritune_hf.experiments import run_recipe, train_control
-from inheritune_hf.experiments.runs import watch_collapse
+from inheritune_hf.experiments.runs import refuse_early, watch_collapse
 from inheritune_hf.reporting import read_run, write_report
 from inheritune_hf.reporting.content import recipe_of
 from inheritune_hf.run_folder import NUMERIC_ARGUMENTS, SETTINGS_FILE
 from inheritune_hf.training import InherituneTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
 
 import tiny
+from families import CASES
 
 
 @pytest.mark.parametrize("sharding", ["fsdp", "zero3"])
@@ -33,6 +37,28 @@ def test_sharded_students_are_not_watched(sharding):
     assert watch_collapse(trainer, None, None) is None
     with pytest.raises(ValueError, match=f"collapse_every=2 measures .* under {sharding} has a part of each weight"):
         watch_collapse(trainer, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("lfm2", {"keep_layers": 1}, r"'0:1' keeps no layer with softmax attention, .*: keep one of \[1, 4\] too\."),
+        (
+            "gemma4_text",
+            {"keep_layers": 3, "grow_by": 1},
+            r"'0:4' ends with a layer of sliding_attention, .*\[2, 4, 5\]",
+        ),
+        ("gemma4_text", {"schedule": ["0:3", "0:3,5"]}, ""),
+        ("gemma4_text", {"keep_layers": "rank:2"}, ""),
+    ],
+)
+def test_every_round_must_be_a_model_of_the_family(kind, changes, message, tmp_path):
+    """A later round that no config allows is refused before the first; an order of a measure gives none."""
+    config = AutoConfig.for_model(kind, **CASES[kind][0])
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
+    recipe = InherituneConfig(steps_per_round=4, **changes)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        refuse_early(recipe, args, config)
 
 
 @pytest.fixture

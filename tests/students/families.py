@@ -28,6 +28,20 @@ MPT = {"vocab_size": 64, "d_model": 16, "n_heads": 2, "n_layers": 6, "max_seq_le
 OPT = {**SHAPE, **TOKENS, "ffn_dim": 32, "max_position_embeddings": 32}
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_expand": 2}  # sizes that its config checks
 CONVOLUTIONS = {"layer_types": ["conv", "full_attention", "conv"] * 2}
+HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"] * 2}
+DELTA = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+DENSE_FIRST = {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 4}
+SPARSE = {name: value for name, value in ROUTED.items() if name != "first_k_dense_replace"}
+INDEXED = {"index_topk": 32, "index_head_dim": 8, "index_n_heads": 2}
+STATE_SPACE = {"vocab_size": 64, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 6, **TOKENS}
+# Gemma 4 ends with full attention, and so does every choice of the tests.
+ENDS_FULL = {"layer_types": [SLIDING[number] for number in (0, 0, 1, 0, 1, 1)], "sliding_window": 4}
 
 #: The families that the project promises; their tests are the fast ones.
 PROMISED = {
@@ -83,18 +97,78 @@ PROMISED = {
 
 #: What the mechanism serves besides; proven the same way, in the slow tests.
 BESIDES = {
+    "afmoe": [{**HEADS, **EXPERTS, "num_dense_layers": 2, "global_attn_every_n_layers": 3, "sliding_window": 4}],
     "apertus": [GROUPED],
     "arcee": [GROUPED],
+    "bailing_hybrid": [
+        {
+            **EQUAL,
+            **LATENT,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 8,
+            "layer_group_size": 3,
+            "n_group": 1,
+            "topk_group": 1,
+            "head_dim": 8,
+            **HYBRID,
+        }
+    ],
+    "bamba": [{**HEADS, **MAMBA, "attn_layer_indices": [1, 4]}],
     "biogpt": [WIDE],
     "codegen": [{**SHAPE, **TOKENS, "n_positions": 32, "n_ctx": 32, "rotary_dim": 4, "num_attention_heads": 4}],
     "cohere2": [{**EQUAL, **WINDOWS}],
+    "cohere2_moe": [
+        {
+            **HEADS,
+            **WINDOWS,
+            **DENSE_FIRST,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "prefix_dense_intermediate_size": 8,
+        }
+    ],
+    "cwm": [{**HEADS, **WINDOWS}],
     "deepseek_v2": [{**EQUAL, **ROUTED, **LATENT}],
     "deepseek_v3": [{**EQUAL, **ROUTED, **LATENT}],
+    "deepseek_v32": [{**EQUAL, **SPARSE, **LATENT, **DENSE_FIRST, **INDEXED}],
+    "doge": [HEADS],
+    "dots1": [{**HEADS, **ROUTED, **WINDOWS, "n_shared_experts": 1, "max_window_layers": 6}],
     "ernie4_5": [HEADS],
+    "ernie4_5_moe": [
+        {**HEADS, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 8, "moe_num_shared_experts": 1}
+    ],
+    "exaone_moe": [{**HEADS, **EXPERTS, "first_k_dense_replace": 1, "sliding_window": 4, "sliding_window_pattern": 3}],
+    "falcon_h1": [{**HEADS, **MAMBA, "mamba_d_ssm": 32, "lm_head_multiplier": 0.5}],
+    "falcon_mamba": [STATE_SPACE],
     "flex_olmo": [{**EQUAL, **EXPERTS}],
+    "gemma4_text": [
+        {
+            **HEADS,
+            **ENDS_FULL,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 16,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "final_logit_softcapping": 30.0,
+        },
+        {
+            **HEADS,
+            **ENDS_FULL,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 8,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 8,
+        },
+    ],
+    "gemma4_unified_text": [{**HEADS, **ENDS_FULL, "global_head_dim": 16}],
     "glm": [HEADS],
     "glm4": [HEADS],
     "glm4_moe": [{**EQUAL, **ROUTED, "head_dim": 8}],
+    "glm4_moe_lite": [{**EQUAL, **SPARSE, **LATENT, **DENSE_FIRST}],
+    "glm_moe_dsa": [{**EQUAL, **SPARSE, **LATENT, **DENSE_FIRST, **INDEXED}],
     "gpt_oss": [{**HEADS, **LOCAL_EXPERTS, **WINDOWS}],
     "granite_swa": [{**GROUPED, **WINDOWS}],
     "granitemoe": [{**GROUPED, **LOCAL_EXPERTS}],
@@ -108,20 +182,124 @@ BESIDES = {
             "logits_scaling": 2.0,
         }
         for experts in ({"num_local_experts": 0, "num_experts_per_tok": 0}, LOCAL_EXPERTS)
+    ]
+    + [
+        {
+            **GROUPED,
+            **MAMBA,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "layer_types": ["mamba", "attention", "mamba"] * 2,
+            "shared_intermediate_size": 8,
+        }
     ],
+    "granitemoe_swa": [{**GROUPED, **LOCAL_EXPERTS, **WINDOWS, "layer_rope_theta": [1e4, 0, 1e4, 1e3, 0, 1e4]}],
     "granitemoeshared": [{**GROUPED, **LOCAL_EXPERTS, "shared_intermediate_size": 8}],
     "helium": [HEADS],
     "hunyuan_v1_dense": [HEADS],
+    "hunyuan_v1_moe": [{**HEADS, "num_experts": 4, "moe_topk": [2, 2, 1, 2, 2, 1], "num_shared_expert": [1] * 6}],
+    "hy_v3": [{**HEADS, **DENSE_FIRST, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}],
     "hyperclovax": [GROUPED],
+    "internlm3": [HEADS],
+    "iquestcoder": [HEADS],
     "jais2": [GROUPED],
+    "jamba": [{**HEADS, **EXPERTS, "attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 4}],
+    "jetmoe": [{**EQUAL, **LOCAL_EXPERTS, "kv_channels": 8}],
+    "kimi_linear": [
+        {
+            **EQUAL,
+            **LATENT,
+            "num_experts": 4,
+            "num_experts_per_token": 2,
+            "moe_intermediate_size": 8,
+            "linear_attn_config": {
+                "full_attn_layers": [2, 5],
+                "kda_layers": [1, 3, 4, 6],
+                "head_dim": 4,
+                "num_heads": 2,
+                "short_conv_kernel_size": 4,
+            },
+            "first_k_dense_replace": 1,
+        }
+    ],
+    "laguna": [
+        {
+            **HEADS,
+            **EXPERTS,
+            **WINDOWS,
+            **DENSE_FIRST,
+            "num_attention_heads_per_layer": [2, 2, 4, 2, 4, 2],
+            "shared_expert_intermediate_size": 8,
+        }
+    ],
     "lfm2_moe": [{**GROUPED, **EXPERTS, **CONVOLUTIONS, "num_dense_layers": 2}],
+    "lfm3": [{**GROUPED, **CONVOLUTIONS}],
+    "llama4_text": [
+        {
+            **HEADS,
+            **LOCAL_EXPERTS,
+            "intermediate_size_mlp": 32,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layer_interval": 3,
+            "attention_chunk_size": 8,
+        }
+    ],
+    "mamba": [STATE_SPACE],
+    "mamba2": [{**STATE_SPACE, "num_heads": 4, "head_dim": 8, "n_groups": 1}],
+    "mellum": [{**HEADS, **EXPERTS, **WINDOWS, **DENSE_FIRST}],
+    "mimo_v2_flash": [
+        {
+            **HEADS,
+            **SPARSE,
+            **DENSE_FIRST,
+            **WINDOWS,
+            "v_head_dim": 4,
+            "hybrid_layer_pattern": [1, 0] * 3,
+            "moe_layer_freq": [0, 0, 1, 1, 1, 1],
+        }
+    ],
+    "minicpm3": [{**EQUAL, **LATENT, "dim_model_base": 8}],
+    "minimax": [{**HEADS, **LOCAL_EXPERTS, **HYBRID, "block_size": 8}],
+    "minimax_m2": [{**HEADS, **LOCAL_EXPERTS, "rotary_dim": 4, "use_mtp": True, "num_mtp_modules": 3}],
     "ministral3": [HEADS],
+    "modernbert-decoder": [{**WIDE, "layer_types": SLIDING, "local_attention": 8}],
+    "nanochat": [GROUPED],
     "nemotron": [GROUPED],
+    "nemotron_h": [
+        {
+            **{name: value for name, value in HEADS.items() if name != "num_hidden_layers"},
+            "hybrid_override_pattern": "M*-E*E",
+            "moe_intermediate_size": 8,
+            "moe_shared_expert_intermediate_size": 8,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 4,
+            "n_groups": 1,
+            "num_nextn_predict_layers": 1,
+        }
+    ],
     "olmo3": [{**GROUPED, **WINDOWS}],
+    "olmo_hybrid": [{**GROUPED, **HYBRID}],
     "olmoe": [{**EQUAL, **EXPERTS}],
     "persimmon": [WIDE],
     "phimoe": [{**GROUPED, **LOCAL_EXPERTS}],
+    "qwen3_5_moe_text": [{**HEADS, **EXPERTS, **DELTA, **HYBRID, "shared_expert_intermediate_size": 8}],
+    "qwen3_5_text": [{**HEADS, **DELTA, **HYBRID, "full_attention_interval": 3, "mtp_num_hidden_layers": 1}],
+    "qwen3_next": [
+        {
+            **HEADS,
+            **EXPERTS,
+            **DELTA,
+            **HYBRID,
+            "shared_expert_intermediate_size": 8,
+            "full_attention_interval": 3,
+            "mlp_only_layers": [1],
+        }
+    ],
     "seed_oss": [HEADS],
+    "solar_open": [{**HEADS, **SPARSE}],
     "vaultgemma": [{**HEADS, **WINDOWS}],
     "xglm": [
         {
@@ -134,6 +312,7 @@ BESIDES = {
             "max_position_embeddings": 32,
         }
     ],
+    "youtu": [{**EQUAL, **LATENT, "pad_token_id": None}],
 }
 
 CASES = {**PROMISED, **BESIDES}

@@ -1,6 +1,7 @@
 """Every supported architecture: its students are its reference's layers, and its config says what they are."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from families import CASES, GROUPED, HEADS, PROMISED, PUBLISHED, SLIDING, WIDE, Published
+from families import CASES, GROUPED, HEADS, HYBRID, PROMISED, PUBLISHED, SLIDING, WIDE, Published
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -213,6 +214,7 @@ def test_inspection_finds_the_blocks(reference):
 def test_inspection_needs_the_blocks_that_the_config_promises(reference, monkeypatch):
     """A model class without a list of as many blocks as its config says is refused."""
     monkeypatch.setattr(type(reference), "get_decoder", lambda model: model.lm_head)
+    monkeypatch.setattr(type(reference), "base_model", property(lambda model: model.lm_head))
     monkeypatch.setattr(architectures, "_INSPECTED", {})
     with pytest.raises(
         RuntimeError, match=r"GPT2LMHeadModel has no list of 12 blocks, the depth that its config says\."
@@ -279,17 +281,36 @@ def test_a_missing_expert_is_refused(build, tmp_path):
         ("qwen2_moe", CASES["qwen2_moe"][0], {"mlp_only_layers": [0, 1], "decoder_sparse_step": 1}),
         ("deepseek_v3", CASES["deepseek_v3"][0], {"first_k_dense_replace": 2}),
         ("lfm2_moe", CASES["lfm2_moe"][0], {"num_dense_layers": 2, "layer_types": ["conv", "full_attention", "conv"]}),
+        ("llama4_text", CASES["llama4_text"][0], {"moe_layers": [1, 2], "no_rope_layers": [1, 1, 0]}),
+        ("hunyuan_v1_moe", CASES["hunyuan_v1_moe"][0], {"moe_topk": [2, 2, 1], "num_shared_expert": [1] * 3}),
+        ("mimo_v2_flash", CASES["mimo_v2_flash"][0], {"hybrid_layer_pattern": [1, 0, 0], "moe_layer_freq": [0, 0, 1]}),
+        ("kimi_linear", CASES["kimi_linear"][0], {"layer_types": HYBRID["layer_types"][:3]}),
+        ("nemotron_h", CASES["nemotron_h"][0], {"hybrid_override_pattern": "M*E", "num_nextn_predict_layers": 0}),
+        ("jamba", CASES["jamba"][0], {"attn_layer_offset": 1, "expert_layer_period": 3, "expert_layer_offset": 2}),
+        ("bamba", CASES["bamba"][0], {"attn_layer_indices": [1]}),
+        ("qwen3_next", {**CASES["qwen3_next"][0], "decoder_sparse_step": 2}, {"mlp_only_layers": [0, 1]}),
+        ("qwen3_5_text", CASES["qwen3_5_text"][0], {"full_attention_interval": 3, "mtp_num_hidden_layers": 0}),
+        ("laguna", CASES["laguna"][0], {"num_attention_heads_per_layer": [2, 2, 2]}),
     ],
-    ids=["gpt_neo", "qwen2-sliding", "qwen2", "smollm3", "qwen3_moe", "qwen2_moe", "deepseek_v3", "lfm2_moe"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_fields_that_speak_of_layers_follow_them(kind, values, expected):
     """Per-layer lists, layer positions and thresholds of the student's config belong to its kept layers."""
     config = AutoConfig.for_model(kind, **values)
     before = config.to_dict()
-    choices = {"gpt_neo": (0, 1, 4), "smollm3": (0, 1, 4), "qwen2": (0, 2, 5), "qwen2_moe": (0, 2, 3)}
+    choices = {
+        "gpt_neo": (0, 1, 4),
+        "smollm3": (0, 1, 4),
+        "qwen2": (0, 2, 5),
+        "qwen2_moe": (0, 2, 3),
+        "jamba": (0, 4, 5),
+    }
     layers = choices.get(kind, (0, 1, 5))
     sliced = sliced_config(config, layers)
     assert {name: getattr(sliced, name) for name in expected} == expected
+    if kind == "kimi_linear":  # counts from 1
+        lists = {name: sliced.linear_attn_config[name] for name in ("full_attn_layers", "kda_layers")}
+        assert lists == {"full_attn_layers": [2], "kda_layers": [1, 3]}
     assert sliced.num_hidden_layers == 3
     assert type(config).from_dict(sliced.to_dict()).to_dict() == sliced.to_dict()
     assert config.to_dict() == before
@@ -351,12 +372,23 @@ def test_position_scaled_gpt2_keeps_its_first_layers_exactly(build, skipping, to
 @pytest.mark.skipif(
     not hasattr(transformers.LlamaConfig, "is_heterogeneous"), reason="Transformers without such configs"
 )
-def test_layers_of_several_kinds_are_refused():
-    """A config that describes every layer by itself cannot be cut."""
+@pytest.mark.parametrize(("layers", "sizes"), [((0, 1, 2), {1: 48}), ((1, 4), {0: 48, 1: 64}), ((0, 5), {})])
+def test_what_a_config_says_of_single_layers_follows_them(layers, sizes, build, skipping, tokens, tmp_path):
+    """Layers of sizes of their own keep them at their new positions."""
     config = AutoConfig.for_model("llama", **GROUPED)
-    config.per_layer_config = {0: {"intermediate_size": 64}}
-    with pytest.raises(ValueError, match=r"keep_layers cannot cut a config with per_layer_config"):
-        sliced_config(config, (0, 1))
+    config.per_layer_config = {1: {"intermediate_size": 48}, 4: {"intermediate_size": 64}}
+    reference = build(config)
+    reference.save_pretrained(tmp_path)
+    student = InheritedModelForCausalLM.from_pretrained(tmp_path, keep_layers=layers)
+    saved = student.config.to_dict()["per_layer_config"]
+    assert {int(layer): fields["intermediate_size"] for layer, fields in saved.items()} == sizes
+    with torch.no_grad():
+        logits = student(tokens, use_cache=False).logits
+    assert torch.equal(logits, skipping(reference, tokens, layers))
+    student.save_pretrained(tmp_path / "student")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    with torch.no_grad():
+        assert torch.equal(again(tokens, use_cache=False).logits, logits)
 
 
 @pytest.mark.parametrize(
@@ -404,8 +436,8 @@ def test_a_refusal_says_what_can_be_given_instead(values, message, tmp_path):
 
 def test_unproven_architectures_are_refused_with_the_list(tmp_path):
     """A causal language model whose architecture is not proven here is refused, and the supported ones are named."""
-    transformers.MambaConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model_type 'mamba', whose layers .* Supported are: apertus, .*qwen3"):
+    transformers.RwkvConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model_type 'rwkv', whose layers .* Supported are: afmoe, .*qwen3"):
         plan_inheritance(tmp_path, 1)
 
 
@@ -436,11 +468,11 @@ def test_what_cannot_be_cut_is_refused_by_field_and_reason(values, message, tmp_
 
 
 def test_kinds_of_layers_that_are_not_proven_are_refused(tmp_path):
-    """A hybrid whose `layer_types` names recurrent layers is refused with the kind and those that are proven."""
-    values = {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}
+    """A model whose `layer_types` names layers of a new kind is refused with the kind and those that are proven."""
+    values = {"model_type": "qwen3_next", "layer_types": ["folded_attention", "full_attention"]}
     (tmp_path / "config.json").write_text(json.dumps(values))
     message = (
-        r"its config has layer_types with 'linear_attention', .* of these kinds: attention, chunked_attention, conv"
+        r"its config has layer_types with 'folded_attention', .* of these kinds: attention, chunked_attention, conv"
     )
     with pytest.raises(ValueError, match=message):
         InheritedModelForCausalLM.from_pretrained(tmp_path, keep_layers=1)
@@ -486,7 +518,7 @@ def test_periods_follow_the_lists_that_they_speak_of(kind, values, layers, expec
 @pytest.mark.parametrize(
     "values", [{"num_nextn_predict_layers": 1}, {"mtp_num_hidden_layers": 2}, {"use_mtp": True, "num_mtp_modules": 3}]
 )
-def test_layers_beside_the_decoder_are_left_out(values, build, tmp_path):
+def test_layers_beside_the_decoder_are_left_out(values, build, tokens, tmp_path):
     """Layers that predict later tokens are no obstacle and no part of a student, which says that it has none."""
     config = AutoConfig.for_model("glm4_moe", **{**CASES["glm4_moe"][0], "num_nextn_predict_layers": 0, **values})
     build(config).save_pretrained(tmp_path)
@@ -499,13 +531,86 @@ def test_layers_beside_the_decoder_are_left_out(values, build, tmp_path):
     assert plan.unknown_tensors == ()
     assert set(values) <= set(plan.changed_fields)
     assert plan.bytes_to_read == sum(tensor.nbytes for tensor in student.state_dict().values())
+    count = max(values.values())
+    assert plan.prediction_layers == student.config.inheritune["prediction_layers"] == count
+    assert any(f"multi-token prediction (the config has {count}) are left out" in note for note in plan.notes)
+    assert student.generate(tokens[:, :6], **GREEDY).shape == (2, 10)  # as a config asks for by `use_mtp`, it could not
 
 
 def test_convolutions_alone_are_refused():
     """A student that keeps no attention layer cannot generate: it is refused with the layers that would help."""
     config = AutoConfig.for_model("lfm2", **CASES["lfm2"][0])
-    with pytest.raises(ValueError, match=r"keep_layers='0,2' keeps convolutions only, .*: keep one of \[1, 4\] too\."):
+    with pytest.raises(ValueError, match=r"keep_layers='0,2' keeps no layer with softmax .*: keep one of \[1, 4\] too"):
         sliced_config(config, (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "layers", "message"),
+    [
+        ("qwen3_next", {}, (0, 2), r"'0,2' keeps no layer with softmax attention, .*: keep one of \[1, 4\] too\."),
+        ("nemotron_h", {}, (0, 3), r"'0,3' keeps no layer with softmax attention, .*: keep one of \[1, 4\] too\."),
+        ("gemma4_text", {}, (0, 2, 3), r"ends with a layer of sliding_attention, .* end with one of \[2, 4, 5\]\."),
+        ("olmo_hybrid", {}, (1, 4), r"'1,4' leaves a model that Transformers refuses: .* one 'linear_attention' layer"),
+        ("jamba", {}, (1, 4, 5), r"'1,4:6' cannot be cut: the config has attn_layer_period=3, which says by a period"),
+        (
+            "ernie4_5_moe",
+            {"moe_layer_interval": 2, "moe_layer_start_index": 0},
+            (1, 2, 3, 5),
+            r"the config has moe_layer_interval=2, which says by a period what each layer is",
+        ),
+    ],
+)
+def test_choices_that_leave_no_model_of_the_family_are_refused(kind, changes, layers, message):
+    """Layers that no config of the family can describe, or of which one must be kept, are refused with a way out."""
+    config = AutoConfig.for_model(kind, **{**CASES[kind][0], **changes})
+    with pytest.raises(ValueError, match=message):
+        sliced_config(config, layers)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ((0, 1, 2), (1, 1, 2)),
+        ((0, 2, 4), (3, 2, 2)),
+        ((1, 3, 5), (0, 2, 1)),
+        ((0, 3, 4, 5), (1, 3, 2)),
+        ((5,), (0, 0, 1)),
+    ],
+)
+def test_where_experts_begin_and_end_follows(layers, expected):
+    """ERNIE 4.5 says by first, last and step which layers have experts: here layers 1, 3 and 5."""
+    config = AutoConfig.for_model(
+        "ernie4_5_moe", **{**CASES["ernie4_5_moe"][0], "moe_layer_interval": 2, "moe_layer_start_index": 0}
+    )
+    sliced = sliced_config(config, layers)
+    first, last, step = sliced.moe_layer_start_index, sliced.moe_layer_end_index, sliced.moe_layer_interval
+    assert (first, last, step) == expected
+    again = inspect_architecture(type(config).from_dict(sliced.to_dict()))
+    assert again.sparse_blocks == {place for place, layer in enumerate(layers) if layer % 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "expected"),
+    [
+        ("deepseek_v3", (2, 3), ("dense",)),
+        ("deepseek_v3", (0, 1), ("sparse",)),
+        ("deepseek_v3", (1, 2), ()),
+        ("nemotron_h", (0, 1), ("mlp", "moe", "sparse")),
+        ("gpt_oss", (0, 2), ("full_attention",)),
+        ("qwen3_next", (1, 4), ("linear_attention",)),
+    ],
+)
+def test_kinds_of_which_no_layer_is_kept(kind, layers, expected):
+    """Kinds that the lists name, and layers with and without experts however the config says which they are."""
+    assert architectures.dropped_kinds(AutoConfig.for_model(kind, **CASES[kind][0]), layers) == expected
+
+
+@pytest.mark.parametrize("depth", range(1, 6))
+def test_minicpm3_scales_residuals_as_before(depth):
+    """What residual branches are multiplied by does not depend on how many layers are kept, to the last bit."""
+    config = AutoConfig.for_model("minicpm3", **CASES["minicpm3"][0])
+    sliced = sliced_config(config, range(depth))
+    assert sliced.scale_depth / math.sqrt(depth) == config.scale_depth / math.sqrt(6)
 
 
 PARTS_OF = {
@@ -529,6 +634,16 @@ PARTS_OF = {
     "gpt_neox": {"post_attention_layernorm": "norms", "final_layer_norm": "final_norm", "dense_4h_to_h": "mlp"},
     "qwen3_moe": {"q_norm": "attention", "experts": "mlp", "model.norm": "final_norm", "embed_tokens": "embeddings"},
     "lfm2": {"in_proj": "attention", "feed_forward": "mlp", "operator_norm": "norms", "embedding_norm": "final_norm"},
+    "falcon_h1": {"mamba": "attention", "self_attn": "attention", "feed_forward": "mlp"},
+    "mamba2": {"mixer": "attention", "norm_f": "final_norm"},
+    "modernbert-decoder": {
+        "lm_head.dense": "lm_head",
+        "lm_head.norm": "final_norm",
+        "decoder": "lm_head",
+        "final_norm": "final_norm",
+    },
+    "nemotron_h": {"layers.0.mixer": "attention", "layers.1.mixer": "attention", "layers.2.mixer": "mlp"},
+    "qwen3_next": {"linear_attn": "attention", "self_attn": "attention", "experts": "mlp"},
     "mpt": {"Wqkv": "attention", "norm_1": "norms", "norm_f": "final_norm", "ffn": "mlp"},
 }
 
@@ -544,12 +659,13 @@ def test_parts_are_told_by_role(kind):
 
 @pytest.mark.parametrize("kind", CASES)
 def test_every_tensor_has_a_part(kind):
-    """Every family has token embeddings, attention, an MLP and a head, and nothing without a part."""
+    """Every family has embeddings, what mixes tokens, a head and, but for Mamba, an MLP; nothing is without a part."""
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this Transformers has no {kind}")
     architecture = inspect_architecture(AutoConfig.for_model(kind, **CASES[kind][0]))
     assert set(architecture.parts) == set(architecture.parameters)
-    assert {"embeddings", "attention", "mlp", "lm_head"} <= set(architecture.parts.values())
+    needed = {"embeddings", "attention", "lm_head", *(() if "mamba" in kind else ("mlp",))}
+    assert needed <= set(architecture.parts.values())
     assert architecture.prefix_sizes[-1] == architecture.parameter_count
 
 
@@ -568,6 +684,43 @@ def test_every_supported_type_is_on_the_page():
     assert rows("Supported") == list(SUPPORTED_MODEL_TYPES)
 
 
+def facts_of(kind):
+    """What the page says of a type: kinds of layers, fields that follow them, which cuts it allows, what has ranks."""
+    kinds, fields = set(), set()
+    for values in CASES[kind]:
+        config = AutoConfig.for_model(kind, **values)
+        depth, sparse = config.num_hidden_layers, inspect_architecture(config).sparse_blocks
+        kinds.update(getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ["attention"])
+        kinds.update(("dense", "experts") if 0 < len(sparse) < depth else ("experts",) if sparse else ())
+        if 0 in (getattr(config, "no_rope_layers", None) or ()):
+            kinds.add("without rotation")
+        old, new = config.to_dict(), sliced_config(config, (0, 4, 5)).to_dict()
+        counts = {"num_hidden_layers", config.attribute_map.get("num_hidden_layers")}
+        fields.update(name for name in old if old[name] != new.get(name) and name not in counts)
+    without = kinds & {"conv", "linear_attention", "mlp", "moe"}
+    attends = {item for item in kinds - without if "attention" in item or item in ("hybrid", "global", "local")}
+    cuts = {
+        "ernie4_5_moe": "said by a period",
+        "gemma4_text": "ends with full attention",
+        "gemma4_unified_text": "ends with full attention",
+        "jamba": "with softmax attention, said by a period",
+        "olmo_hybrid": "of both kinds",
+    }
+    hybrid = "with softmax attention" if without and attends else "any"
+    ranks = "layers with softmax attention" if without else "all layers"
+    shown = (", ".join(f"`{name}`" for name in sorted(fields)) or "none", cuts.get(kind, hybrid))
+    return ", ".join(sorted(kinds)), *shown, ranks if attends else "none has ranks"
+
+
+@pytest.mark.parametrize(
+    "kind", [*PROMISED, "gemma4_text", "jamba", "kimi_linear", "mamba", "nemotron_h", "qwen3_next"]
+)
+def test_the_page_says_what_is_done_with_a_type(kind):
+    """Kinds of layers, fields that follow, cuts and analysis are what the configs of the tests give."""
+    row = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{kind}` |"))
+    assert tuple(cell.strip() for cell in row.strip("|").split("|")[2:]) == facts_of(kind)
+
+
 def test_every_field_that_depends_on_depth_is_on_the_page():
     """The page lists every config field that follows the layers, and every one that stands in the way."""
     fields = {
@@ -575,7 +728,12 @@ def test_every_field_that_depends_on_depth_is_on_the_page():
         *architectures._INDEX_LISTS,
         *architectures._THRESHOLDS,
         "attention_types",
+        "linear_attn_config",
         "max_window_layers",
+        "moe_layer_start_index",
+        "attn_layer_period",
+        "per_layer_config",
+        "scale_depth",
         "decoder_sparse_step",
         "scale_attn_by_inverse_layer_idx",
     }
