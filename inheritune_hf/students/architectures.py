@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, __version__
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.initialization import no_init_weights
@@ -202,6 +202,11 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
             f"{reference} is a multimodal model (model_type {model_type!r}); the text model inside it, of type "
             f"{text_type!r} ({field}), can be cut: load the whole with Transformers and give its language_model, or "
             "save that with its head as a model of its own (AutoModelForCausalLM.from_config(config.text_config))."
+        )
+    if isinstance(model_type, str) and model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{reference} has model_type {model_type!r}, which this version of Transformers ({__version__}) does not "
+            f"know: upgrade it if the model is newer, or give a model of one of these types: {supported}."
         )
     causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("is_encoder_decoder")
     # Encoders such as BERT have a causal face too; they are causal language models only if `is_decoder` is set.
@@ -395,6 +400,14 @@ def _require_needed_kinds(config: PreTrainedConfig, layers: Sequence[int]) -> No
             f"keep_layers={describe(layers)!r} keeps no layer with softmax attention, and Transformers cannot generate "
             f"without one: keep one of {attending} too."
         )
+    indexers = _as_list(getattr(config, "indexer_types", None))
+    for layer in (item for item in layers if indexers and indexers[item] == "shared"):
+        source = max((item for item in range(layer) if indexers[item] != "shared"), default=layer)
+        if source not in layers:
+            raise ValueError(
+                f"keep_layers={describe(layers)!r} keeps layer {layer}, which attends to what layer {source} "
+                f"selects (indexer_types[{layer}]='shared'): keep layer {source} too, or neither."
+            )
     if str(config.model_type).startswith("gemma4") and kinds[layers[-1]] != "full_attention":
         full = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
         raise ValueError(

@@ -524,8 +524,9 @@ def measure_step(
     Raises:
         ImportError: If the optimizer's package is not installed.
     """
-    shallow = next(count for count in range(1, len(layers) + 1) if is_cuttable(config, layers[:count]))
-    depths = sorted({shallow, min(shallow + _STRIDE, len(layers))})
+    cuttable = [count for count in range(1, len(layers) + 1) if is_cuttable(config, layers[:count])]
+    deeper = next((count for count in cuttable if count >= cuttable[0] + _STRIDE), cuttable[-1])
+    depths = sorted({cuttable[0], deeper})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     method = planned_loss(config, setup, loss)
     seconds = [_step_seconds(sliced_config(config, layers[:depth]), setup, steps, device, method) for depth in depths]

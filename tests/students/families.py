@@ -168,7 +168,16 @@ BESIDES = {
     "glm4": [HEADS],
     "glm4_moe": [{**EQUAL, **ROUTED, "head_dim": 8}],
     "glm4_moe_lite": [{**EQUAL, **SPARSE, **LATENT, **DENSE_FIRST}],
-    "glm_moe_dsa": [{**EQUAL, **SPARSE, **LATENT, **DENSE_FIRST, **INDEXED}],
+    "glm_moe_dsa": [
+        {
+            **EQUAL,
+            **SPARSE,
+            **LATENT,
+            **DENSE_FIRST,
+            **INDEXED,
+            "indexer_types": ["full", "shared", "full", "full", "full", "shared"],
+        }
+    ],
     "gpt_oss": [{**HEADS, **LOCAL_EXPERTS, **WINDOWS}],
     "granite_swa": [{**GROUPED, **WINDOWS}],
     "granitemoe": [{**GROUPED, **LOCAL_EXPERTS}],

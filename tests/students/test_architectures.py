@@ -424,6 +424,10 @@ def test_other_models_are_refused(config, tmp_path):
             {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]},
             r"is not a causal language model but a LlamaForSequenceClassification: its head does not predict tokens\.",
         ),
+        (
+            {"model_type": "llama9", "architectures": ["Llama9ForCausalLM"]},
+            r"has model_type 'llama9', which this version of Transformers \(.*\) does not know: upgrade it if",
+        ),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForProcessRewardModel"]}, "but a Qwen2ForProcessRewardModel"),
     ],
 )
@@ -551,6 +555,12 @@ def test_convolutions_alone_are_refused():
         ("nemotron_h", {}, (0, 3), r"'0,3' keeps no layer with softmax attention, .*: keep one of \[1, 4\] too\."),
         ("gemma4_text", {}, (0, 2, 3), r"ends with a layer of sliding_attention, .* end with one of \[2, 4, 5\]\."),
         ("olmo_hybrid", {}, (1, 4), r"'1,4' leaves a model that Transformers refuses: .* one 'linear_attention' layer"),
+        (
+            "glm_moe_dsa",
+            {},
+            (1, 2),
+            r"'1:3' keeps layer 1, which attends to .* that layer 0 selects .*: keep layer 0 too",
+        ),
         ("jamba", {}, (1, 4, 5), r"'1,4:6' cannot be cut: the config has attn_layer_period=3, which says by a period"),
         (
             "ernie4_5_moe",
@@ -703,6 +713,7 @@ def facts_of(kind):
         "ernie4_5_moe": "said by a period",
         "gemma4_text": "ends with full attention",
         "gemma4_unified_text": "ends with full attention",
+        "glm_moe_dsa": "with selectors",
         "jamba": "with softmax attention, said by a period",
         "olmo_hybrid": "of both kinds",
     }

@@ -232,7 +232,7 @@ def test_few_logits_are_there_at_once():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["falcon", "lfm2", "mpt", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["falcon", "gemma4_text", "lfm2", "mpt", "qwen3_moe", "qwen3_next"])
 def test_memory_is_estimated_for_every_kind(kind, checkpointing):
     """Attention, convolutions and experts alike: the estimate needs no formula for an architecture."""
     config = AutoConfig.for_model(kind, **CASES[kind][0])
@@ -420,3 +420,6 @@ def test_shapes_that_cannot_be_that_shallow_are_measured_deeper(monkeypatch):
     config = AutoConfig.for_model("lfm2", **CASES["lfm2"][0])
     assert measure_step(config, range(6), SETUP).depths == (2, 4)
     assert measure_step(config, (0, 1), SETUP) == StepTime(1.0, 0.0, (2,), 3, "cpu")
+    # The last layer of a Gemma 4 attends to all tokens, and layers 2, 4 and 5 of this one do.
+    config = AutoConfig.for_model("gemma4_text", **CASES["gemma4_text"][0])
+    assert measure_step(config, range(6), SETUP).depths == (3, 5)

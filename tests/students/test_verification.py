@@ -34,7 +34,7 @@ def test_an_untrained_student_is_its_reference(student, published):
     assert found.checks[2].detail.endswith("tensors are the reference's, bit for bit")
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_neo", "llama"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_neo", "llama", "qwen3_next", "gemma4_text"])
 def test_students_of_other_families_are_verified(kind, build, tmp_path):
     """Also where files hold one tensor per expert, and against a loaded reference."""
     reference = build(AutoConfig.for_model(kind, **CASES[kind][0]))
