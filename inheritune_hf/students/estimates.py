@@ -325,7 +325,8 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
         experts = next(
             shape[0] for name, shape in architecture.parameters.items() if "experts" in name and len(shape) == 3
         )
-        share = getattr(config, "num_experts_per_tok", 1) / experts
+        chosen = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", 1)
+        share = statistics.fmean(chosen if isinstance(chosen, list) else [chosen]) / experts
     weights = 0.0
     for name, shape in architecture.parameters.items():
         if len(shape) >= 2 and architecture.parts[name] in ("attention", "mlp", "lm_head"):

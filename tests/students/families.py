@@ -213,7 +213,6 @@ BESIDES = {
     "iquestcoder": [HEADS],
     "jais2": [GROUPED],
     "jamba": [{**HEADS, **EXPERTS, "attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 4}],
-    "jetmoe": [{**EQUAL, **LOCAL_EXPERTS, "kv_channels": 8}],
     "kimi_linear": [
         {
             **EQUAL,

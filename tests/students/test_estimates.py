@@ -128,6 +128,22 @@ def test_experts_count_as_far_as_they_are_used():
     assert all_of_them - few == pytest.approx(6 * sparse_layers * (experts - 1) * numbers)
 
 
+@pytest.mark.parametrize(
+    ("kind", "number", "field", "values"),
+    [
+        ("hunyuan_v1_moe", 0, "moe_topk", ([1] * 6, [1, 2, 3] * 2, [2] * 6)),
+        ("gemma4_text", 1, "top_k_experts", (1, 2, 2)),
+    ],
+)
+def test_experts_are_counted_by_what_a_family_calls_them(kind, number, field, values):
+    """A number for each layer counts as its mean, and Gemma 4 has a name of its own."""
+    one, mean, two = (
+        operations_per_token(AutoConfig.for_model(kind, **{**CASES[kind][number], field: value}), 16)
+        for value in values
+    )
+    assert one < mean == two
+
+
 SMALL = GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=500, n_positions=64, bos_token_id=0, eos_token_id=0)
 
 
