@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.training_args import OptimizerNames
 
 from ..annotations import Within, annotations_of, conform
@@ -469,9 +470,11 @@ def _step_empty(config: PreTrainedConfig, setup: TrainingSetup) -> tuple[int, in
         return live.now - before, live.peak
 
 
-def _fresh_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _fresh_model(config: PreTrainedConfig, dtype: torch.dtype, filled: bool = False) -> PreTrainedModel:
     factory: Any = AutoModelForCausalLM
-    model: PreTrainedModel = factory.from_config(copy.deepcopy(config), dtype=dtype).train()
+    # Some initialisations, such as ModernBERT's, look at numbers that tensors without content do not have.
+    with nullcontext() if filled else no_init_weights():
+        model: PreTrainedModel = factory.from_config(copy.deepcopy(config), dtype=dtype).train()
     return model
 
 
@@ -540,7 +543,7 @@ def measure_step(
 def _step_seconds(config: PreTrainedConfig, setup: TrainingSetup, steps: int, device: str, method: str) -> float:
     """Return the median seconds of an optimizer step with all its forward and backward passes."""
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
-        model: Any = _fresh_model(config, DTYPES[setup.dtype])
+        model: Any = _fresh_model(config, DTYPES[setup.dtype], filled=True)
         model.to(device)
         if setup.gradient_checkpointing:
             checkpoint_blocks(model)

@@ -248,7 +248,9 @@ def test_few_logits_are_there_at_once():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["falcon", "gemma4_text", "lfm2", "mpt", "qwen3_moe", "qwen3_next"])
+@pytest.mark.parametrize(
+    "kind", ["falcon", "gemma4_text", "lfm2", "modernbert-decoder", "mpt", "qwen3_moe", "qwen3_next"]
+)
 def test_memory_is_estimated_for_every_kind(kind, checkpointing):
     """Attention, convolutions and experts alike: the estimate needs no formula for an architecture."""
     config = AutoConfig.for_model(kind, **CASES[kind][0])
