@@ -326,7 +326,7 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
         experts = next(
             shape[0] for name, shape in architecture.parameters.items() if "experts" in name and len(shape) == 3
         )
-        chosen = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", 1)
+        chosen: Any = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", 1)
         share = statistics.fmean(chosen if isinstance(chosen, list) else [chosen]) / experts
     weights = 0.0
     for name, shape in architecture.parameters.items():
