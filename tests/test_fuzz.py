@@ -262,8 +262,10 @@ def made(tmp_path_factory):
 @contextmanager
 def without_work(patch):
     """Leave out what takes long and is not what comes in: training, the trial of a student, and pictures."""
+    conclusion = SimpleNamespace(good=True, sentence="yes")
+    matched = {"outcome": "matched", "output_dir": Path("run"), "conclusion": conclusion}
     for name in ("run_recipe", "run_embedded"):
-        patch.setattr(experiments, name, lambda *_, **__: SimpleNamespace(outcome="matched"))
+        patch.setattr(experiments, name, lambda *_, **__: SimpleNamespace(**matched))
     patch.setattr(experiments, "run_comparison", lambda *_, **__: SimpleNamespace(complete=True))
     patch.setattr(hub, "try_out", lambda _: None)
     patch.setattr(hub, "save_panels", lambda path, _: Path(path).touch())

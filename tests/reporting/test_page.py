@@ -257,7 +257,7 @@ def test_page_is_whole_and_asks_for_nothing(kind, request):
     [
         (
             "run",
-            "| 2 | 6 | 120 | 245,760 | 5.1857 | 5.1951 | -0.0094 | -0.0213 to +0.0027 | yes |",
+            "| 2 | 6 |  | 120 | 245,760 | 5.1857 | 5.1951 | -0.0094 | -0.0213 to +0.0027 | yes |",
             "![Losses, kept layers and ranks of run](report.png)",
         ),
         ("comparison", "| inheritune | 4 to 6 | 1,100,000 |", "![Learning curves of compared](report.png)"),

@@ -167,7 +167,7 @@ def test_a_number_needs_no_reference_loss(reference, tmp_path, measured):
     assert trainer.reference_validation is None
     assert trainer.rounds[0].target == 2.81
     assert trainer.rounds[0].match.difference == pytest.approx(trainer.rounds[0].loss - 2.81)
-    assert set(measured) == {"eval"}
+    assert set(measured) == {"start", "eval"}
 
 
 @pytest.mark.slow
