@@ -408,8 +408,8 @@ def test_other_models_are_refused(config, tmp_path):
             r"needs remote code \(model_type 'kimi_k2', with an auto_map\), which is not run here",
         ),
         (
-            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
-            r"the text model inside it, of type 'gemma3_text' \(text_config\), can be cut: .*give its language_model",
+            {"model_type": "paligemma", "text_config": {"model_type": "gemma2"}},
+            r"the text model inside it, of type 'gemma2' \(text_config\), can be cut: .*give its language_model",
         ),
         (
             {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": {"model_type": "qwen2"}}},
