@@ -475,6 +475,7 @@ def _fresh_model(config: PreTrainedConfig, dtype: torch.dtype, filled: bool = Fa
     # Some initialisations, such as ModernBERT's, look at numbers that tensors without content do not have.
     with nullcontext() if filled else no_init_weights():
         model: PreTrainedModel = factory.from_config(copy.deepcopy(config), dtype=dtype).train()
+    model.tie_weights()  # which initialising would have done
     return model
 
 

@@ -351,7 +351,6 @@ def test_a_tied_head_that_lies_apart_is_what_transformers_makes_of_it(layout, sa
         ({"num_hidden_layers": 3}, "num_hidden_layers cannot be combined with keep_layers, which says how deep"),
         ({"n_layer": 3}, "n_layer cannot be combined with keep_layers, which says how deep the student is."),
         ({"state_dict": {}}, "state_dict cannot be combined with keep_layers: the weights come from the reference."),
-        ({"gguf_file": "x.gguf"}, "gguf_file cannot be combined with keep_layers: GGUF files cannot be read layer by"),
         ({"key_mapping": {"a": "b"}}, "key_mapping cannot be combined with keep_layers: renamed tensors"),
     ],
     ids=str,
