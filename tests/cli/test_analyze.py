@@ -80,9 +80,9 @@ def test_errors_have_their_status(reference, tmp_path, capsys):  # noqa: F811
     """What cannot be measured ends with status 1 and one line."""
     assert main(["analyze", reference, "--files", str(tmp_path / "none.txt")]) == 1
     assert "inheritune analyze: error: files: there is no file" in capsys.readouterr().err
-    for command in ("analyze", "evaluate"):
+    for command, what in (("analyze", "model"), ("evaluate", "tokenizer")):
         assert main([command, str(tmp_path / "nothing")]) == 1
-        assert f"inheritune {command}: error: There is no tokenizer at '{tmp_path}/nothing'" in capsys.readouterr().err
+        assert f"inheritune {command}: error: There is no {what} at '{tmp_path}/nothing'" in capsys.readouterr().err
 
 
 def test_inherit_by_a_measure(reference, text, tmp_path, capsys):  # noqa: F811
