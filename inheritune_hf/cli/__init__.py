@@ -23,15 +23,15 @@ class _Verb(NamedTuple):
 
 #: Each verb is a function of its name in its module, which is imported when the verb is run.
 _VERBS = {
-    "train": _Verb("runs", "run a recipe, or the embedded default if there is no --reference", resumable=True),
-    "adapt": _Verb("runs", "train the reference itself further, to be the reference of a run", resumable=True),
+    "train": _Verb("train", "run a recipe, or the embedded default if there is no --reference", resumable=True),
+    "adapt": _Verb("train", "train the reference itself further, to be the reference of a run", resumable=True),
     "inherit": _Verb("students", "build a student of some of a reference's layers and save it"),
     "data": _Verb("data", "prepare: tokenize and pack data ahead of time", resumable=True),
     "doctor": _Verb("students", "say whether and how a reference can be cut, from its config and file headers alone"),
-    "plan": _Verb("runs", "estimate what a run would take, before any weight is downloaded or loaded"),
+    "plan": _Verb("train", "estimate what a run would take, before any weight is downloaded or loaded"),
     "verify": _Verb("students", "check a saved student against its reference, reload it and let it generate"),
     "compare": _Verb(
-        "runs",
+        "train",
         "train other ways to make a model small under the loop's budget, and show them side by side",
         resumable=True,
     ),
@@ -39,7 +39,7 @@ _VERBS = {
     "evaluate": _Verb(
         "measurements", "measure a student beside its reference: loss, speed, memory, drafting, zero-shot tasks"
     ),
-    "report": _Verb("runs", "write what a run came to as one HTML page, with Markdown and a picture"),
+    "report": _Verb("train", "write what a run came to as one HTML page, with Markdown and a picture"),
     "publish": _Verb("students", "put a saved student on the Hub, or show what would go up"),
 }
 

@@ -85,7 +85,7 @@ def test_everything_shown_passes_through_the_terminal():
     assert {(file, name) for file, name, _ in found} == {
         ("cli/__init__.py", "print"),
         ("cli/data.py", "print"),
-        ("cli/runs.py", "print"),
+        ("cli/train.py", "print"),
         ("cli/settings.py", "print"),
     }
     foreign = [text for _, _, text in found if "error}" in text or "{error" in text]

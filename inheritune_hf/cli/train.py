@@ -1,4 +1,4 @@
-"""The verbs about whole runs: `train`, `compare`, `plan` and `report`."""
+"""The verbs about whole runs: `train`, `adapt`, `compare`, `plan` and `report`."""
 
 from __future__ import annotations
 
