@@ -306,7 +306,7 @@ python docs/results/forecast.py
 ```
 
 At each evaluation of a round, from the third one and a quarter of its steps on, the loss at its end is forecast with
-a 90 % interval ([how to read and use it](../how-to/grow.md#forecasts)). Here every forecast is held against the loss
+a 90 % interval ([how to read and use it](../how-to/grow.md#forecasts)). Here every forecast is compared with the loss
 with which the round ended. The rounds:
 
 - **mechanism**: {mechanism} cells of [all arms on one budget](mechanism.md) that are one round of 252 to 952 steps,

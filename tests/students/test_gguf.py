@@ -99,7 +99,7 @@ def test_a_gguf_file_is_a_reference(folder, tokens, tmp_path, caplog):
 
 
 def test_a_gguf_reference_is_loaded_whole_and_plain(folder, tokens):
-    """It computes what the original does, can be saved, and its tokenizer and fingerprint are at hand."""
+    """It computes what the original does, can be saved, and it has a tokenizer and a fingerprint."""
     folder, model = folder
     opened = open_reference(folder, gguf_file=FILE)
     assert opened.depth == 4
@@ -125,9 +125,9 @@ def test_what_is_no_gguf_file_is_refused(folder, tmp_path):
     ):
         open_reference(folder, gguf_file="other.gguf")
     with pytest.raises(
-        ValueError, match=r"gguf_file must be the name of a file in the reference's folder, got '/tmp/x'"
+        ValueError, match=r"gguf_file must be the name of a file in the reference's folder, got '/elsewhere/x'"
     ):
-        open_reference(folder, gguf_file="/tmp/x")
+        open_reference(folder, gguf_file="/elsewhere/x")
     (tmp_path / "text.gguf").write_text("no weights, but words enough to fill a header of a file")
     with pytest.raises(ValueError, match=r"text\.gguf cannot be read as GGUF: .* need the package gguf"):
         open_reference(tmp_path, gguf_file="text.gguf")

@@ -201,7 +201,7 @@ class Ask(TrainerCallback):
 
 
 def test_a_forecast_can_be_asked_for(reference, tmp_path):
-    """In training the trainer tells the one of the last evaluation, and none before there are enough."""
+    """While training, the trainer returns the forecast of the last evaluation, or None before there are enough."""
     ask = Ask()
     ask.trainer = tiny.make_trainer(tmp_path, reference, {"steps_per_round": 40, "max_layers": 1}, callbacks=[ask])
     assert ask.trainer.forecast() is None
