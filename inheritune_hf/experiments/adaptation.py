@@ -13,8 +13,8 @@ from ..growth import GrowthRule, follow
 from ..publishing import FinishedRun, ResultRow, publish_student, save_student
 from ..publishing.tables import ADAPTED
 from ..records import Match, write_record
-from ..training import Baseline, InherituneTrainer, hold_output_dir
-from .runs import SettingsCallback, loss_curve, prepare_run, run_settings, watch_collapse, with_changes
+from ..training import Baseline, hold_output_dir
+from .runs import loss_curve, prepare_run, run_settings, train_student, with_changes
 
 # Added to the data seed: a student that is trained on the same data does not repeat the batches of its reference.
 _DATA_SEED = 2_000_003
@@ -63,23 +63,8 @@ def adapt_reference(run: RunConfig, recipe: InherituneConfig, data: DataConfig, 
     with hold_output_dir(args):
         ready = prepare_run(run, recipe, data, own)
         layers = tuple(range(ready.reference.depth))
-        trainer = InherituneTrainer(
-            ready.reference,
-            recipe,
-            own,
-            train_dataset=ready.splits.train,
-            eval_dataset=ready.splits.selection,
-            processing_class=ready.tokenizer,
-            data_collator=ready.collator,
-            reference_cache=run.reference_cache,
-            baseline=Baseline(
-                growth_rule=GrowthRule(layers, follow([]), recipe.steps_per_round or 0, match="never"),
-                description="reference",
-            ),
-        )
-        watch_collapse(trainer, ready.splits, run.collapse_every)
-        trainer.add_callback(SettingsCallback(settings))
-        trainer.train()
+        rule = GrowthRule(layers, follow([]), recipe.steps_per_round or 0, match="never")
+        trainer = train_student(ready, run, recipe, own, settings, Baseline(growth_rule=rule, description="reference"))
         if trainer.outcome == "interrupted":
             raise KeyboardInterrupt("the reference was interrupted")
         curve, last = loss_curve(trainer.state), trainer.rounds[-1]

@@ -39,6 +39,7 @@ from .runs import (
     conclude_run,
     finish_run,
     refuse_early,
+    run_settings,
     train_control,
     train_student,
     with_changes,
@@ -92,7 +93,7 @@ def run_embedded(
     with hold_output_dir(args):
         ready = prepare_embedded(recipe, data, args, console, shape)
         console.rule("inherit, train, compare, grow")
-        trainer = train_student(ready, run, recipe, data, args)
+        trainer = train_student(ready, run, recipe, args, run_settings(run, recipe, data, args))
         if trainer.outcome == "interrupted":
             return RunResult("interrupted", trainer.output_dir, conclude_run(trainer))
         console.rule("controls and test")

@@ -131,13 +131,19 @@ def run_recipe(
     """
     with hold_output_dir(args):
         ready = prepare_run(run, recipe, data, args)
-        return finish_run(train_student(ready, run, recipe, data, args), ready.splits, console)
+        trainer = train_student(ready, run, recipe, args, run_settings(run, recipe, data, args))
+        return finish_run(trainer, ready.splits, console)
 
 
 def train_student(
-    ready: PreparedRun, run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments
+    ready: PreparedRun,
+    run: RunConfig,
+    recipe: InherituneConfig,
+    args: TrainingArguments,
+    settings: Mapping[str, Any],
+    baseline: Baseline | None = None,
 ) -> InherituneTrainer:
-    """Return the trainer after the recipe's rounds, or after those before it was interrupted."""
+    """Return the trainer after its rounds, or those before it was interrupted; `settings` are kept in its folder."""
     trainer = InherituneTrainer(
         ready.reference,
         recipe,
@@ -147,9 +153,10 @@ def train_student(
         processing_class=ready.tokenizer,
         data_collator=ready.collator,
         reference_cache=run.reference_cache,
+        baseline=baseline,
     )
     watch_collapse(trainer, ready.splits, run.collapse_every)
-    trainer.add_callback(SettingsCallback(run_settings(run, recipe, data, args)))
+    trainer.add_callback(SettingsCallback(settings))
     trainer.train()
     return trainer
 
