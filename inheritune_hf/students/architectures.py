@@ -48,10 +48,10 @@ SUPPORTED_MODEL_TYPES = (
 #: Multimodal models whose text model is proven equal to a model of its own, on text, by the tests of this package.
 # fmt: off
 MULTIMODAL_TYPES = (
-    "deepseek_vl", "exaone4_5", "fuyu", "gemma3", "got_ocr2", "hyperclovax_vision_v2", "idefics2", "idefics3",
-    "internvl", "janus", "lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision",
-    "mistral3", "ovis2", "qwen2_5_vl", "qwen2_audio", "qwen2_vl", "qwen3_vl", "smolvlm", "video_llava", "vipllava",
-    "voxtral",
+    "deepseek_vl", "exaone4_5", "fuyu", "gemma3", "gemma4", "gemma4_unified", "got_ocr2", "hyperclovax_vision_v2",
+    "idefics2", "idefics3", "internvl", "janus", "lfm2_vl", "lighton_ocr", "llama4", "llava", "llava_next",
+    "llava_next_video", "llava_onevision", "mistral3", "ovis2", "qwen2_5_vl", "qwen2_audio", "qwen2_vl", "qwen3_5",
+    "qwen3_5_moe", "qwen3_vl", "smolvlm", "video_llava", "vipllava", "voxtral",
 )
 # fmt: on
 
@@ -189,13 +189,13 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
             f"{reference} needs remote code (model_type {model_type!r}, with an auto_map), which is not run here. "
             f"Give a model of one of the types that Transformers has itself: {supported}."
         )
-    if model_type in MULTIMODAL_TYPES:
+    field, text = _text_model(config)
+    obstacles = [*_obstacles(config), *(_obstacles(text, f"{field}.") if text else ())]
+    if model_type in MULTIMODAL_TYPES and not obstacles:
         raise ValueError(
             f"{reference} is a multimodal model (model_type {model_type!r}): to cut the text model inside it, say "
             "text_model=True (--text-model; text_model: true in a file of settings)."
         )
-    field, text = _text_model(config)
-    obstacles = [*_obstacles(config), *(_obstacles(text, f"{field}.") if text else ())]
     text_type = text.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES and text_type in SUPPORTED_MODEL_TYPES and not obstacles:
         raise ValueError(

@@ -21,11 +21,12 @@ DEPTH = 12
 
 
 def randomize(model):
-    """Give every parameter other values, so that no two blocks, norms or biases are alike."""
+    """Give every parameter, and every buffer that is saved, other values: no two blocks, norms or biases are alike."""
     generator = torch.Generator().manual_seed(0)
+    saved = [buffer for name, buffer in model.named_buffers() if name in model.state_dict()]
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        for tensor in (*model.parameters(), *filter(torch.is_floating_point, saved)):
+            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
     return model.eval()
 
 

@@ -452,6 +452,10 @@ def test_unproven_architectures_are_refused_with_the_list(tmp_path):
             r"text_config\.num_kv_shared_layers=10, and its last layers reuse",
         ),
         (
+            {"model_type": "gemma4", "text_config": {"hidden_size_per_layer_input": 256}},
+            r"text_config\.hidden_size_per_layer_input=256, and tens",
+        ),
+        (
             {"model_type": "gemma4_text", "hidden_size_per_layer_input": 256},
             "hidden_size_per_layer_input=256, and tens",
         ),

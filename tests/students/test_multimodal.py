@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import GROUPED, HEADS
+from families import DELTA, ENDS_FULL, EXPERTS, GROUPED, HEADS, HYBRID, LOCAL_EXPERTS, Published
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import (
@@ -43,6 +43,14 @@ CASES = {
     "exaone4_5": {"model_type": "exaone4", **GROUPED},
     "fuyu": {"model_type": "persimmon", **GROUPED},
     "gemma3": {"model_type": "gemma3_text", **HEADS, "sliding_window": 4, "query_pre_attn_scalar": 8},
+    "gemma4": {
+        **HEADS,
+        **ENDS_FULL,
+        "hidden_size_per_layer_input": 0,
+        "global_head_dim": 16,
+        "num_kv_shared_layers": 0,
+    },
+    "gemma4_unified": {**HEADS, **ENDS_FULL, "global_head_dim": 16},
     "got_ocr2": {"model_type": "qwen2", **GROUPED},
     "hyperclovax_vision_v2": {"model_type": "hyperclovax", **GROUPED},
     "idefics2": {"model_type": "mistral", **GROUPED},
@@ -51,6 +59,14 @@ CASES = {
     "janus": {"model_type": "llama", **GROUPED},
     "lfm2_vl": {"model_type": "lfm2", **GROUPED, "layer_types": ["conv", "full_attention"] * 3},
     "lighton_ocr": {"model_type": "qwen3", **HEADS},
+    "llama4": {
+        **HEADS,
+        **LOCAL_EXPERTS,
+        "intermediate_size_mlp": 32,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 3,
+        "attention_chunk_size": 8,
+    },
     "llava": {"model_type": "llama", **GROUPED},
     "llava_next": {"model_type": "mistral", **GROUPED},
     "llava_next_video": {"model_type": "llama", **GROUPED},
@@ -60,11 +76,32 @@ CASES = {
     "qwen2_5_vl": {**GROUPED, **ROTARY},
     "qwen2_audio": {"model_type": "qwen2", **GROUPED},
     "qwen2_vl": {**GROUPED, **ROTARY, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3},
+    "qwen3_5": {**HEADS, **DELTA, **HYBRID, **ROTARY, "mtp_num_hidden_layers": 1},
+    "qwen3_5_moe": {
+        **HEADS,
+        **EXPERTS,
+        **DELTA,
+        **HYBRID,
+        **ROTARY,
+        "mtp_num_hidden_layers": 1,
+        "shared_expert_intermediate_size": 8,
+    },
     "qwen3_vl": {**HEADS, **ROTARY},
     "smolvlm": {"model_type": "llama", **GROUPED},
     "video_llava": {"model_type": "llama", **GROUPED},
     "vipllava": {"model_type": "llama", **GROUPED},
     "voxtral": {"model_type": "llama", **GROUPED},
+}
+PREDICTION = {"mtp.fc.weight": (16, 32), "mtp.layers.0.input_layernorm.weight": (16,), "mtp.norm.weight": (16,)}
+
+#: What files of published models hold besides, and names that are theirs.
+PUBLISHED = {
+    "gemma4": Published(names=("model.language_model.layers.5.layer_scalar",)),
+    "llama4": Published(
+        names=("language_model.model.layers.1.feed_forward.experts.gate_up_proj", "language_model.lm_head.weight")
+    ),
+    "qwen3_5": Published(extra=PREDICTION, names=("model.language_model.layers.0.linear_attn.A_log",)),
+    "qwen3_5_moe": Published(extra=PREDICTION, names=("model.language_model.layers.0.mlp.experts.gate_up_proj",)),
 }
 OFTEN_USED = ("gemma3", "idefics3", "llava", "mistral3", "qwen2_vl", "qwen3_vl")
 
@@ -92,8 +129,9 @@ def build():
         model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
         model = (model_class or MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)])(config).eval()
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
+            saved = [buffer for name, buffer in model.named_buffers() if name in model.state_dict()]
+            for tensor in (*model.parameters(), *filter(torch.is_floating_point, saved)):
+                tensor.normal_(0, 0.2) if tensor.dim() > 1 else tensor.uniform_(0.5, 1.5)
         return model
 
     return make
@@ -116,7 +154,10 @@ def test_every_type_is_tried():
 def test_the_text_model_is_the_one_inside(kind, build, tokens, tmp_path):
     """From its files, whole, it says of text what the multimodal model says; a student is its layers, and verified."""
     whole = build(kind)
-    whole.save_pretrained(tmp_path / "reference")
+    # Qwen3.5 is published with all experts of a layer in one tensor, as models hold them.
+    whole.save_pretrained(tmp_path / "reference", save_original_format=kind != "qwen3_5_moe")
+    path = tmp_path / "reference" / "model.safetensors"
+    save_file(PUBLISHED.get(kind, Published())(load_file(path)), path, metadata={"format": "pt"})
     opened = open_reference(tmp_path / "reference", text_model=True)
     tokens = tokens % 50
     alone = opened.load(dtype=torch.float32)
@@ -125,7 +166,9 @@ def test_the_text_model_is_the_one_inside(kind, build, tokens, tmp_path):
     in_memory = open_reference(whole, text_model=True).load()
     assert torch.equal(logits(in_memory, tokens), logits(whole, tokens))
     plan = save_inherited(opened, "1,2,5", tmp_path / "student")
-    assert plan.bytes_to_read == 4 * plan.parameters_after
+    written = load_file(tmp_path / "student" / "model.safetensors").values()
+    assert plan.bytes_to_read == sum(tensor.nbytes for tensor in written)
+    assert plan.unknown_tensors == ()
     assert plan.notes[0] == f"The reference is the text model inside a multimodal model of type {kind}."
     found = verify_student(tmp_path / "student")
     assert found.passed, found
@@ -168,6 +211,15 @@ def test_a_text_model_is_asked_for(build, tmp_path):
     plain.save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"text_model is for multimodal .* has model_type 'llama': leave it out"):
         open_reference(tmp_path / "plain", text_model=True)
+
+
+def test_a_text_model_that_cannot_be_cut_is_refused_by_its_field(tmp_path):
+    """The small Gemma 4 models share keys and values between layers, and that is said, with `text_model` or without."""
+    values = {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "num_kv_shared_layers": 20}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for given in ({}, {"text_model": True}):
+        with pytest.raises(ValueError, match=r"cannot be cut: its config has .*num_kv_shared_layers=20, and its last"):
+            open_reference(tmp_path, **given)
 
 
 def test_weights_that_do_not_fill_the_text_model_are_refused(build, tmp_path):
