@@ -19,7 +19,7 @@ _MARK = re.compile(r"<!-- table: ([\w-]+) -->")
 #: What each outcome means; an outcome without a line here is an error.
 OUTCOMES = {
     "matched": "A student reached the target, under the recipe's tolerance and confidence. At the reference's full "
-    "depth that is no reduction, and is called so.",
+    "depth that is no reduction, and is called so; so is a match that the test set does not confirm.",
     "no_more_layers": "The deepest student allowed was trained for a whole round and missed the target.",
     "budget_exhausted": "`max_steps` was used up before a student reached the target.",
     "interrupted": "The run was stopped by Ctrl-C or SIGTERM. The same command resumes it from its last checkpoint.",

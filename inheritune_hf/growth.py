@@ -149,6 +149,11 @@ def looks(rule: GrowthRule, max_steps: int, match_at: str) -> int:
     return 2 * rounds if match_at == "evaluation" else rounds
 
 
+def confidence_of_look(confidence: float | None, looks: int) -> float | None:
+    """Return the confidence of each of so many looks at one set that keeps `confidence` over all (Bonferroni)."""
+    return None if confidence is None else 1 - (1 - confidence) / looks
+
+
 def match_counts(rule: GrowthRule, layers: Layers) -> bool:
     """Return whether a match of a student of `layers` counts: in the rounds that the rule names."""
     return rule.match == "any" or (rule.match == "last" and rule.grow(layers) is None)

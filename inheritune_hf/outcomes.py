@@ -16,22 +16,28 @@ class Conclusion:
     sentence: str  # without a full stop
 
 
-def conclude_record(record: RunRecord) -> Conclusion:
-    """Return what the run of a record came to."""
+def conclude_record(record: RunRecord, test: Match | None = None) -> Conclusion:
+    """Return what the run of a record came to; `test` is its student's comparison on the test set, once it is known."""
     lineage, goal = record.lineage, goal_of(record.recipe.get("target", "reference"))
     decided = not record.rounds or record.rounds[-1].match.decided
-    return conclusion(record.outcome, len(lineage.kept_layers), lineage.reference_layers, goal, decided)
+    return conclusion(record.outcome, len(lineage.kept_layers), lineage.reference_layers, goal, decided, test)
 
 
-def conclusion(outcome: Outcome | None, layers: int, depth: int, goal: str, decided: bool = True) -> Conclusion:
+def conclusion(
+    outcome: Outcome | None, layers: int, depth: int, goal: str, decided: bool = True, test: Match | None = None
+) -> Conclusion:
     """
     Return what a run came to whose last student has `layers` of its reference's `depth` layers.
 
-    `goal` is what it had to match, see `goal_of`; `decided` is false if its documents were too few to decide.
+    `goal` is what it had to match, see `goal_of`; `decided` is false if its documents were too few to decide; `test` is
+    its comparison on the test set, which confirms a match on the selection set or does not.
     """
     student = f"{layers} of {depth} layers"
     if outcome == "matched" and layers == depth:
         return Conclusion("no reduction", None, f"Only the full depth of {depth} layers matched {goal}: no reduction")
+    if outcome == "matched" and test is not None and not test.matched:
+        found = f"A student of {student} matched {goal} on the selection set"
+        return Conclusion("not confirmed", None, f"{found}, but the test set does not confirm it")
     if outcome == "matched":
         return Conclusion("matched", True, f"A student of {student} matched {goal}")
     if outcome in {"no_more_layers", "budget_exhausted"}:

@@ -83,7 +83,7 @@ class LayerOrder:
         what = f"{self.measure} ({known.keeps}; {known.source})" if known else self.measure
         first, others = describe(sorted(self.layers[: self.first])), self.layers[self.first :]
         return (
-            f"Layers are chosen by {what}, on {self.sequences} training sequences of {self.tokens} tokens: {first}, "
+            f"Layers are chosen by {what}, on {self.sequences} sequences of {self.tokens} tokens: {first}, "
             f"then {', '.join(map(str, others)) or 'no more'}."
         )
 

@@ -10,6 +10,7 @@ from inheritune_hf.growth import (
     GrowthRule,
     add_along,
     conclude,
+    confidence_of_look,
     follow,
     judge,
     looks,
@@ -118,6 +119,13 @@ def test_looks_are_the_rounds_in_which_a_match_counts():
     assert looks(rule(6), -1, "evaluation") == 6
     stages = GrowthRule((0,), follow([(0,), (0, 1)]), 10, match="last")
     assert looks(stages, -1, "round_end") == 1
+
+
+def test_confidence_is_spread_over_looks():
+    """So many looks err together no more often than one at the whole confidence, and means have none."""
+    assert confidence_of_look(0.95, 1) == 0.95
+    assert confidence_of_look(0.95, 5) == pytest.approx(0.99)
+    assert confidence_of_look(None, 5) is None
 
 
 def test_papers_medium_run():

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune_hf.evaluation import difference_bounds
-from inheritune_hf.evaluation.matching import MIN_DECIDED, all_bounds, confidence_of_look
+from inheritune_hf.evaluation.matching import MIN_DECIDED, all_bounds
+from inheritune_hf.growth import confidence_of_look
 from inheritune_hf.records import write_text
 
 HERE = Path(__file__).parent

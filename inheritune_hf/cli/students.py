@@ -10,6 +10,7 @@ from ..config import reference_options
 from .parsing import VerbParser
 
 if TYPE_CHECKING:
+    from ..records import LayerOrder
     from ..students import OpenedReference
 
 
@@ -44,8 +45,9 @@ def inherit(argv: Sequence[str], prog: str) -> int:
 
     terminal = Terminal()
     reference, choice = open_reference(options.reference, **reference_options(options)), options.keep_layers
-    if is_measured(choice):
-        choice = describe(_measured_layers(reference, choice, options.files))
+    order = _measured_order(reference, choice, options.files) if is_measured(choice) else None
+    if order is not None:
+        choice = describe(sorted(order.layers[: order.first]))
     save_inherited(
         reference,
         choice,
@@ -54,6 +56,7 @@ def inherit(argv: Sequence[str], prog: str) -> int:
         seed=options.seed,
         attention_scale=options.attention_scale,
         show=lambda plan: show_plan(terminal, plan),
+        order=order,
         dtype=options.dtype,
         strict=options.strict,
     )
@@ -61,11 +64,11 @@ def inherit(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def _measured_layers(reference: OpenedReference, choice: str, files: Sequence[str]) -> tuple[int, ...]:
-    from ..analysis import default_sequences, paper_tokens, resolve_measured, scores_folder
+def _measured_order(reference: OpenedReference, choice: str, files: Sequence[str]) -> LayerOrder:
+    from ..analysis import default_sequences, measure_order, paper_tokens, scores_folder
 
     sequences = default_sequences(reference.tokenizer, tokens=paper_tokens(reference), files=files)
-    return resolve_measured(reference, choice, sequences, progress=True, cache_dir=scores_folder())
+    return measure_order(reference, choice, sequences, progress=True, cache_dir=scores_folder())
 
 
 def doctor(argv: Sequence[str], prog: str) -> int:

@@ -102,6 +102,9 @@ def show_estimate(terminal: Terminal, estimate: RunEstimate) -> None:
     table.add_section()
     table.add_row("all", "", "", *_total(estimate))
     terminal.print(table)
+    if estimate.confidence is not None:
+        text = f"each at {100 * estimate.confidence:.3g}% one-sided confidence, so that all of them keep the recipe's"
+        terminal.print_facts([("looks", f"{estimate.looks} at the selection set, {text}")])
     if estimate.order_passes:
         text = f"measured when the run begins, and not the first layers shown: at most {estimate.order_passes:,} "
         text += f"forward passes over {SEQUENCES * TOKENS:,} training tokens, {estimate.order_flops:.3g} FLOPs "

@@ -91,11 +91,6 @@ def compare_losses(
     return replace(match, matched=upper <= tolerance, power=power)
 
 
-def confidence_of_look(confidence: float | None, looks: int) -> float | None:
-    """Return the confidence of each of so many looks at one set that keeps `confidence` over all (Bonferroni)."""
-    return None if confidence is None else 1 - (1 - confidence) / looks
-
-
 def difference_bounds(excess: Floats, tokens: Floats, confidence: float) -> tuple[Floats, Floats]:
     """
     Return one-sided bounds of a difference in loss, in nats per token, each the widest of `all_bounds`.

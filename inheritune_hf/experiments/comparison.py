@@ -29,6 +29,7 @@ from ..records import Validation, write_json, write_record
 from ..run_folder import CELL_FILE, LOG_FILE, MODEL_FOLDER, RUN_FOLDER, without_nothing
 from ..students import (
     MemoryEstimate,
+    OpenedReference,
     Reference,
     StepTime,
     TrainingSetup,
@@ -78,6 +79,19 @@ def variants_of(compare: CompareConfig) -> list[Variant]:
     """Return the arms in the order in which they run: the loop first, because the others' budgets follow it."""
     names = dict.fromkeys([*compare.arms, *(CONTROLS if compare.controls else ())])
     return sorted(map(parse_arm, names), key=lambda variant: variant.arm.name != LOOP)
+
+
+def check_loop(compare: CompareConfig, recipe: InherituneConfig, opened: OpenedReference) -> None:
+    """Raise a `ValueError` if the loop begins at full depth, where it may match untrained and leave arms no steps."""
+    if LOOP not in {variant.arm.name for variant in variants_of(compare)} or compare.budget_steps:
+        return
+    first = rule_from_recipe(recipe, opened.depth, opened.architecture.prefix_sizes).first
+    if len(first) == opened.depth:
+        raise ValueError(
+            f"keep_layers={recipe.keep_layers!r} begins at the reference's full depth of {opened.depth} layers, so the "
+            "loop may match before it trains, and the other arms would get no steps: begin below it, or give "
+            "budget_steps."
+        )
 
 
 # What each cell trains, and for how long
@@ -236,6 +250,7 @@ def run_comparison(
             compare = replace(compare, reference_steps=compare.reference_steps or shape.steps)
         else:
             ready = prepare_run(run, recipe, data, args)
+        check_loop(compare, recipe, ready.reference)
         comparison = Comparison(compare, ready, recipe, args, console)
         chosen = [cell for variant in variants_of(compare) for cell in comparison.run_arm(variant)]
         console.rule("test")
@@ -648,6 +663,7 @@ def estimate_comparison(
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
     refuse_two_throughputs(tokens_per_second, measure)
     opened = open_reference(reference, **kwargs)
+    check_loop(compare, recipe, opened)
     config, loss = opened.config, training_loss(recipe)
     setup = fitted(setup or TrainingSetup(), config)
     budget = Budget(compare, config, setup.block_size, step_tokens(setup), compares_states(recipe))

@@ -281,8 +281,8 @@ def _remarks(trainer: InherituneTrainer, rows: list[ResultRow], ready: PreparedR
     whole = _sample(ready.reference.load(dtype=torch.float32), ready.tokenizer)
     return (
         f"Sample, student:\n{sample}\n\nSample, reference:\n{whole}\n\n"
-        f"What this shows: {conclude_run(trainer).sentence}. On the test set the student is {inherited} than a model "
-        f"of the same shape from random weights given the same {student.steps} steps ({student.loss:.3f} against "
+        f"What this shows: {conclude_run(trainer, rows).sentence}. On the test set the student is {inherited} than a "
+        f"model of the same shape from random weights given the same {student.steps} steps ({student.loss:.3f} against "
         f"{random.loss:.3f} nats per token). The starting reference is what it was compared with; the reference, "
         f"trained further for those steps, is {ahead} the student ({continued.loss:.3f}). What it does not show: the "
         f"reference has {original.parameters:,} parameters and is far from converged, so part of the gain is more "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -240,13 +240,14 @@ def finish_run(
             console.print(text)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-    return RunResult(trainer.outcome or "interrupted", output_dir, conclude_run(trainer), rows)
+    return RunResult(trainer.outcome or "interrupted", output_dir, conclude_run(trainer, rows), rows)
 
 
-def conclude_run(trainer: InherituneTrainer) -> Conclusion:
-    """Return what a run came to, in words."""
+def conclude_run(trainer: InherituneTrainer, rows: Iterable[ResultRow] = ()) -> Conclusion:
+    """Return what a run came to, in words; `rows` are those of the test set, once it is opened."""
     goal, decided = goal_of(trainer.inheritune_config.target), all(item.match.decided for item in trainer.rounds[-1:])
-    return conclusion(trainer.outcome, len(trainer.run.layers), trainer.reference_depth, goal, decided)
+    test = next((row.match for row in rows if row.model == "student"), None)
+    return conclusion(trainer.outcome, len(trainer.run.layers), trainer.reference_depth, goal, decided, test)
 
 
 def _laziness(trainer: InherituneTrainer) -> LazinessComparison | None:

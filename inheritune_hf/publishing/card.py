@@ -19,10 +19,10 @@ from markupsafe import Markup
 from ..config import InherituneConfig
 from ..foreign_text import parse_yaml
 from ..outcomes import conclude_record, describe_evidence, describe_rule, matched_word
-from ..records import RunRecord, read_record
+from ..records import Match, RunRecord, read_record
 from ..students import open_reference
 from ..students.estimates import operations_per_token
-from .tables import ADAPTED, FinishedRun
+from .tables import ADAPTED, FinishedRun, ResultRow
 from .templates import render
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class CardFacts:
         reference_operations (`float`, *optional*): The same of the reference.
         test_loss (`float`, *optional*): The student's loss on the test set, in nats per token.
         reference_test_loss (`float`, *optional*): The reference's, on the same sequences.
+        test_match (`Match`, *optional*): How the two compare.
         pictures (`tuple[str, ...]`): Names of pictures beside the card.
     """
 
@@ -106,6 +107,7 @@ class CardFacts:
     reference_operations: float | None = None
     test_loss: float | None = None
     reference_test_loss: float | None = None
+    test_match: Match | None = None
     pictures: tuple[str, ...] = ()
 
 
@@ -128,7 +130,8 @@ def gather_facts(
         said = said if path is None else read_reference_card(path)
     except (OSError, ValueError) as error:
         logger.info("The card says less of the reference: %s", error)
-    test = _test_losses(run_folder)
+    test = _test_results(run_folder)
+    mine_on_test = test.get(ADAPTED if record.outcome == "adapted" else "student")
     block = min(mine.context_length or _BLOCK_SIZE, _BLOCK_SIZE)
     if license:
         said = CardFacts(license, language=said.language)
@@ -140,8 +143,9 @@ def gather_facts(
         reference_parameters=None if theirs is None else theirs.architecture.parameter_count,
         operations=operations_per_token(mine.config, block),
         reference_operations=None if theirs is None else operations_per_token(theirs.config, block),
-        test_loss=test.get(ADAPTED if record.outcome == "adapted" else "student"),
-        reference_test_loss=test.get("reference"),
+        test_loss=None if mine_on_test is None else mine_on_test.loss,
+        reference_test_loss=test["reference"].loss if "reference" in test else None,
+        test_match=None if mine_on_test is None else mine_on_test.match,
         pictures=tuple(pictures),
     )
 
@@ -173,12 +177,12 @@ def front_matter(card: str, where: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _test_losses(run_folder: Path | None) -> dict[str, float]:
-    """Return the losses on the test set by model, from the results of a run."""
+def _test_results(run_folder: Path | None) -> dict[str, ResultRow]:
+    """Return what was found on the test set by model, from the results of a run."""
     path = None if run_folder is None else run_folder / "rounds.json"
     if path is None or not path.is_file():
         return {}
-    return {row.model: row.loss for row in read_record(FinishedRun, path).results}
+    return {row.model: row for row in read_record(FinishedRun, path).results}
 
 
 def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) -> str:
@@ -192,7 +196,7 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         metadata=Markup(ModelCardData(**_metadata(record, name, facts))),
         begin=Markup(_BEGIN),
         end=Markup(_END),
-        conclusion=conclude_record(record),
+        conclusion=conclude_record(record, facts.test_match),
         rule=describe_rule(record),
         evidence=describe_evidence(record.rounds[-1].match) if record.rounds else "",
         matched_word=matched_word,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import InherituneConfig
 from ..figures import layer_panel, save_panels
 from ..foreign_text import first_line
-from ..records import RECORD_FILE, Lineage, RunRecord, decode, saving, write_record, write_text
+from ..records import RECORD_FILE, LayerOrder, Lineage, RunRecord, decode, encode, saving, write_record, write_text
 from ..students import (
     DEFAULT_SEED,
     InheritancePlan,
@@ -83,13 +83,15 @@ def save_inherited(
     seed: int = DEFAULT_SEED,
     attention_scale: str = "keep",
     show: Callable[[InheritancePlan], None] | None = None,
+    order: LayerOrder | None = None,
     **kwargs: Any,
 ) -> InheritancePlan:
     """
     Build a student of a reference's layers and save it in an empty folder, with the reference's tokenizer if any.
 
-    The layers and parts are those of the recipe; `show` is called with the plan before any weight is read; `kwargs` are
-    passed on to `from_pretrained`. If the layers or the reference cannot be used, nothing is written.
+    The layers and parts are those of the recipe; `show` is called with the plan before any weight is read; `order` is
+    kept in the lineage if a measure chose the layers; `kwargs` are passed on to `from_pretrained`. If the layers or the
+    reference cannot be used, nothing is written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -100,6 +102,8 @@ def save_inherited(
     if show is not None:
         show(plan)
     student = from_pretrained_inherited(opened, recipe, seed=seed, **kwargs)
+    if order is not None:
+        student.config.inheritune["order"] = encode(order)
     record = RunRecord(recipe.to_dict(), decode(Lineage, student.config.inheritune, "the student's config.inheritune"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:

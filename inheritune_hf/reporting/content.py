@@ -15,7 +15,7 @@ from ..experiments import results
 from ..experiments.results import TRAINED_FURTHER, ArmResult, ComparisonRecord, arm_results
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
 from ..layers import describe
-from ..outcomes import conclude_record, describe_evidence, describe_rule, goal_of, matched_word
+from ..outcomes import describe_evidence, describe_rule, goal_of, matched_word
 from ..publishing import tables
 from ..records import DataFacts
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, without_nothing
@@ -90,7 +90,7 @@ class Report:
 
 def build_report(run: RunSummary) -> Report:
     """Return the report of a run, up to how to run it again."""
-    came, found = conclude_record(run.record), run.evaluation
+    came, found = run.conclusion, run.evaluation
     word, good = (came.word, came.good) if run.trained else ("not trained", None)
     sections = _sections(
         ("losses", "Losses", _losses(run)),
@@ -145,7 +145,7 @@ def _run_verdict(run: RunSummary) -> Iterator[str]:
         yield f"A student of {depth} was inherited from {record.lineage.reference} and not trained."
         return
     if record.outcome != "adapted":
-        yield f"{conclude_record(record).sentence}."
+        yield f"{run.conclusion.sentence}."
     if record.outcome in {"interrupted", None}:
         yield f"It was last saved at step {run.step:,}; the same command resumes it."
         return

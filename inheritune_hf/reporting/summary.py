@@ -10,6 +10,7 @@ from typing import Any
 from ..evaluation.facts import StudentEvaluation
 from ..experiments.results import ComparisonRecord
 from ..forecast import Forecast
+from ..outcomes import Conclusion, conclude_record
 from ..publishing import FinishedRun, ResultRow
 from ..records import RECORD_FILE, Count, RunState, decode, encode, read_json, read_record
 from ..run_folder import CELL_FILE, EVALUATION_FILE, MODEL_FOLDER, RESULT_FILE, SETTINGS_FILE, read_state
@@ -47,6 +48,12 @@ class RunSummary:
         """Layers of the last student and of its reference."""
         lineage = self.record.lineage
         return f"{len(lineage.kept_layers)} of {lineage.reference_layers}"
+
+    @property
+    def conclusion(self) -> Conclusion:
+        """What the run came to, in words."""
+        student = self.result("student")
+        return conclude_record(self.record, None if student is None else student.match)
 
     def result(self, model: str) -> ResultRow | None:
         """Return the row of the test set's table with that name, if there is one."""

@@ -23,7 +23,7 @@ from transformers.training_args import OptimizerNames
 
 from ..annotations import Within, annotations_of, conform
 from ..config import InherituneConfig
-from ..growth import planned_rounds, rule_from_recipe
+from ..growth import confidence_of_look, looks, planned_rounds, rule_from_recipe
 from ..measures import SEQUENCES, TOKENS, order_passes
 from .architectures import inspect_architecture, is_cuttable, logit_shaping, sliced_config
 from .inspection import InheritancePlan, plan_inheritance
@@ -148,6 +148,8 @@ class RunEstimate:
     order_passes: int = 0
     order_flops: float = 0.0
     abandon: float | None = None  # confidence of a miss with which a round may end before its last step
+    looks: int = 1  # at the selection set, over which the recipe's confidence is spread
+    confidence: float | None = None  # one-sided, of each look
 
     @property
     def tokens(self) -> int:
@@ -217,6 +219,8 @@ def estimate_run(
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
     refuse_two_throughputs(tokens_per_second, measure)
     opened = open_reference(reference, **kwargs)
+    if recipe.quantization_config is not None:
+        opened.require_quantizable()
     config = opened.config
     rule = rule_from_recipe(recipe, opened.depth, opened.architecture.prefix_sizes)
     plan = plan_inheritance(opened, rule.first, recipe.inherit, recipe.attention_scale)
@@ -250,6 +254,7 @@ def estimate_run(
             )
         )
     part = DTYPES[setup.dtype].itemsize * plan.parameters_after
+    chances = looks(rule, max_steps or -1, recipe.match_at)
     passes, length = order_passes(recipe.keep_layers, opened.depth), min(TOKENS, setup.block_size)
     return RunEstimate(
         plan=plan,
@@ -262,6 +267,8 @@ def estimate_run(
         order_passes=passes,
         order_flops=passes * SEQUENCES * length * operations_per_token(config, length) / 3,  # forward only
         abandon=recipe.abandon,
+        looks=chances,
+        confidence=confidence_of_look(recipe.confidence, chances),
     )
 
 

@@ -117,6 +117,14 @@ class OpenedReference:
         gguf_file = self.origin["gguf_file"]
         return self.model is not None or self.multimodal is not None or gguf_file is not None
 
+    def require_quantizable(self) -> None:
+        """Raise a `ValueError` if it cannot be quantized while it is read, as `distillation_quantization` does."""
+        if self.is_rebuilt:
+            raise ValueError(
+                "distillation_quantization quantizes the reference while it is read: give its id or path, no model in "
+                "memory, text_model or gguf_file."
+            )
+
     @property
     def origin(self) -> dict[str, Any]:
         """What a lineage says of where it comes from."""

@@ -35,9 +35,18 @@ from ..config import PARTS, InherituneConfig
 from ..data import CausalCollator, check_tokenizer
 from ..data.stream import PackedStream
 from ..evaluation import ValidatedTrainer, compare_losses
-from ..evaluation.matching import confidence_of_look
 from ..forecast import Forecast, forecast_round
-from ..growth import GrowthRule, conclude, judge, looks, match_counts, reopen, round_end, rule_from_recipe
+from ..growth import (
+    GrowthRule,
+    conclude,
+    confidence_of_look,
+    judge,
+    looks,
+    match_counts,
+    reopen,
+    round_end,
+    rule_from_recipe,
+)
 from ..layers import describe
 from ..measures import is_measured
 from ..publishing import push_student, save_student
@@ -404,11 +413,8 @@ class InherituneTrainer(ValidatedTrainer):
         self.reference_cache = reference_cache
         self.budget = args.max_steps
         self.growth_rule = self.rule()  # with first layers in place of an order that is not measured yet
-        if self.reference.is_rebuilt and inheritune_config.quantization_config is not None:
-            raise ValueError(
-                "distillation_quantization quantizes the reference while it is read: give its id or path, no model in "
-                "memory, text_model or gguf_file."
-            )
+        if inheritune_config.quantization_config is not None:
+            self.reference.require_quantizable()
         if processing_class is not None:
             text = self.reference.text_config
             check_tokenizer(processing_class, text.vocab_size, getattr(text, "eos_token_id", None))

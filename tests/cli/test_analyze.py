@@ -92,6 +92,12 @@ def test_inherit_by_a_measure(reference, text, tmp_path, capsys):  # noqa: F811
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "by-rank")
     assert len(student.config.inheritune["kept_layers"]) == student.config.n_layer == 2
     assert main([*words, str(tmp_path / "auto"), "--keep-layers", "auto"]) == 0
+    assert main([*words, str(tmp_path / "chosen"), "--keep-layers", "influence:1"]) == 0
+    lineage = json.loads((tmp_path / "chosen" / "config.json").read_text())["inheritune"]
+    order = lineage["order"]
+    assert (order["measure"], order["first"], order["layers"][:1]) == ("influence", 1, lineage["kept_layers"])
+    said = f"on {order['sequences']} sequences of {order['tokens']} tokens"
+    assert said in (tmp_path / "chosen" / "README.md").read_text()
     assert main([*words, str(tmp_path / "wrong"), "--keep-layers", "rank:9"]) == 1
     assert "keep_layers must be between 1 and 4" in capsys.readouterr().err
 

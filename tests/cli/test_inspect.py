@@ -60,6 +60,8 @@ def test_plan_shows_rounds_and_memory(reference, capsys):
     text = shown(capsys, *words).out
     for word in ("rounds, if all are needed", "hours", "6,400", "memory of one process at its peak: float32", "activ"):
         assert word in text
+    assert "looks 3 at the selection set, each at 98.3% one-sided confidence" in " ".join(text.split())
+    assert "looks" not in shown(capsys, *words, "--confidence", "none").out
     early = shown(capsys, *words, "--abandon", "0.9").out
     assert "rounds, if all are needed; one that is 90% sure to miss ends early and grows" in " ".join(early.split())
     values = json.loads(shown(capsys, *words, "--json").out)

@@ -7,7 +7,7 @@ import pytest
 
 from inheritune_hf import compare_losses
 from inheritune_hf.evaluation import compare_over_seeds, difference_bounds, matching
-from inheritune_hf.evaluation.matching import all_bounds, confidence_of_look
+from inheritune_hf.evaluation.matching import all_bounds
 from inheritune_hf.records import Validation
 
 
@@ -112,13 +112,6 @@ def test_power_is_how_often_an_equal_student_would_match():
     assert np.mean([match.matched for match in matches]) == pytest.approx(stated, abs=0.05)
     assert compare_losses(zero, zero).power == 1.0
     assert compare_losses(zero, zero, confidence=None).power is None
-
-
-def test_confidence_is_spread_over_looks():
-    """So many looks err together no more often than one at the whole confidence, and means have none."""
-    assert confidence_of_look(0.95, 1) == 0.95
-    assert confidence_of_look(0.95, 5) == pytest.approx(0.99)
-    assert confidence_of_look(None, 5) is None
 
 
 def test_few_documents_are_said():

@@ -424,6 +424,15 @@ def test_comparisons_that_make_no_sense_are_refused(values, message):
         CompareConfig(**values)
 
 
+def test_a_loop_of_full_depth_gives_no_budget(material, tmp_path):
+    """It may match before it trains, so that other arms would train for no steps: both verbs refuse it."""
+    with pytest.raises(ValueError, match="keep_layers='first:4' begins at the reference's full depth of 4 layers"):
+        compare(material, tmp_path, ["inheritune"], [1], recipe={"keep_layers": "first:4", "max_layers": None})
+    with pytest.raises(ValueError, match="the other arms would get no steps: begin below it, or give budget_steps"):
+        planned(material, recipe={"keep_layers": "first:4", "max_layers": None})
+    assert not (tmp_path / "comparison.json").exists()
+
+
 def test_arms_are_trained_and_judged_as_the_loop_is():
     """How a model is trained and judged is the recipe's for every arm; what the loop does between rounds is not."""
     recipe = InherituneConfig(

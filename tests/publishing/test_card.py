@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from inheritune_hf.publishing import FinishedRun, ResultRow
-from inheritune_hf.publishing.card import CardFacts, _test_losses, read_reference_card, render_card, update_card
+from inheritune_hf.publishing.card import CardFacts, _test_results, read_reference_card, render_card, update_card
 from inheritune_hf.records import Lineage, Match, RecordError, Round, RunRecord, write_record
 
 LINEAGE = Lineage("gpt2-medium", "abc", 24, tuple(range(14)), {"torch": "2.13"})
@@ -124,16 +124,24 @@ def test_a_match_at_full_depth_is_no_reduction():
     assert "| 3 | 24 |  | 100 | 6,400 | 2.8000 | 2.8100 | -0.0100 (up to +0.0000) | yes, no reduction |" in text
 
 
-def test_test_losses_are_those_of_the_run(tmp_path):
+def test_a_match_that_the_test_set_does_not_confirm():
+    """A match on the selection set alone is called so."""
+    missed = replace(ROUNDS[1].match, matched=False)
+    assert "**A student of 14 of 24 layers matched its starting reference.**" in card(test_match=ROUNDS[1].match)
+    text = card(test_match=missed)
+    assert "matched its starting reference on the selection set, but the test set does not confirm it.**" in text
+
+
+def test_test_results_are_those_of_the_run(tmp_path):
     """The losses on the test set come from the run's checked record; one that is damaged is an error that names it."""
     rows = (ResultRow("reference", 24, 5, 0, 0, 2.9), ResultRow("student", 14, 3, 9, 99, 2.91, ROUNDS[1].match))
     write_record(tmp_path / "rounds.json", FinishedRun({}, LINEAGE, results=rows))
-    assert _test_losses(tmp_path) == {"reference": 2.9, "student": 2.91}
+    assert _test_results(tmp_path) == {row.model: row for row in rows}
     values = json.loads((tmp_path / "rounds.json").read_text())
     values["results"][1]["loss"] = "low"
     (tmp_path / "rounds.json").write_text(json.dumps(values))
     with pytest.raises(RecordError, match=r"rounds\.json: results\[1\]\.loss must be a finite number, got 'low'"):
-        _test_losses(tmp_path)
+        _test_results(tmp_path)
 
 
 def test_paths_of_a_machine_stay_there(tmp_path):

@@ -99,6 +99,17 @@ def test_a_match_at_full_depth_is_no_reduction(tmp_path):
     assert [row[-1] for row in table.rows] == ["no", "yes, no reduction"]
 
 
+def test_a_match_that_the_test_set_does_not_confirm_is_said(tmp_path):
+    """The outcome is the selection set's; what the test set said of it stands in the headline."""
+    record = json.loads((write_run(tmp_path / "run") / "rounds.json").read_text())
+    row = next(row for row in record["results"] if row["model"] == "student")
+    row["match"]["matched"] = False
+    report = build_report(read_run(write_run(tmp_path / "missed", **record)))
+    assert (report.outcome, report.good) == ("not confirmed", None)
+    assert report.verdict.startswith("A student of 6 of 8 layers matched its starting reference on the selection set, ")
+    assert "but the test set does not confirm it." in report.verdict
+
+
 def test_too_few_documents_are_undecided(tmp_path):
     """Where no round could be decided, neither a match nor a miss is claimed."""
     undecided = replace(ROUNDS[0], match=replace(ROUNDS[0].match, decided=False))

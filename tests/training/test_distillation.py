@@ -15,6 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.distillation_losses import DISTILLATION_LOSSES, DistillationLoss
+from inheritune_hf.students import estimate_run
 from inheritune_hf.students.losses import Head
 from inheritune_hf.training import distillation
 from inheritune_hf.training.distillation import (
@@ -289,6 +290,16 @@ def test_a_quantization_that_cannot_be_made_is_refused(tmp_path, rounding, monke
         tiny.make_trainer(tmp_path, str(tmp_path / "nowhere"), recipe)
     reference = tiny.write_reference(tmp_path / "reference")
     assert tiny.make_trainer(tmp_path, reference, {**recipe, "distillation": None}).teacher is None
+
+
+def test_only_a_reference_that_is_read_whole_is_quantized(tmp_path, rounding):
+    """A model in memory, a text model and a GGUF file are refused, by `plan` too."""
+    recipe = {"distillation": "forward_kl=1", "distillation_quantization": {"quant_method": "rounding", "steps": 2}}
+    model = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=16, n_head=2, vocab_size=64, n_positions=32))
+    with pytest.raises(ValueError, match="give its id or path, no model in memory, text_model or gguf_file"):
+        tiny.make_trainer(tmp_path, model, recipe)
+    with pytest.raises(ValueError, match="give its id or path, no model in memory, text_model or gguf_file"):
+        estimate_run(model, InherituneConfig(**recipe, steps_per_round=2))
 
 
 @pytest.mark.parametrize("given", ["2bit", {"load_in_8bit": True}])

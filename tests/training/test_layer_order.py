@@ -59,8 +59,8 @@ def test_the_order_is_in_every_record(reference, tmp_path):
     assert decode(Lineage, trainer.student.config.inheritune, "lineage").order == order
     added = ", ".join(map(str, order.layers[2:]))
     sentence = (
-        f"Layers are chosen by loss ({MEASURES['loss'].keeps}; {MEASURES['loss'].source}), on 80 training sequences of "
-        f"16 tokens: {','.join(map(str, order.layers[:2]))}, then {added}."
+        f"Layers are chosen by loss ({MEASURES['loss'].keeps}; {MEASURES['loss'].source}), on 80 sequences of 16 "
+        f"tokens: {','.join(map(str, order.layers[:2]))}, then {added}."
     )
     assert order.sentence == sentence
     assert sentence in render_card(trainer.run_record, "student")
