@@ -56,14 +56,14 @@ def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Adv
     by_depth = torch.zeros(depth + 1, 2, dtype=torch.float64)
     skipped = torch.zeros(depth, 2, dtype=torch.float64)
     for tokens in batches:
-        states, tuples, sums = _states(model, blocks, tokens)
+        states, beside, sums = _states(model, blocks, tokens)
         by_depth[depth] += sums
         for layer, (before, after) in enumerate(itertools.pairwise(states)):
             influence[layer] += block_influence(before, after.to(before.device)) * tokens.numel()
         angles += angular_distances(torch.stack([state[:, -1].float().cpu() for state in states])) * len(tokens)
         advance()
         for layer in range(depth):
-            stand_ins = [_StandIn(block, states[layer], size) for block, size in zip(blocks, tuples, strict=True)]
+            stand_ins = [_StandIn(block, states[layer], rest) for block, rest in zip(blocks, beside, strict=True)]
             with _replaced(blocks, dict(enumerate(stand_ins))):
                 by_depth[layer] += _loss_sums(model, tokens)
             advance()
@@ -106,8 +106,8 @@ def loss_without(
     """Return the model's loss without some of its blocks, in nats per token; the model is left as it was."""
     blocks = find_blocks(model)
     sums = torch.zeros(2, dtype=torch.float64)
-    _, tuples, _ = _states(model, blocks, batches[0][:1, :2])
-    with _replaced(blocks, {layer: _StandIn(blocks[layer], None, tuples[layer]) for layer in removed}):
+    _, beside, _ = _states(model, blocks, batches[0][:1, :2])
+    with _replaced(blocks, {layer: _StandIn(blocks[layer], None, beside[layer]) for layer in removed}):
         for tokens in batches:
             sums += _loss_sums(model, tokens)
             advance()
@@ -115,20 +115,22 @@ def loss_without(
 
 
 class _StandIn(nn.Module):
-    """Takes a block's place and returns fixed states, or its inputs, in the form in which the block returns states."""
+    """Takes a block's place and returns fixed states, or its inputs, with what the block returns beside states."""
 
-    def __init__(self, block: nn.Module, states: Tensor | None, size: int) -> None:
+    def __init__(self, block: nn.Module, states: Tensor | None, beside: tuple[Any, ...] | None) -> None:
         super().__init__()
         # In a tuple, so that the block does not become a part of this module.
         self._block = (block,)
         self._states = states
-        self._size = size
+        self._beside = beside
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        states = self._states
+        states, beside = self._states, self._beside
         if states is None:
             states = args[0] if args else kwargs["hidden_states"]
-        return (states, *(None,) * (self._size - 1)) if self._size else states
+            # Blocks of GLM-5 also hand on which tokens an earlier one selected.
+            beside = beside and (kwargs.get("prev_topk_indices"),) * len(beside)
+        return states if beside is None else (states, *beside)
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their blocks for their kind, such as `attention_type`.
@@ -151,17 +153,25 @@ def _replaced(blocks: nn.ModuleList, stand_ins: Mapping[int, nn.Module]) -> Iter
             blocks[layer] = before[layer]
 
 
-def _states(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tuple[list[Tensor], list[int], Tensor]:
-    """Return states before the first block and after each, the length of each one's output tuple (0: none), sums."""
+def _states(
+    model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor
+) -> tuple[list[Tensor], list[tuple[Any, ...] | None], Tensor]:
+    """
+    Return states before the first block and after each, what each returns beside them (None: no tuple), and sums.
+
+    Of what is beside them only selections of tokens are kept: attention would take too much memory.
+    """
     states: list[Tensor] = []
-    sizes: list[int] = []
+    beside: list[tuple[Any, ...] | None] = []
 
     def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         states.append(args[0] if args else kwargs["hidden_states"])
 
     def leave(_block: nn.Module, _args: Any, output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
-        sizes.append(len(output) if isinstance(output, tuple) else 0)
+        hidden, *rest = output if isinstance(output, tuple) else (output,)
+        states.append(hidden)
+        kept = tuple(item if torch.is_tensor(item) and not item.is_floating_point() else None for item in rest)
+        beside.append(kept if isinstance(output, tuple) else None)
 
     handles = [blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
     handles += [block.register_forward_hook(leave) for block in blocks]
@@ -170,7 +180,7 @@ def _states(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tu
     finally:
         for handle in handles:
             handle.remove()
-    return states, sizes, sums
+    return states, beside, sums
 
 
 def _loss_sums(model: PreTrainedModel, tokens: Tensor) -> Tensor:

@@ -170,13 +170,16 @@ def measure_order(
     """
     Return the order of all layers in which a run grows its students, and how many the first one has.
 
-    Arguments and errors are those of `resolve_measured`; the order of `auto` is that of the layers themselves.
+    Arguments and errors are those of `resolve_measured`; the order of `auto` is that of the layers themselves, as far
+    as each student along it is a model of the family.
     """
-    name, count = parse_measured(choice, open_model(reference, **kwargs).depth)
+    opened = open_model(reference, **kwargs)
+    name, count = parse_measured(choice, opened.depth)
     tokens, settings = as_tokens(sequences), {"progress": progress, "cache_dir": cache_dir, **kwargs}
     if count is None:
         advice = recommend_layers(reference, tokens, **settings)
-        layers, count = tuple(range(advice.depth)), len(advice.layers)
+        count = len(advice.layers)
+        layers = cuttable_order(opened.config, range(opened.depth), count)
     else:
         layers = layer_order(reference, name, tokens, count, **settings)
     return LayerOrder(name, layers, count, len(tokens), tokens.shape[1], tokens_fingerprint(tokens))

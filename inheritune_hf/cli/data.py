@@ -26,9 +26,10 @@ def data(argv: Sequence[str], prog: str) -> int:
     from .terminal import Terminal, log_to_terminal
 
     log_to_terminal()
-    tokenizer = load_tokenizer(options.tokenizer)
+    inside = {} if options.gguf_file is None else {"gguf_file": options.gguf_file}
+    tokenizer = load_tokenizer(options.tokenizer, **inside)
     try:
-        reference = open_reference(options.tokenizer).text_config
+        reference = open_reference(options.tokenizer, **inside).text_config
     except (OSError, ValueError):  # a tokenizer alone, or beside a model that no student is made of
         reference = None
     if reference is not None:
@@ -52,6 +53,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="Hub id or folder of the reference (what it knows is checked), or of its tokenizer alone.",
     )
+    parser.add_argument("--gguf-file", help="GGUF file there that holds the tokenizer.")
     parser.add_argument("--output", required=True, help="Folder to save the sequences in.")
     parser.add_argument("--seed", type=int, default=42, help="Chooses which documents are held out (default: 42).")
 

@@ -222,7 +222,8 @@ def estimate_run(
     if recipe.quantization_config is not None:
         opened.require_quantizable()
     config = opened.config
-    rule = rule_from_recipe(recipe, opened.depth, opened.architecture.prefix_sizes)
+    order = opened.order_before(recipe.keep_layers)
+    rule = rule_from_recipe(recipe, opened.depth, opened.architecture.prefix_sizes, order)
     plan = plan_inheritance(opened, rule.first, recipe.inherit, recipe.attention_scale)
     setup = fitted(setup or TrainingSetup(), config)
     loss = training_loss(recipe)

@@ -28,10 +28,12 @@ from transformers import (
 )
 
 from ..foreign_text import first_line
-from ..records import digest_file, read_json
+from ..measures import is_measured, parse_measured
+from ..records import LayerOrder, digest_file, read_json
 from .architectures import (
     UNUSABLE_CONFIG,
     Architecture,
+    cuttable_order,
     drop_tied,
     inspect_architecture,
     kept_names,
@@ -153,6 +155,18 @@ class OpenedReference:
         """Where its blocks are, and the sizes of its tensors."""
         found = inspect_architecture(self.config)
         return found if self.multimodal is None else replace(found, in_multimodal=True)
+
+    def order_before(self, choice: Any) -> LayerOrder | None:
+        """
+        Return what stands for the order of `choice`, a measure in `keep_layers`, before it is measured, else None.
+
+        It is that of the layers themselves, as far as each student along it is a model of the family.
+        """
+        if not is_measured(choice):
+            return None
+        measure, count = parse_measured(choice, self.depth)
+        first = max(1, self.depth // 2 if count is None else count)
+        return LayerOrder(measure, cuttable_order(self.config, range(self.depth), first), first)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -569,6 +569,7 @@ class InherituneTrainer(ValidatedTrainer):
         """Return how students grow, along `order` if the recipe's layers are chosen by a measure."""
         sizes = self.reference.architecture.prefix_sizes
         recipe, given = self.inheritune_config, self.baseline.growth_rule
+        order = order or self.reference.order_before(recipe.keep_layers)
         return given or rule_from_recipe(recipe, self.reference_depth, sizes, order)
 
     def measure_order(self) -> LayerOrder:

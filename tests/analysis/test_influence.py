@@ -2,6 +2,8 @@
 
 import copy
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from inheritune_hf.analysis import angular_distances, block_influence, loss_without
 from inheritune_hf.analysis.influence import score_blocks
 from inheritune_hf.students import InheritedModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
+from families import CASES
 
 
 def test_influence_of_directions():
@@ -50,6 +55,24 @@ def test_losses_are_those_of_real_students(model, sequences):
         assert scores.skipped[layer] == pytest.approx(loss(student), abs=1e-5)
     pair = InheritedModelForCausalLM.from_pretrained(model, keep_layers=[1, 2, 4, 5])
     assert loss_without(model, batches, [0, 3]) == pytest.approx(loss(pair), abs=1e-5)
+
+
+def test_selections_of_tokens_are_handed_on(sequences):
+    """Where layers of GLM-5 attend to what an earlier one selected, losses are those of students too."""
+    types = ["full", "shared", "shared", "full", "shared", "full"]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("glm_moe_dsa", **{**CASES["glm_moe_dsa"][0], "indexer_types": types, "index_topk": 2})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    scores = score_blocks(model, [sequences[:4]])
+
+    def loss(layers):
+        student = InheritedModelForCausalLM.from_pretrained(model, keep_layers=layers)
+        with torch.no_grad():
+            return float(student(sequences[:4], labels=sequences[:4], use_cache=False).loss)
+
+    assert scores.skipped[1] == pytest.approx(loss([0, 2, 3, 4, 5]), abs=1e-5)
+    assert scores.by_depth[2] == pytest.approx(loss(2), abs=1e-5)
+    assert loss_without(model, [sequences[:4]], [1, 4]) == pytest.approx(loss([0, 2, 3, 5]), abs=1e-5)
 
 
 def test_influence_and_angles_are_those_of_the_hidden_states(model, sequences):

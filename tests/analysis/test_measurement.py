@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import hashlib
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,9 @@ from inheritune_hf.analysis import measurement as measurement_module
 from inheritune_hf.analysis.collapse import attention_entropy, column_mass, sink_share, uniform_attention
 from inheritune_hf.analysis.measurement import random_twin
 from inheritune_hf.records import decode, encode
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
+from families import CASES, NEEDY
 
 OnGpu = SimpleNamespace(device=torch.device("cuda", 0))
 
@@ -206,6 +211,22 @@ def test_hybrids_report_what_has_no_softmax_attention(sequences):
     assert report.ranks(0).shape == report.masses(0).shape == (30, 0)
     assert set(report.to_pandas()["layer"]) == {1, 3}
     assert decode(CollapseReport, json.loads(json.dumps(encode(report))), "report") == report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "number"), NEEDY)
+def test_every_kind_of_hybrid_is_measured(kind, number, sequences):
+    """Layers have ranks exactly where they have softmax attention, and each is skipped, alone or up to its depth."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **CASES[kind][number])
+    report = measure_collapse(AutoModelForCausalLM.from_config(config).eval(), sequences[:8])
+    kinds = getattr(config, "layer_types", None) or ["attention"] * 6
+    without = {layer for layer, item in enumerate(kinds) if item in ("conv", "linear_attention", "mlp", "moe")}
+    assert {layer for layer, rank in enumerate(report.max_ranks()) if rank is None} == without
+    assert {item.layer for item in report.random if not item.heads} == without
+    assert {item.layer for item in report.maps} <= set(range(6)) - without
+    assert np.isfinite([*report.blocks.skipped, *report.blocks.by_depth, *report.blocks.influence]).all()
+    assert report.blocks.by_depth[6] == report.blocks.loss
 
 
 def test_scores_are_cached(model, sequences, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,10 @@ from inheritune_hf.analysis import (
 from inheritune_hf.analysis.recommendation import lazy_tail_start
 from inheritune_hf.measures import MEASURES
 from inheritune_hf.records import encode
+from inheritune_hf.students import sliced_config
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
+from families import CASES, NEEDY
 
 
 def report_of(ranks, sequences=40, blocks=None, masses=None):
@@ -214,6 +220,20 @@ def test_layers_without_softmax_attention_stay():
     # Alone they are no model: what an order begins with can generate.
     for measure in ("rank", "loss"):
         assert kinds[layer_order(model, measure, tokens)[0]] == "full_attention"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "number"), NEEDY)
+def test_orders_keep_what_a_family_needs(kind, number):
+    """By rank and by loss every student along the order is a model of its family, nested in the next one."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CASES[kind][number])).eval()
+    tokens = torch.randint(1, VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(1))
+    for measure in ("rank", "loss"):
+        order = layer_order(model, measure, tokens, 2)
+        assert sorted(order) == list(range(6))
+        for count in range(2, 7):
+            assert sliced_config(model.config, sorted(order[:count])).num_hidden_layers == count
 
 
 @pytest.mark.parametrize("choice", ["rank", "rank:", "rank:x", "auto:3", "loss:-1", "first:3"])

@@ -231,8 +231,9 @@ def test_what_cannot_be_built_is_refused(reference, tmp_path):
         build_arm(ARMS["hybrid-stacking"], inputs(reference, 3))
     with pytest.raises(ValueError, match="keep_layers must name layers from 0 to 7"):
         arm_models.assemble(reference, [0, 8], 1)
-    with pytest.raises(ValueError, match="A bloom cannot be halved in width"):
-        arm_models.narrowed_config(AutoConfig.for_model("bloom"))
+    for kind in ("bloom", "gemma4_text"):
+        with pytest.raises(ValueError, match=f"A {kind} cannot be halved in width: .* It is known of gpt2, gpt_neox, "):
+            arm_models.narrowed_config(AutoConfig.for_model(kind))
     with pytest.raises(ValueError, match="one attention head"):
         arm_models.narrowed_config(AutoConfig.for_model("gpt2", n_head=1))
 

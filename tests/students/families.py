@@ -100,6 +100,8 @@ BESIDES = {
     "afmoe": [{**HEADS, **EXPERTS, "num_dense_layers": 2, "global_attn_every_n_layers": 3, "sliding_window": 4}],
     "apertus": [GROUPED],
     "arcee": [GROUPED],
+    "axk1": [{**EQUAL, **SPARSE, **LATENT, **DENSE_FIRST}],
+    "axk2": [{**EQUAL, **SPARSE, **LATENT, **DENSE_FIRST, **INDEXED, "head_dim": 4, "gated_norm_rank": 4}],
     "bailing_hybrid": [
         {
             **EQUAL,
@@ -142,6 +144,17 @@ BESIDES = {
     "falcon_h1": [{**HEADS, **MAMBA, "mamba_d_ssm": 32, "lm_head_multiplier": 0.5}],
     "falcon_mamba": [STATE_SPACE],
     "flex_olmo": [{**EQUAL, **EXPERTS}],
+    "flint": [
+        {**HEADS, **EXPERTS, **WINDOWS, "shared_expert_intermediate_size": 8, "mlp_only_layers": [0]},
+        {
+            **HEADS,
+            **EXPERTS,
+            **WINDOWS,
+            "shared_expert_intermediate_size": 8,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [],
+        },
+    ],
     "gemma4_text": [
         {
             **HEADS,
@@ -213,6 +226,7 @@ BESIDES = {
     "iquestcoder": [HEADS],
     "jais2": [GROUPED],
     "jamba": [{**HEADS, **EXPERTS, "attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 4}],
+    "jetmoe": [{**GROUPED, **LOCAL_EXPERTS, "kv_channels": 8}],
     "kimi_linear": [
         {
             **EQUAL,
@@ -230,6 +244,7 @@ BESIDES = {
             "first_k_dense_replace": 1,
         }
     ],
+    "kolibri1": [{**HEADS, **EXPERTS, **WINDOWS, "shared_expert_intermediate_size": 8}],
     "laguna": [
         {
             **HEADS,
@@ -324,6 +339,21 @@ BESIDES = {
 }
 
 CASES = {**PROMISED, **BESIDES}
+
+#: Of each way in which layers can need others, or have no softmax attention, a family and the number of its config.
+NEEDY = [
+    ("lfm2", 0),
+    ("gemma4_text", 0),
+    ("falcon_h1", 0),
+    ("glm_moe_dsa", 0),
+    ("granitemoehybrid", 2),
+    ("jamba", 0),
+    ("mamba", 0),
+    ("nemotron_h", 0),
+    ("olmo_hybrid", 0),
+    ("qwen3_5_text", 0),
+    ("qwen3_next", 0),
+]
 
 
 @dataclass(frozen=True)

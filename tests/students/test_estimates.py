@@ -17,6 +17,7 @@ from inheritune_hf.students import (
     estimate_run,
     estimates,
     measure_step,
+    open_reference,
 )
 from inheritune_hf.students.estimates import measuring_memory, operations_per_token, training_memory
 
@@ -59,6 +60,16 @@ def test_an_estimate_of_one_round(published):
     run = estimate_run(published, recipe(max_layers=4), TrainingSetup(block_size=4096))
     assert run.seconds is None
     assert run.tokens == 10 * 8 * 32  # sequences are no longer than the reference reads
+
+
+def test_an_order_that_is_not_measured_yet_is_one_that_the_family_allows(build):
+    """The first two layers of this Gemma 4 are no model; the rounds of a choice by loss are planned all the same."""
+    reference = build(AutoConfig.for_model("gemma4_text", **CASES["gemma4_text"][0]))
+    opened = open_reference(reference)
+    assert opened.order_before("loss:2").layers == (0, 2, 1, 4, 3, 5)
+    assert opened.order_before(2) is opened.order_before("half") is None
+    rounds = estimate_run(reference, recipe(keep_layers="loss:2", grow_by=2), SETUP).rounds
+    assert [item.layers for item in rounds] == [2, 4, 6]
 
 
 def test_a_schedule_says_the_rounds(published):

@@ -1,11 +1,14 @@
 """References in GGUF files, dequantized by Transformers."""
 
+import json
+
 import pytest
 import torch
 from families import GROUPED
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inheritune_hf import InheritedModelForCausalLM
+from inheritune_hf.cli import main
 from inheritune_hf.publishing import save_inherited
 from inheritune_hf.students import open_reference, plan_inheritance, verify_student
 
@@ -111,6 +114,15 @@ def test_a_gguf_reference_is_loaded_whole_and_plain(folder, tokens):
     assert opened.fingerprint() == open_reference(folder, gguf_file=FILE).fingerprint()
     same = InheritedModelForCausalLM.from_pretrained(folder, gguf_file=FILE)
     assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_data_is_prepared_with_the_tokenizer_inside(folder, tmp_path):
+    """Sequences are of its tokens, and as long as the model in the file reads."""
+    rows = [json.dumps({"text": f"the inn on heath {number}"}) for number in range(40)]
+    (tmp_path / "text.jsonl").write_text("\n".join(rows))
+    words = ["data", "prepare", "--tokenizer", str(folder[0]), "--gguf-file", FILE, "--output", str(tmp_path / "out")]
+    assert main([*words, "--train_files", str(tmp_path / "text.jsonl")]) == 0
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["facts"]["block_size"] == 32
 
 
 def test_what_is_no_gguf_file_is_refused(folder, tmp_path):

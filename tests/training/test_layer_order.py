@@ -2,12 +2,15 @@
 
 import itertools
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from test_growth_modes import CONTINUE, RUNS, check_kill
 from test_trainer import run_program
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from inheritune_hf.analysis import measure_order, sample_sequences
 from inheritune_hf.measures import MEASURES
@@ -18,6 +21,9 @@ from inheritune_hf.reporting.content import build_report
 from inheritune_hf.run_folder import read_state
 from inheritune_hf.students import verify_student
 from inheritune_hf.training import trainer as loop
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
+from families import CASES, NEEDY
 
 BY_LOSS = {"keep_layers": "loss:2", "max_layers": 4, "steps_per_round": 4}
 
@@ -45,6 +51,22 @@ def test_rounds_along_a_measure_are_those_of_a_schedule(reference, tmp_path, gro
     written = tiny.make_trainer(tmp_path / "schedule", reference, recipe)
     written.train()
     assert tiny.weights_hash(trainer.student) == tiny.weights_hash(written.student)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "number"), NEEDY)
+def test_hybrids_grow_along_a_measure(kind, number, tmp_path):
+    """From the first student to the whole, each is a model of its family, trains, and is verified in the end."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CASES[kind][number]))
+    model.save_pretrained(tmp_path / "reference")
+    recipe = {"keep_layers": "loss:2", "grow_by": 2, "max_layers": 6, "steps_per_round": 1, "growth": "continue"}
+    trainer = tiny.make_trainer(tmp_path / "run", str(tmp_path / "reference"), recipe)
+    trainer.train()
+    layers = order_of(str(tmp_path / "reference"), "loss:2", tiny.train_set()).layers
+    assert [item.kept_layers for item in trainer.rounds] == [tuple(sorted(layers[:n])) for n in (2, 4, 6)]
+    trainer.save_model()
+    assert verify_student(tmp_path / "run", str(tmp_path / "reference")).passed
 
 
 def test_the_order_is_in_every_record(reference, tmp_path):
