@@ -409,6 +409,11 @@ def _require_needed_kinds(config: PreTrainedConfig, layers: Sequence[int]) -> No
                 f"keep_layers={describe(layers)!r} keeps layer {layer}, which attends to what layer {source} "
                 f"selects (indexer_types[{layer}]='shared'): keep layer {source} too, or neither."
             )
+    if config.model_type == "modernbert-decoder" and layers[0] != 0:
+        raise ValueError(
+            f"keep_layers={describe(layers)!r} begins with layer {layers[0]}, and the first one of a "
+            "modernbert-decoder has no norm before its attention: keep layer 0 too."
+        )
     if str(config.model_type).startswith("gemma4") and kinds[layers[-1]] != "full_attention":
         full = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
         raise ValueError(

@@ -23,6 +23,7 @@ from inheritune_hf.students import (
     architectures,
     checkpoints,
     inspect_architecture,
+    is_cuttable,
     logit_shaping,
     plan_inheritance,
     sliced_config,
@@ -60,13 +61,15 @@ logging.disable_progress_bar()
 def look(folder):
     expected = torch.load(folder / "expected.pt")
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    for parameter in model.parameters():  # in a mapped file they lie where products may be rounded otherwise
+        parameter.data = parameter.data.clone()
     found = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     with torch.no_grad():
         logits = model(expected["tokens"], use_cache=False).logits
     found["logits"] = torch.equal(logits, expected["logits"])
-    for cached in (True, False):
-        made = model.generate(expected["tokens"][:, :6], use_cache=cached, **expected["options"])
-        found["cached" if cached else "uncached"] = torch.equal(made, expected["generated"])
+    for name, use in (("cached", True), ("uncached", False)):
+        made = model.generate(expected["tokens"][:, :6], use_cache=use, **expected["options"])
+        found[name] = torch.equal(made, expected[name])
     return found
 
 answers = sys.stdout
@@ -118,10 +121,11 @@ def needs_only_transformers(stranger, tmp_path):
     def check(student, tokens, logits):
         folder = tmp_path / "saved"
         student.save_pretrained(folder)
-        generated = student.generate(tokens[:, :6], use_cache=False, **GREEDY)
-        torch.save(
-            {"tokens": tokens, "logits": logits, "generated": generated, "options": GREEDY}, folder / "expected.pt"
-        )
+        cached, uncached = (student.generate(tokens[:, :6], use_cache=use, **GREEDY) for use in (True, False))
+        # With a cache Transformers' own MiniMax computes other logits: near ties fall either way.
+        assert torch.equal(cached, uncached) or student.config.model_type == "minimax"
+        expected = {"tokens": tokens, "logits": logits, "cached": cached, "uncached": uncached, "options": GREEDY}
+        torch.save(expected, folder / "expected.pt")
         assert stranger(folder) == {"logits": True, "cached": True, "uncached": True}
         shutil.rmtree(folder)
 
@@ -154,7 +158,8 @@ def test_student_of_every_supported_type(
     monkeypatch.setattr(
         checkpoints, "_fill", lambda file, flat, path: (asked.append(flat.nbytes), fill(file, flat, path))
     )
-    for layers in [(0, 1, 2), (0, 4, 5), (0, 1, 2, 3, 4, 5)]:
+    scattered = (1, 4, 5) if is_cuttable(config, (1, 4, 5)) else (0, 4, 5)
+    for layers in [(0, 1, 2), scattered, (0, 1, 2, 3, 4, 5)]:
         student, info = InheritedModelForCausalLM.from_pretrained(
             tmp_path, keep_layers=layers, output_loading_info=True
         )
@@ -553,6 +558,7 @@ def test_convolutions_alone_are_refused():
         ("qwen3_next", {}, (0, 2), r"'0,2' keeps no layer with softmax attention, .*: keep one of \[1, 4\] too\."),
         ("nemotron_h", {}, (0, 3), r"'0,3' keeps no layer with softmax attention, .*: keep one of \[1, 4\] too\."),
         ("gemma4_text", {}, (0, 2, 3), r"ends with a layer of sliding_attention, .* end with one of \[2, 4, 5\]\."),
+        ("modernbert-decoder", {}, (1, 4), r"'1,4' begins with layer 1, .* no norm before .*: keep layer 0 too\."),
         ("olmo_hybrid", {}, (1, 4), r"'1,4' leaves a model that Transformers refuses: .* one 'linear_attention' layer"),
         (
             "glm_moe_dsa",
