@@ -50,7 +50,7 @@ NUMERIC_ARGUMENTS = (
     "fp16",
 )
 
-#: What says when a run evaluates and ends, beside the arguments that change its numbers.
+#: What says where a run computes, and when it evaluates and ends, beside the arguments that change its numbers.
 COURSE = (
     "max_steps",
     "eval_strategy",
@@ -60,6 +60,7 @@ COURSE = (
     "logging_steps",
     "per_device_eval_batch_size",
     "tf32",
+    "use_cpu",
 )
 
 

@@ -133,7 +133,7 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
     found = evaluate_student(
         options.student,
         options.reference,
-        _corpora(options, tokenizer),
+        _corpora(options, tokenizer, prog),
         tokenizer,
         parts=[*options.parts, *(["tasks"] if tasks else [])],
         output=output,
@@ -213,12 +213,12 @@ def _confidence(text: str) -> float | None:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[Corpus]:
+def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, prog: str) -> list[Corpus]:
     """Return the test set, then the further corpora to check the verdict on."""
     from ..data import load_data_splits, set_fingerprint
     from ..evaluation import Corpus, read_corpus
     from ..students import open_reference
-    from .settings import parse_settings
+    from .settings import parse_plan
 
     text = open_reference(options.student).text_config
     block = options.block_size or min(getattr(text, "max_position_embeddings", None) or 1024, 1024)
@@ -229,7 +229,8 @@ def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) ->
     if options.config and options.files:
         raise ValueError("Give --config or --files, not both.")
     if options.config:
-        run = parse_settings(["--config", options.config])
+        # Only its data and its seed are of use here: the run may be of a machine with other hardware.
+        run, _ = parse_plan([options.config], lambda parser: parser.add_argument("source"), prog)
         size = options.block_size or run.data.block_size or block
         splits = load_data_splits(run.data, tokenizer, block_size=size, seed=run.args.seed, vocab_size=text.vocab_size)
         first = Corpus(f"test set of {Path(options.config).name}", splits.test, set_fingerprint(splits.test))

@@ -93,7 +93,7 @@ def parse_adaptation(argv: Sequence[str], prog: str = "inheritune adapt") -> Set
 
 
 def parse_plan(
-    argv: Sequence[str], add_options: Callable[[argparse.ArgumentParser], None], prog: str
+    argv: Sequence[str], add_options: Callable[[argparse.ArgumentParser], object], prog: str
 ) -> tuple[Settings, CompareConfig | None]:
     """
     Read the settings of a run, or of a comparison if the file has any of one, without asking what this machine can do.

@@ -157,10 +157,10 @@ def test_command_evaluates_and_reports(pair, capsys, monkeypatch):
 
 
 def test_runs_own_test_set_is_recognised(pair, monkeypatch, tmp_path):
-    """With a run's recipe its test set is made again, and the evaluation says that it is the very one."""
+    """With a run's recipe, of a machine with other hardware, its test set is made again, and the evaluation says so."""
     from inheritune_hf import DataConfig, load_data_splits
 
-    recipe = {"reference": str(pair / "reference"), "train_files": [str(pair / "text" / "*.txt")], "use_cpu": True}
+    recipe = {"reference": str(pair / "reference"), "train_files": [str(pair / "text" / "*.txt")], "tf32": True}
     (tmp_path / "recipe.json").write_text(json.dumps({**recipe, "output_dir": str(tmp_path / "out"), "block_size": 32}))
     tokenizer = AutoTokenizer.from_pretrained(pair / "reference")
     splits = load_data_splits(DataConfig(train_files=recipe["train_files"]), tokenizer, block_size=32, seed=42)

@@ -98,9 +98,9 @@ def settings(tmp_path, monkeypatch):
 def check_again(settings, folder):
     """The recipe that the report prints is read as the one that was run."""
     (folder / "again.json").write_text(json.dumps(recipe_of(read_run(folder / "run"))))
-    again = parse_settings(["--config", str(folder / "again.json"), "--use_cpu"])
+    again = parse_settings(["--config", str(folder / "again.json")])
     assert (again.run, again.recipe, again.data) == (settings.run, settings.recipe, settings.data)
-    for name in (*NUMERIC_ARGUMENTS, "eval_steps", "max_steps", "eval_strategy", "output_dir"):
+    for name in (*NUMERIC_ARGUMENTS, "eval_steps", "max_steps", "eval_strategy", "output_dir", "use_cpu"):
         assert getattr(again.args, name) == getattr(settings.args, name), name
 
 
