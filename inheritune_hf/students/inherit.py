@@ -350,7 +350,8 @@ def _inherit(
     student.name_or_path = student.config.name_or_path = opened.name
     if options.get("generation_config") is None:
         student.generation_config = _generation_config(opened)
-    student.generation_config.use_mtp = None  # a student has no layers of multi-token prediction
+    if getattr(student.generation_config, "use_mtp", None) is not None:
+        student.generation_config.use_mtp = None  # a student has no layers of multi-token prediction
     return (student, info) if with_info else student
 
 

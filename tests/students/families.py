@@ -26,7 +26,8 @@ ROUTED = {
 LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
 MPT = {"vocab_size": 64, "d_model": 16, "n_heads": 2, "n_layers": 6, "max_seq_len": 32, **TOKENS}
 OPT = {**SHAPE, **TOKENS, "ffn_dim": 32, "max_position_embeddings": 32}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_expand": 2}  # sizes that its config checks
+# Sizes that its config checks; in torch alone sequences are padded to whole chunks, which takes longest.
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_expand": 2, "mamba_chunk_size": 8}
 CONVOLUTIONS = {"layer_types": ["conv", "full_attention", "conv"] * 2}
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"] * 2}
 DELTA = {
@@ -268,7 +269,7 @@ BESIDES = {
         }
     ],
     "mamba": [STATE_SPACE],
-    "mamba2": [{**STATE_SPACE, "num_heads": 4, "head_dim": 8, "n_groups": 1}],
+    "mamba2": [{**STATE_SPACE, "num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 8}],
     "mellum": [{**HEADS, **EXPERTS, **WINDOWS, **DENSE_FIRST}],
     "mimo_v2_flash": [
         {
@@ -299,6 +300,7 @@ BESIDES = {
             "mamba_num_heads": 4,
             "mamba_head_dim": 8,
             "ssm_state_size": 4,
+            "chunk_size": 8,
             "n_groups": 1,
             "num_nextn_predict_layers": 1,
         }
