@@ -301,6 +301,8 @@ def test_a_missing_expert_is_refused(build, tmp_path):
 )
 def test_fields_that_speak_of_layers_follow_them(kind, values, expected):
     """Per-layer lists, layer positions and thresholds of the student's config belong to its kept layers."""
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this Transformers has no {kind}")
     config = AutoConfig.for_model(kind, **values)
     before = config.to_dict()
     choices = {
