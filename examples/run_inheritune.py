@@ -4,11 +4,11 @@ Run Inheritune from a reference to a saved student: inherit, train, compare with
     python examples/run_inheritune.py                                    # the embedded default: offline, minutes
     accelerate launch examples/run_inheritune.py --config recipe.yaml
     torchrun --nproc_per_node 2 examples/run_inheritune.py \
-        --reference gpt2-medium --dataset_name stas/openwebtext-10k --steps_per_round 1000 --output_dir out
+        --reference gpt2-medium --dataset-name stas/openwebtext-10k --steps-per-round 1000 --output-dir out
 
 Every field of `InherituneConfig`, `DataConfig` and `transformers.TrainingArguments` is an option; `--config` reads
 them from a YAML or JSON file and the command line wins. The run ends with status 0 for every completed outcome,
-because a launcher calls any other a crash; with `--require_match` a miss has its own status (3 or 4). An interrupted
+because a launcher calls any other a crash; with `--require-match` a miss has its own status (3 or 4). An interrupted
 run ends with 75: the same command resumes from its last checkpoint. `inheritune train` is the same run.
 """
 

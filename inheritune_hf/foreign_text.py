@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -110,3 +112,17 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = printable(lines[0]) if lines else type(error).__name__
     return text if text.endswith((".", "!")) else f"{text}."
+
+
+def file_names(names: Sequence[str], most: int = 3) -> str:
+    """Return the names of files as they are shown: up to `most` in full, more as in "168 files (text/*.txt)"."""
+    if len(names) <= most:
+        return ", ".join(names)
+    paths = [PurePath(name) for name in names]
+    folders, suffixes = {str(path.parent) for path in paths}, {path.suffix for path in paths}
+    try:
+        shared = os.path.commonpath(folders)
+    except ValueError:  # relative and absolute ones, or on several drives
+        shared = ""
+    pattern = ("*" if len(folders) == 1 else "**/*") + (suffixes.pop() if len(suffixes) == 1 else "")
+    return f"{len(names)} files ({PurePath(shared, pattern).as_posix()})"

@@ -335,6 +335,10 @@ class SetFacts:
     sequences: Count | None
     fingerprint: str  # sha256 of the content, see `set_fingerprint`; of `sources_fingerprint`, for a stream
 
+    def __str__(self) -> str:
+        counts = ((name, getattr(self, name)) for name in ("documents", "tokens", "sequences"))
+        return ", ".join(f"{count:,} {name}" for name, count in counts if count is not None) or "a stream"
+
 
 @dataclass(frozen=True)
 class SourceFacts:
@@ -367,6 +371,9 @@ class DataFacts:
     damaged_rows: Count = 0  # that could not be read and were skipped
     longest_document: Count = 0  # tokens of the longest training document
     sources: tuple[SourceFacts, ...] = ()
+
+    def __str__(self) -> str:
+        return " · ".join([self.source, *(f"{name}: {getattr(self, name)}" for name in ("train", "selection", "test"))])
 
     @property
     def bytes_per_token(self) -> float | None:

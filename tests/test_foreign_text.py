@@ -2,7 +2,16 @@
 
 import pytest
 
-from inheritune_hf.foreign_text import MAX_NESTING, MAX_YAML, first_line, one_line, parse_json, parse_yaml, printable
+from inheritune_hf.foreign_text import (
+    MAX_NESTING,
+    MAX_YAML,
+    file_names,
+    first_line,
+    one_line,
+    parse_json,
+    parse_yaml,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +84,19 @@ def test_yaml_is_bounded(text, complaint):
     with pytest.raises(ValueError, match=complaint):
         parse_yaml(text, "f")
     assert parse_yaml("a: [1, {b: null}]\n", "f") == {"a": [1, {"b": None}]}
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ([], ""),
+        (["a.txt", "b/c.txt"], "a.txt, b/c.txt"),
+        ([f"text/{number}.txt" for number in range(168)], "168 files (text/*.txt)"),
+        ([f"{number}.safetensors" for number in range(4)], "4 files (*.safetensors)"),
+        (["/data/a/1.txt", "/data/a/2.txt", "/data/b/3.jsonl", "/data/b/4.txt"], "4 files (/data/**/*)"),
+        (["/data/1.txt", "2.txt", "3.txt", "4.txt"], "4 files (**/*.txt)"),
+    ],
+)
+def test_many_files_are_a_count_and_a_pattern(names, shown):
+    """Up to three files are named; more are counted, with the folder and the ending that they share."""
+    assert file_names(names) == shown

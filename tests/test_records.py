@@ -20,11 +20,13 @@ from inheritune_hf.records import (
     EXIT_STATUS,
     Cache,
     Count,
+    DataFacts,
     Lineage,
     Match,
     RecordError,
     Round,
     RunRecord,
+    SetFacts,
     Validation,
     decode,
     encode,
@@ -261,3 +263,11 @@ def test_every_outcome_has_its_own_status():
 def test_a_published_lineage_holds_no_path():
     """Others read the reference's name, not where it was."""
     assert replace(LINEAGE, reference="/home/me/models/tiny").published().reference == "tiny"
+
+
+def test_facts_about_data_are_one_line():
+    """A log line names the source and counts documents, tokens and sequences of each set; a stream has no counts."""
+    held_out = SetFacts(2, 1_300, 11, "b")
+    facts = DataFacts("168 files (text/*.txt)", 128, SetFacts(None, None, None, "a"), held_out, held_out)
+    counts = "2 documents, 1,300 tokens, 11 sequences"
+    assert str(facts) == f"168 files (text/*.txt) · train: a stream · selection: {counts} · test: {counts}"

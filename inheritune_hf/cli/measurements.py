@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import reference_options
+from ..foreign_text import file_names
 from ..records import cache_folder, encode, write_json
 from .parsing import VerbParser
 
@@ -224,7 +226,8 @@ def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, pr
     block = options.block_size or min(getattr(text, "max_position_embeddings", None) or 1024, 1024)
 
     def read(files: Sequence[str], most: int | None) -> Corpus:
-        return read_corpus(files, tokenizer, text.vocab_size, block, most, options.text_column)
+        corpus = read_corpus(files, tokenizer, text.vocab_size, block, most, options.text_column)
+        return dataclasses.replace(corpus, name=file_names(files) or corpus.name)
 
     if options.config and options.files:
         raise ValueError("Give --config or --files, not both.")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from ..config import PRESETS, CompareConfig, DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
 from ..foreign_text import one_line, parse_json
@@ -26,6 +26,15 @@ _DESCRIPTION = (
 #: How files of settings end.
 _FILES = (".yaml", ".yml", ".json")
 
+#: The settings that `--help` shows, by the title of their group; `--help-all` shows the others too.
+_MAIN = {
+    "reference and student": ("reference", "preset", "keep_layers", "grow_by", "max_layers", "distillation"),
+    "match": ("tolerance",),
+    "data": ("dataset_name", "train_files", "block_size"),
+    "comparison": ("arms", "seeds", "learning_rates", "budget", "budget_steps", "layers"),
+    "training": ("steps_per_round", "learning_rate", "per_device_train_batch_size", "bf16", "output_dir"),
+}
+
 
 class Settings(NamedTuple):
     """The settings of a run; of a plan, training arguments are a namespace whose values are not checked."""
@@ -40,10 +49,50 @@ def build_parser(prog: str, comparison: bool = False) -> argparse.ArgumentParser
     """Return the parser of a run, or of a comparison: every field of its configurations is an option."""
     kinds = [RunConfig, InherituneConfig, DataConfig, training_options(), *([CompareConfig] if comparison else [])]
     parser = _parser(prog, kinds, _DESCRIPTION)
+    _group(parser, {name: title for title, names in _MAIN.items() for name in names})
     for action in parser._actions:
         if action.dest in _names_of(training_options()):
             action.default = argparse.SUPPRESS  # the class itself knows its defaults
     return parser
+
+
+class _HelpAll(argparse.Action):
+    """Show the help of every option, also of those that `--help` leaves out."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for action, text in self.const:
+            action.help = text
+        parser.print_help()
+        parser.exit()
+
+
+def _group(parser: argparse.ArgumentParser, titles: Mapping[str, str]) -> None:
+    """Put the options that `titles` has a title for into groups, and leave the others to `--help-all`."""
+    options, rest = parser._action_groups[1], parser.add_argument_group("all other settings")
+    groups = {title: parser.add_argument_group(title) for title in titles.values()}
+    hidden = []
+    for action in _setting_actions(parser):
+        options._group_actions.remove(action)
+        shown = action.dest in titles and action.const is not False
+        groups.get(titles.get(action.dest, "") if shown else "", rest)._group_actions.append(action)
+        if not shown:
+            hidden.append((action, action.help))
+            action.help = argparse.SUPPRESS
+    parser._action_groups = [*parser._action_groups[:2], *groups.values(), rest]
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, const=hidden, help="show all settings and exit")
+
+
+def _setting_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if action.dest not in {"help", "help_all", "config"}]
+
+
+def _leave_out(parser: argparse.ArgumentParser, names: set[str]) -> None:
+    """Show options in no help."""
+    for action in parser._actions:
+        if isinstance(action, _HelpAll):
+            action.const = [(item, text) for item, text in action.const if item.dest not in names]
+        if action.dest in names:
+            action.help = argparse.SUPPRESS
 
 
 def parse_settings(
@@ -79,11 +128,9 @@ def parse_adaptation(argv: Sequence[str], prog: str = "inheritune adapt") -> Set
         "checkpoint, to be the reference of a run on the same data."
     )
     parser.usage = "%(prog)s [REFERENCE] [--config FILE] [--NAME VALUE ...]"
-    for action in parser._actions:
-        if action.dest in of_student:
-            action.help = argparse.SUPPRESS
+    _leave_out(parser, of_student)
     with usage_errors(prog):
-        useless = sorted(_named(words) & of_student)
+        useless = sorted(_named(words) & {_option(name) for name in of_student})
         if useless:
             raise ValueError(f"{useless[0]} is about a student, and the whole reference is trained here: leave it out.")
         settings = _settings(_read(parser, words))
@@ -163,10 +210,28 @@ def _parser(prog: str, kinds: Sequence[type], description: str | None = None) ->
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins.")
-    # Values that may be a word or a number: the parser knows one type for each option.
-    for action in parser._actions:
+    for action in _setting_actions(parser):
+        # Both spellings are read; help and messages have that with hyphens.
+        action.option_strings = [word for word in action.option_strings if "_" not in word]
+        # Values that may be a word or a number: the parser knows one type for each option.
         action.type = _READERS.get(action.dest, action.type)
+        _describe(action)
     return parser
+
+
+def _describe(action: argparse.Action) -> None:
+    """Name an option's value by its kind, and let its help say its default; of `--no-x`, what it does."""
+    if action.const is False:
+        action.help = f"Turn off {_option(action.dest)}, which is on unless a file says otherwise."
+        return
+    if action.const is True:
+        action.metavar = "true|false"
+    elif action.choices is None or len(list(action.choices)) > 8:  # forty names are no help
+        action.metavar = {int: "N", float: "NUMBER"}.get(cast(Any, action.type), "VALUE")
+    default = getattr(action.default, "value", action.default)
+    if default not in (None, [], "") and "default" not in (action.help or "").lower():
+        words = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        action.help = f"{(action.help or '').rstrip('.')} (default: {words.replace('%', '%%')})."
 
 
 def _read(
@@ -191,7 +256,8 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping
     for action in parser._actions:
         action.required = action.required and action.dest not in given
     options, unknown = parser.parse_known_args(list(argv))
-    reject_unknown_keys(dict.fromkeys(sorted(_named(unknown))), _options(parser), "a run")
+    allowed = {_option(name) for name in _options(parser)}
+    reject_unknown_keys(dict.fromkeys(sorted(_named(unknown))), allowed, parser.prog)
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no option; write --name value.")
     return options
@@ -219,11 +285,16 @@ def _file_or_reference(source: str | None, config: str | None, argv: Sequence[st
 
 
 def _named(words: Sequence[str]) -> set[str]:
-    return {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    return {_option(word.split("=")[0].removeprefix("--")) for word in words if word.startswith("--")}
+
+
+def _option(name: str) -> str:
+    """Return the option of a setting, as it is shown."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:
-    return {action.dest for action in parser._actions} - {"help", "config"}
+    return {action.dest for action in parser._actions} - {"help", "help_all", "config"}
 
 
 def _names_of(kind: Any) -> set[str]:

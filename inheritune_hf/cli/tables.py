@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from ..foreign_text import file_names
 from ..measures import SEQUENCES, TOKENS
 from .terminal import Terminal
 
@@ -28,6 +29,14 @@ def human_bytes(count: float) -> str:
     return f"{count:.4g} TB"
 
 
+def human_count(count: int) -> str:
+    """Return a count in full, or, from a million on, as people read it."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if count >= size:
+            return f"{count / size:.4g}{unit}"
+    return f"{count:,}"
+
+
 def _table(title: str, left: Sequence[str], right: Sequence[str] = ()) -> Table:
     """Return an empty table: columns of words, then columns of numbers."""
     table = Table(title=title, title_justify="left")
@@ -39,7 +48,12 @@ def _table(title: str, left: Sequence[str], right: Sequence[str] = ()) -> Table:
 
 
 def _total(estimate: RunEstimate | ComparisonEstimate) -> list[str]:
-    return [f"{estimate.steps:,}", f"{estimate.tokens:,}", f"{estimate.flops:.3g}", _hours(estimate.seconds)]
+    return [
+        human_count(estimate.steps),
+        human_count(estimate.tokens),
+        f"{estimate.flops:.3g}",
+        _hours(estimate.seconds),
+    ]
 
 
 def show_plan(terminal: Terminal, plan: InheritancePlan) -> None:
@@ -72,7 +86,7 @@ def _to_read(plan: InheritancePlan) -> str:
     if not plan.files:
         return "nothing: no file of weights was found"
     whole = sum(file.size or 0 for file in plan.files)
-    names = ", ".join(file.name for file in plan.files)
+    names = file_names([file.name for file in plan.files])
     return f"{human_bytes(plan.bytes_to_read)} of the {human_bytes(whole)} of {names}"
 
 
@@ -93,9 +107,9 @@ def show_estimate(terminal: Terminal, estimate: RunEstimate) -> None:
         table.add_row(
             str(index),
             str(item.layers),
-            f"{item.parameters:,}",
-            f"{item.steps:,}",
-            f"{item.tokens:,}",
+            human_count(item.parameters),
+            human_count(item.steps),
+            human_count(item.tokens),
             f"{item.flops:.3g}",
             _hours(item.seconds),
         )
@@ -103,7 +117,7 @@ def show_estimate(terminal: Terminal, estimate: RunEstimate) -> None:
     table.add_row("all", "", "", *_total(estimate))
     terminal.print(table)
     if estimate.confidence is not None:
-        text = f"each at {100 * estimate.confidence:.3g}% one-sided confidence, so that all of them keep the recipe's"
+        text = f"each at {100 * estimate.confidence:.3g}% one-sided confidence"
         terminal.print_facts([("looks", f"{estimate.looks} at the selection set, {text}")])
     if estimate.order_passes:
         text = f"measured when the run begins, and not the first layers shown: at most {estimate.order_passes:,} "
@@ -117,9 +131,10 @@ def show_estimate(terminal: Terminal, estimate: RunEstimate) -> None:
         _show_measured(terminal, measured, first.layers, first.tokens, first.seconds, f" ({how})")
     title = f"memory of one process at its peak: {_setup_words(estimate.setup, estimate.loss)}"
     kinds = ("weights", "gradients", "optimizer", "activations", "logits", "peak")
-    table = _table(title, ["phase"], kinds)
+    # Named so shortly that the table fits 80 columns.
+    table = _table(title, ["phase"], ["weights", "grads", "optim", "acts", "logits", "peak"])
     phases = [estimate.measuring, estimate.inheriting, *(item.memory for item in estimate.rounds)]
-    names = ["measure reference", "build student", *(f"train {item.layers} layers" for item in estimate.rounds)]
+    names = ["reference", "build student", *(f"train {item.layers} layers" for item in estimate.rounds)]
     for name, memory in zip(names, phases, strict=True):
         sizes = (getattr(memory, kind) for kind in kinds)
         table.add_row(name, *("unknown" if size is None else human_bytes(size) for size in sizes))
@@ -136,9 +151,9 @@ def show_comparison_estimate(terminal: Terminal, estimate: ComparisonEstimate) -
         table.add_row(
             arm.arm,
             str(arm.layers),
-            f"{arm.parameters:,}",
-            f"{arm.steps:,}",
-            f"{arm.tokens:,}",
+            human_count(arm.parameters),
+            human_count(arm.steps),
+            human_count(arm.tokens),
             f"{arm.flops:.3g}",
             _hours(arm.seconds),
             human_bytes(arm.memory.peak),
@@ -207,7 +222,10 @@ def show_verification(terminal: Terminal, found: Verification) -> None:
 
 
 def _hours(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds / 3600:.3g}"
+    if seconds is None:
+        return ""
+    hours = seconds / 3600
+    return f"{hours:.3g}" if hours < 1000 else f"{hours:,.0f}"
 
 
 def show_evaluation(terminal: Terminal, found: StudentEvaluation) -> None:
@@ -286,19 +304,15 @@ def show_facts(terminal: Terminal, facts: DataFacts, folder: str) -> None:
     terminal.print_facts(
         [
             ("source", facts.source),
-            *((name, _counts(getattr(facts, name))) for name in ("train", "selection", "test")),
+            *((name, getattr(facts, name)) for name in ("train", "selection", "test")),
             ("bytes/token", "no text" if per_token is None else f"{per_token:.3f}"),
             ("longest", f"{facts.longest_document:,} tokens"),
             ("duplicates", f"{facts.shared_documents:,} the same, {near} nearly; {facts.removed_documents:,} removed"),
             ("skipped", f"{facts.skipped_documents:,} blank, {facts.damaged_rows:,} damaged"),
             ("dropped", f"{facts.dropped_tokens:,} tokens of the last partial sequence"),
-            ("saved in", f"{folder} (give it to a run by --dataset_name)"),
+            ("saved in", f"{folder} (give it to a run by --dataset-name)"),
         ]
     )
-
-
-def _counts(item: object) -> str:
-    return ", ".join(f"{getattr(item, name):,} {name}" for name in ("documents", "tokens", "sequences"))
 
 
 def show_publication(terminal: Terminal, found: Publication) -> None:

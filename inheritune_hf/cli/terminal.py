@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+from tqdm import tqdm
 
 from ..foreign_text import printable
 
@@ -23,6 +24,11 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string, of a line or of a table, as it is shown."""
         return super().render_str(printable(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as a console does, above progress bars that are shown."""
+        with tqdm.external_write_mode():
+            super().print(*objects, **options)
 
     def print_facts(self, facts: Iterable[tuple[str, object]]) -> None:
         """Print a line for each name and value, aligned."""
@@ -43,9 +49,18 @@ class LogFormat(logging.Formatter):
         return printable(super().format(record))
 
 
+class LogHandler(logging.StreamHandler[Any]):
+    """Write log records to standard error, above progress bars that are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        with tqdm.external_write_mode():
+            super().emit(record)
+
+
 def log_to_terminal(level: int = logging.WARNING) -> None:
     """Write log records to standard error: this package's from `level` on, warnings of others."""
-    handler = logging.StreamHandler()
+    handler = LogHandler()
     handler.setFormatter(LogFormat("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("inheritune_hf").setLevel(level)

@@ -69,7 +69,7 @@ def adapt(argv: Sequence[str], prog: str) -> int:
         for name, match in found.differences.items()
         for said in [f"difference {match.difference:+.4f} ({interval(match)})"]
     )
-    words = ["--config", str(found.folder / SETTINGS_FILE), "--reference", str(found.folder), "--output_dir", "student"]
+    words = ["--config", str(found.folder / SETTINGS_FILE), "--reference", str(found.folder), "--output-dir", "student"]
     terminal.print_facts([("saved in", found.folder), ("next", shlex.join(["inheritune", "train", *words]))])
     return 0
 
@@ -81,7 +81,10 @@ def compare(argv: Sequence[str], prog: str) -> int:
 
     from ..experiments import run_comparison
 
-    run_comparison(config, *settings, console=_progress_terminal(settings.args))
+    terminal = _progress_terminal(settings.args)
+    run_comparison(config, *settings, console=terminal)
+    folder = settings.args.output_dir or "trainer_output"
+    terminal.print_facts([("saved in", folder), ("next", f"inheritune report {shlex.quote(folder)}")])
     return 0
 
 
@@ -151,31 +154,12 @@ def _progress_terminal(args: TrainingArguments) -> Terminal:
     return Terminal(quiet=not main_process)
 
 
-#: The settings of a run that a plan's help shows, because it depends on them. The others are taken as a run takes them.
-_PLANNED = {
-    *("config", "reference", "revision", "text_model", "gguf_file", "keep_layers", "inherit", "attention_scale"),
-    *("schedule", "grow_by"),
-    *("max_layers", "steps_per_round", "loss", "distillation", "distillation_dtype", "distillation_quantization"),
-    "per_device_train_batch_size",
-    *("gradient_accumulation_steps", "block_size", "max_steps", "bf16", "fp16", "optim", "activation_checkpointing"),
-    *("gradient_checkpointing", "arms", "controls", "seeds", "learning_rates", "budget", "budget_steps", "layers"),
-    "reference_steps",
-}
-
-
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """Add what only a plan has to the options of a run, and show in its help only what a plan depends on."""
+    """Add what only a plan has to the options of a run."""
     parser.description = (
         "Estimate what a run or a comparison would take, before any weight is downloaded or loaded. Every setting of "
-        "inheritune train is taken, and of a comparison if the file is one; those that matter are shown."
+        "inheritune train is taken, and of a comparison if the file is one."
     )
-    for action in parser._actions:
-        if action.dest not in {"help", *_PLANNED}:
-            action.help = argparse.SUPPRESS
-        elif action.dest == "reference":
-            action.help = "Hub id or path of the reference, where a file of settings comes first; it wins."
-        elif action.dest == "optim":
-            action.metavar = "OPTIM"  # a list of forty names else
     parser.usage = "%(prog)s [REFERENCE or FILE] [--NAME VALUE ...]"
     add = parser.add_argument
     add("source", nargs="?", metavar="REFERENCE or FILE", help="Hub id or path of the reference, or file of settings.")
@@ -183,7 +167,14 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
         ("--batch-size", "per_device_train_batch_size"),
         ("--accumulation", "gradient_accumulation_steps"),
     ):
-        add(name, dest=setting, type=int, default=argparse.SUPPRESS, help=f"Short name of --{setting}.")
+        add(
+            name,
+            dest=setting,
+            type=int,
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help=f"Short name of --{setting.replace('_', '-')}.",
+        )
     add("--processes", type=int, default=1, help="Processes that train together (default: 1).")
     add("--dtype", default="float32", help="Type of the weights (default: float32).")
     speed = parser.add_mutually_exclusive_group()

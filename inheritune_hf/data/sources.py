@@ -29,6 +29,7 @@ from datasets.fingerprint import Hasher
 
 from ..annotations import conform
 from ..config import DataConfig, RowKind, reject_unknown_keys
+from ..foreign_text import file_names
 from .corpora import standard_library_documents
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Source:
     def label(self) -> str:
         """Its name in facts and messages."""
         if self.name is None:
-            return ", ".join(self.files)
+            return file_names(self.files)
         return self.name + (f"/{self.config}" if self.config else "")
 
     @property

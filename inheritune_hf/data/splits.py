@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 
 from ..config import DataConfig, RowKind
-from ..records import DataFacts, SetFacts, SourceFacts, encode
+from ..records import DataFacts, SetFacts, SourceFacts
 from .corpora import Document
 from .duplicates import (
     Integers,
@@ -392,7 +392,7 @@ def _finish(
         sources=tuple(sources),
         **counts,
     )
-    logger.info("data: %s", encode(facts))
+    logger.info("data: %s", facts)
     if facts.shared_documents:
         logger.warning(
             "%d selection or test documents are, word for word, in another set too: losses on them are too low%s",

@@ -14,6 +14,7 @@ from ..evaluation.facts import FIRST_TOKEN, CorpusComparison, Efficiency, Spread
 from ..experiments import results
 from ..experiments.results import TRAINED_FURTHER, ArmResult, ComparisonRecord, arm_results
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
+from ..foreign_text import file_names
 from ..layers import describe
 from ..outcomes import describe_evidence, describe_rule, goal_of, matched_word
 from ..publishing import tables
@@ -461,8 +462,14 @@ def _data(facts: DataFacts | None, settings: Mapping[str, Any], training: Mappin
         ("Training settings", without_nothing({**training, **course})),
     ):
         if values:
-            texts = {name: value if isinstance(value, str) else _json(value, None) for name, value in values.items()}
+            texts = {name: _setting(name, value) for name, value in values.items()}
             yield Table(caption, ("setting", "value"), tuple(texts.items()), text_columns=2)
+
+
+def _setting(name: str, value: Any) -> str:
+    if name.endswith("_files"):
+        return file_names(value)
+    return value if isinstance(value, str) else _json(value, None)
 
 
 def _json(value: Any, indent: int | None = 1) -> str:

@@ -106,8 +106,8 @@ def check_launch(environment: Mapping[str, str], processes: int) -> None:
     if processes == 1 and launched and not any(name in environment for name in _SIZES):
         raise ValueError(
             "accelerate launch was asked for several processes but started one: with --cpu, or use_cpu in its "
-            "configuration, it always does. Use `torchrun --nproc_per_node N SCRIPT --use_cpu`, or give --multi_gpu to "
-            "the launcher in place of --cpu and --use_cpu to the script; for one process run the script by python."
+            "configuration, it always does. Use `torchrun --nproc_per_node N SCRIPT --use-cpu`, or give --multi_gpu to "
+            "the launcher in place of --cpu and --use-cpu to the script; for one process run the script by python."
         )
 
 

@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ProgressCallback,
     TrainerCallback,
     TrainerState,
     TrainingArguments,
@@ -461,7 +460,10 @@ class InherituneTrainer(ValidatedTrainer):
                 self.accelerator.gather,
                 self.args.device,
             )
-        bars = [RoundProgress() if type(item) is ProgressCallback else item for item in self.callback_handler.callbacks]
+        # By name: the class for notebooks can be imported in notebooks alone.
+        standard = {"ProgressCallback", "NotebookProgressCallback"}
+        shown: list[Any] = self.callback_handler.callbacks
+        bars = [RoundProgress() if type(item).__name__ in standard else item for item in shown]
         self.callback_handler = self._rounds_handler = RoundsCallbackHandler(
             self.sync_stream,
             self.finish_checkpoint,

@@ -33,7 +33,9 @@ def test_exit_status(monkeypatch, capsys, tmp_path, result, status, said):
     monkeypatch.setattr(experiments, "run_comparison", answer(result))
     words = ["--use_cpu", "--report_to", "none", "--output_dir", str(tmp_path)]
     assert main(["compare", *words]) == status
-    assert said in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.out == ("" if status else f"saved in    {tmp_path}\nnext        inheritune report {tmp_path}\n")
 
 
 def test_sigterm_ends_it_as_ctrl_c_does(monkeypatch, capsys, tmp_path):

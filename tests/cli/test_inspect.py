@@ -58,8 +58,9 @@ def test_plan_shows_rounds_and_memory(reference, capsys):
     """Rounds with tokens, operations and hours, and the memory of each phase."""
     words = ["plan", reference, "--steps-per-round", "100", "--batch-size", "2", "--tokens-per-second", "10"]
     text = shown(capsys, *words).out
-    for word in ("rounds, if all are needed", "hours", "6,400", "memory of one process at its peak: float32", "activ"):
+    for word in ("rounds, if all are needed", "hours", "6,400", "memory of one process at its peak: float32", "acts"):
         assert word in text
+    assert max(map(len, (line for line in text.splitlines() if "│" in line))) <= 80
     assert "looks 3 at the selection set, each at 98.3% one-sided confidence" in " ".join(text.split())
     assert "looks" not in shown(capsys, *words, "--confidence", "none").out
     early = shown(capsys, *words, "--abandon", "0.9").out
@@ -68,6 +69,19 @@ def test_plan_shows_rounds_and_memory(reference, capsys):
     assert [item["layers"] for item in values["rounds"]] == [3, 5, 6]
     assert values["rounds"][0]["seconds"] == pytest.approx(640)
     assert "error: batch_size must be" in shown(capsys, *words[:4], "--batch-size", "0", status=1).err
+
+
+def test_plan_of_a_large_run_fits_80_columns(tmp_path, capsys, monkeypatch):
+    """Each row is one line of at most 80 characters, and nothing is cut off."""
+    monkeypatch.setenv("COLUMNS", "80")
+    GPT2Config(n_layer=48, n_embd=1600, n_head=25, vocab_size=50257).save_pretrained(tmp_path)
+    words = ["plan", str(tmp_path), "--steps-per-round", "100000", "--bf16", "--tokens-per-second", "300"]
+    lines = shown(capsys, *words).out.splitlines()
+    rows = [line for line in lines if line.startswith(("│", "┃"))]
+    assert "…" not in "".join(rows)
+    assert sum(line.startswith("│ train ") for line in rows) == 13
+    assert "│ train 48 layers │ 6.23 GB │" in "\n".join(rows)
+    assert max(map(len, rows)) <= 80
 
 
 def test_plan_measures_the_hours(reference, capsys):
@@ -212,8 +226,8 @@ def test_plan_takes_the_sequences_of_prepared_data(reference, tmp_path, capsys, 
         ({"steps_per_ronud": 5}, [], "no setting named 'steps_per_ronud' (did you mean 'steps_per_round'?)"),
         ({"tokens_per_second": 5}, [], "no setting named 'tokens_per_second'"),
         ({"seeds": [1], "armz": []}, [], "no setting named 'armz' (did you mean 'arms'?)"),
-        ({}, ["--step_per_round", "5"], "no setting named 'step_per_round' (did you mean 'steps_per_round'?)"),
-        ({}, ["--arms", "random"], "no setting named 'arms'"),
+        ({}, ["--step_per_round", "5"], "no setting named '--step-per-round' (did you mean '--steps-per-round'?)"),
+        ({}, ["--arms", "random"], "no setting named '--arms'"),
         ({"grow_by": 0}, [], "grow_by must be a whole number of 1 or more, got 0."),
         ({"reference": None}, [], "there is no reference: give it on the command line or in a file"),
         ({"steps_per_round": None}, [], "there is no steps_per_round: give it on the command line or in a file"),

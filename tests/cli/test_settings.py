@@ -1,12 +1,14 @@
 """Settings from the command line and files."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from inheritune_hf.cli.settings import parse_settings
+from inheritune_hf.cli import main
+from inheritune_hf.cli.settings import build_parser, parse_settings
 from inheritune_hf.config import PRESETS
 from inheritune_hf.experiments.runs import run_settings
 
@@ -54,8 +56,9 @@ def test_defaults_are_for_runs_without_a_reference(tmp_path, base):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kep_layers", "3"], "no setting named 'kep_layers' (did you mean 'keep_layers'?)"),
-        (["--kep-layers=3"], "no setting named 'kep_layers' (did you mean 'keep_layers'?)"),
+        (["--kep_layers", "3"], "no setting named '--kep-layers' (did you mean '--keep-layers'?)"),
+        (["--kep-layers=3"], "no setting named '--kep-layers' (did you mean '--keep-layers'?)"),
+        (["--grow_by", "two"], "argument --grow-by: invalid int value: 'two'"),
         (["stray"], "'stray' is no option"),
         (["--tolerance", "-1"], "tolerance must be 0 nats per token or more, got -1.0"),
         (["--preset", "heel"], "argument --preset: invalid choice: 'heel'"),
@@ -151,3 +154,46 @@ def test_the_reference_cache_can_be_switched_off(tmp_path, base):
     assert parse_settings(base).run.reference_cache
     assert not parse_settings(["--no_reference_cache", *base]).run.reference_cache
     assert not parse_settings(["--config", str(path), *base]).run.reference_cache
+
+
+def help_of(capsys, verb, option):
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, option])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["train", "adapt", "compare", "plan"])
+def test_help_shows_what_matters_and_help_all_the_rest(verb, capsys):
+    """`--help` has about fifteen settings in groups, with their defaults; `--help-all` has each of them once."""
+    short, full = help_of(capsys, verb, "--help"), help_of(capsys, verb, "--help-all")
+    named = re.findall(r"^  (--[\w-]+)", short, re.MULTILINE)
+    assert {"--config", "--help-all", "--reference", "--train-files", "--learning-rate"} <= set(named)
+    assert len(named) <= {"compare": 24, "plan": 31}.get(verb, 18)
+    assert "\ntraining:\n" in short
+    assert "(default: 8)" in short
+    every = re.findall(r"^  (--[\w-]+)", full, re.MULTILINE)
+    assert set(named) < set(every)
+    assert len(every) == len(set(every)) > 150
+    assert "--weight-decay" in every
+    assert ("--growth" in every) == (verb != "adapt")
+    assert not re.findall(r"--\w+_\w+", full)
+    assert "_" not in "".join(every)
+
+
+def test_help_says_what_no_does_and_names_values_by_kind(capsys):
+    """`--no-x` turns x off; a number is N or NUMBER, a switch true or false."""
+    text = " ".join(help_of(capsys, "train", "--help-all").split())
+    assert "--no-reference-cache Turn off --reference-cache, which is on unless a file says otherwise." in text
+    assert "--reference-cache [true|false]" in text
+    assert "--grow-by N " in text
+    assert "--tolerance NUMBER " in text
+
+
+def test_every_option_is_read_with_hyphens_and_underscores():
+    """Both spellings of each option of a comparison lead to the same action."""
+    parser = build_parser("compare", comparison=True)
+    for action in parser._actions:
+        for word in action.option_strings:
+            underscored = "--" + word.removeprefix("--").replace("-", "_")
+            if word.startswith("--") and action.dest != "help_all":
+                assert parser._option_string_actions[underscored] is action

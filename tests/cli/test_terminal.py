@@ -3,16 +3,18 @@
 import ast
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from rich.table import Table
 from tiny_reference import save_model
+from tqdm.auto import tqdm
 
 import inheritune_hf
 from inheritune_hf.cli import main
-from inheritune_hf.cli.terminal import LogFormat, Terminal, log_to_terminal
+from inheritune_hf.cli.terminal import LogFormat, LogHandler, Terminal, log_to_terminal
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ def test_log_records_are_shown_as_they_are(monkeypatch):
     monkeypatch.setattr(logging, "root", root)
     log_to_terminal()
     assert isinstance(root.handlers[0].formatter, LogFormat)
+
+
+def test_lines_do_not_break_a_progress_bar(capsys):
+    """What is logged or printed while a bar is shown stands on a line of its own, and the bar is drawn again."""
+    with tqdm(total=2, desc="round 1", file=sys.stderr):
+        LogHandler().emit(logging.LogRecord("x", logging.INFO, "", 0, "logged", (), None))
+        Terminal().print("printed")
+        shown = capsys.readouterr()
+    assert "\rlogged\n" in shown.err
+    assert shown.err.count("\rround 1:") == 3
+    assert shown.out == "printed\n"
 
 
 @pytest.mark.parametrize("name", ["[bold]m", "[/red]m", "\x1b[31mm", ":smile:"])

@@ -98,7 +98,7 @@ def test_losses_and_the_next_command_are_printed(material, adapted, capsys):
     assert f"test        {before['loss']:.4f} before, {after['loss']:.4f} after (nats per token)" in shown
     assert f"difference {after['match']['difference']:+.4f} ({after['match']['lower']:+.4f} to" in shown
     line = next(line for line in shown.splitlines() if line.startswith("next"))
-    command = f"inheritune train --config {adapted}/settings.json --reference {adapted} --output_dir student"
+    command = f"inheritune train --config {adapted}/settings.json --reference {adapted} --output-dir student"
     assert line.split(maxsplit=1)[1] == command
     report, _ = write_report(adapted)
     assert report.outcome == "trained further"
@@ -165,7 +165,7 @@ def test_an_adapted_reference_can_be_pushed_at_once(hub, on_hub, material, tmp_p
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["--keep_layers", "2"], 2, "keep_layers is about a student, and the whole reference is trained here"),
+        (["--keep_layers", "2"], 2, "--keep-layers is about a student, and the whole reference is trained here"),
         (["--reference="], 1, "There is no model at ''"),
         (["--num_train_epochs", "2"], 1, "num_train_epochs"),
         (["--max_steps", "0"], 1, "max_steps must be above 0"),

@@ -13,7 +13,7 @@ import tiny
 import torch
 from tiny import VOCABULARY, make_trainer, saved_log, selection_set, weights_hash, write_reference
 from torch._dynamo.utils import counters
-from transformers import Trainer, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from inheritune_hf import ReferenceLossStopCallback
 from inheritune_hf.analysis import measure_collapse
@@ -47,6 +47,19 @@ def test_progress_bar_covers_one_round(capsys):
     assert "round 2 · 6 layers" in shown.err
     assert "step 15 · selection loss 3.5000 nats/token" in shown.out + shown.err
     assert str(forecast) in shown.out + shown.err
+
+
+class NotebookProgressCallback(TrainerCallback):
+    """Transformers' own for notebooks, by its name: it can be imported in a notebook alone."""
+
+
+def test_a_notebook_has_the_same_bars(tmp_path):
+    """Transformers' table for notebooks, which knows one training, gives way to a bar for each round, with its name."""
+    trainer = make_trainer(tmp_path / "run", write_reference(tmp_path / "r"), callbacks=[NotebookProgressCallback()])
+    trainer.describe_round()
+    bars = [item for item in trainer.callback_handler.callbacks if isinstance(item, RoundProgress)]
+    assert {bar.description for bar in bars} == {"round 1 · 2 layers"}
+    assert not any(isinstance(item, NotebookProgressCallback) for item in trainer.callback_handler.callbacks)
 
 
 def test_last_step_of_a_round_sets_every_flag():
@@ -278,8 +291,6 @@ def test_trackers_go_on_with_the_same_run(tmp_path, monkeypatch, tracker):
 
 def test_round_figures_are_told_once(tmp_path):
     """Every round's figures are logged at its last step, and not again when a finished run is opened."""
-    from transformers import TrainerCallback
-
     heard = []
 
     class Listener(TrainerCallback):
