@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from .distillation_losses import DISTILLATION_LOSSES, losses_of_kind
 from .foreign_text import parse_json, parse_yaml
 from .layers import GRAMMAR
 from .measures import examples
+
+Config = TypeVar("Config")
 
 #: A number of 1 or more.
 Positive = Annotated[int, Within(1)]
@@ -45,6 +48,20 @@ def setting(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
 
 
+def with_documented_settings(cls: type[Config]) -> type[Config]:
+    """Write the settings of a configuration, with their types, defaults and help texts, into its docstring."""
+    untyped: Any = cls
+    about, raises, errors = (cls.__doc__ or "").partition("\n    Raises:")
+    lines = []
+    for item in dataclasses.fields(untyped):
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        lines.append(f"        {item.name} (`{item.type}`, *optional*, defaults to `{default!r}`):")
+        lines += textwrap.wrap(item.metadata["help"], 104, initial_indent=" " * 12, subsequent_indent=" " * 12)
+    cls.__doc__ = "\n".join([f"{about}\n    Args:", *lines, raises + errors])
+    return cls
+
+
+@with_documented_settings
 @dataclass
 class InherituneConfig:
     """
@@ -257,6 +274,7 @@ class InherituneConfig:
 RowKind = Literal["text", "tokens", "messages"]
 
 
+@with_documented_settings
 @dataclass
 class DataConfig:
     """
@@ -430,6 +448,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@with_documented_settings
 @dataclass
 class RunConfig:
     """
@@ -472,6 +491,7 @@ class RunConfig:
         return reference_options(self)
 
 
+@with_documented_settings
 @dataclass
 class CompareConfig:
     """
@@ -548,8 +568,6 @@ def reference_options(options: Any) -> dict[str, Any]:
 
 
 # Reading and checking
-
-Config = TypeVar("Config")
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:

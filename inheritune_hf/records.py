@@ -27,6 +27,7 @@ from .config import PARTS, reference_options
 from .foreign_text import parse_json
 from .layers import describe
 from .measures import MEASURES
+from .tabular import Table, Tabular
 
 logger = logging.getLogger(__name__)
 
@@ -269,6 +270,28 @@ class Round:
     def layers(self) -> int:
         """Depth of this round's student, in layers."""
         return len(self.kept_layers)
+
+
+class Rounds(Tabular, tuple[Round, ...]):
+    """The rounds of a run, which show themselves as a table; losses and targets are in nats per token."""
+
+    def table(self) -> Table:
+        """Return a row for each round."""
+        headers = ("round", "layers", "steps", "tokens", "loss", "target", "difference", "matched")
+        rows = [
+            (
+                str(item.index),
+                str(item.layers),
+                f"{item.end_step - item.start_step:,}",
+                f"{item.tokens:,}",
+                f"{item.loss:.4f}",
+                f"{item.target:.4f}",
+                f"{item.match.difference:+.4f}",
+                "yes" if item.match.matched else "no" if item.match.decided else "undecided",
+            )
+            for item in self
+        ]
+        return Table(f"{len(rows)} round{'s' * (len(rows) != 1)}, losses in nats per token", headers, rows)
 
 
 @dataclass(frozen=True)

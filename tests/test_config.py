@@ -1,11 +1,12 @@
 """The recipe: checked values, and files with strict keys."""
 
+import dataclasses
 import json
 
 import pytest
 
 from inheritune_hf import DataConfig, InherituneConfig
-from inheritune_hf.config import read_mapping
+from inheritune_hf.config import CompareConfig, RunConfig, read_mapping
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,14 @@ def test_empty_file_is_an_empty_mapping(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         read_mapping(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("config", [InherituneConfig, DataConfig, RunConfig, CompareConfig])
+def test_docstrings_have_every_setting(config):
+    """The class's docstring, which editors and notebooks show, holds each setting's type, default and help text."""
+    shown = " ".join(config.__doc__.split())
+    for item in dataclasses.fields(config):
+        default = getattr(config(), item.name)
+        assert f" {item.name} (`" in shown
+        assert f"*optional*, defaults to `{default!r}`): {' '.join(item.metadata['help'].split())}" in shown
+    assert shown.index(" Args: ") < shown.index(" Raises: ")

@@ -14,6 +14,7 @@ FLOORS = [
     "exports",
     "annotations",
     "foreign_text",
+    "tabular",
     "measures",
     "layers",
     "arms",

@@ -12,7 +12,7 @@ import numpy as np
 from ..figures import LIGHT, figure_style, rank_axis, save_figure
 from ..measures import MEASURES
 from .collapse import NEAR_RANK_ONE, SHARE
-from .report import CollapseReport
+from .report import CollapseReport, remark
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,19 +44,13 @@ def layer_table(report: CollapseReport, tau: float = SHARE, tolerance: float = N
     if report.blocks is not None:
         columns["influence"] = _numbers(report.blocks.influence, 3)
         columns["loss without"] = [f"{loss - report.blocks.loss:+.3f}" for loss in report.blocks.skipped]
-    columns[""] = [_remark(ranks[item.layer], item.kind, tolerance) for item in report.layers]
+    columns[""] = [remark(ranks[item.layer], item.kind, tolerance) for item in report.layers]
     table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False, caption="\n".join(controls))
     for header in columns:
         table.add_column(header, justify="right" if header else "left", no_wrap=bool(header))
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     return table
-
-
-def _remark(rank: float | None, kind: str, tolerance: float) -> str:
-    if rank is None:
-        return f"{kind}: no softmax attention"
-    return "lazy" if rank <= 1 else "near rank-1" if rank <= 1 + tolerance else ""
 
 
 def _numbers(values: Sequence[float | None], digits: int) -> list[str]:

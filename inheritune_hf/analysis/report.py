@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..evaluation import LazinessComparison
 from ..records import decode, encode, read_json, write_text
+from ..tabular import Table, Tabular
 from .collapse import NEAR_RANK_ONE, SHARE, avg_rank, max_rank, resampled_max_ranks
 from .influence import BlockScores
 
@@ -87,8 +88,8 @@ class Uniform:
     window: int | None = None
 
 
-@dataclass(frozen=True)
-class CollapseReport:
+@dataclass(frozen=True, repr=False)
+class CollapseReport(Tabular):
     """
     What was measured of a model's attention on one set of sequences, with its controls.
 
@@ -131,6 +132,17 @@ class CollapseReport:
     def depth(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    def table(self) -> Table:
+        """Return a row for each layer: MaxRank and AvgMass, and whether it is lazy."""
+        share = SHARE if SHARE in self.shares else self.shares[0]
+        ranks, masses = self.max_ranks(share), self.avg_masses(share)
+        rows = []
+        for item, rank, mass in zip(self.layers, ranks, masses, strict=True):
+            numbers = ("" if value is None else f"{value:.2f}" for value in (rank, mass))
+            rows.append((str(item.layer), *numbers, remark(rank, item.kind)))
+        title = f"{self.model}: attention of {self.depth} layers on {self.sequences} sequences of {self.tokens} tokens"
+        return Table(f"{title}, share {share:g}", ("layer", "MaxRank", "AvgMass", ""), rows)
 
     def uniform_of(self, layer: int) -> Uniform:
         """Return the uniform attention that a layer is compared with: within its window, if it slides."""
@@ -231,3 +243,10 @@ def compare_laziness(
         f"tau {tau:g}, {student.sequences} sequences of {student.tokens} tokens)."
     )
     return LazinessComparison(lazy[1], layers[1], lazy[0], layers[0], tolerance, sentence)
+
+
+def remark(rank: float | None, kind: str, tolerance: float = NEAR_RANK_ONE) -> str:
+    """Return what a table says of a layer with this MaxRank; up to `1 + tolerance` is near rank-1."""
+    if rank is None:
+        return f"{kind}: no softmax attention"
+    return "lazy" if rank <= 1 else "near rank-1" if rank <= 1 + tolerance else ""

@@ -214,11 +214,9 @@ def show_untrained(terminal: Terminal, found: UntrainedLosses) -> None:
 
 def show_verification(terminal: Terminal, found: Verification) -> None:
     """Show what was checked, what was found, and the verdict."""
-    for check in found.checks:
-        word = {True: "ok", False: "FAILED", None: "skipped"}[check.passed]
-        terminal.print(f"{check.name:<10} {word:<8} {check.detail}")
-    kind = "trained" if found.trained else "untrained"
-    terminal.print(f"{found.student}: {kind} student, {'ok' if found.passed else 'FAILED'}")
+    for row in found.table().rows:
+        terminal.print("{:<10} {:<8} {}".format(*row))
+    terminal.print(found.verdict)
 
 
 def _hours(seconds: float | None) -> str:

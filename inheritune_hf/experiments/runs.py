@@ -28,7 +28,7 @@ from ..evaluation import LazinessComparison, compare_losses
 from ..figures import loss_panel, save_panels
 from ..growth import GrowthRule, follow, rule_from_recipe, students_of
 from ..measures import is_measured
-from ..outcomes import Conclusion, conclusion, goal_of
+from ..outcomes import Conclusion
 from ..publishing import FinishedRun, ResultRow, markdown_table, terminal_table
 from ..records import Match, Outcome, Validation, write_json, write_record, write_text
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, SETTINGS_FILE, without_nothing
@@ -245,9 +245,7 @@ def finish_run(
 
 def conclude_run(trainer: InherituneTrainer, rows: Iterable[ResultRow] = ()) -> Conclusion:
     """Return what a run came to, in words; `rows` are those of the test set, once it is opened."""
-    goal, decided = goal_of(trainer.inheritune_config.target), all(item.match.decided for item in trainer.rounds[-1:])
-    test = next((row.match for row in rows if row.model == "student"), None)
-    return conclusion(trainer.outcome, len(trainer.run.layers), trainer.reference_depth, goal, decided, test)
+    return trainer.conclude(next((row.match for row in rows if row.model == "student"), None))
 
 
 def _laziness(trainer: InherituneTrainer) -> LazinessComparison | None:

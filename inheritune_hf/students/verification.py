@@ -14,12 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from ..layers import describe
 from ..records import RECORD_FILE, Lineage, decode, read_json
+from ..tabular import Table, Tabular
 from .architectures import Architecture, inspect_architecture, join_sources, kept_names, sliced_config, sources_of
 from .checkpoints import LazyTensor, Source, find_weights, open_tensors
 from .inherit import query_rows
 from .reference import OpenedReference, Reference, open_reference
 
 _NEW_TOKENS = 8
+# What tables call a check that passed, failed, or could not be made.
+_WORDS = {True: "ok", False: "FAILED", None: "skipped"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Check:
     detail: str
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Tabular):
     """What checking a student came to; `trained` if its record holds rounds of training."""
 
     student: str
@@ -43,6 +46,16 @@ class Verification:
     def passed(self) -> bool:
         """Whether nothing that was checked failed."""
         return all(check.passed is not False for check in self.checks)
+
+    @property
+    def verdict(self) -> str:
+        """What the checks came to, in words."""
+        return f"{self.student}: {'trained' if self.trained else 'untrained'} student, {_WORDS[self.passed]}"
+
+    def table(self) -> Table:
+        """Return a row for each check."""
+        rows = [(check.name, _WORDS[check.passed], check.detail) for check in self.checks]
+        return Table(self.verdict, ("check", "result", "detail"), rows)
 
 
 def verify_student(student: str | os.PathLike[str], reference: Reference | None = None, **kwargs: Any) -> Verification:

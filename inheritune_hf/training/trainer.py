@@ -48,6 +48,7 @@ from ..growth import (
 )
 from ..layers import describe
 from ..measures import is_measured
+from ..outcomes import Conclusion, conclusion, goal_of
 from ..publishing import push_student, save_student
 from ..records import (
     SAVE_ERRORS,
@@ -56,6 +57,7 @@ from ..records import (
     Match,
     Outcome,
     Round,
+    Rounds,
     RunRecord,
     RunState,
     Validation,
@@ -66,6 +68,7 @@ from ..records import (
 from ..run_folder import read_state, write_state
 from ..students import Reference, open_reference, student_skeleton
 from ..students.losses import Method, loss_of_hidden, mean_loss
+from ..tabular import Table, Tabular
 from .arguments import check_arguments
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, merge_tracker_runs
 from .checkpoints import (
@@ -111,7 +114,7 @@ logger = logging.getLogger(__name__)
 _MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
 
 
-class InherituneTrainer(ValidatedTrainer):
+class InherituneTrainer(Tabular, ValidatedTrainer):
     """
     Train a student of the reference's first layers, and grow it until its loss matches the reference's.
 
@@ -123,7 +126,7 @@ class InherituneTrainer(ValidatedTrainer):
             Id, path or loaded model. A loaded model is copied to be measured and never changed.
         inheritune_config (`InherituneConfig`):
             The recipe; `steps_per_round` is needed.
-        args (`transformers.TrainingArguments`):
+        args (`transformers.TrainingArguments`, *optional*):
             As for `Trainer`. `max_steps` above 0 caps all rounds together; warm-up and schedule count per round. What
             cannot work with growth is refused with a reason.
         train_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `PackedStream`):
@@ -143,6 +146,8 @@ class InherituneTrainer(ValidatedTrainer):
             Whether a loss of the reference that was measured before, in any run, is taken from the user's cache.
         baseline (`Baseline`, *optional*):
             Another initialisation or growth rule than the recipe's, for baselines and controls.
+        model (`None`, *optional*):
+            Refused, with what to do: other trainers are given the model that they train, this one its `reference`.
 
     Raises:
         ValueError: If arguments, recipe, data and reference do not fit together; nothing has been trained then.
@@ -392,9 +397,9 @@ class InherituneTrainer(ValidatedTrainer):
 
     def __init__(
         self,
-        reference: Reference,
-        inheritune_config: InherituneConfig,
-        args: TrainingArguments,
+        reference: Reference | None = None,
+        inheritune_config: InherituneConfig | None = None,
+        args: TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -403,7 +408,12 @@ class InherituneTrainer(ValidatedTrainer):
         reference_kwargs: Mapping[str, Any] | None = None,
         reference_cache: bool = True,
         baseline: Baseline | None = None,
+        model: None = None,
     ) -> None:
+        if reference is None or model is not None:
+            other = "" if model is None else ", not as model: students are made of its layers"
+            raise ValueError(f"Give the model to be made smaller, or its Hub id or path, as reference{other}.")
+        inheritune_config, args = inheritune_config or InherituneConfig(), args or TrainingArguments()
         ready = check_arguments(args, inheritune_config)
         self.inheritune_config = inheritune_config
         self.baseline = baseline or Baseline()
@@ -510,9 +520,18 @@ class InherituneTrainer(ValidatedTrainer):
         return self.run.outcome
 
     @property
-    def rounds(self) -> tuple[Round, ...]:
+    def rounds(self) -> Rounds:
         """The finished rounds, failed ones included."""
-        return self.run.rounds
+        return Rounds(self.run.rounds)
+
+    def table(self) -> Table:
+        """Return a row for each finished round, under what the run came to so far."""
+        return self.rounds.table()._replace(title=f"{type(self).__name__}: {self.conclude().sentence}.")
+
+    def conclude(self, test: Match | None = None) -> Conclusion:
+        """Return what the run came to, in words; `test` compares its student on the test set, once that is opened."""
+        goal, decided = goal_of(self.inheritune_config.target), all(item.match.decided for item in self.rounds[-1:])
+        return conclusion(self.outcome, len(self.run.layers), self.reference_depth, goal, decided, test)
 
     @property
     def reference_validation(self) -> Validation | None:

@@ -21,6 +21,13 @@ def test_report_goes_through_json_and_into_pandas(model, sequences, tmp_path):
     chosen = table[(table["layer"] == 2) & (table["head"] == 1) & (table["share"] == 0.9)]
     assert chosen["rank"].item() == report.ranks(2).mean(0)[1]
     assert chosen["sink"].item() == report.layers[2].sink[1]
+    title, headers, *rows = repr(report).splitlines()
+    assert (
+        title
+        == f"{report.model}: attention of {LAYERS} layers on {report.sequences} sequences of {report.tokens} tokens"
+    )
+    assert headers.split() == ["layer", "MaxRank", "AvgMass"]
+    assert [row.split()[1] for row in rows] == [f"{rank:.2f}" for rank in report.max_ranks()]
 
 
 def test_a_damaged_report_is_refused(model, sequences, tmp_path):

@@ -58,7 +58,7 @@ def test_a_notebook_has_the_same_bars(tmp_path):
     trainer = make_trainer(tmp_path / "run", write_reference(tmp_path / "r"), callbacks=[NotebookProgressCallback()])
     trainer.describe_round()
     bars = [item for item in trainer.callback_handler.callbacks if isinstance(item, RoundProgress)]
-    assert {bar.description for bar in bars} == {"round 1 · 2 layers"}
+    assert {bar.description for bar in bars} == {"round 1 · 1 layers"}
     assert not any(isinstance(item, NotebookProgressCallback) for item in trainer.callback_handler.callbacks)
 
 

@@ -597,6 +597,20 @@ def test_bad_input_is_refused_before_training(reference, tmp_path, recipe, chang
         build(reference, tmp_path, recipe, **changes)
 
 
+def test_a_model_is_given_as_the_reference(reference, tmp_path, monkeypatch):
+    """The name that other trainers use, or no reference at all, says what to do; a trainer shows itself as a table."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"to be made smaller, or its Hub id or path, as reference\.$"):
+        InherituneTrainer()
+    with pytest.raises(ValueError, match=r"as reference, not as model: students are made of its layers\.$"):
+        InherituneTrainer(model=reference)
+    with pytest.raises(ValueError, match="steps_per_round is needed to train"):
+        InherituneTrainer(reference)
+    title, headers = repr(build(reference, tmp_path)).splitlines()
+    assert title.startswith("InherituneTrainer: The run has not ended: whether its student of 1 of 4 layers matches")
+    assert headers.startswith("round  layers  steps")
+
+
 def test_scattered_layers_train_for_one_round(reference, tmp_path):
     """Layers that do not start at the first can be trained, but not grown."""
     trainer = build(reference, tmp_path, {"keep_layers": "last:2", "max_layers": 2, "target": 0.01})
