@@ -1,7 +1,15 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["inheritune-hf"]
+#
+# [tool.uv.sources]
+# inheritune-hf = { path = "..", editable = true }  # this checkout
+# ///
 """
 Run Inheritune from a reference to a saved student: inherit, train, compare with the reference's loss, grow, repeat.
 
     python examples/run_inheritune.py                                    # the embedded default: offline, minutes
+    uv run examples/run_inheritune.py                                    # the same, in an environment of its own
     accelerate launch examples/run_inheritune.py --config recipe.yaml
     torchrun --nproc_per_node 2 examples/run_inheritune.py \
         --reference gpt2-medium --dataset-name stas/openwebtext-10k --steps-per-round 1000 --output-dir out

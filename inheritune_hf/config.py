@@ -56,7 +56,10 @@ def with_documented_settings(cls: type[Config]) -> type[Config]:
     for item in dataclasses.fields(untyped):
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         lines.append(f"        {item.name} (`{item.type}`, *optional*, defaults to `{default!r}`):")
-        lines += textwrap.wrap(item.metadata["help"], 104, initial_indent=" " * 12, subsequent_indent=" " * 12)
+        margin = " " * 12
+        lines += textwrap.wrap(
+            item.metadata["help"], 112, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+        )
     cls.__doc__ = "\n".join([f"{about}\n    Args:", *lines, raises + errors])
     return cls
 

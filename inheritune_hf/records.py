@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -14,6 +13,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -545,6 +545,8 @@ _held: dict[Path, TextIO] = {}
 
 #: What a file system says that has no locks.
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+# Where a file is locked on Windows: far behind what is written, since a locked byte cannot be read.
+_LOCKED_BYTE = 1 << 30
 
 
 @contextlib.contextmanager
@@ -571,6 +573,8 @@ def hold_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         file = _held.pop(path, None)
         if file is not None:  # else this is a forked child, which holds nothing
+            if sys.platform == "win32":
+                file.close()  # an open file cannot be removed
             path.unlink(missing_ok=True)
             file.close()
             if made:
@@ -583,7 +587,7 @@ def _lock(path: Path) -> TextIO:
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file)
             current = os.path.samestat(os.fstat(file.fileno()), path.stat())
         except BlockingIOError as error:
             file.seek(0)
@@ -608,6 +612,22 @@ def _lock(path: Path) -> TextIO:
         file.close()  # the process that held it has removed it in between
 
 
+def _take(file: TextIO) -> None:
+    """Lock a file that nobody else has locked; a `BlockingIOError` if somebody has."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @functools.cache
 def _release_in_children() -> None:
     """Let forked children close their copies of lock files: they would hold the folders for as long as they live."""
@@ -616,7 +636,8 @@ def _release_in_children() -> None:
         while _held:
             _held.popitem()[1].close()
 
-    os.register_at_fork(after_in_child=close)
+    if hasattr(os, "register_at_fork"):  # Windows does not fork
+        os.register_at_fork(after_in_child=close)
 
 
 def cache_folder(name: str) -> Path:

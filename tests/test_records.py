@@ -1,14 +1,15 @@
 """Records go through files unchanged, and what is wrong in a file is one line that names file and field."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -224,8 +225,27 @@ def test_a_folder_is_held_by_one_process(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_is_held_on_windows(tmp_path, monkeypatch):
+    """Without flock and fork the byte behind the text is locked; one that is locked already is another process's."""
+    locked = []
+
+    def locking(file, mode, count):
+        if locked:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        locked.append((os.lseek(file, 0, os.SEEK_CUR), mode, count))
+
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    monkeypatch.setattr("inheritune_hf.records.sys.platform", "win32")
+    with hold_folder(tmp_path / "a"):
+        assert locked == [(1 << 30, 2, 1)]
+        with pytest.raises(BlockingIOError, match="is in use by another process; wait until"), hold_folder(tmp_path):
+            pass
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     """Where nothing can be locked a warning says so, and the folder is used; another failure is one."""
+    fcntl = pytest.importorskip("fcntl")
 
     def fail(number):
         def flock(*_):

@@ -23,6 +23,7 @@ class _Verb(NamedTuple):
 
 #: Each verb is a function of its name in its module, which is imported when the verb is run.
 _VERBS = {
+    "demo": _Verb("train", "run the whole recipe on a small reference of its own, offline", resumable=True),
     "train": _Verb("train", "run a recipe, or the embedded default if there is no --reference", resumable=True),
     "adapt": _Verb("train", "train the reference itself further, to be the reference of a run", resumable=True),
     "inherit": _Verb("students", "build a student of some of a reference's layers and save it"),
@@ -55,7 +56,8 @@ options:
   --help     show this text; `inheritune VERB --help` shows a verb's options
   --version  show the version
 
-exit status of train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interrupted (run it again), 2 usage, 1 error
+exit status of demo and train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interrupted (run it again), 2 usage,
+  1 error
 exit status of adapt and compare: 0 complete, 75 interrupted (run it again), 2 usage, 1 error
 exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """

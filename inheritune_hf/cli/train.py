@@ -1,4 +1,4 @@
-"""The verbs about whole runs: `train`, `adapt`, `compare`, `plan` and `report`."""
+"""The verbs about whole runs: `demo`, `train`, `adapt`, `compare`, `plan` and `report`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from ..experiments.runs import RunResult
     from ..students import TrainingSetup
     from .terminal import Terminal
+
+
+def demo(argv: Sequence[str], prog: str) -> int:
+    """Run the embedded default, offline; any setting but those of a reference and its data may be given."""
+    if parse_settings(argv, EMBEDDED_DEFAULTS, prog).run.reference is not None:
+        raise ValueError("The demo brings its own reference; for another one use: inheritune train --reference ...")
+    return train(argv, prog)
 
 
 def train(argv: Sequence[str], prog: str, launched: bool = False) -> int:

@@ -269,7 +269,10 @@ def round_students(output_dir: Path) -> Iterator[tuple[int, Path]]:
 
 def _write_round(output_dir: Path, checkpoint: Path, record: RunRecord, item: Round, folder: Path) -> None:
     for path in checkpoint.glob("model*.safetensors"):
-        (folder / path.name).symlink_to(path.resolve())
+        try:
+            (folder / path.name).symlink_to(path.resolve())
+        except OSError:  # Windows lets few users make links
+            shutil.copyfile(path, folder / path.name)
     # Of links out of a folder only weights are published.
     own = [checkpoint / name for name in ("model.safetensors.index.json", "generation_config.json")]
     for path in (*own, *(output_dir / name for name in _SHARED)):

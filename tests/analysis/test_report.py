@@ -22,10 +22,8 @@ def test_report_goes_through_json_and_into_pandas(model, sequences, tmp_path):
     assert chosen["rank"].item() == report.ranks(2).mean(0)[1]
     assert chosen["sink"].item() == report.layers[2].sink[1]
     title, headers, *rows = repr(report).splitlines()
-    assert (
-        title
-        == f"{report.model}: attention of {LAYERS} layers on {report.sequences} sequences of {report.tokens} tokens"
-    )
+    where = f"{report.sequences} sequences of {report.tokens} tokens"
+    assert title == f"{report.model}: attention of {LAYERS} layers on {where}, share 0.9"
     assert headers.split() == ["layer", "MaxRank", "AvgMass"]
     assert [row.split()[1] for row in rows] == [f"{rank:.2f}" for rank in report.max_ranks()]
 

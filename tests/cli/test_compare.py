@@ -38,6 +38,7 @@ def test_exit_status(monkeypatch, capsys, tmp_path, result, status, said):
     assert shown.out == ("" if status else f"saved in    {tmp_path}\nnext        inheritune report {tmp_path}\n")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_sigterm_ends_it_as_ctrl_c_does(monkeypatch, capsys, tmp_path):
     """While data are read SIGTERM interrupts, with status 75; a forked worker just ends, and nothing is left behind."""
     before = signal.getsignal(signal.SIGTERM)

@@ -10,6 +10,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from inheritune_hf.cli.training_options import argument_parser, make_training_arguments, training_options
 
 VERBS = [
+    "demo",
     "train",
     "adapt",
     "inherit",
