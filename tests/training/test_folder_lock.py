@@ -1,18 +1,16 @@
 """One run at a time in a folder, whatever ends it; a folder that cannot be written to is refused before any work."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import forking
 import pytest
 import tiny
-from test_trainer import PROGRAM, run_program
+from test_trainer import run_program
 
 from inheritune_hf.training.checkpoints import last_checkpoint
 
@@ -29,17 +27,17 @@ def running(reference, tmp_path):
     """A run that stands still after step 5, its settings and its process."""
     settings = {"output_dir": str(tmp_path / "run"), "reference": reference, "result": str(tmp_path / "result.json")}
     stopped = {**settings, "kill_at": 5, "signal": int(signal.SIGSTOP)}
-    process = subprocess.Popen([sys.executable, str(PROGRAM), json.dumps(stopped)], stderr=subprocess.DEVNULL)
+    process = forking.start(tiny.main, stopped)
     try:
         until = time.monotonic() + 300
         while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "T":
-            assert process.poll() is None
+            assert process.is_alive()
             assert time.monotonic() < until
             time.sleep(0.1)
         yield settings, process
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def test_two_runs_at_once(running, reference, tmp_path):
@@ -49,7 +47,7 @@ def test_two_runs_at_once(running, reference, tmp_path):
         with pytest.raises(BlockingIOError, match=f"run is {MESSAGE % process.pid}"):
             tiny.make_trainer(settings["output_dir"], reference, **changes).train()
     process.kill()
-    process.wait()
+    process.join()
     whole = tiny.make_trainer(tmp_path / "whole", reference)
     whole.train()
     assert run_program(settings)["weights"] == tiny.weights_hash(whole.student)

@@ -173,12 +173,14 @@ def test_a_number_needs_no_reference_loss(reference, tmp_path, measured):
 @pytest.mark.slow
 def test_two_processes_find_what_one_measured(reference, tmp_path, monkeypatch):
     """The main process finds the loss, and tells the others."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", constants.HF_HOME)
     settings = {"reference": reference, "result": str(tmp_path / "r.json"), "recipe": RECIPE, "reference_cache": True}
-    one = run_program({**settings, "output_dir": str(tmp_path / "one")})
+    one = tiny.make_trainer(tmp_path / "one", reference, RECIPE, reference_cache=True)
+    one.train()
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "home").rglob("reference-losses/*.json")}
     assert len(kept) == 1
     two = run_program({**settings, "output_dir": str(tmp_path / "two")}, processes=2)
     assert two["world_size"] == 2
-    assert two["reference"] == one["reference"]
+    assert two["reference"] == one.reference_validation.loss
     assert {file: file.stat().st_mtime_ns for file in kept} == kept

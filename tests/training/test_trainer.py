@@ -4,13 +4,13 @@ import copy
 import gc
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
 import weakref
 from pathlib import Path
 
+import forking
 import pytest
 import tiny
 import torch
@@ -21,8 +21,6 @@ from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer, fr
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.evaluation import ValidatedTrainer
 
-PROGRAM = Path(tiny.__file__)
-
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
@@ -30,20 +28,15 @@ def reference(tmp_path_factory):
 
 
 def run_program(settings, processes=1, check=True):
-    """Run the tiny run as a program of its own and return what it reports, or None if it was killed."""
-    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run"]
-    if processes > 1:
-        launcher += ["--nproc_per_node", str(processes), "--master_port", "0", "--rdzv_endpoint", "localhost:0"]
-        launcher += ["--rdzv_backend", "c10d"]
+    """Run the tiny run in one process or, by torchrun, in several; return what it reports, or how it ended."""
     result = Path(settings["result"])
     result.unlink(missing_ok=True)
-    done = subprocess.run(
-        [*launcher, str(PROGRAM), json.dumps(settings)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    if processes == 1:
+        done = forking.run(tiny.main, settings)
+    else:
+        words = ["--nproc_per_node", str(processes), "--rdzv_endpoint", "localhost:0", "--rdzv_backend", "c10d"]
+        command = [sys.executable, "-m", "torch.distributed.run", *words, tiny.__file__, json.dumps(settings)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if check:
         assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(result.read_text()) if result.is_file() else done
@@ -371,34 +364,15 @@ def test_interrupted_run_is_saved_and_goes_on(reference, tmp_path):
 def test_two_processes_give_the_same_loss_as_one(reference, tmp_path):
     """Two processes, with accumulation, measure the same loss as one, and take the main one's decisions."""
     recipe = {"target": "reference", "tolerance": 0.0, "max_layers": 2}
-    one = run_program(
-        {
-            "output_dir": str(tmp_path / "one"),
-            "reference": reference,
-            "result": str(tmp_path / "1.json"),
-            "recipe": recipe,
-        }
-    )
-    two = run_program(
-        {
-            "output_dir": str(tmp_path / "two"),
-            "reference": reference,
-            "result": str(tmp_path / "2.json"),
-            "recipe": recipe,
-            "args": {
-                "per_device_train_batch_size": 1,
-                "gradient_accumulation_steps": 2,
-                "per_device_eval_batch_size": 5,
-            },
-            "disagree": True,
-        },
-        processes=2,
-    )
-    assert one["world_size"] == 1
+    one = tiny.make_trainer(tmp_path / "one", reference, recipe)
+    one.train()
+    args = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 5}
+    settings = {"reference": reference, "recipe": recipe, "args": args, "disagree": True}
+    two = run_program({**settings, "output_dir": str(tmp_path / "two"), "result": str(tmp_path / "2.json")}, 2)
     assert two["world_size"] == 2
-    assert two["reference"] == pytest.approx(one["reference"], abs=1e-6)
-    assert two["tokens"] == one["tokens"]
-    assert two["layers"] == one["layers"]
+    assert two["reference"] == pytest.approx(one.reference_validation.loss, abs=1e-6)
+    assert two["tokens"] == [item.tokens for item in one.rounds]
+    assert two["layers"] == [item.layers for item in one.rounds]
 
 
 @pytest.mark.slow

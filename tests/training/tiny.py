@@ -241,8 +241,7 @@ class Seen(TrainerCallback):
         trainer.training_step = training_step
 
 
-def main():
-    settings = json.loads(sys.argv[1])
+def main(settings):
     torch.set_num_threads(1)
     if "plain_steps" in settings:
         plain = plain_trainer(
@@ -308,4 +307,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(json.loads(sys.argv[1]))
