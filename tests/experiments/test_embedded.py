@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -38,12 +39,26 @@ def toy_settings(tmp_path, *words):
     return parse_settings(["--output_dir", str(tmp_path / "demo"), *words], EMBEDDED_DEFAULTS)
 
 
-def test_embedded_default_goes_from_text_to_table(home, tmp_path):
-    """Tokenizer, reference, loop, controls, table, picture, records, a sample, a paragraph; and it is found again."""
-    settings = toy_settings(tmp_path, "--target", "0.1")
-    screen = io.StringIO()
-    console = Console(file=screen, width=80)
-    result = run_embedded(*settings, console, TOY)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from its text to its table: its folder, result and screen, and the batches of each training in it."""
+    folder, screen = tmp_path_factory.mktemp("whole"), io.StringIO()
+    batches, step = {}, InherituneTrainer.training_step
+
+    def heard(trainer, model, inputs, *rest):
+        batches.setdefault(trainer.output_dir.name, []).append(str(inputs["input_ids"].tolist()))
+        return step(trainer, model, inputs, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(constants, "HF_HOME", str(folder / "home"))
+        patched.setattr(InherituneTrainer, "training_step", heard)
+        result = run_embedded(*toy_settings(folder, "--target", "0.1"), Console(file=screen, width=80), TOY)
+    return SimpleNamespace(folder=folder, result=result, shown=screen.getvalue(), batches=batches)
+
+
+def test_embedded_default_goes_from_text_to_table(whole):
+    """Tokenizer, reference, loop, controls, table, picture, records, a sample, a paragraph."""
+    result, demo = whole.result, whole.folder / "demo"
     assert result.outcome == "no_more_layers"
     assert [row.model for row in result.rows] == [
         "reference",
@@ -55,27 +70,32 @@ def test_embedded_default_goes_from_text_to_table(home, tmp_path):
     assert result.rows[1].tokens == 8 * 2 * 32
     assert [row.layers for row in result.rows] == [3, 2, 2, 3]
     assert result.rows[1].parameters == result.rows[2].parameters
-    shown = screen.getvalue()
-    assert "What this shows: No student matched" in shown
-    assert "Sample, student:" in shown
-    files = {item.name for item in (tmp_path / "demo").iterdir()}
+    assert "What this shows: No student matched" in whole.shown
+    assert "Sample, student:" in whole.shown
+    files = {item.name for item in demo.iterdir()}
     assert {"losses.png", "rounds.json", "results.md", "model.safetensors", "tokenizer.json"} <= files
-    assert {item.name for item in (tmp_path / "demo" / "controls").iterdir()} == {"1-8-steps", "2-8-steps"}
-    records = json.loads((tmp_path / "demo" / "rounds.json").read_text())
+    assert {item.name for item in (demo / "controls").iterdir()} == {"1-8-steps", "2-8-steps"}
+    records = json.loads((demo / "rounds.json").read_text())
     assert set(records["curves"]) == {"student", "random weights", "reference, trained further"}
-    assert len(list(home.glob("inheritune_hf/embedded-*/reference/model.safetensors"))) == 1
+    assert len(list(whole.folder.glob("home/inheritune_hf/embedded-*/reference/model.safetensors"))) == 1
 
-    again = toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "again"))
-    screen.truncate(0)
-    second = run_embedded(*again, console, TOY)
+
+def test_a_second_run_finds_the_reference(whole, tmp_path, monkeypatch):
+    """A run in another folder uses the reference that the first one made, and ends with the same losses."""
+    monkeypatch.setattr(constants, "HF_HOME", str(whole.folder / "home"))
+    screen = io.StringIO()
+    second = run_embedded(*toy_settings(tmp_path, "--target", "0.1"), Console(file=screen, width=80), TOY)
     assert "found in" in screen.getvalue()
-    assert [row.loss for row in second.rows] == [row.loss for row in result.rows]
+    assert [row.loss for row in second.rows] == [row.loss for row in whole.result.rows]
 
+
+def test_runs_are_collected_in_a_page(whole, tmp_path):
+    """The script of docs/results makes the page and the picture from the records of a run."""
     collect = Path(__file__).parents[2] / "docs" / "results" / "collect.py"
     shutil.copy(collect, tmp_path)
-    subprocess.run([sys.executable, tmp_path / collect.name, tmp_path / "demo"], check=True)
-    page = (tmp_path / "embedded.md").read_text()
-    assert f"| student | 2 | {result.rows[1].parameters:,} | 8 | 512 | {result.rows[1].loss:.4f} |" in page
+    subprocess.run([sys.executable, tmp_path / collect.name, whole.folder / "demo"], check=True)
+    page, student = (tmp_path / "embedded.md").read_text(), whole.result.rows[1]
+    assert f"| student | 2 | {student.parameters:,} | 8 | 512 | {student.loss:.4f} |" in page
     assert (tmp_path / "losses.png").stat().st_size > 10_000
 
 
@@ -108,18 +128,9 @@ def test_runs_that_make_one_reference_take_turns(home, tmp_path):
     other.join()
 
 
-def test_the_reference_sees_another_order_than_students_and_controls(home, tmp_path, monkeypatch):
+def test_the_reference_sees_another_order_than_students_and_controls(whole):
     """No batch of the reference's training comes again; rounds and controls see as many distinct ones."""
-    seen, step = {}, InherituneTrainer.training_step
-
-    def heard(trainer, model, inputs, *rest):
-        seen.setdefault(trainer.output_dir.name, []).append(inputs["input_ids"].tolist())
-        return step(trainer, model, inputs, *rest)
-
-    monkeypatch.setattr(InherituneTrainer, "training_step", heard)
-    settings = toy_settings(tmp_path, "--target", "0.1")
-    run_embedded(*settings, Console(quiet=True), TOY)
-    batches = {name: [str(batch) for batch in rows] for name, rows in seen.items()}
+    batches = whole.batches
     assert set(batches) == {"work", "demo", "1-8-steps", "2-8-steps"}
     assert set(batches["work"]).isdisjoint(batches["demo"])
     assert len(set(batches["demo"])) == 8
@@ -169,13 +180,9 @@ def test_another_runs_folder_is_refused_before_the_reference_is_trained(home, tm
 
 
 @pytest.mark.parametrize("phase", ["reference", pytest.param("random weights", marks=pytest.mark.slow)])
-def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
+def test_an_interrupted_phase_goes_on(home, whole, tmp_path, monkeypatch, phase):
     """A signal while the reference or a control is trained saves it; the same call goes on to the same end."""
     settings = toy_settings(tmp_path, "--target", "0.1", "--save_steps", "100")
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "whole"))
-    whole = toy_settings(tmp_path, "--target", "0.1", "--output_dir", str(tmp_path / "whole-run"))
-    whole = run_embedded(*whole, Console(quiet=True), TOY)
-    monkeypatch.setattr(constants, "HF_HOME", str(home))
     steps, train = [], InherituneTrainer.training_step
 
     def interrupted(trainer, *words, **named):
@@ -190,4 +197,4 @@ def test_an_interrupted_phase_goes_on(home, tmp_path, monkeypatch, phase):
         run_embedded(*settings, Console(quiet=True), TOY)
     again = run_embedded(*settings, Console(quiet=True), TOY)
     assert steps == list(range(len(steps)))
-    assert [row.loss for row in again.rows] == [row.loss for row in whole.rows]
+    assert [row.loss for row in again.rows] == [row.loss for row in whole.result.rows]
