@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from inheritune_hf.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,6 +97,15 @@ def build_workspace(folder: Path) -> None:
     # What a user has in a checkout.
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "constraints.txt", folder)
+
+
+def run_words(words: list[str]) -> object:
+    """Do what a command of a page does, in this process: call the command-line interface, or run a script."""
+    if words[0] == "inheritune":
+        return main(words[1:])
+    sys.argv = words[1:]
+    runpy.run_path(words[1], run_name="__main__")
+    return 0
 
 
 def offline_environment(folder: Path) -> dict[str, str]:

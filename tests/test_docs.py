@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forking
 import pytest
 import yaml
 from documentation import (
@@ -26,6 +27,7 @@ from documentation import (
     links,
     make_targets,
     offline_environment,
+    run_words,
 )
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -124,11 +126,13 @@ def run_or_check(command, folder, hub=None):
 
 
 def run_command(words, folder, hub=None):
-    environment = offline_environment(folder)
-    if hub is not None:
-        known = hub.environment(folder / "cache", HF_TOKEN="hf_name")
-        environment = {**known, **{name: environment[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}}
-    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    if hub is None:
+        result = forking.run(run_words, words, folder=folder)
+    else:
+        # The environment of a client is read when libraries are imported: this is the program that a user starts.
+        known, own = hub.environment(folder / "cache", HF_TOKEN="hf_name"), offline_environment(folder)
+        environment = {**known, **{name: own[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}}
+        result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     # A miss is a result too.
     assert result.returncode in {0, 3, 4}, result.stderr
 
