@@ -6,12 +6,12 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import types
 from dataclasses import asdict
 
+import forking
 import pytest
 import torch
 from holding import held_by_another
@@ -28,6 +28,7 @@ from transformers.integrations import integration_utils
 
 from inheritune_hf import DataConfig, InherituneConfig
 from inheritune_hf.arms import ARMS, CONTROLS, parse_arm
+from inheritune_hf.cli import main
 from inheritune_hf.cli.settings import parse_comparison
 from inheritune_hf.config import CompareConfig, RunConfig
 from inheritune_hf.data import CausalCollator
@@ -341,22 +342,16 @@ def test_a_killed_comparison_goes_on_to_the_same_bits(material, tmp_path):
         "layers": 2,
         "budget_steps": 6,
     }
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        "import sys; from inheritune_hf.cli import main; sys.exit(main())",
-        "compare",
-    ]
 
     def run(name, event=None):
         (tmp_path / f"{name}.json").write_text(json.dumps({**settings, "output_dir": str(tmp_path / name)}))
-        with subprocess.Popen([*command, str(tmp_path / f"{name}.json")], stderr=subprocess.DEVNULL) as process:
-            while event and process.poll() is None and not list((tmp_path / name).glob(event)):
-                time.sleep(0.005)
-            if event:
-                process.kill()
-        return process.returncode
+        process = forking.start(main, ["compare", str(tmp_path / f"{name}.json")])
+        while event and process.is_alive() and not list((tmp_path / name).glob(event)):
+            time.sleep(0.005)
+        if event:
+            process.kill()
+        process.join()
+        return process.exitcode
 
     events = [
         "stacking*/_inheritune/state.json",
