@@ -27,6 +27,15 @@ from inheritune_hf.training.identity import run_identity
 TOY = EmbeddedShape(vocabulary=512, width=16, heads=2, layers=3, block_size=32, steps=6, sequences_per_document=1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_documents():
+    """The short files of the standard library: a tenth of its text, and enough for all three sets."""
+    documents = [item for item in embedded.standard_library_documents() if len(item.text) < 10_000]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(embedded, "standard_library_documents", lambda: documents)
+        yield
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
