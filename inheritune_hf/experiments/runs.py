@@ -168,7 +168,7 @@ def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | 
     The reference is measured here, before there is a student in memory, and its scores are cached.
 
     Raises:
-        ValueError: If the student's parameters will be sharded over processes.
+        ValueError: If the student's parameters will be sharded over processes, or be on a device without float64.
     """
     if every is None:
         return
@@ -176,6 +176,11 @@ def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | 
         raise ValueError(
             f"collapse_every={every} measures the student on the main process, which under {trainer.sharding} has a "
             "part of each weight; leave it out, and measure the trained student by `inheritune analyze`."
+        )
+    if trainer.args.device.type == "mps":
+        raise ValueError(
+            f"collapse_every={every} measures in float64, which MPS does not have; leave it out, and measure the "
+            "trained student by `inheritune analyze`."
         )
     sequences = sample_sequences(splits.selection)
     report = None

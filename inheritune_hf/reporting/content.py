@@ -467,7 +467,7 @@ def _data(facts: DataFacts | None, settings: Mapping[str, Any], training: Mappin
 
 
 def _setting(name: str, value: Any) -> str:
-    if name.endswith("_files"):
+    if name.endswith("_files") and isinstance(value, list):
         return file_names(value)
     return value if isinstance(value, str) else _json(value, None)
 

@@ -78,12 +78,14 @@ def test_a_verdict_that_is_kept_says_what_it_was_judged_by(pair, tmp_path):
 
 
 def test_means_are_compared_when_confidence_is_none(pair, capsys, monkeypatch):
-    """The command says it as a recipe does: none compares means, and what is no confidence is refused."""
+    """The command says it as a recipe does: none compares means; no confidence is refused; many files are a count."""
     monkeypatch.chdir(pair)
-    words = ["evaluate", "student", "--files", "text/0*.txt", "--parts", "loss", "--output", "means.json"]
+    files = [f"text/{path.name}" for path in sorted((pair / "text").glob("0*.txt"))]
+    words = ["evaluate", "student", "--files", *files, "--parts", "loss", "--output", "means.json"]
     assert main([*words, "--confidence", "none"]) == 0
     found = json.loads((pair / "means.json").read_text())
     assert found["confidence"] is None
+    assert found["corpora"][0]["corpus"] == f"{len(files)} files (text/*.txt)"
     for wrong in ("0", "1", "high"):
         with pytest.raises(SystemExit) as ended:
             main([*words, "--confidence", wrong])

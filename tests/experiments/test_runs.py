@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 from test_comparison import write_material
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
@@ -155,3 +156,12 @@ def test_a_control_equals_a_plain_trainer_and_is_found_again(tmp_path):
     again = train_control(reference, args, tiny_splits(), 7, "control", tmp_path / "control")
     assert tiny.weights_hash(again.model) == tiny.weights_hash(control.model)
     assert (again.curve, again.test, again.tokens) == (control.curve, control.test, control.tokens)
+
+
+def test_lazy_layers_are_not_measured_on_mps():
+    """A device without float64 is refused before anything is trained, with what to do instead."""
+    trainer = SimpleNamespace(sharding="none", args=SimpleNamespace(device=torch.device("mps")))
+    with pytest.raises(
+        ValueError, match=r"collapse_every=2 measures in float64, which MPS does not have; leave it out"
+    ):
+        watch_collapse(trainer, None, 2)

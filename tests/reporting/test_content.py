@@ -8,7 +8,7 @@ from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_eval
 from inheritune_hf.forecast import Forecast
 from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run
-from inheritune_hf.reporting.content import Chart, Paragraph, Table, Texts, build_report
+from inheritune_hf.reporting.content import Chart, Paragraph, Table, Texts, _data, build_report
 
 
 def blocks_of(report, anchor):
@@ -175,7 +175,7 @@ def test_a_run_can_be_done_again(run):
     recipe = json.loads(texts_of(report, "reproduce")["The recipe, as JSON"])
     assert (recipe["train_files"], recipe["revision"]) == (["a.txt"], "0123abc")
     tables = {block.caption: block.rows for block in blocks_of(report, "data") if isinstance(block, Table)}
-    assert tables["Data settings"] == (("train_files", '["a.txt"]'),)
+    assert tables["Data settings"] == (("train_files", "a.txt"),)
     assert ("learning_rate", "0.002") in tables["Training settings"]
     assert ("eval_steps", "60") in tables["Training settings"]
     write_json(run / "settings.json", {"eval_steps": 60})  # the embedded run has made its reference itself
@@ -241,3 +241,14 @@ def test_second_corpus_judges_again(run):
     assert "The match holds on test.jsonl" in full_evaluation(corpora=(first, first)).verdict()
     assert full_evaluation(corpora=()).verdict() == "No loss was measured."
     assert MISS.upper == 0.0404
+
+
+def test_many_files_are_a_count_and_a_pattern():
+    """The table of data settings names hundreds of files by how many they are, where they are and how they end."""
+    settings = {
+        "train_files": [f"text/{number}.txt" for number in range(168)],
+        "test_files": ["a.txt"],
+        "block_size": 8,
+    }
+    (table,) = _data(None, settings, {})
+    assert dict(table.rows) == {"train_files": "168 files (text/*.txt)", "test_files": "a.txt", "block_size": "8"}
