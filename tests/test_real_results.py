@@ -37,7 +37,9 @@ def evaluation(difference, loss=3.5, layers=20):
         "tolerance": 0.01,
         "layers": {"student": layers, "reference": 30},
         "corpora": [{**corpus, "match": match}, {**corpus, "match": match}],
-        "tasks": [{"task": "piqa", "metric": "acc", "rows": 200, "student": 0.6, "reference": 0.65}],
+        "tasks": [
+            {"task": "piqa", "metric": "acc", "rows": 200, "student": 0.6, "reference": 0.65, "reference_error": 0.034}
+        ],
         "efficiency": {"student": {"parameters": 99114048, "peak_memory": None}, "speeds": speeds},
         "drafts": [{"mode": "greedy", "drafted": 10, "accepted": 4, "speed_up": {"median": 0.9}}],
         "laziness": {"comparison": {"student": 1}},
@@ -137,7 +139,8 @@ def test_a_step_with_a_record_is_not_run_again(scripts, tmp_path):
     options = argparse.Namespace(output=tmp_path, toy=True)
     with pytest.raises(RuntimeError, match="broken"):
         scripts[0].record(options, "step", lambda _: (_ for _ in ()).throw(RuntimeError("broken")))
-    assert scripts[0].record(options, "step", lambda _: {"value": 1})["value"] == 1
+    found = scripts[0].record(options, "step", lambda _: {"value": 1, "said": f"saved in {tmp_path}/x"})
+    assert (found["value"], found["said"]) == (1, "saved in WORK/x")
     assert scripts[0].record(options, "step", lambda _: {"value": 2})["value"] == 1
 
 

@@ -44,7 +44,8 @@ start from the adapted reference and have it as their teacher, `adapted` ones st
 start from the starting reference. Operations are those of the training, the teacher's included; what the adapted
 reference took is not. In brackets: 95 % one-sided bounds, which cluster by document. *Python* is the source of
 Python's standard library ({library} modules), to see whether a verdict holds on other text. Tasks are the first
-{rows_of_task} rows of each, zero-shot.
+{rows_of_task} rows of each, zero-shot, with standard errors of up to {task_error:.3f}. The untrained loss is that of
+the selection set.
 
 ## Speed, memory and drafting
 
@@ -121,6 +122,7 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         ),
         library=library["documents"],
         rows_of_task=max(task["rows"] for task in tasks),
+        task_error=max(task["reference_error"] for task in tasks),
         speeds="\n".join(_speed_row(name, arm) for name, arm in {"adapted": adapted, **arms}.items()),
         sequences=analysis["sequences"],
         correlations="\n".join(

@@ -106,6 +106,7 @@ def record(options: argparse.Namespace, name: str, step: Callable[[argparse.Name
             print(f"{time.strftime('%F %T')} {name}", flush=True)
             began = time.monotonic()
             found = step(options)
+            found = json.loads(json.dumps(found).replace(str(options.output), "WORK"))  # no paths of this machine
             write_json(path, {**found, "wall_seconds": time.monotonic() - began, "toy": options.toy, **provenance()})
     return read_json(path)
 
@@ -194,8 +195,8 @@ def analyze(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan(options: argparse.Namespace) -> dict[str, Any]:
-    """Estimate an arm before it is run."""
-    return {"said": verb("plan", *common(options, "plan"), *student(options, "20-skip"))}
+    """Estimate an arm before it is run, at the speed of a few steps on this machine."""
+    return {"said": verb("plan", "--measure", *common(options, "plan"), *student(options, "20-skip"))}
 
 
 def adapt(options: argparse.Namespace) -> dict[str, Any]:
@@ -248,7 +249,8 @@ def result(options: argparse.Namespace, name: str, adapted: Path | None) -> dict
         found[against] = {key: value for key, value in read_json(path).items() if key not in ("samples", "commands")}
     run = read_json(folder / "rounds.json")
     last, curve = run["rounds"][-1], next(iter(run["curves"].values()))
-    tokens = last["tokens"] / last["end_step"]
+    tokens, untrained = last["tokens"] / last["end_step"], last["start_loss"]
+    untrained = last["target"] if untrained is None else untrained  # the reference itself
     teacher = AutoConfig.from_pretrained(output / "adapted") if "distilled" in name else None
     operations = training_operations(AutoConfig.from_pretrained(folder), size["block"], teacher)
     if adapted:
@@ -258,9 +260,9 @@ def result(options: argparse.Namespace, name: str, adapted: Path | None) -> dict
         "tokens": last["tokens"],
         "flops": last["tokens"] * operations,
         "seconds": last["seconds"],
-        "untrained": last["start_loss"],
+        "untrained": untrained,
         "target": last["target"],
-        "curve": [[0, last["start_loss"]], *([step * tokens, value] for step, value in curve if step)],
+        "curve": [[0, untrained], *([step * tokens, value] for step, value in curve if step)],
         "evaluations": found,
     }
 
