@@ -94,6 +94,8 @@ def test_layers_and_rounds_are_shown():
     """The kept layers are drawn and the rounds tabulated with their differences."""
     text = card()
     assert "█" * 14 + "░" * 10 in text
+    assert "of 24, counted from 0.\n\n" in text
+    assert "counted from 0. The reference has layers of" in card(lineage=replace(LINEAGE, prediction_layers=1))
     assert "| 1 | 12 |  | 100 | 6,400 | 2.8700 | 2.8100 | +0.0600 (up to +0.0700) | no |" in text
     assert "| 2 | 14 |  | 100 | 6,400 | 2.8000 | 2.8100 | -0.0100 (up to +0.0000) | yes |" in text
 
