@@ -1,5 +1,6 @@
 """Every test: offline, one torch thread, caches and outputs in temporary folders."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,13 @@ import torch
 from hub_process import LocalHub, client_process
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_again():
+    """Take back the level that a command sets for this package's log: `caplog` sees all of it in the next test."""
+    yield
+    logging.getLogger("inheritune_hf").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,7 +114,7 @@ def test_every_figure_is_a_records():
     assert "random ends at 5.7250" in chart.description
     given = {table.caption: table.rows for table in tables_of(report, "data")}
     assert ("train", "48", "42,933", "341", "ea33e9b29185b614") in next(iter(given.values()))
-    assert ("train_files", '["a.txt"]') in given["Data settings"]
+    assert ("train_files", "a.txt") in given["Data settings"]
     assert ("learning_rate", "0.002") in given["Training settings"]
     texts = dict(text for block in blocks_of(report, "reproduce") if isinstance(block, Texts) for text in block.texts)
     assert json.loads(texts["The comparison, as JSON"])["arms"] == ["inheritune", "random", "last/moved-scale"]
