@@ -76,10 +76,11 @@ def test_plan_of_a_large_run_fits_80_columns(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     GPT2Config(n_layer=48, n_embd=1600, n_head=25, vocab_size=50257).save_pretrained(tmp_path)
     words = ["plan", str(tmp_path), "--steps-per-round", "100000", "--bf16", "--tokens-per-second", "300"]
+    words += ["--keep-layers", "46"]
     lines = shown(capsys, *words).out.splitlines()
     rows = [line for line in lines if line.startswith(("│", "┃"))]
     assert "…" not in "".join(rows)
-    assert sum(line.startswith("│ train ") for line in rows) == 13
+    assert sum(line.startswith("│ train ") for line in rows) == 2
     assert "│ train 48 layers │ 6.23 GB │" in "\n".join(rows)
     assert max(map(len, rows)) <= 80
 
