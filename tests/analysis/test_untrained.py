@@ -1,6 +1,7 @@
 """Losses of students before training, by first layers and by every measure."""
 
 import json
+import lzma
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 from transformers import AutoTokenizer
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
-from inheritune_hf.analysis import default_sequences, layer_order, loss_without, measure_untrained
+from inheritune_hf.analysis import layer_order, loss_without, measure_untrained
+from inheritune_hf.analysis.sequences import cut_sequences
 from inheritune_hf.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
+NOVELS = ROOT.parent / "shared" / "data" / "eltec_eng" / "train.jsonl.xz"
 
 
 def test_losses_are_those_of_students(model, sequences, tmp_path):
@@ -45,16 +48,19 @@ def test_depths_may_be_given(model, sequences):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not NOVELS.is_file(), reason="../shared/data is not here")
 def test_an_order_by_loss_begins_lower_than_first_layers():
     """
-    On a trained reference, at every depth, on text of other documents than it was ordered on; loss falls with depth.
+    On a trained reference, at every depth, on other sequences than it was ordered on; loss falls with depth.
 
-    The text is this project's documentation: plain English, as the reference has read.
+    The text is of novels that the reference was not trained on.
     """
-    folder = ROOT / "examples" / "reference" / "model"
-    pages = [str(path) for path in sorted((ROOT / "docs").glob("**/*.md"))]
-    sequences = default_sequences(AutoTokenizer.from_pretrained(folder), 96, 128, pages)
-    found = measure_untrained(folder, sequences, range(1, 13), dtype=torch.float32)
+    folder = ROOT / "examples" / "reference"
+    held_out = json.loads((folder / "books.json").read_text())["evaluation"]
+    with lzma.open(NOVELS, "rt", encoding="utf-8") as file:
+        texts = [row["text"] for row in map(json.loads, file) if row["id"] in held_out]
+    sequences = cut_sequences(texts, AutoTokenizer.from_pretrained(folder / "model"), 96, 128)
+    found = measure_untrained(folder / "model", sequences, range(1, 13), dtype=torch.float32)
     assert found.losses["first"][-1] == found.losses["loss"][-1] == found.loss < found.uniform
     for by_loss, first in zip(found.losses["loss"], found.losses["first"], strict=True):
         assert by_loss <= first
