@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,12 +18,12 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-class Tabular:
+class Tabular(ABC):
     """What has a table, which is what `print`, a terminal and a notebook show of it."""
 
+    @abstractmethod
     def table(self) -> Table:
         """Return the table."""
-        raise NotImplementedError(f"{type(self).__name__} has no table.")
 
     def __repr__(self) -> str:
         title, headers, rows = self.table()

@@ -1,11 +1,8 @@
 """Records that show themselves as tables, in terminals and notebooks."""
 
-import pytest
-
 from inheritune_hf.records import Match, Round, Rounds
 from inheritune_hf.students import Verification
 from inheritune_hf.students.verification import Check
-from inheritune_hf.tabular import Tabular
 
 FOUND = Verification("<out>", True, (Check("lineage", True, "layers 0:2"), Check("reload", None, "a\nb \x1b[31m")))
 
@@ -42,9 +39,3 @@ def test_rounds_are_a_tuple_and_a_table():
         "1      2       1,000  64,000  3.5000  3.0000  +0.5000     no",
     ]
     assert repr(Rounds()).startswith("0 rounds, losses in nats per token\nround  layers")
-
-
-def test_what_has_no_table_says_so():
-    """The base class names who forgot its table."""
-    with pytest.raises(NotImplementedError, match=r"Tabular has no table\."):
-        repr(Tabular())

@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 
 def demo(argv: Sequence[str], prog: str) -> int:
     """Run the embedded default, offline; any setting but those of a reference and its data may be given."""
-    if parse_settings(argv, EMBEDDED_DEFAULTS, prog).run.reference is not None:
+    settings = parse_settings(argv, EMBEDDED_DEFAULTS, prog)
+    if settings.run.reference is not None:
         raise ValueError("The demo brings its own reference; for another one use: inheritune train --reference ...")
-    return train(argv, prog)
+    return _train(settings)
 
 
 def train(argv: Sequence[str], prog: str, launched: bool = False) -> int:
     """Run a recipe; if `launched`, a miss ends with 0 unless `require_match` is set: a launcher would see a crash."""
-    settings = parse_settings(argv, EMBEDDED_DEFAULTS, prog)
+    return _train(parse_settings(argv, EMBEDDED_DEFAULTS, prog), launched)
 
+
+def _train(settings: Settings, launched: bool = False) -> int:
     from ..experiments import run_embedded, run_recipe
 
     begin = run_embedded if settings.run.reference is None else run_recipe

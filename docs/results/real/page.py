@@ -54,7 +54,7 @@ draft | near rank 1 |
 |---|---:|---:|---:|---:|---:|
 {speeds}
 
-## Which measure tells what can go
+## Which measure predicts the layers that can be dropped
 
 On {sequences} sequences of training text. Spearman's correlation over layers of a measure with the loss added by
 skipping the layer, with a 95 % interval of a bootstrap over layers:
