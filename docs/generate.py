@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,24 @@ def security() -> str:
     return text.split("\n", 1)[1].replace("](docs/", "](")
 
 
+def notebook() -> str:
+    """Return `examples/inheritune.ipynb` with its outputs as Markdown."""
+    shown = []
+    for cell in json.loads((ROOT / "examples" / "inheritune.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        shown.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        printed = ""
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                shown.append(f"![Figure drawn by the cell above](data:image/png;base64,{data['image/png'].strip()})")
+            else:
+                printed += "".join(output.get("text") or data["text/plain"])
+        if printed.strip():
+            shown.append(f"```text\n{printed.rstrip()}\n```")
+    return "\n\n".join(shown)
+
+
 def _bibtex(kind: str, key: str, fields: dict[str, Any]) -> str:
     escaped = {name: str(value).replace("_", r"\_") for name, value in fields.items()}
     lines = [f"  {name:13} = {{{value}}}," for name, value in escaped.items()]
@@ -166,6 +185,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "architectures": architecture_list,
     "multimodal": multimodal_list,
     "recipes": recipes_table,
+    "notebook": notebook,
     "citation": citation,
     "security": security,
 }

@@ -2,6 +2,9 @@
 # requires-python = ">=3.11"
 # dependencies = ["inheritune-hf"]
 #
+# [tool.uv]
+# constraint-dependencies = ["torch==2.13.0", "transformers==5.23.0"]  # known to work, as in constraints.txt
+#
 # [tool.uv.sources]
 # inheritune-hf = { path = "..", editable = true }  # this checkout
 # ///

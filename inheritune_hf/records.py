@@ -272,12 +272,17 @@ class Round:
         return len(self.kept_layers)
 
 
+def loss_text(loss: float) -> str:
+    """Return a loss as logs show it: in nats per token, with its perplexity."""
+    return f"{loss:.4f} nats/token (perplexity {math.exp(loss):.4g})"
+
+
 class Rounds(Tabular, tuple[Round, ...]):
     """The rounds of a run, which show themselves as a table; losses and targets are in nats per token."""
 
     def table(self) -> Table:
         """Return a row for each round."""
-        headers = ("round", "layers", "steps", "tokens", "loss", "target", "difference", "matched")
+        headers = ("round", "layers", "steps", "tokens", "loss", "perplexity", "target", "difference", "matched")
         rows = [
             (
                 str(item.index),
@@ -285,6 +290,7 @@ class Rounds(Tabular, tuple[Round, ...]):
                 f"{item.end_step - item.start_step:,}",
                 f"{item.tokens:,}",
                 f"{item.loss:.4f}",
+                f"{math.exp(item.loss):.4g}",
                 f"{item.target:.4f}",
                 f"{item.match.difference:+.4f}",
                 "yes" if item.match.matched else "no" if item.match.decided else "undecided",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -26,7 +27,13 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 SHORTENED = (
     (re.compile(r"steps_per_round(=|: )[\d_]{3,}"), r"steps_per_round\g<1>2"),
     (re.compile(r"\bbf16(=True|: true)"), "use_cpu\\1"),
+    (re.compile(r"--(steps-per-round|max-steps) \d{2,}"), r"--\1 2"),
+    (re.compile(r"--bf16\b"), "--use-cpu"),
 )
+
+
+#: Where the data set of the quickstart has its text.
+WEB = "---\nconfigs:\n- config_name: sample-10BT\n  data_files: sample.jsonl\n---\n"
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,13 @@ def make_targets() -> set[str]:
 
 
 def build_workspace(folder: Path) -> None:
-    """Fill `folder` with what pages take for granted: a GPT-2 XL, 48 layers deep but tiny, and a folder of texts."""
+    """
+    Fill `folder` with what pages take for granted: a folder of texts, and, as deep as they are but tiny, a GPT-2 XL, a
+    SmolLM2-135M and a FineWeb-Edu, each at the path that is its name on the Hub.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
     core = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
@@ -91,6 +101,17 @@ def build_workspace(folder: Path) -> None:
     )
     GPT2LMHeadModel(config).save_pretrained(folder / "gpt2-xl")
     tokenizer.save_pretrained(folder / "gpt2-xl")
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 30}
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=64, bos_token_id=last, eos_token_id=last, **shape
+    )
+    LlamaForCausalLM(llama).save_pretrained(folder / "HuggingFaceTB" / "SmolLM2-135M")
+    tokenizer.save_pretrained(folder / "HuggingFaceTB" / "SmolLM2-135M")
+    web = folder / "HuggingFaceFW" / "fineweb-edu"
+    web.mkdir(parents=True)
+    (web / "README.md").write_text(WEB, encoding="utf-8")
+    rows = [{"text": f"Page number {number} of the web. " * 20} for number in range(100)]
+    (web / "sample.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (folder / "text").mkdir()
     for number in range(40):
         (folder / "text" / f"{number:02d}.txt").write_text(f"Text number {number}. " * 20, encoding="utf-8")

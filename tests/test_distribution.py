@@ -95,7 +95,7 @@ def test_the_wheel_runs_by_itself(environment, tmp_path):
 
 
 def test_the_script_names_what_it_needs():
-    """Its inline metadata (PEP 723), which uv and pipx read, name this package and the Python that it needs."""
+    """Its inline metadata (PEP 723), which uv and pipx read, name this package, its Python and known versions."""
     text = (ROOT / "examples" / "run_inheritune.py").read_text(encoding="utf-8")
     block = re.search(r"(?m)^# /// script\n((?:#.*\n)+?)# ///$", text)[1]
     found = tomllib.loads(re.sub("(?m)^# ?", "", block))
@@ -103,3 +103,5 @@ def test_the_script_names_what_it_needs():
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     assert found["dependencies"] == [settings["metadata"]["name"]]
     assert found["requires-python"] == settings["options"]["python_requires"]
+    known = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert set(found["tool"]["uv"]["constraint-dependencies"]) <= set(known)

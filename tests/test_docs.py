@@ -108,6 +108,19 @@ def test_code_of_a_page_runs_from_top_to_bottom(page, folder, request):
                 run_or_check(command, folder, hub)
 
 
+def test_the_notebook_runs(folder, monkeypatch):
+    """Whoever runs every cell of the notebook, where it lies, gets through to a student that has matched."""
+    monkeypatch.chdir(folder / "examples")
+    cells = json.loads(Path("inheritune.ipynb").read_text(encoding="utf-8"))["cells"]
+    namespace = {"__name__": "__main__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(line for line in cell["source"] if not line.startswith("%")), namespace)
+    assert namespace["trainer"].outcome == "matched"
+    assert len(namespace["trainer"].rounds) == 2
+    assert namespace["loaded"].config.n_layer == 6
+
+
 def run_python(block, page, namespace):
     code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
     printed = io.StringIO()

@@ -35,7 +35,7 @@ def test_rounds_are_a_tuple_and_a_table():
     assert rounds == (one,)
     assert repr(rounds).splitlines() == [
         "1 round, losses in nats per token",
-        "round  layers  steps  tokens  loss    target  difference  matched",
-        "1      2       1,000  64,000  3.5000  3.0000  +0.5000     no",
+        "round  layers  steps  tokens  loss    perplexity  target  difference  matched",
+        "1      2       1,000  64,000  3.5000  33.12       3.0000  +0.5000     no",
     ]
     assert repr(Rounds()).startswith("0 rounds, losses in nats per token\nround  layers")

@@ -84,7 +84,7 @@ def measure_untrained(
     batches = batches_of(tokens[1::2], model)
     chosen = dict.fromkeys([tuple(range(depth)), *(kept for students in layers.values() for kept in students)], 0.0)
     runs = len(chosen) * len(batches)
-    with tqdm(total=runs, desc="untrained", disable=not progress, leave=False) as bar, evaluating(model):
+    with tqdm(total=runs, desc="untrained students", disable=not progress, leave=False) as bar, evaluating(model):
         for kept in chosen:
             chosen[kept] = loss_without(model, batches, sorted(set(range(depth)) - set(kept)), bar.update)
     return UntrainedLosses(

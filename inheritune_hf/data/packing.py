@@ -41,7 +41,7 @@ def cut_windows(documents: Dataset, block_size: int, max_per_document: int | Non
         Features({**_features(documents), "document": Value("int64")}),
         fn_kwargs={"block_size": block_size, "max_per_document": max_per_document},
         with_indices=True,
-        desc="Cutting",
+        desc="Cutting into sequences",
     )
     return windows.with_format(None)
 

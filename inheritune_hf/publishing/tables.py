@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -72,7 +73,7 @@ def interval(match: Match | None) -> str:
 
 
 def terminal_table(rows: Sequence[ResultRow]) -> Table:
-    """Return the result table for a terminal of 80 columns: sizes in millions, intervals below differences."""
+    """Return the result table for a terminal of 80 columns: sizes in millions, perplexities and intervals below."""
     notes = sorted({row.match.note for row in rows if row.match is not None and row.match.note})
     table = Table(box=SIMPLE_HEAD, padding=(0, 0), show_edge=False, caption="\n".join(notes) or None)
     table.add_column("model", min_width=10)
@@ -88,7 +89,7 @@ def terminal_table(rows: Sequence[ResultRow]) -> Table:
             f"{row.parameters / 1e6:.2f}M",
             cells[3],
             f"{row.tokens / 1e6:.2f}M",
-            cells[5],
+            f"{cells[5]}\n(ppl {math.exp(row.loss):.4g})",
             f"{cells[6]}\n({span})" if row.match is not None else "",
             cells[8].replace(", ", ",\n"),
         )

@@ -34,7 +34,7 @@ from ..analysis import NEAR_RANK_ONE, CollapseReport, compare_laziness, measure_
 from ..analysis.sequences import as_tokens
 from ..evaluation import LazinessComparison
 from ..forecast import Forecast
-from ..records import write_json
+from ..records import loss_text, write_json
 from ..run_folder import RUN_FOLDER
 
 
@@ -168,6 +168,16 @@ class RoundProgress(ProgressCallback):
             )
         self.current_step = state.global_step
 
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Count an evaluation's batches on a bar with a name, which goes when the evaluation ends."""
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)  # type: ignore[no-untyped-call]
+        bar: Any = self.prediction_bar
+        if bar is not None and bar.n == 1:
+            bar.leave = False
+            bar.set_description_str("evaluating")
+
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
@@ -178,7 +188,7 @@ class RoundProgress(ProgressCallback):
         if "loss" in logs:
             bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
         if "eval_loss" in logs:
-            bar.write(f"step {state.global_step} · selection loss {logs['eval_loss']:.4f} nats/token")
+            bar.write(f"step {state.global_step} · selection loss {loss_text(logs['eval_loss'])}")
         forecast = Forecast.from_log(logs)
         if forecast is not None:
             bar.write(str(forecast))

@@ -64,6 +64,7 @@ from ..records import (
     decode,
     digest_of,
     encode,
+    loss_text,
 )
 from ..run_folder import read_state, write_state
 from ..students import Reference, open_reference, student_skeleton
@@ -355,8 +356,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         start = self.validations["start"]
         self.write_run(replace(run, start=start))
         beside, uniform = "target" if run.reference is None else "reference", self.uniform_loss
-        text = "round %d · %d layers · begins at %.4f nats/token · %s %.4f · uniform guess %.4f"
-        logger.info(text, run.round_index, len(run.layers), start.loss, beside, self.target_loss(), uniform)
+        text = "round %d · %d layers · begins at %s · %s %.4f · uniform guess %.4f"
+        logger.info(text, run.round_index, len(run.layers), loss_text(start.loss), beside, self.target_loss(), uniform)
         if start.loss > uniform and (run.reference is None or run.reference.loss < uniform):
             logger.warning(
                 "The student of layers %s begins worse than a uniform guess (%.4f against %.4f nats/token): %s.",
@@ -650,7 +651,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         else:
             self.validations[metric_key_prefix] = found
             self.log(self.figures(found, metric_key_prefix))
-        logger.info("reference · %d layers · %.4f nats/token%s", self.reference_depth, found.loss, source)
+        logger.info("reference · %d layers · %s%s", self.reference_depth, loss_text(found.loss), source)
         if self.rounds and self.outcome is not None:
             self.restore_student()
         return found
@@ -755,10 +756,10 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         if item.match.matched:
             came = "matched, no reduction" if item.layers == self.reference_depth else "matched"
         logger.info(
-            "round %d · %d layers · %.4f nats/token · target %.4f · %s%s%s",
+            "round %d · %d layers · %s · target %.4f · %s%s%s",
             item.index,
             item.layers,
-            item.loss,
+            loss_text(item.loss),
             item.target,
             came,
             f", abandoned after {item.end_step - item.start_step} steps" if item.abandoned else "",

@@ -27,7 +27,8 @@ def test_tables_say_the_same():
     assert "+0.0512 | +0.0400 to +0.0600 | undecided |" in markdown_table(
         [ROWS[0], replace(ROWS[1], match=replace(MISS, decided=False))]
     )
-    for word in ("5.1012", "+0.0512", "(+0.040 to +0.060)", "1.50M", "0.61M", "test loss", "matched", "4 documents"):
+    words = ["5.1012", "(ppl 164.2)", "+0.0512", "(+0.040 to +0.060)", "1.50M", "0.61M", "test loss", "matched"]
+    for word in (*words, "4 documents"):
         assert word in screen.getvalue()
 
 

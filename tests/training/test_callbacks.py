@@ -28,6 +28,16 @@ class Arguments:
     world_size = 1
 
 
+def test_the_bar_of_an_evaluation_has_a_name(capsys):
+    """While a model is evaluated a bar says so, and nothing of it is left afterwards."""
+    bar, state = RoundProgress(), TrainerState(is_world_process_zero=True)
+    for _ in range(2):
+        bar.on_prediction_step(None, state, TrainerControl(), eval_dataloader=[1, 2])
+    assert "evaluating: 100%" in bar.prediction_bar.__str__()
+    bar.on_evaluate(None, state, TrainerControl())
+    assert capsys.readouterr().err.endswith("\r")
+
+
 def test_progress_bar_covers_one_round(capsys):
     """The bar counts the round's steps, names it, and shows losses without breaking the line."""
     bar = RoundProgress()
@@ -45,7 +55,7 @@ def test_progress_bar_covers_one_round(capsys):
     bar.on_train_end(None, state, TrainerControl())
     shown = capsys.readouterr()
     assert "round 2 · 6 layers" in shown.err
-    assert "step 15 · selection loss 3.5000 nats/token" in shown.out + shown.err
+    assert "step 15 · selection loss 3.5000 nats/token (perplexity 33.12)" in shown.out + shown.err
     assert str(forecast) in shown.out + shown.err
 
 

@@ -11,6 +11,7 @@ import torch
 from inheritune_hf import InheritedGPT2, InherituneConfig
 from inheritune_hf.growth import GrowthRule, follow
 from inheritune_hf.publishing.card import render_card
+from inheritune_hf.records import loss_text
 from inheritune_hf.reporting import read_run
 from inheritune_hf.reporting.content import build_report
 from inheritune_hf.run_folder import read_state, write_state
@@ -48,7 +49,7 @@ def test_the_start_is_measured_logged_and_recorded(reference, tmp_path, caplog):
     uniform, beside = math.log(64), trainer.reference_validation.loss
     for layers, item in enumerate(trainer.rounds, start=1):
         assert item.start_loss == pytest.approx(untrained_loss(reference, layers), abs=1e-4)
-        line = f"round {layers} · {layers} layers · begins at {item.start_loss:.4f} nats/token · reference {beside:.4f}"
+        line = f"round {layers} · {layers} layers · begins at {loss_text(item.start_loss)} · reference {beside:.4f}"
         assert f"{line} · uniform guess {uniform:.4f}" in caplog.messages
         logged = [
             row["start_loss"]
