@@ -3,9 +3,10 @@ Train the small reference of the embedded default from random weights, with a pl
 
     python examples/train_reference.py --books train.jsonl.xz validation.jsonl.xz --output_dir reference
 
-Books are split by the hash of their id into those of the reference, of the demonstration and of evaluation. The same
-command again resumes from the last checkpoint. The learning rate warms up, stays, and decays over the last part
-(warm-up, stable, decay); the checkpoint before the decay is kept in `before-decay`, the result in `model`.
+Books are split by the hash of their id into those of the reference, of the demonstration and of evaluation; those of the
+demonstration are written as passages, in three files. The same command again resumes from the last checkpoint. The
+learning rate warms up, stays, and decays over the last part (warm-up, stable, decay); the checkpoint before the decay is
+kept in `before-decay`, the result in `model`. `--layers` trains another depth on the same tokens, `--start` a model further.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import lzma
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 END_OF_TEXT = "<|endoftext|>"
 REFERENCE_BOOKS, DEMO_BOOKS = 45, 8
+# Of each book of the demonstration: characters of a passage, and passages held out for selection and as many for the test.
+PASSAGE, HELD_OUT = 6_000, 6
 
 
 def split_books(files: list[str]) -> dict[str, list[dict[str, str]]]:
@@ -50,6 +54,30 @@ def split_books(files: list[str]) -> dict[str, list[dict[str, str]]]:
         "demo": books[REFERENCE_BOOKS:demo_end],
         "evaluation": books[demo_end:],
     }
+
+
+def write_passages(books: list[dict[str, str]], folder: Path) -> None:
+    """
+    Cut books into passages at paragraphs, and write them as `train.jsonl.xz`, `selection.jsonl.xz` and `test.jsonl.xz`.
+
+    Passages for selection and test alternate, spread evenly over each book.
+    """
+    sets: dict[str, list[dict[str, str]]] = {"train": [], "selection": [], "test": []}
+    for book in books:
+        passages = [""]
+        for paragraph in book["text"].split("\n\n"):
+            if len(passages[-1]) >= PASSAGE:
+                passages.append("")
+            passages[-1] += paragraph + "\n\n"
+        if len(passages[-1]) < PASSAGE:
+            passages[-2:] = ["".join(passages[-2:])]
+        held = np.linspace(0, len(passages), 2 * HELD_OUT, endpoint=False).astype(int).tolist()
+        side = {place: ("selection", "test")[number % 2] for number, place in enumerate(held)}
+        for place, text in enumerate(passages):
+            sets[side.get(place, "train")].append({"id": f"{book['id']}-{place}", "text": text.strip()})
+    for name, rows in sets.items():
+        with lzma.open(folder / f"{name}.jsonl.xz", "wt", encoding="utf-8", preset=9 | lzma.PRESET_EXTREME) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, block_size: int) -> PreTrainedTokenizerFast:
@@ -121,6 +149,9 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--start", help="folder of a model to train further, with its tokenizer; sizes are those it has"
+    )
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)
@@ -129,9 +160,11 @@ def main() -> None:
     (given.output_dir / "books.json").write_text(
         json.dumps({name: [book["id"] for book in part] for name, part in books.items()}, indent=1)
     )
+    write_passages(books["demo"], given.output_dir)
     texts = {name: [book["text"] for book in part] for name, part in books.items()}
-    if (given.output_dir / "tokenizer").is_dir():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(given.output_dir / "tokenizer")
+    made = given.start or given.output_dir / "tokenizer"
+    if Path(made).is_dir():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(made)
     else:
         tokenizer = train_tokenizer(texts["reference"], given.vocab_size, given.block_size)
         tokenizer.save_pretrained(given.output_dir / "tokenizer")
@@ -155,6 +188,8 @@ def main() -> None:
         eos_token_id=end,
     )
     model = GPT2LMHeadModel(config)
+    if given.start:
+        model = GPT2LMHeadModel.from_pretrained(given.start, dtype=torch.float32)
     arguments = TrainingArguments(
         str(given.output_dir),
         max_steps=given.steps,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import split_standard_library, standard_library_documents
+from ..data.embedded import embedded_file
 from ..data.packing import spread
 from ..data.sources import Layout, read_files
 from ..data.stream import PackedStream
@@ -37,7 +37,7 @@ def default_sequences(
     text_column: str = "text",
 ) -> Tensor:
     """
-    Return sequences from files, or from the selection documents of the embedded corpus.
+    Return sequences from files, or from the selection passages of the embedded novels.
 
     They come from as many documents as possible, and are spread evenly over each.
 
@@ -55,12 +55,9 @@ def default_sequences(
         FileNotFoundError: If a pattern matches no file.
         ValueError: If no document is long enough.
     """
-    if files:
-        texts: Sequence[str] = read_files(files, Layout(column=text_column), "files")[text_column]
-    else:
-        # Nothing is trained on these: attention to memorised text says little about a model.
-        _, selection, _ = split_standard_library(standard_library_documents())
-        texts = [document.text for document in selection]
+    # Nothing is trained on these passages: attention to memorised text says little about a model.
+    layout = Layout(column=text_column) if files else Layout()
+    texts = read_files(files or [embedded_file("selection")], layout, "files")[layout.column]
     return cut_sequences(texts, tokenizer, count, tokens)
 
 

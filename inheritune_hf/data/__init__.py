@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .corpora import Document, split_standard_library, standard_library_documents
     from .packing import CausalCollator, set_fingerprint
     from .prepared import prepare_data
-    from .splits import DataSplits, load_data_splits, splits_from_documents
+    from .splits import DataSplits, load_data_splits
     from .tokenization import check_tokenizer, end_of_text
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -16,13 +15,9 @@ else:
 __all__ = [
     "CausalCollator",
     "DataSplits",
-    "Document",
     "check_tokenizer",
     "end_of_text",
     "load_data_splits",
     "prepare_data",
     "set_fingerprint",
-    "split_standard_library",
-    "splits_from_documents",
-    "standard_library_documents",
 ]

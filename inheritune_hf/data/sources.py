@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import lzma
-import platform
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from datasets.fingerprint import Hasher
 from ..annotations import conform
 from ..config import DataConfig, RowKind, reject_unknown_keys
 from ..foreign_text import file_names
-from .corpora import standard_library_documents
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +38,6 @@ TOKENS, LABELS, MESSAGES = "input_ids", "labels", "messages"
 BAD_ROW = "bad_row"
 # Labels with this value do not count (torch.nn.functional.cross_entropy, Transformers).
 IGNORED_LABEL = -100
-#: Name of the embedded data set: the source of the interpreter's standard library.
-EMBEDDED = "standard_library"
 
 _INT32 = np.iinfo(np.int32)
 # Bytes of files that are hashed to identify a source: a fraction of a second.
@@ -217,8 +213,7 @@ def stream_source(source: Source) -> IterableDataset:
         if dataset is None:
             stream = load_dataset(source.name, source.config, split=source.split, streaming=True)
         else:
-            shards = 8 if source.name == EMBEDDED else 64
-            stream = dataset.to_iterable_dataset(num_shards=max(1, min(shards, len(dataset))))
+            stream = dataset.to_iterable_dataset(num_shards=max(1, min(64, len(dataset))))
         if stream.features is None:
             stream = stream._resolve_features()
     place = f"{source.name} ({source.split})"
@@ -245,9 +240,7 @@ def source_identity(source: Source) -> dict[str, Any]:
     """
     values = dataclasses.asdict(source)
     values.pop("setting")
-    if source.name == EMBEDDED:
-        values["version"] = platform.python_version()
-    elif source.name is None:
+    if source.name is None:
         values["files"] = _identify(source.find_files())
     elif Path(source.name).is_dir():
         # Without what is hidden, and what `datasets` caches or has not finished there.
@@ -703,19 +696,12 @@ def _naming_data_set(source: Source) -> Iterator[None]:
 
 
 def _load_local(name: str, split: str) -> Dataset | None:
-    """Return the split if it is on this machine in the format of `datasets`, or embedded."""
+    """Return the split if it is on this machine in the format of `datasets`."""
     folder = Path(name)
     if folder.is_file():
         raise FileNotFoundError(f"dataset_name: {name} is a file; give it by train_files.")
     if name.startswith((".", "/")) and not folder.is_dir():
         raise FileNotFoundError(f"dataset_name: there is no folder {name}; give a folder of a data set, or a Hub id.")
-    if name == EMBEDDED:
-        if split != "train":
-            raise ValueError(
-                f"{EMBEDDED} has no split {split!r}; its evaluation sets are held out of it, or given as files."
-            )
-        texts = [document.text for document in standard_library_documents()]
-        return Dataset.from_dict({"text": texts}, features=Features({"text": Value("large_string")}))
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
         if split not in splits:

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from ..config import DataConfig, RowKind
 from ..records import DataFacts, SetFacts, SourceFacts
-from .corpora import Document
 from .duplicates import (
     Integers,
     NgramIndex,
     Overlaps,
     concat,
-    count_shared,
     filter_rows,
     isin,
     read_column,
@@ -173,31 +171,6 @@ def load_data_splits(
     train, held_out = _hold_out(found.train, request.shares, seed)
     sets, train, overlaps = remove_overlaps({**found.sets, **held_out}, train, config)
     return _pack(request, dataclasses.replace(found, train=train, sets=sets), overlaps)
-
-
-def splits_from_documents(
-    train: Sequence[Document],
-    selection: Sequence[Document],
-    test: Sequence[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
-    max_sequences_per_document: int | None = None,
-    *,
-    source: str = "documents in memory",
-) -> DataSplits:
-    """Tokenize and cut documents that are already in memory and split; `source` says where they come from."""
-    _check_block_size(block_size)
-    given = {"train": train, "selection": selection, "test": test}
-    features, sets = Features({"text": Value("large_string")}), {}
-    for name, items in given.items():
-        rows = Dataset.from_dict({"text": [document.text for document in items]}, features=features)
-        sets[name] = tokenize_documents(mark_long_texts(rows, Layout(), f"the {name} documents"), Encoder(tokenizer))
-    found = _Documents([sets["train"]], sets, sum(len(items) - len(sets[name]) for name, items in given.items()))
-    config = DataConfig(max_sequences_per_document=max_sequences_per_document)
-    request = _Request(
-        config, [Source("train", Layout(), name=source)], {}, tokenizer, len(tokenizer), block_size, 0, 0
-    )
-    return _pack(request, found, Overlaps(count_shared(sets, found.train)))
 
 
 def row_kind(dataset: Any, name: str) -> RowKind | None:

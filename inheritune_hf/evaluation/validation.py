@@ -13,20 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import DynamoBackend
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data import CausalCollator, set_fingerprint, split_standard_library, standard_library_documents
+from ..data import CausalCollator, set_fingerprint
+from ..data.embedded import embedded_file
 from ..data.packing import cut_windows
 from ..data.sources import Layout, Source, read_source
 from ..data.tokenization import Encoder, check_tokenizer, tokenize_documents
 from ..records import Validation
 from ..students.losses import IGNORED, Head, computes_from_hidden, loss_of_hidden, sums_of_hidden, widest
 
-EMBEDDED = "Python standard library, test modules"
+EMBEDDED = "test passages of the embedded novels"
 
 
 def sequence_sums(logits: Tensor, labels: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ def read_corpus(
     text_column: str = "text",
 ) -> Corpus:
     """
-    Read whole files as a corpus to evaluate on, or, without files, the test modules of the embedded text.
+    Read whole files as a corpus to evaluate on, or, without files, the test passages of the embedded novels.
 
     Args:
         files (sequence of `str`): Text (one document each), JSONL or Parquet files, or globs; may be empty.
@@ -226,16 +227,9 @@ def read_corpus(
         ValueError: If the tokenizer does not fit, or no document has two tokens.
     """
     check_tokenizer(tokenizer, vocab_size)
-    layout = Layout(column=text_column)
-    if files:
-        name = ", ".join(files)
-        rows = read_source(Source("corpus", layout, files=tuple(files)))
-    else:
-        name = EMBEDDED
-        _, _, test = split_standard_library(standard_library_documents())
-        rows = Dataset.from_dict(
-            {"text": [item.text for item in test]}, features=Features({"text": Value("large_string")})
-        )
+    layout = Layout(column=text_column) if files else Layout()
+    name = ", ".join(files) or EMBEDDED
+    rows = read_source(Source("corpus", layout, files=tuple(files) or (embedded_file("test"),)))
     documents = tokenize_documents(rows, Encoder(tokenizer, layout, vocab_size=vocab_size))
     sequences = cut_windows(documents, block_size, max_sequences_per_document)
     if len(sequences) == 0:

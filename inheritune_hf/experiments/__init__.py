@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .arm_models import random_model
     from .assessment import evaluate_student
     from .comparison import ComparisonEstimate, estimate_comparison, run_comparison
-    from .embedded import EmbeddedShape, run_embedded
+    from .embedded import run_embedded
     from .runs import run_recipe, train_control
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -17,7 +17,6 @@ else:
 __all__ = [
     "Adaptation",
     "ComparisonEstimate",
-    "EmbeddedShape",
     "adapt_reference",
     "estimate_comparison",
     "evaluate_student",

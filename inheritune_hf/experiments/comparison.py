@@ -52,7 +52,7 @@ from ..training import InherituneTrainer, check_arguments, hold_output_dir, on_m
 from ..training.checkpoints import check_identity, last_checkpoint
 from ..training.distillation import compares_states
 from .arm_models import ArmInputs, arm_baseline, check_arm, shape_of
-from .embedded import EmbeddedShape, prepare_embedded
+from .embedded import with_embedded
 from .results import Cell, ComparisonRecord, ReferenceResult, read_cell, write_results
 from .runs import PreparedRun, prepare_run, run_settings, with_changes
 
@@ -218,7 +218,6 @@ def run_comparison(
     data: DataConfig,
     args: TrainingArguments,
     console: Console,
-    shape: EmbeddedShape | None = None,
 ) -> ComparisonRecord:
     """
     Train every arm with every seed under one budget, and write table, curves and records: `inheritune compare`.
@@ -234,7 +233,6 @@ def run_comparison(
         data (`DataConfig`): The data of every arm.
         args (`TrainingArguments`): Their settings; `output_dir` is the comparison's folder.
         console (`rich.console.Console`): Where progress and the table are shown; of the main process.
-        shape (`EmbeddedShape`, *optional*): Sizes of the embedded reference.
 
     Raises:
         ValueError: If settings, data and reference do not fit together; nothing has been trained then.
@@ -242,14 +240,10 @@ def run_comparison(
         KeyboardInterrupt: If a cell was interrupted; the same call resumes it.
     """
     check_arguments(args, recipe)
+    chosen_run, text = with_embedded(run, data)
     folder = Path(args.output_dir or "trainer_output")
     with hold_output_dir(args):
-        if run.reference is None:
-            shape = shape or EmbeddedShape()
-            ready = prepare_embedded(recipe, data, args, console, shape)
-            compare = replace(compare, reference_steps=compare.reference_steps or shape.steps)
-        else:
-            ready = prepare_run(run, recipe, data, args)
+        ready = prepare_run(chosen_run, recipe, text, args)
         check_loop(compare, recipe, ready.reference)
         comparison = Comparison(compare, ready, recipe, args, console)
         chosen = [cell for variant in variants_of(compare) for cell in comparison.run_arm(variant)]

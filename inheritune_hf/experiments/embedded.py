@@ -1,34 +1,20 @@
-"""Run the embedded default: the whole loop on real text, without a download, in minutes on two cores."""
+"""Run the embedded default: the whole loop on a reference and text of the package, in minutes on two cores."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields, replace
 
 import torch
-import transformers
-from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GPT2Config,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..config import DataConfig, InherituneConfig, RunConfig
-from ..data import DataSplits, Document, split_standard_library, splits_from_documents, standard_library_documents
+from ..data.embedded import embedded_data, embedded_reference
 from ..publishing import ResultRow
-from ..records import cache_folder, digest_of
-from ..students import open_reference, student_skeleton
-from ..training import InherituneTrainer, hold_output_dir, numeric_arguments, on_main_process
+from ..publishing.tables import interval
+from ..students import student_skeleton
+from ..training import InherituneTrainer, hold_output_dir
 from .arm_models import random_model
 from .assessment import continue_text
 from .results import TRAINED_FURTHER
@@ -38,62 +24,44 @@ from .runs import (
     RunResult,
     conclude_run,
     finish_run,
-    refuse_early,
+    prepare_run,
     run_settings,
     train_control,
     train_student,
     with_changes,
 )
 
-_END_OF_TEXT = "<|endoftext|>"
-_PROMPT = "def __init__(self, name"
-
-
-@dataclass(frozen=True)
-class EmbeddedShape:
-    """Sizes of the embedded reference and its data."""
-
-    vocabulary: int = 4096  # entries of the byte-level BPE
-    width: int = 128  # hidden size
-    heads: int = 4
-    layers: int = 8
-    block_size: int = 128  # tokens
-    steps: int = 500  # of pre-training
-    sequences_per_document: int = 8  # in the selection and test sets
-
-
-_REFERENCE_LEARNING_RATE = 2e-3
-# Added to the run's data seed, so that no run or comparison uses the same one.
-_REFERENCE_DATA_SEED = 1_000_003
+RANDOM, RANDOM_TWICE = "random weights", "random weights, twice the steps"
+_PROMPT = "She looked up at him, and"
+# The rate at which the reference was trained from random weights; students take a lower one.
+_RANDOM_LEARNING_RATE = 3e-3
 
 
 def run_embedded(
-    run: RunConfig,
-    recipe: InherituneConfig,
-    data: DataConfig,
-    args: TrainingArguments,
-    console: Console,
-    shape: EmbeddedShape | None = None,
+    run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments, console: Console
 ) -> RunResult:
     """
-    Train a tokenizer and a reference on the running interpreter's standard library, then run the recipe on them.
+    Run the recipe on the embedded reference and its novels, and train three controls on the same text.
 
-    The reference is cached. Beside the student two controls are trained on the same data: a model of the student's
-    shape from random weights, and the reference, trained further, each for the student's total steps. All of them have
-    checkpoints, and what is finished is not trained again.
+    The controls are models of the student's shape from random weights, for the student's total steps and for twice as
+    many, and the reference, trained further. All have checkpoints, and what is finished is not trained again.
 
     Raises:
-        KeyboardInterrupt: If the reference or a control was interrupted; the same call resumes it.
+        KeyboardInterrupt: If a control was interrupted; the same call resumes it.
         ValueError: If settings do not fit together, or name a reference's revision or data.
         BlockingIOError: If another process runs in `output_dir`.
     """
-    if run.where:
-        raise ValueError(f"{', '.join(run.where)} came without a reference: give its Hub id or path by --reference.")
-    shape = shape or EmbeddedShape()
+    chosen, text = with_embedded(run, data)
     with hold_output_dir(args):
-        ready = prepare_embedded(recipe, data, args, console, shape)
+        ready = prepare_run(chosen, recipe, text, args)
+        facts, reference = ready.splits.facts, ready.reference
+        console.print(
+            f"The embedded reference: GPT-2, {reference.depth} layers, trained until it stopped improving. Passages of "
+            f"eight novels that it has not seen: {facts.train.documents} to train on ({facts.train.tokens:,} tokens), "
+            f"{facts.selection.documents} for selection (validation), {facts.test.documents} for the test."
+        )
         console.rule("inherit, train, compare, grow")
-        trainer = train_student(ready, run, recipe, args, run_settings(run, recipe, data, args))
+        trainer = train_student(ready, chosen, recipe, args, run_settings(run, recipe, data, args))
         if trainer.outcome == "interrupted":
             return RunResult("interrupted", trainer.output_dir, conclude_run(trainer))
         console.rule("controls and test")
@@ -102,206 +70,78 @@ def run_embedded(
             ready.splits,
             console,
             train_controls=lambda: _controls(trainer, ready),
-            reference_steps=shape.steps,
             remarks=lambda rows: _remarks(trainer, rows, ready),
         )
 
 
-def prepare_embedded(
-    recipe: InherituneConfig,
-    data: DataConfig,
-    args: TrainingArguments,
-    console: Console,
-    shape: EmbeddedShape | None = None,
-) -> PreparedRun:
+def with_embedded(run: RunConfig, data: DataConfig) -> tuple[RunConfig, DataConfig]:
     """
-    Make the embedded default's tokenizer, reference and data, or find them in the cache.
+    Return the embedded reference and its data for a run that names none; any other run as it is.
 
     Raises:
-        KeyboardInterrupt: If the reference's training was interrupted; the same call resumes it.
-        ValueError: If settings do not fit together, or `data` is not the default: the embedded run brings its own.
+        ValueError: If where a reference is, or which data, was given without a reference.
     """
-    shape = shape or EmbeddedShape()
-    _refuse_data(data)
-    refuse_early(recipe, args, _reference_config(shape, 0))
-    documents = standard_library_documents()
-    train, selection, test = split_standard_library(documents)
-    folder = embedded_folder(shape, args, documents)
-    with _hold_cache(folder, args, console):
-        console.rule("text and tokenizer")
-        with args.main_process_first(desc="training the tokenizer"):
-            tokenizer = _tokenizer(folder / "tokenizer", train, shape, progress=not args.disable_tqdm)
-        splits = splits_from_documents(
-            train,
-            selection,
-            test,
-            tokenizer,
-            block_size=shape.block_size,
-            max_sequences_per_document=shape.sequences_per_document,
-        )
-        facts = splits.facts
-        console.print(
-            f"{len(documents)} files of the Python standard library: {facts.train.documents} to train on, "
-            f"{facts.selection.documents} for selection, {facts.test.documents} for the test; "
-            f"{facts.train.tokens:,} tokens to train on."
-        )
-        console.rule(f"reference of {shape.layers} layers")
-        reference = folder / "reference"
-        if on_main_process((reference / "config.json").is_file()):
-            console.print(f"found in {reference}")
-        else:
-            _train_reference(reference, tokenizer, splits, args, shape)
-    return PreparedRun(open_reference(reference), tokenizer, splits)
-
-
-def embedded_folder(shape: EmbeddedShape, args: TrainingArguments, documents: list[Document]) -> Path:
-    """Return the cache folder of the embedded tokenizer and reference for these sizes, settings, versions and text."""
-    text = hashlib.sha256()
-    for document in documents:
-        text.update(document.name.encode())
-        text.update(document.text.encode("utf-8", "surrogatepass"))
-    key = {
-        "shape": asdict(shape),
-        "settings": numeric_arguments(_reference_settings(args, shape)),
-        "text": text.hexdigest(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    return cache_folder(f"embedded-{digest_of(key)}")
-
-
-@contextlib.contextmanager
-def _hold_cache(folder: Path, args: TrainingArguments, console: Console) -> Iterator[None]:
-    """Let one run at a time fill `folder`; others wait, and find it filled."""
-    with contextlib.ExitStack() as held:
-        if args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                held.enter_context(WeakFileLock(folder / ".lock", timeout=1.0))
-            except TimeoutError:
-                console.print("Another run is making the same reference; this one waits for it.")
-                held.enter_context(WeakFileLock(folder / ".lock"))
-        with args.main_process_first():
-            pass  # the other processes wait with the main one
-        yield
-
-
-def _refuse_data(data: DataConfig) -> None:
+    if run.reference is not None:
+        return run, data
     plain = DataConfig()
     given = [item.name for item in fields(data) if getattr(data, item.name) != getattr(plain, item.name)]
-    if given:
+    if run.where or given:
         raise ValueError(
-            f"{' and '.join(given)} came without a reference: give the reference's Hub id or path by --reference, or "
-            "leave the data out to run the embedded default."
+            f"{' and '.join([*run.where, *given])} came without a reference: give the reference's Hub id or path by "
+            "--reference, or leave this out to run the embedded default."
         )
-
-
-def _tokenizer(folder: Path, train: list[Document], shape: EmbeddedShape, progress: bool) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE on the training documents, or load it from the cache."""
-    if not (folder / "tokenizer.json").is_file():
-        core = Tokenizer(models.BPE())
-        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        core.decoder = decoders.ByteLevel()
-        core.train_from_iterator(
-            (document.text for document in train),
-            trainers.BpeTrainer(
-                vocab_size=shape.vocabulary,
-                special_tokens=[_END_OF_TEXT],
-                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                show_progress=progress,
-            ),
-        )
-        fast: Any = PreTrainedTokenizerFast
-        fresh = fast(
-            tokenizer_object=core, bos_token=_END_OF_TEXT, eos_token=_END_OF_TEXT, model_max_length=shape.block_size
-        )
-        _save_whole(folder, fresh.save_pretrained)
-    loaded: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
-    return loaded
-
-
-def _train_reference(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, splits: DataSplits, args: TrainingArguments, shape: EmbeddedShape
-) -> None:
-    """Pre-train the reference and cache it."""
-    model = random_model(_reference_config(shape, tokenizer.eos_token_id), args.seed)
-    settings, work = _reference_settings(args, shape), folder.parent / "work"
-    control = train_control(model, settings, splits, shape.steps, "reference", work)
-    if args.should_save:
-        _save_whole(folder, control.model.save_pretrained, tokenizer.save_pretrained)
-        shutil.rmtree(work)
-    with args.main_process_first():
-        pass  # the other processes wait until the reference is on disk
-
-
-def _reference_config(shape: EmbeddedShape, end_of_text: int) -> GPT2Config:
-    return GPT2Config(
-        vocab_size=shape.vocabulary,
-        n_positions=shape.block_size,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
-    )
-
-
-def _reference_settings(args: TrainingArguments, shape: EmbeddedShape) -> TrainingArguments:
-    # Another data order: students and controls do not repeat the reference's batches.
-    data_seed = (args.seed if args.data_seed is None else args.data_seed) + _REFERENCE_DATA_SEED
-    return with_changes(args, learning_rate=_REFERENCE_LEARNING_RATE, eval_steps=shape.steps // 2, data_seed=data_seed)
+    return replace(run, reference=embedded_reference()), embedded_data()
 
 
 def _controls(trainer: InherituneTrainer, ready: PreparedRun) -> Mapping[str, Control]:
-    """Train random weights of the student's shape, and the reference further, for the student's total steps."""
-    last = trainer.rounds[-1]
+    """Train random weights of the student's shape, at one and at two budgets, and the reference further."""
+    last, args = trainer.rounds[-1], trainer.args
     steps = max(1, last.end_step)  # none if the whole reference was inherited, which matches untrained
-    work = trainer.output_dir / "controls"
-    settings = with_changes(trainer.args, eval_steps=max(1, steps // 4))
     shape = student_skeleton(ready.reference.config, range(last.layers)).config
-    models: dict[str, str | PreTrainedModel] = {
-        "random weights": random_model(shape, trainer.args.seed),
-        TRAINED_FURTHER: ready.reference.name,
+    fresh = with_changes(args, learning_rate=max(args.learning_rate, _RANDOM_LEARNING_RATE))
+    plans: dict[str, tuple[str | PreTrainedModel, int, TrainingArguments]] = {
+        RANDOM: (random_model(shape, args.seed), steps, fresh),
+        RANDOM_TWICE: (random_model(shape, args.seed), 2 * steps, fresh),
+        TRAINED_FURTHER: (ready.reference.name, steps, args),
     }
     return {
-        name: train_control(model, settings, ready.splits, steps, name, work / f"{number}-{steps}-steps")
-        for number, (name, model) in enumerate(models.items(), 1)
+        name: train_control(
+            model,
+            with_changes(settings, eval_steps=max(1, count // 10)),
+            ready.splits,
+            count,
+            name,
+            trainer.output_dir / "controls" / f"{number}-{count}-steps",
+        )
+        for number, (name, (model, count, settings)) in enumerate(plans.items(), 1)
     }
 
 
 def _remarks(trainer: InherituneTrainer, rows: list[ResultRow], ready: PreparedRun) -> str:
-    """Return a sample of generated text, and a paragraph on what the run shows and what it does not."""
-    original, student, random, continued = rows
-    ahead = "ahead of" if continued.loss < student.loss else "not ahead of"
-    inherited = "better" if student.loss < random.loss else "no better"
-    sample = _sample(trainer.student, ready.tokenizer)
-    whole = _sample(ready.reference.load(dtype=torch.float32), ready.tokenizer)
+    """Return samples of generated text, and a paragraph on what the run shows and what it does not."""
+    by_name = {row.model: row for row in rows}
+    student, twice, further = by_name["student"], by_name[RANDOM_TWICE], by_name[TRAINED_FURTHER]
+    samples = {
+        "student": _sample(trainer.student, ready.tokenizer),
+        "reference": _sample(ready.reference.load(dtype=torch.float32), ready.tokenizer),
+    }
+    shown = "\n\n".join(f"Sample, {name}:\n{text}" for name, text in samples.items())
     return (
-        f"Sample, student:\n{sample}\n\nSample, reference:\n{whole}\n\n"
-        f"What this shows: {conclude_run(trainer, rows).sentence}. On the test set the student is {inherited} than a "
-        f"model of the same shape from random weights given the same {student.steps} steps ({student.loss:.3f} against "
-        f"{random.loss:.3f} nats per token). The starting reference is what it was compared with; the reference, "
-        f"trained further for those steps, is {ahead} the student ({continued.loss:.3f}). What it does not show: the "
-        f"reference has {original.parameters:,} parameters and is far from converged, so part of the gain is more "
-        "training, not inheritance; one seed and one small "
-        "corpus of program text say nothing about the sizes in the paper."
+        f"{shown}\n\nWhat this shows: {conclude_run(trainer, rows).sentence}. On the test set the student is "
+        f"{twice.loss - student.loss:+.3f} nats per token better than random weights of its shape that had twice its "
+        f"steps, and {further.loss - student.loss:+.3f} better than the reference, trained further for its steps: "
+        f"{_further(further)}. What it does not show: this is one reference of {rows[0].parameters:,} parameters, one "
+        "seed and eight novels; it says nothing about the sizes in the paper."
     )
+
+
+def _further(row: ResultRow) -> str:
+    if row.match is None or row.match.upper is None or row.match.lower is None:
+        return "an interval needs more documents"
+    gained = "training it further gains" if row.match.upper < 0 else "training it further does not help it"
+    return f"{gained} ({interval(row.match)} against where it started)"
 
 
 def _sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     text = _PROMPT + continue_text(model, tokenizer(_PROMPT)["input_ids"], tokenizer)
     return "    " + text.replace("\n", "\n    ")
-
-
-def _save_whole(folder: Path, *savers: Any) -> None:
-    """Let `savers` fill a folder that appears when it is complete."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for save in savers:
-        save(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)

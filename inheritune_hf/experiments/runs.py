@@ -204,14 +204,12 @@ def finish_run(
     console: Console,
     train_controls: Callable[[], Mapping[str, Control]] | None = None,
     remarks: Callable[[list[ResultRow]], str] | None = None,
-    reference_steps: int = 0,
 ) -> RunResult:
     """
     Open the test set, save the student, write the table, the picture and the records, and push if that was asked for.
 
     After an interrupted training nothing is done. `train_controls` trains the models to compare with, by name;
-    `remarks` turns the rows into a text below the table; `reference_steps` are those that the reference was trained for
-    here.
+    `remarks` turns the rows into a text below the table.
     """
     output_dir = trainer.output_dir
     if trainer.outcome == "interrupted":
@@ -221,7 +219,7 @@ def finish_run(
     student = trainer.validations["test"]
     reference = trainer.measure_reference(splits.test, metric_key_prefix="reference_test")
     controls = dict(train_controls()) if train_controls else {}
-    rows = _result_rows(trainer, student, reference, controls, reference_steps)
+    rows = _result_rows(trainer, student, reference, controls)
     if trainer.args.should_save:
         text = remarks(rows) if remarks else ""
         laziness = _laziness(trainer)
@@ -268,11 +266,9 @@ def _result_rows(
     student: Validation,
     reference: Validation,
     controls: Mapping[str, Control],
-    reference_steps: int,
 ) -> list[ResultRow]:
     recipe = trainer.inheritune_config
     last = trainer.rounds[-1]
-    step_tokens = sum(item.tokens for item in trainer.rounds) // max(1, last.end_step)
     whole = student_skeleton(trainer.reference_config, range(trainer.reference_depth))
 
     # One look, at the whole confidence: the test set is opened once.
@@ -282,14 +278,7 @@ def _result_rows(
         return compare_losses(validation, target, recipe.tolerance, recipe.confidence)
 
     rows = [
-        ResultRow(
-            "reference",
-            trainer.reference_depth,
-            whole.num_parameters(),
-            reference_steps,
-            reference_steps * step_tokens,
-            reference.loss,
-        ),
+        ResultRow("reference", trainer.reference_depth, whole.num_parameters(), 0, 0, reference.loss),
         ResultRow(
             "student",
             last.layers,
