@@ -3,10 +3,11 @@ Train the small reference of the embedded default from random weights, with a pl
 
     python examples/train_reference.py --books train.jsonl.xz validation.jsonl.xz --output_dir reference
 
-Books are split by the hash of their id into those of the reference, of the demonstration and of evaluation; those of the
-demonstration are written as passages, in three files. The same command again resumes from the last checkpoint. The
-learning rate warms up, stays, and decays over the last part (warm-up, stable, decay); the checkpoint before the decay is
-kept in `before-decay`, the result in `model`. `--layers` trains another depth on the same tokens, `--start` a model further.
+Books are split by the hash of their id into those of the reference, of the demonstration and of evaluation; those of
+the demonstration are written as passages, in three files. The same command again resumes from the last checkpoint. The
+learning rate warms up, stays, and decays over the last part (warm-up, stable, decay); the checkpoint before the decay
+is kept in `before-decay`, the result in `model`. `--layers` trains another depth on the same tokens, `--start` trains a
+model further.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 END_OF_TEXT = "<|endoftext|>"
 REFERENCE_BOOKS, DEMO_BOOKS = 45, 8
-# Of each book of the demonstration: characters of a passage, and passages held out for selection and as many for the test.
+# Of each book of the demonstration: characters of a passage; passages for selection, and as many for the test.
 PASSAGE, HELD_OUT = 6_000, 6
 
 
@@ -149,9 +150,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--start", help="folder of a model to train further, with its tokenizer; sizes are those it has"
-    )
+    parser.add_argument("--start", help="folder of a model to train further, with its tokenizer")
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)

@@ -24,14 +24,11 @@ from inheritune_hf.cli.settings import parse_settings
 from inheritune_hf.cli.terminal import Terminal
 from inheritune_hf.config import EMBEDDED_DEFAULTS
 from inheritune_hf.experiments import run_embedded
-from inheritune_hf.experiments.embedded import EmbeddedShape
 
 assert Path(inheritune_hf.__file__).is_relative_to(sys.prefix), inheritune_hf.__file__
-shape = EmbeddedShape(
-    vocabulary=300, width=16, heads=2, layers=2, block_size=16, steps=2, sequences_per_document=1
-)
 words = ["--steps-per-round", "2", "--eval-steps", "1", "--save-steps", "2", "--use-cpu", "--report-to", "none"]
-print(run_embedded(*parse_settings(words, EMBEDDED_DEFAULTS), console=Terminal(), shape=shape).outcome)
+words += ["--max-layers", "10", "--per-device-train-batch-size", "1"]
+print(run_embedded(*parse_settings(words, EMBEDDED_DEFAULTS), console=Terminal()).outcome)
 """
 
 

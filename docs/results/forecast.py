@@ -25,8 +25,9 @@ from scipy.optimize import least_squares
 from scipy.special import stdtrit
 from transformers import AutoTokenizer, TrainingArguments, get_scheduler
 
-from inheritune_hf import InherituneConfig, InherituneTrainer, forecast
-from inheritune_hf.data import Document, splits_from_documents
+from inheritune_hf import DataConfig, InherituneConfig, InherituneTrainer, forecast
+from inheritune_hf.data import load_data_splits
+from inheritune_hf.data.embedded import embedded_reference
 from inheritune_hf.experiments.runs import loss_curve
 from inheritune_hf.records import write_json, write_text
 
@@ -81,12 +82,15 @@ def train(books: list[str]) -> None:
     from train_reference import split_books
 
     torch.set_num_threads(1)
-    tokenizer, parts = AutoTokenizer.from_pretrained(EXAMPLES / "reference" / "model"), split_books(books)
-    sets = parts["demo"][:4], parts["evaluation"][:-2], parts["evaluation"][-2:]
-    documents = [[Document(book["id"], book["id"], book["text"]) for book in part] for part in sets]
-    splits = splits_from_documents(*documents, tokenizer, block_size=128, max_sequences_per_document=2)
+    tokenizer, parts = AutoTokenizer.from_pretrained(embedded_reference()), split_books(books)
+    sets = {"train": parts["demo"][:4], "selection": parts["evaluation"][:-2], "test": parts["evaluation"][-2:]}
     kept = {}
     with tempfile.TemporaryDirectory() as folder:
+        for name, part in sets.items():
+            rows = "".join(json.dumps({"text": book["text"]}) + "\n" for book in part)
+            write_text(Path(folder) / f"{name}.jsonl", rows)
+        files: dict[str, Any] = {f"{name}_files": [str(Path(folder) / f"{name}.jsonl")] for name in sets}
+        splits = load_data_splits(DataConfig(**files, block_size=128, max_sequences_per_document=2), tokenizer)
         for name, settings in RUNS.items():
             trainer = trainer_of(Path(folder) / name, settings, splits, tokenizer)
             trainer.train()
@@ -125,7 +129,7 @@ def trainer_of(folder: Path, settings: dict[str, Any], splits: Any, tokenizer: A
         **arguments,
     )
     return InherituneTrainer(
-        EXAMPLES / "reference" / "model",
+        embedded_reference(),
         InherituneConfig(**recipe),
         args,
         splits.train,
@@ -311,7 +315,7 @@ with which the round ended. The rounds:
 
 - **mechanism**: {mechanism} cells of [all arms on one budget](mechanism.md) that are one round of 252 to 952 steps,
   with 6 to 23 evaluations; the loops and stacking have only two evaluations a round.
-- **reference**: the training of `examples/reference`, 15,400 steps with a constant rate until the last quarter.
+- **reference**: the training of the embedded reference, 15,400 steps with a constant rate until the last quarter.
 - **fresh**: {fresh} rounds of {runs} runs made for this page from that reference, of 160 steps with 16 evaluations
   (one of 480 with 12): depths of 3 to 12, inherited and random, at rates of 1e-4 to 3e-3, under cosine, linear,
   constant and warm-up, stable, decay schedules, grown by both ways, one distilled. Losses are on 22 novels × 2

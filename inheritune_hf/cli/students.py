@@ -24,7 +24,7 @@ def inherit(argv: Sequence[str], prog: str) -> int:
         "--files",
         nargs="+",
         default=[],
-        help="Text to measure on for 'auto' and measures (default: the embedded text).",
+        help="Text to measure on for 'auto' and measures (default: novels of the package).",
     )
     parser.add_argument("--output", required=True, help="Folder to save the student in.")
     parser.add_shared("--revision", "--text-model", "--gguf-file")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .embedded import embedded_data, embedded_reference
     from .packing import CausalCollator, set_fingerprint
     from .prepared import prepare_data
     from .splits import DataSplits, load_data_splits
@@ -16,6 +17,8 @@ __all__ = [
     "CausalCollator",
     "DataSplits",
     "check_tokenizer",
+    "embedded_data",
+    "embedded_reference",
     "end_of_text",
     "load_data_splits",
     "prepare_data",

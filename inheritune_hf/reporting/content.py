@@ -505,7 +505,7 @@ def _reproduce_run(run: RunSummary) -> Iterator[Block]:
     world_size = record.training.get("world_size", 1)
     processes = "" if world_size == 1 else f", {world_size} processes"
     own = bool(run.settings) and "reference" not in run.settings
-    reference = "trained by the run itself, the embedded default" if own else f"{lineage.reference}{pinned}"
+    reference = "the one that the package brings" if own else f"{lineage.reference}{pinned}"
     yield Paragraph(f"Reference: {reference}{seed}{processes}.")
     if run.cell is not None:
         yield Paragraph(f"The comparison trains it, as its cell {run.cell.name}.")
@@ -532,7 +532,7 @@ def _reproduce_run(run: RunSummary) -> Iterator[Block]:
 def recipe_of(run: RunSummary) -> dict[str, Any]:
     """Return the settings of a run, as a file for `inheritune train --config` holds them."""
     record, lineage = run.record, run.record.lineage
-    # A run whose settings were kept names its reference there, or none at all if it was the embedded one.
+    # A run whose settings were kept names its reference there, or none at all if it was the one of the package.
     reference = run.settings.get("reference") if run.settings else lineage.reference
     revision = lineage.revision or run.settings.get("revision")
     pinned = {"reference": reference, **lineage.where, "revision": revision} if reference else {}

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.analysis import layer_order, loss_without, measure_untrained
 from inheritune_hf.analysis.sequences import cut_sequences
+from inheritune_hf.data import embedded_reference
 from inheritune_hf.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
@@ -55,12 +56,11 @@ def test_an_order_by_loss_begins_lower_than_first_layers():
 
     The text is of novels that the reference was not trained on.
     """
-    folder = ROOT / "examples" / "reference"
-    held_out = json.loads((folder / "books.json").read_text())["evaluation"]
+    held_out = json.loads((ROOT / "examples" / "reference" / "books.json").read_text())["evaluation"]
     with lzma.open(NOVELS, "rt", encoding="utf-8") as file:
         texts = [row["text"] for row in map(json.loads, file) if row["id"] in held_out]
-    sequences = cut_sequences(texts, AutoTokenizer.from_pretrained(folder / "model"), 96, 128)
-    found = measure_untrained(folder / "model", sequences, range(1, 13), dtype=torch.float32)
+    sequences = cut_sequences(texts, AutoTokenizer.from_pretrained(embedded_reference()), 96, 128)
+    found = measure_untrained(embedded_reference(), sequences, range(1, 13), dtype=torch.float32)
     assert found.losses["first"][-1] == found.losses["loss"][-1] == found.loss < found.uniform
     for by_loss, first in zip(found.losses["loss"], found.losses["first"], strict=True):
         assert by_loss <= first

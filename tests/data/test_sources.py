@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from test_splits import TEXTS, load, mixture, write_jsonl
 
 from inheritune_hf.config import DataConfig
-from inheritune_hf.data import Document, load_data_splits, sources
+from inheritune_hf.data import load_data_splits, sources
 from inheritune_hf.data.sources import BadRow, Layout, mark_long_texts, read_rows
 
 ROWS = [{"text": text} for text in TEXTS]
@@ -59,27 +59,6 @@ def test_arrow_files_are_read(tmp_path, tokenizer):
     plain = load(tokenizer, train_files=[write_jsonl(tmp_path / "rows.jsonl", ROWS)]).facts
     for name in ("s.arrow", "f.arrow"):
         assert load(tokenizer, train_files=[name]).facts.train == plain.train
-
-
-@pytest.fixture
-def small_library(monkeypatch):
-    documents = [Document(str(number), "group", text) for number, text in enumerate(TEXTS)]
-    monkeypatch.setattr(sources, "standard_library_documents", lambda: documents)
-
-
-def test_the_embedded_corpus_is_a_source(small_library, tmp_path, tokenizer):
-    """The standard library is a data set like any other: whole, mixed or streamed, without a network or a file."""
-    plain = load(tokenizer, train_files=[write_jsonl(tmp_path / "rows.jsonl", ROWS)]).facts
-    facts = load(tokenizer, dataset_name="standard_library").facts
-    assert (facts.train, facts.selection, facts.test) == (plain.train, plain.selection, plain.test)
-    mixed = [{"dataset_name": "standard_library"}, {"files": write_jsonl(tmp_path / "b.jsonl", ROWS)}]
-    assert load(tokenizer, sources=mixed).facts.train.documents == 2 * facts.train.documents
-    streamed = load(
-        tokenizer, dataset_name="standard_library", streaming=True, selection_fraction=0.2, test_fraction=0.2
-    )
-    assert len(next(iter(streamed.train))["input_ids"]) == 16
-    with pytest.raises(ValueError, match=r"standard_library has no split 'dev'; its evaluation sets are held out of"):
-        load(tokenizer, dataset_name="standard_library", selection_split="dev")
 
 
 # --- rows of tokens and of messages ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from inheritune_hf.config import DataConfig
-from inheritune_hf.data import Document, load_data_splits, set_fingerprint, splits_from_documents
+from inheritune_hf.data import load_data_splits, set_fingerprint
 from inheritune_hf.data.duplicates import isin
 from inheritune_hf.data.splits import choose_held_out
 from inheritune_hf.records import encode
@@ -277,19 +277,6 @@ def test_the_block_size_has_three_origins(tmp_path, build_tokenizer):
         assert splits.facts.block_size == len(splits.train[0]["input_ids"]) == expected
 
 
-def test_documents_in_memory_are_packed_like_files(tmp_path, tokenizer):
-    """The embedded corpus and files of the same documents give the same sets."""
-    parts = {"train": TEXTS[:30], "selection": TEXTS[30:35], "test": TEXTS[35:]}
-    from_files = load(
-        tokenizer, **{f"{name}_files": [write_texts(tmp_path / name, texts)] for name, texts in parts.items()}
-    )
-    given = [[Document(str(index), "g", text) for index, text in enumerate(texts)] for texts in parts.values()]
-    in_memory = splits_from_documents(*given, tokenizer, 16, source="here")
-    for name in ("train", "selection", "test"):
-        assert getattr(in_memory.facts, name) == getattr(from_files.facts, name)
-    assert in_memory.facts.source == "here"
-
-
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
@@ -360,19 +347,12 @@ def test_too_little_text_is_said_with_numbers(tmp_path, tokenizer):
         load(tokenizer, train_files=few)
     with pytest.raises(ValueError, match=r"The test set has no token to predict: none of its documents has text"):
         load(tokenizer, train_files=[write_texts(tmp_path / "t")], test_files=[write_texts(tmp_path / "b", [" \n"])])
-    given = [Document("a", "a", TEXTS[0])]
-    with pytest.raises(ValueError, match=r"The selection set has no token to predict"):
-        splits_from_documents(given, [], given, tokenizer, 4)
-    with pytest.raises(ValueError, match=r"training set holds 0 tokens"):
-        splits_from_documents([], given, given, tokenizer, 4)
 
 
 def test_sequences_have_two_tokens_or_more(tmp_path, tokenizer):
     """A sequence of one token predicts nothing."""
     with pytest.raises(ValueError, match=r"block_size must be 2 tokens or more, got 1"):
         load(tokenizer, train_files=[write_texts(tmp_path / "texts")], block_size=1)
-    with pytest.raises(ValueError, match=r"block_size must be 2 tokens or more, got 1"):
-        splits_from_documents([], [], [], tokenizer, 1)
 
 
 def test_the_tokenizer_is_checked_first(build_tokenizer):

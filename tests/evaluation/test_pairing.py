@@ -31,10 +31,10 @@ def test_corpus_is_whole_documents(pair, corpus):
     assert text == "The a of number 0 is 0 and 0. " * 6
 
 
-def test_embedded_corpus_is_the_test_modules(pair):
-    """Without files, the test modules of the embedded text are evaluated on, as the embedded run does."""
+def test_the_embedded_corpus_is_the_test_passages(pair):
+    """Without files, the test passages of the embedded novels are evaluated on, as the embedded run does."""
     corpus = read_corpus([], pair.tokenizer, len(pair.tokenizer), 64, max_sequences_per_document=1)
-    assert len(set(corpus.sequences["document"])) == len(corpus.sequences) >= 48
+    assert len(set(corpus.sequences["document"])) == len(corpus.sequences) == 48
 
 
 def test_nothing_to_evaluate_on_is_refused(pair, tmp_path):

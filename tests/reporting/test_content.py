@@ -178,11 +178,11 @@ def test_a_run_can_be_done_again(run):
     assert tables["Data settings"] == (("train_files", "a.txt"),)
     assert ("learning_rate", "0.002") in tables["Training settings"]
     assert ("eval_steps", "60") in tables["Training settings"]
-    write_json(run / "settings.json", {"eval_steps": 60})  # the embedded run has made its reference itself
+    write_json(run / "settings.json", {"eval_steps": 60})  # the embedded run names none
     words = [
         block.text for block in blocks_of(build_report(read_run(run)), "reproduce") if isinstance(block, Paragraph)
     ]
-    assert words[0] == "Reference: trained by the run itself, the embedded default, seed 42, 2 processes."
+    assert words[0] == "Reference: the one that the package brings, seed 42, 2 processes."
 
 
 def test_a_cut_can_be_done_again(tmp_path):

@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import time
 import zipfile
 from collections.abc import Callable
@@ -34,7 +35,6 @@ from transformers import AutoConfig
 
 from inheritune_hf import __version__
 from inheritune_hf.analysis import NEAR_RANK_ONE, SHARE, CollapseReport
-from inheritune_hf.data import split_standard_library, standard_library_documents
 from inheritune_hf.measures import MEASURES
 from inheritune_hf.records import read_json, write_json
 from inheritune_hf.students.estimates import training_operations
@@ -163,13 +163,17 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     dealt = {"selection": rows[:held], "test": rows[held : 2 * held], "train": rows[2 * held :][: size["most"]]}
     for name, books in dealt.items():
         write_rows(output / "books" / f"{name}.jsonl", [{key: row[key] for key in ("id", "text")} for row in books])
-    _, _, library = split_standard_library(standard_library_documents())
-    write_rows(output / "library.jsonl", [{"id": item.name, "text": item.text} for item in library[: 2 * held]])
+    # Not by name: modules that begin with the same word are often of one package.
+    files = sorted(
+        Path(sysconfig.get_path("stdlib")).glob("*.py"), key=lambda path: hashlib.sha256(path.name.encode()).digest()
+    )
+    library = [{"id": path.name, "text": path.read_text(encoding="utf-8")} for path in files[: 2 * held]]
+    write_rows(output / "library.jsonl", library)
     files = [word for name in dealt for word in (f"--{name}_files", output / "books" / f"{name}.jsonl")]
     cut = ("--block_size", size["block"], "--max_sequences_per_document", size["windows"])
     said = verb("data", "prepare", "--tokenizer", output / "reference", "--output", output / "prepared", *files, *cut)
     books = {name: [row["id"] for row in found] for name, found in dealt.items()}
-    return {"books": books, "library": len(library[: 2 * held]), "python": platform.python_version(), "said": said}
+    return {"books": books, "library": len(library), "python": platform.python_version(), "said": said}
 
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
