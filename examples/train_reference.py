@@ -41,8 +41,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 END_OF_TEXT = "<|endoftext|>"
 REFERENCE_BOOKS, DEMO_BOOKS = 45, 8
-# Of each book of the demonstration: characters of a passage; passages for selection, and as many for the test.
-PASSAGE, HELD_OUT = 6_000, 6
+# Of the demonstration: characters of a passage; passages for selection, and as many for the test.
+PASSAGE, HELD_OUT = 6_000, 48
 
 
 def split_books(files: list[str]) -> dict[str, list[dict[str, str]]]:
@@ -61,24 +61,29 @@ def write_passages(books: list[dict[str, str]], folder: Path) -> None:
     """
     Cut books into passages at paragraphs, and write them as `train.jsonl.xz`, `selection.jsonl.xz` and `test.jsonl.xz`.
 
-    Passages for selection and test alternate, spread evenly over each book.
+    The longer half of the books is to train on; passages of the others, spread evenly, are for selection and the test.
     """
-    sets: dict[str, list[dict[str, str]]] = {"train": [], "selection": [], "test": []}
-    for book in books:
-        passages = [""]
-        for paragraph in book["text"].split("\n\n"):
-            if len(passages[-1]) >= PASSAGE:
-                passages.append("")
-            passages[-1] += paragraph + "\n\n"
-        if len(passages[-1]) < PASSAGE:
-            passages[-2:] = ["".join(passages[-2:])]
-        held = np.linspace(0, len(passages), 2 * HELD_OUT, endpoint=False).astype(int).tolist()
-        side = {place: ("selection", "test")[number % 2] for number, place in enumerate(held)}
-        for place, text in enumerate(passages):
-            sets[side.get(place, "train")].append({"id": f"{book['id']}-{place}", "text": text.strip()})
-    for name, rows in sets.items():
+    ranked = sorted(books, key=lambda book: len(book["text"]), reverse=True)
+    longer, others = ranked[: len(ranked) // 2], ranked[len(ranked) // 2 :]
+    sets = {"train": longer, "selection": others[::3], "test": [book for place, book in enumerate(others) if place % 3]}
+    for name, part in sets.items():
+        rows = [row for book in part for row in passages_of(book)]
+        if name != "train":
+            rows = [rows[place] for place in np.linspace(0, len(rows), HELD_OUT, endpoint=False).astype(int)]
         with lzma.open(folder / f"{name}.jsonl.xz", "wt", encoding="utf-8", preset=9 | lzma.PRESET_EXTREME) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def passages_of(book: dict[str, str]) -> list[dict[str, str]]:
+    """Cut a book into passages of whole paragraphs, each of `PASSAGE` characters or a little more."""
+    passages = [""]
+    for paragraph in book["text"].split("\n\n"):
+        if len(passages[-1]) >= PASSAGE:
+            passages.append("")
+        passages[-1] += paragraph + "\n\n"
+    if len(passages) > 1 and len(passages[-1]) < PASSAGE:
+        passages[-2:] = ["".join(passages[-2:])]
+    return [{"id": f"{book['id']}-{place}", "text": text.strip()} for place, text in enumerate(passages)]
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, block_size: int) -> PreTrainedTokenizerFast:

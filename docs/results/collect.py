@@ -25,8 +25,8 @@ make demo-seeds
 ```
 
 The reference is the one in the package: GPT-2 with {layers} layers of width 96, trained on 45 novels (31.5 million
-tokens, 20 for each parameter). Its text here is {documents} passages of eight novels that it has not seen;
-{selection} other passages of them are the selection set, and {test} the test set. Students keep the layers without
+tokens, 20 for each parameter). Its text here is {documents} passages of four novels that it has not seen; {selection}
+passages of two others are the selection set, and {test} of two more the test set. Students keep the layers without
 which the loss rises least (`{keep}`), are trained for {per_round} steps a round ({tokens:,} tokens) with the
 reference as their teacher (`{distillation}`), and get one more layer after a miss. Losses are nats per token; an
 interval lies between two one-sided 95 % bounds that cluster by passage. A student matches if the upper bound of its

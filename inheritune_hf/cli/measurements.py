@@ -181,7 +181,7 @@ def _evaluation_parser(prog: str) -> VerbParser:
     add(
         "--max-sequences",
         type=int,
-        help="Sequences kept of each document (default: 4 of the package's novels, all of files).",
+        help="Sequences kept of each document (default: 2 of the package's novels, all of files).",
     )
     add("--tolerance", type=float, default=0.01, help="Nats per token that still match (default: 0.01).")
     add("--confidence", type=_confidence, default=0.95, help="One-sided; none compares means (default: 0.95).")
@@ -238,5 +238,5 @@ def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, pr
         splits = load_data_splits(run.data, tokenizer, block_size=size, seed=run.args.seed, vocab_size=text.vocab_size)
         first = Corpus(f"test set of {Path(options.config).name}", splits.test, set_fingerprint(splits.test))
     else:
-        first = read(options.files, options.max_sequences or (None if options.files else 4))
+        first = read(options.files, options.max_sequences or (None if options.files else 2))
     return [first, *(read(files, options.max_sequences) for files in options.second_files)]

@@ -23,10 +23,10 @@ def embedded_file(part: Literal["train", "selection", "test"]) -> str:
 
 
 def embedded_data() -> DataConfig:
-    """Return the data of the embedded run: all training passages, and four sequences of each other one."""
+    """Return the data of the embedded run: all training passages, and two sequences of each other one."""
     return DataConfig(
         train_files=[embedded_file("train")],
         selection_files=[embedded_file("selection")],
         test_files=[embedded_file("test")],
-        max_sequences_per_document=4,
+        max_sequences_per_document=2,
     )
