@@ -56,10 +56,9 @@ def run_embedded(
         ready = prepare_run(chosen, recipe, text, args)
         facts, reference = ready.splits.facts, ready.reference
         console.print(
-            f"The embedded reference: GPT-2 with {reference.depth} layers, trained on 45 novels. Passages of novels that "
-            f"it has not seen: {facts.train.documents} to train on ({facts.train.tokens:,} tokens), "
-            f"{facts.selection.documents} of two others for selection (validation), {facts.test.documents} of two more "
-            "for the test."
+            f"The embedded reference: GPT-2 with {reference.depth} layers, trained on 45 novels. Passages of others: "
+            f"{facts.train.documents} of four to train on ({facts.train.tokens:,} tokens), {facts.selection.documents} "
+            f"of two for selection (validation), {facts.test.documents} of two more for the test."
         )
         console.rule("inherit, train, compare, grow")
         trainer = train_student(ready, chosen, recipe, args, run_settings(run, recipe, data, args))
