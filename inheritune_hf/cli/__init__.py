@@ -37,9 +37,7 @@ _VERBS = {
         resumable=True,
     ),
     "analyze": _Verb("measurements", "see which layers of a model are lazy, and how many are worth keeping"),
-    "evaluate": _Verb(
-        "measurements", "measure a student beside its reference: loss, speed, memory, drafting, zero-shot tasks"
-    ),
+    "evaluate": _Verb("measurements", "measure a student beside its reference: loss, speed, memory, drafting, tasks"),
     "report": _Verb("train", "write what a run came to as one HTML page, with Markdown and a picture"),
     "publish": _Verb("students", "put a saved student on the Hub, or show what would go up"),
 }

@@ -119,6 +119,7 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
     """Measure a student beside its reference, print tables and write `evaluation.json`."""
     options = _evaluation_parser(prog).parse_args(argv)
 
+    from ..evaluation import TaskSettings
     from ..experiments import evaluate_student
     from ..run_folder import EVALUATION_FILE
     from ..students import load_tokenizer
@@ -143,7 +144,9 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
         confidence=options.confidence,
         batch_size=options.batch_size,
         dtype=options.dtype,
+        adapted=options.adapted,
         tasks=tasks,
+        task_settings=TaskSettings(options.num_fewshot, options.apply_chat_template, options.max_gen_toks),
         task_limit=options.task_limit,
         task_cache=cache_folder("tasks"),
         efficiency={
@@ -167,6 +170,10 @@ def _evaluation_parser(prog: str) -> VerbParser:
     add("student", help="Folder or Hub id of the student.")
     add("--reference", help="Folder or Hub id of the reference (default: what the student's lineage names).")
     parser.add_shared("--revision", "--text-model", "--gguf-file")
+    add(
+        "--adapted",
+        help="The reference trained further on the same text, by inheritune adapt: a third model beside them.",
+    )
     add("--files", nargs="+", default=[], help="Text to evaluate on (default: test passages of the package's novels).")
     add("--config", metavar="FILE", help="Recipe of the run: its own test set is evaluated on.")
     add(
@@ -189,8 +196,11 @@ def _evaluation_parser(prog: str) -> VerbParser:
     add("--dtype", default="float32", help="Type of both models' weights (default: float32).")
     parts = ("loss", "efficiency", "draft", "layers", "samples")
     add("--parts", nargs="+", choices=parts, default=list(parts), help="What to measure (default: everything).")
-    add("--tasks", nargs="+", default=[], help="Zero-shot tasks of lm-evaluation-harness, by name.")
-    add("--task-files", nargs="+", default=[], help="Zero-shot tasks in JSONL files.")
+    add("--tasks", nargs="+", default=[], help="Tasks of lm-evaluation-harness, by name.")
+    add("--task-files", nargs="+", default=[], help="Tasks in JSONL files.")
+    add("--num-fewshot", type=int, help="Examples before each question (default: the task's own number, or none).")
+    add("--apply-chat-template", action="store_true", help="Ask in turns of a conversation, by the chat template.")
+    add("--max-gen-toks", type=int, help="Most tokens of a generated answer (default: the task's own number, or 256).")
     add("--task-limit", type=int, help="Rows of each task (default: all).")
     add("--settings", nargs="+", default=["sdpa"], help="Attention to time: sdpa, eager, sdpa+compile, eager+compile.")
     add(

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from ..evaluation.abilities import unmeasured_abilities
 from ..foreign_text import file_names
 from ..measures import SEQUENCES, TOKENS
+from ..publishing.tables import corpus_headers, corpus_rows, task_headers, task_rows
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -161,9 +163,7 @@ def show_comparison_estimate(terminal: Terminal, estimate: ComparisonEstimate) -
         )
     table.add_section()
     table.add_row("all cells", "", "", *_total(estimate), "", str(estimate.cells))
-    # As wide as it is: names and figures of so many columns are not to be folded.
-    table.width = terminal.measure(table, options=terminal.options.update(max_width=1000)).maximum
-    terminal.print(table)
+    _print_unfolded(terminal, table)
     if estimate.step_time is not None and (arms := [arm for arm in estimate.arms if arm.seconds]):
         first = arms[0]
         _show_measured(terminal, estimate.step_time, first.layers, first.tokens, first.seconds)
@@ -176,6 +176,12 @@ def show_comparison_estimate(terminal: Terminal, estimate: ComparisonEstimate) -
     if any(arm.arm == "inheritune" for arm in estimate.arms):
         terminal.print_facts([("note", "The loop is taken to need every round.")])
     _note_optimizer(terminal, estimate.setup, [arm.memory for arm in estimate.arms])
+
+
+def _print_unfolded(terminal: Terminal, table: Table) -> None:
+    """Print a table as wide as it is: names and figures of so many columns are not to be folded."""
+    table.width = terminal.measure(table, options=terminal.options.update(max_width=1000)).maximum
+    terminal.print(table)
 
 
 def _setup_words(setup: TrainingSetup, loss: str) -> str:
@@ -227,20 +233,14 @@ def _hours(seconds: float | None) -> str:
 
 
 def show_evaluation(terminal: Terminal, found: StudentEvaluation) -> None:
-    """Show a student beside its reference: losses, efficiency, drafting, tasks, and the verdict."""
+    """Show a student beside its reference, and that one trained further: losses, speed, tasks, and the verdict."""
     if found.corpora:
-        table = _side_by_side("loss in nats per token", "corpus", "figure", last="difference")
-        for item in found.corpora:
-            match = item.match
-            bounds = "" if match.lower is None else f" ({match.lower:+.4f} to {match.upper:+.4f})"
-            mine, theirs = item.student, item.reference
-            table.add_row(
-                item.corpus, "loss", f"{mine.loss:.4f}", f"{theirs.loss:.4f}", f"{match.difference:+.4f}{bounds}"
-            )
-            table.add_row("", "perplexity", f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "")
-            gain = f"{item.accuracy_difference:+.2%}"
-            table.add_row("", "accuracy", f"{mine.accuracy:.2%}", f"{theirs.accuracy:.2%}", gain)
-        terminal.print(table)
+        name, *headers = corpus_headers(found)
+        table = _table("losses", ["corpus", name], headers)
+        for item, rows in corpus_rows(found):
+            for place, row in enumerate(rows):
+                table.add_row("" if place else item.corpus, *row)
+        _print_unfolded(terminal, table)
     if found.efficiency is not None:
         _show_efficiency(terminal, found.efficiency)
     for draft in found.drafts:
@@ -250,19 +250,20 @@ def show_evaluation(terminal: Terminal, found: StudentEvaluation) -> None:
         text += f"{times.median:.2f} times as fast ({times.low:.2f} to {times.high:.2f}){same}"
         terminal.print_facts([("draft", text)])
     if found.tasks:
-        table = _side_by_side("zero-shot tasks", "task", "metric", last="difference, p")
-        for task in found.tasks:
-            values = (_with_error(task.student, task.student_error), _with_error(task.reference, task.reference_error))
-            paired = "" if task.difference is None else f"{task.difference:+.4f}, p {task.p_value:.2g}"
-            table.add_row(task.task, task.metric, *values, paired)
-        terminal.print(table)
+        headers = list(task_headers(found))
+        table = _table("tasks", headers[:3], headers[3:])
+        for cells in task_rows(found):
+            table.add_row(*cells)
+        _print_unfolded(terminal, table)
     if found.laziness is not None:
         terminal.print(found.laziness.comparison.sentence)
     terminal.print(found.verdict())
+    terminal.print(unmeasured_abilities(found))
 
 
 def _show_efficiency(terminal: Terminal, found: Efficiency) -> None:
-    table = _side_by_side(f"efficiency ({found.device}, {found.dtype})", "figure", "setting", last="gain")
+    title = f"efficiency ({found.device}, {found.dtype})"
+    table = _table(title, ["figure", "setting"], ["student", "reference", "gain"])
     mine, theirs = found.student, found.reference
     for name, one, other in (
         ("parameters", mine.parameters, theirs.parameters),
@@ -285,14 +286,6 @@ def _show_efficiency(terminal: Terminal, found: Efficiency) -> None:
             f"{speed.gain.median:.2f} × ({speed.gain.low:.2f} to {speed.gain.high:.2f})",
         )
     terminal.print(table)
-
-
-def _side_by_side(title: str, *columns: str, last: str) -> Table:
-    return _table(title, columns, ["student", "reference", last])
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def show_facts(terminal: Terminal, facts: DataFacts, folder: str) -> None:

@@ -1,15 +1,15 @@
-"""Measure and compare: losses per document, the match rule, the metric, zero-shot tasks, speed and drafting."""
+"""Measure and compare: losses per document, the match rule, the metric, tasks, speed and drafting."""
 
 from typing import TYPE_CHECKING
 
 from ..exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .facts import Efficiency, LazinessComparison, StudentEvaluation
+    from .facts import Efficiency, LazinessComparison, StudentEvaluation, TaskSettings
     from .matching import SeedDifference, compare_losses, compare_on, compare_over_seeds, difference_bounds
     from .metric import TokenPerplexity
     from .speed import measure_draft, measure_efficiency
-    from .tasks import PAPER_TASKS, compare_tasks, evaluate_tasks, require_harness
+    from .tasks import PAPER_TASKS, compare_tasks, evaluate_tasks
     from .validation import (
         Corpus,
         ValidatedTrainer,
@@ -29,6 +29,7 @@ __all__ = [
     "LazinessComparison",
     "SeedDifference",
     "StudentEvaluation",
+    "TaskSettings",
     "TokenPerplexity",
     "ValidatedTrainer",
     "compare_losses",
@@ -42,7 +43,6 @@ __all__ = [
     "measure_efficiency",
     "preserve_state",
     "read_corpus",
-    "require_harness",
     "sequence_sums",
     "validate",
 ]

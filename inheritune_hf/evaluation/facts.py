@@ -110,6 +110,40 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class TaskSettings:
+    """
+    How tasks are asked; in a result, how one was asked.
+
+    Args:
+        num_fewshot (`int`, *optional*): Examples before each question; what the task itself says if not given, or 0.
+        apply_chat_template (`bool`, *optional*, defaults to `False`): Whether prompts are turns of a conversation, by
+            the tokenizer's chat template.
+        max_gen_toks (`int`, *optional*): Most tokens that are generated for an answer; what the task itself says if not
+            given, or 256.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    max_gen_toks: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_fewshot", 0), ("max_gen_toks", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be {least} or more, got {value}.")
+
+    def __str__(self) -> str:
+        """Return it in words, such as `5-shot, chat template, at most 256 new tokens`."""
+        words = [] if self.num_fewshot is None else [f"{self.num_fewshot}-shot"]
+        words += ["chat template"] if self.apply_chat_template else []
+        words += [] if self.max_gen_toks is None else [f"at most {self.max_gen_toks} new tokens"]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
 class TaskComparison:
     """Student and reference by one metric of one task; errors are standard errors."""
 
@@ -123,6 +157,13 @@ class TaskComparison:
     difference: float | None  # paired by row; None if the metric is neither a mean nor made of log-likelihoods
     difference_error: float | None  # of the mean of the rows' differences, or by the jackknife
     p_value: float | None  # two-sided, of McNemar's exact test, or of exchanging both models row by row
+    filter: str = ""  # by which the answer was extracted, of a task that has several
+    settings: TaskSettings = TaskSettings()
+
+    @property
+    def label(self) -> str:
+        """The metric, with the filter where there are several."""
+        return f"{self.metric} ({self.filter})" if self.filter else self.metric
 
 
 @dataclass(frozen=True)
@@ -159,13 +200,13 @@ class Sample:
 @dataclass(frozen=True)
 class StudentEvaluation:
     """
-    A student measured beside its reference. Parts that were not measured are empty or None.
+    A student measured beside its reference, and beside that one trained further. Parts not measured are empty or None.
 
     Args:
         student (`str`): Folder or id of the student.
         reference (`str`): Folder or id of the reference.
-        fingerprints (`dict[str, str]`): Of the weights of both, see `OpenedReference.fingerprint`.
-        layers (`dict[str, int]`): Depth of both.
+        fingerprints (`dict[str, str]`): Of the weights of each model, see `OpenedReference.fingerprint`.
+        layers (`dict[str, int]`): Depth of each.
         tolerance (`float`): Nats per token above the reference that still match.
         confidence (`float`, *optional*): One-sided confidence of the bounds; None compares means.
         corpora (`tuple[CorpusComparison, ...]`): The test set first, then the corpora on which the match is checked
@@ -173,11 +214,14 @@ class StudentEvaluation:
         own_test_set (`bool`): Whether the first is the test set of the run that trained the student.
         efficiency (`Efficiency`, *optional*): Size and speed.
         drafts (`tuple[Draft, ...]`): The student as a draft.
-        tasks (`tuple[TaskComparison, ...]`): Zero-shot tasks.
+        tasks (`tuple[TaskComparison, ...]`): Tasks.
         laziness (`Laziness`, *optional*): Lazy layers of both.
         samples (`tuple[Sample, ...]`): Text of both.
         versions (`dict[str, str]`): Versions of the libraries that measured.
         commands (`tuple[str, ...]`): The commands that measured it, in their order.
+        adapted (`str`, *optional*): Folder or id of the reference, trained further on the same text.
+        adapted_corpora (`tuple[CorpusComparison, ...]`): `corpora` with that one in the place of the reference.
+        adapted_tasks (`tuple[TaskComparison, ...]`): `tasks` with that one in the place of the reference.
     """
 
     student: str
@@ -195,25 +239,38 @@ class StudentEvaluation:
     samples: tuple[Sample, ...] = ()
     versions: Mapping[str, str] | None = None
     commands: tuple[str, ...] = ()
+    adapted: str | None = None
+    adapted_corpora: tuple[CorpusComparison, ...] = ()
+    adapted_tasks: tuple[TaskComparison, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("corpora", "tasks"):
+            ours, theirs = getattr(self, name), getattr(self, f"adapted_{name}")
+            if theirs and len(theirs) != len(ours):
+                raise ValueError(f"adapted_{name} must be as many as {name}, {len(ours)}, got {len(theirs)}.")
 
     def verdict(self) -> str:
-        """Return whether the losses match, on the first corpus and then on each other one."""
+        """Return whether the losses match, on the first corpus and on each other one, and beside the adapted one."""
         if not self.corpora:
             return "No loss was measured."
         first, *others = self.corpora
-        word = "matches" if first.match.matched else "does not match" if first.match.decided else "may or may not match"
-        few = "" if first.match.decided else " (too few documents to decide)"
-        sentence = (
-            f"On {first.corpus} the student {word} its reference{few}: {first.match.difference:+.4f} nats per token"
-            f"{_up_to(first)}."
-        )
+        sentence = f"On {first.corpus} the student {_matches(first, 'its reference')}."
         for other in others:
             if first.match.matched:
                 kept = "The match holds" if other.match.matched else "The match does not hold"
             else:
                 kept = "It matches" if other.match.matched else "Neither does it match"
             sentence += f" {kept} on {other.corpus}: {other.match.difference:+.4f}{_up_to(other)}."
+        if self.adapted_corpora:
+            adapted = self.adapted_corpora[0]
+            sentence += f" On {adapted.corpus} it {_matches(adapted, 'the reference, trained further')}."
         return sentence
+
+
+def _matches(item: CorpusComparison, what: str) -> str:
+    word = "matches" if item.match.matched else "does not match" if item.match.decided else "may or may not match"
+    few = "" if item.match.decided else " (too few documents to decide)"
+    return f"{word} {what}{few}: {item.match.difference:+.4f} nats per token{_up_to(item)}"
 
 
 def _up_to(item: CorpusComparison) -> str:

@@ -19,17 +19,18 @@ from ..data import end_of_text
 from ..evaluation import (
     Corpus,
     StudentEvaluation,
+    TaskSettings,
     compare_on,
     compare_tasks,
     evaluate_tasks,
     measure_draft,
     measure_efficiency,
     preserve_state,
-    require_harness,
     validate,
 )
 from ..evaluation.facts import Laziness, Sample
 from ..evaluation.speed import context_of, fixed_generation
+from ..evaluation.tasks import check_tasks
 from ..records import RECORD_FILE, Lineage, decode, read_json, read_record, write_record
 from ..students import OpenedReference, open_reference
 
@@ -55,7 +56,9 @@ def evaluate_student(
     confidence: float | None = 0.95,
     batch_size: int = 8,
     dtype: str = "float32",
+    adapted: str | None = None,
     tasks: Sequence[str] = (),
+    task_settings: TaskSettings | None = None,
     task_limit: int | None = None,
     task_cache: Path | None = None,
     efficiency: Mapping[str, Any] | None = None,
@@ -63,7 +66,7 @@ def evaluate_student(
     command: str | None = None,
 ) -> StudentEvaluation:
     """
-    Evaluate a student beside its reference and write the record.
+    Evaluate a student beside its reference, and beside its reference trained further, and write the record.
 
     Models are loaded one after the other; only drafting and timing hold both. Each part is written when it is finished.
     What an earlier evaluation of the same weights left in `output` is kept where its part is not measured again.
@@ -80,7 +83,10 @@ def evaluate_student(
         confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
         batch_size (`int`, *optional*, defaults to `8`): Sequences at a time; losses do not depend on it.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of both models' weights.
-        tasks (sequence of `str`, *optional*): Zero-shot tasks, see `evaluate_tasks`.
+        adapted (`str`, *optional*): Folder or Hub id of the reference, trained further on the same text
+            (`adapt_reference`); its losses and tasks are measured, and the student is compared with both.
+        tasks (sequence of `str`, *optional*): Tasks, see `evaluate_tasks`.
+        task_settings (`TaskSettings`, *optional*): How tasks are asked.
         task_limit (`int`, *optional*): Rows of each task; all if not given.
         task_cache (`Path`, *optional*): Folder in which finished tasks are kept.
         efficiency (`Mapping`, *optional*): Settings of `measure_efficiency`.
@@ -91,7 +97,8 @@ def evaluate_student(
         `StudentEvaluation`: Everything that was measured, now or before.
 
     Raises:
-        ValueError: If a part is unknown, there is no corpus, or nothing says which reference is meant.
+        ValueError: If a part is unknown, there is no corpus, nothing says which reference is meant, or `adapted` is
+            not the reference trained further.
         ImportError: If tasks are asked for and lm-eval is not installed.
     """
     unknown = [part for part in parts if part not in PARTS]
@@ -100,9 +107,11 @@ def evaluate_student(
     if not corpora:
         raise ValueError("There is nothing to evaluate on; give at least one corpus.")
     if tasks:
-        require_harness()
+        check_tasks(tasks, tokenizer, task_settings or TaskSettings())
     reference, where = named_reference(student, reference, reference_kwargs or {})
     opened = {"student": open_reference(student), "reference": open_reference(reference, **where)}
+    if adapted is not None:
+        opened["adapted"] = open_reference(adapted)
     found = _earlier(opened, tolerance, confidence, output, parts)
     if command is not None:
         found = replace(found, commands=(*(item for item in found.commands if item != command), command))
@@ -116,7 +125,7 @@ def evaluate_student(
     keep(**_measure_in_turn(opened, corpora, tokenizer, parts, batch_size, dtype, found))
     if "draft" in parts:
         logger.info("drafting")
-        draft, target = (_load(model, dtype) for model in opened.values())
+        draft, target = (_load(opened[name], dtype) for name in ("student", "reference"))
         prompts = [torch.tensor([row], device=target.device) for row in _prompts(corpora[0])]
         keep(drafts=measure_draft(draft, target, prompts, new_tokens=_new_tokens(target, prompts)))
         del draft, target
@@ -130,9 +139,11 @@ def evaluate_student(
         for name, model in opened.items():
             logger.info("tasks of the %s", name)
             kept: dict[str, Any] = {"cache_dir": task_cache, "weights": found.fingerprints[name]}
-            scores.append(evaluate_tasks(_load(model, dtype), tokenizer, tasks, limit=task_limit, **kept))
+            asked: dict[str, Any] = {"settings": task_settings, "limit": task_limit}
+            scores.append(evaluate_tasks(_load(model, dtype), tokenizer, tasks, **asked, **kept))
             gc.collect()
-        keep(tasks=compare_tasks(*scores))
+        mine, *others = (compare_tasks(scores[0], one) for one in scores[1:])
+        keep(tasks=mine, adapted_tasks=others[0] if others else ())
     return found
 
 
@@ -163,15 +174,36 @@ def _earlier(
 ) -> StudentEvaluation:
     """Return what an earlier evaluation of these weights left, or an empty one."""
     fingerprints = {name: model.fingerprint() for name, model in opened.items()}
-    layers = {name: model.depth for name, model in opened.items()}
-    names = [model.name for model in opened.values()]
+    facts: dict[str, Any] = {name: model.name for name, model in opened.items()}
+    facts |= {"fingerprints": fingerprints, "layers": {name: model.depth for name, model in opened.items()}}
+    if "adapted" in opened:
+        _check_adapted(opened, fingerprints)
     if output is not None and output.is_file():
         before = read_record(StudentEvaluation, output)
-        if dict(before.fingerprints) == fingerprints:
+        if all(before.fingerprints.get(name) == fingerprints[name] for name in ("student", "reference")):
+            if "adapted" in opened:
+                if before.fingerprints.get("adapted") != fingerprints["adapted"]:
+                    facts |= {"adapted_corpora": (), "adapted_tasks": ()}
+                before = replace(before, **facts)
             # A verdict that is kept keeps the tolerance and confidence that it was reached by.
             kept = before.corpora and "loss" not in parts
             return before if kept else replace(before, tolerance=tolerance, confidence=confidence)
-    return StudentEvaluation(names[0], names[1], fingerprints, layers, tolerance, confidence)
+    return StudentEvaluation(tolerance=tolerance, confidence=confidence, **facts)
+
+
+def _check_adapted(opened: Mapping[str, OpenedReference], fingerprints: Mapping[str, str]) -> None:
+    """Raise if the adapted reference is the reference itself, or one of another shape."""
+    adapted, reference = opened["adapted"], opened["reference"]
+    if fingerprints["adapted"] == fingerprints["reference"]:
+        raise ValueError(
+            f"adapted must be the reference trained further, and {adapted.name} has the reference's own weights: "
+            "name the one that it started from as the reference."
+        )
+    if adapted.depth != reference.depth:
+        raise ValueError(
+            f"adapted must be the reference trained further, of {reference.depth} layers, and {adapted.name} has "
+            f"{adapted.depth}: make one by inheritune adapt."
+        )
 
 
 def _measure_in_turn(
@@ -187,10 +219,14 @@ def _measure_in_turn(
     prompts, pad = _prompts(corpora[0]), end_of_text(tokenizer)
     losses, texts, collapses = [], [], []
     for name, model in opened.items():
+        if name == "adapted" and "loss" not in parts:
+            continue
         logger.info("%s: %s", name, model.name)
         loaded = _load(model, dtype)
         if "loss" in parts:
             losses.append([validate(loaded, corpus, batch_size, pad) for corpus in corpora])
+        if name == "adapted":
+            continue  # measured on loss and tasks alone
         if "samples" in parts:
             texts.append([continue_text(loaded, row, tokenizer) for row in prompts])
         if "layers" in parts:
@@ -201,10 +237,12 @@ def _measure_in_turn(
     libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate}
     changes: dict[str, Any] = {"versions": {name: module.__version__ for name, module in libraries.items()}}
     if losses:
-        changes["corpora"] = tuple(
-            compare_on(corpus, student, reference, found.tolerance, found.confidence)
-            for corpus, student, reference in zip(corpora, *losses, strict=True)
-        )
+        changes["adapted_corpora"] = ()
+        for name, others in zip(("corpora", "adapted_corpora"), losses[1:], strict=False):
+            changes[name] = tuple(
+                compare_on(corpus, student, other, found.tolerance, found.confidence)
+                for corpus, student, other in zip(corpora, losses[0], others, strict=True)
+            )
         changes["own_test_set"] = corpora[0].fingerprint == _test_fingerprint(found.student)
     if texts:
         begun = [str(tokenizer.decode(row)) for row in prompts]

@@ -17,12 +17,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
 
 from ..config import InherituneConfig
+from ..evaluation.abilities import unmeasured_abilities
+from ..evaluation.facts import StudentEvaluation
 from ..foreign_text import parse_yaml
 from ..outcomes import conclude_record, describe_evidence, describe_rule, matched_word
 from ..records import Match, RunRecord, read_record
+from ..run_folder import EVALUATION_FILE
 from ..students import open_reference
 from ..students.estimates import operations_per_token
-from .tables import ADAPTED, FinishedRun, ResultRow
+from .tables import ADAPTED, FinishedRun, ResultRow, corpus_headers, corpus_rows, task_headers, task_rows
 from .templates import render
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ class CardFacts:
         reference_test_loss (`float`, *optional*): The reference's, on the same sequences.
         test_match (`Match`, *optional*): How the two compare.
         pictures (`tuple[str, ...]`): Names of pictures beside the card.
+        evaluation (`StudentEvaluation`, *optional*): What `inheritune evaluate` measured on this very student.
     """
 
     license: str | None = None
@@ -109,6 +113,7 @@ class CardFacts:
     reference_test_loss: float | None = None
     test_match: Match | None = None
     pictures: tuple[str, ...] = ()
+    evaluation: StudentEvaluation | None = None
 
 
 def gather_facts(
@@ -147,7 +152,15 @@ def gather_facts(
         reference_test_loss=test["reference"].loss if "reference" in test else None,
         test_match=None if mine_on_test is None else mine_on_test.match,
         pictures=tuple(pictures),
+        evaluation=_evaluation_of(mine.fingerprint(), run_folder or folder),
     )
+
+
+def _evaluation_of(fingerprint: str, folder: Path) -> StudentEvaluation | None:
+    """Return the evaluation in a folder if it is of the student with these weights."""
+    path = folder / EVALUATION_FILE
+    found = read_record(StudentEvaluation, path) if path.is_file() else None
+    return found if found is not None and found.fingerprints.get("student") == fingerprint else None
 
 
 def read_reference_card(path: Path) -> CardFacts:
@@ -201,6 +214,8 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         evidence=describe_evidence(record.rounds[-1].match) if record.rounds else "",
         matched_word=matched_word,
         losses=_losses(record, facts),
+        tables=[] if facts.evaluation is None else _evaluation_tables(facts.evaluation),
+        unmeasured=unmeasured_abilities(facts.evaluation),
         notes=sorted({item.match.note for item in record.rounds if item.match.note}),
         fingerprints={kind: value for kind, value in record.lineage.data.items() if value},
         obligation=obligation(facts.license, facts.license_name),
@@ -253,6 +268,17 @@ def _recipe(record: RunRecord) -> str:
         **{name: value for name, value in record.training.items() if name in _SHOWN_ARGUMENTS and value is not None},
     }
     return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False).strip()
+
+
+def _evaluation_tables(found: StudentEvaluation) -> list[list[tuple[str, ...]]]:
+    """Return the tables of losses and tasks, headers first; of files only names, for folders are of one machine."""
+    losses = [
+        (re.sub(r"[^\s(]*/", "", item.corpus) if place == 0 else "", *row)
+        for item, rows in corpus_rows(found)
+        for place, row in enumerate(rows)
+    ]
+    tables = [[("text", *corpus_headers(found)), *losses], [task_headers(found), *task_rows(found)]]
+    return [rows for rows in tables if len(rows) > 1]
 
 
 def _inherit_command(record: RunRecord) -> str:

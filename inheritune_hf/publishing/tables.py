@@ -1,15 +1,16 @@
-"""The results of a finished run: its record, and its table as Markdown and for a terminal."""
+"""The results of a finished run and of an evaluation: the record, and the cells of tables, wherever they are shown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..evaluation.facts import LazinessComparison
+from ..evaluation.facts import CorpusComparison, LazinessComparison, StudentEvaluation, TaskComparison
 from ..outcomes import matched_word
 from ..records import DataFacts, Match, RunRecord
 
@@ -100,3 +101,54 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     """Return the result table as Markdown."""
     lines = ["| " + " | ".join(HEADERS) + " |", "|" + "---|" * len(HEADERS)]
     return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in table_cells(rows))])
+
+
+def corpus_headers(found: StudentEvaluation) -> tuple[str, ...]:
+    """Return the headers above the cells of `corpus_rows`."""
+    third = ("adapted", "difference from it", "its interval") if found.adapted_corpora else ()
+    return ("figure", "student", "reference", "difference", "interval", *third)
+
+
+def corpus_rows(found: StudentEvaluation) -> Iterator[tuple[CorpusComparison, list[tuple[str, ...]]]]:
+    """Yield each corpus with its rows: loss, perplexity and accuracy, beside the reference and the adapted one."""
+    for item, adapted in zip_longest(found.corpora, found.adapted_corpora):
+        names, cells = ("loss, nats per token", "perplexity", "next-token accuracy"), _corpus_cells(item)
+        more = ((),) * 3 if adapted is None else [row[1:] for row in _corpus_cells(adapted)]
+        yield item, [(name, *one, *other) for name, one, other in zip(names, cells, more, strict=True)]
+
+
+def _corpus_cells(item: CorpusComparison) -> list[tuple[str, ...]]:
+    mine, theirs = item.student, item.reference
+    bounds = ""
+    if item.accuracy_lower is not None and item.accuracy_upper is not None:
+        bounds = f"{item.accuracy_lower:+.2%} to {item.accuracy_upper:+.2%}"
+    return [
+        (f"{mine.loss:.4f}", f"{theirs.loss:.4f}", f"{item.match.difference:+.4f}", interval(item.match)),
+        (f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "", ""),
+        (f"{mine.accuracy:.2%}", f"{theirs.accuracy:.2%}", f"{item.accuracy_difference:+.2%}", bounds),
+    ]
+
+
+def task_headers(found: StudentEvaluation) -> tuple[str, ...]:
+    """Return the headers above the cells of `task_rows`."""
+    third = ("adapted", "difference from it", "its p") if found.adapted_tasks else ()
+    return ("task", "asked", "metric", "rows", "student", "reference", "difference", "p", *third)
+
+
+def task_rows(found: StudentEvaluation) -> Iterator[tuple[str, ...]]:
+    """Yield the tasks with standard errors and paired differences, beside the reference and the adapted one."""
+    for item, adapted in zip_longest(found.tasks, found.adapted_tasks):
+        more = () if adapted is None else _task_cells(adapted)[1:]
+        yield item.task, str(item.settings), item.label, f"{item.rows:,}", *_task_cells(item), *more
+
+
+def _task_cells(item: TaskComparison) -> tuple[str, ...]:
+    def with_error(value: float | None, error: float | None, sign: str = "") -> str:
+        return "" if value is None else f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+    return (
+        with_error(item.student, item.student_error),
+        with_error(item.reference, item.reference_error),
+        with_error(item.difference, item.difference_error, "+"),
+        "" if item.p_value is None else f"{item.p_value:.3g}",
+    )

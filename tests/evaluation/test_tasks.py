@@ -1,4 +1,4 @@
-"""Zero-shot tasks through lm-evaluation-harness."""
+"""Tasks through lm-evaluation-harness."""
 
 import importlib.util
 import json
@@ -14,8 +14,14 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM
 
-from inheritune_hf.evaluation import PAPER_TASKS, compare_tasks, evaluate_tasks, require_harness, tasks
-from inheritune_hf.evaluation.tasks import TaskScores, exact_mcnemar, exchange_test, task_of_file
+from inheritune_hf.evaluation import (
+    PAPER_TASKS,
+    TaskSettings,
+    compare_tasks,
+    evaluate_tasks,
+    tasks,
+)
+from inheritune_hf.evaluation.tasks import TaskScores, check_tasks, exact_mcnemar, exchange_test, task_of_file
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -24,6 +30,9 @@ shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not h
 CHOICES = [
     {"query": f"Question: what is {n}?", "choices": [f"{n}", f"{n} and more", "no"], "gold": n % 3} for n in range(6)
 ]
+QUESTIONS = [{"question": f"Which town is {n}?", "answer": f"Town {n}."} for n in range(6)]
+SUMS = [{"id": n, "question": f"What is {n} and {n}?", "answer": 2 * n} for n in range(6)]
+REASONED = [{"question": f"What is {n} and 1?", "answer": f"We add 1 to {n}.\n#### {n + 1}"} for n in range(6)]
 WORDS = [{"context": f"The number after {n} is", "continuation": f"{n + 1}"} for n in range(6)]
 
 
@@ -103,6 +112,158 @@ def test_finished_tasks_are_kept(pair, files, tmp_path, monkeypatch):
     write_rows(Path(files[0]), CHOICES[:4])
     evaluate_tasks(model, pair.tokenizer, files[:1], **kept)
     assert len(calls) == 5
+
+
+@harness
+def test_how_a_task_is_asked_is_kept_with_it(pair, files, tmp_path, monkeypatch):
+    """Other settings are evaluated anew, each is recorded as it was asked, and only like is compared with like."""
+    model = AutoModelForCausalLM.from_pretrained(pair.student)
+    asked = []
+    run = tasks._run
+    monkeypatch.setattr(tasks, "_run", lambda *words: asked.append(words[-1]) or run(*words))
+    path = write_rows(tmp_path / "towns.jsonl", QUESTIONS)
+    kept = {"cache_dir": tmp_path / "kept", "weights": "one"}
+    ways = [TaskSettings(max_gen_toks=4), TaskSettings(1, max_gen_toks=4), TaskSettings(1, max_gen_toks=5)]
+    found = [evaluate_tasks(model, pair.tokenizer, [path, files[1]], settings=way, **kept) for way in [*ways, *ways]]
+    assert asked == [way for way in ways for _ in range(2)]
+    assert [str(one.settings) for one, _ in found[:3]] == [
+        "0-shot, at most 4 new tokens",
+        "1-shot, at most 4 new tokens",
+        "1-shot, at most 5 new tokens",
+    ]
+    assert [str(two.settings) for _, two in found[:3]] == ["0-shot", "1-shot", "1-shot"]
+    with pytest.raises(ValueError, match=r"same tasks, got \['towns \(0-shot, at most 4.*towns \(1-shot, at most 4"):
+        compare_tasks(found[0][:1], found[1][:1])
+    with pytest.raises(ValueError, match="needs a tokenizer with a chat template, and this one has none"):
+        evaluate_tasks(model, pair.tokenizer, [path], settings=TaskSettings(apply_chat_template=True))
+    with pytest.raises(ValueError, match="num_fewshot must be 0 or more, got -1"):
+        TaskSettings(-1)
+
+
+def answer_by(monkeypatch, answers, prompts):
+    """Let the model's place be taken by a function from a prompt to what is generated: the rest is the harness."""
+    from lm_eval.models.huggingface import HFLM
+
+    def generate(self, requests, **options):
+        prompts.extend(request.args for request in requests)
+        return [answers(request.args[0]) for request in requests]
+
+    monkeypatch.setattr(HFLM, "generate_until", generate)
+
+
+@pytest.fixture(scope="module")
+def taught(pair):
+    """The student, taught to answer: the first three sums in the form of the answers, the others in a sentence."""
+    model = AutoModelForCausalLM.from_pretrained(pair.student).train()
+    texts = [
+        f"Question: {row['question']}\nAnswer: "
+        + (f"{row['answer']}\n" if row["id"] < 3 else f"no 1, {row['answer']}!\n")
+        for row in SUMS
+    ]
+    batch = pair.tokenizer([text.ljust(60, "\n") for text in texts], return_tensors="pt")["input_ids"]
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        loss = model(batch, labels=batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@harness
+def test_two_filters_of_a_task_are_two_results(pair, taught, tmp_path):
+    """A number in the wrong form is right by one filter and wrong by the other, row by row, and both are compared."""
+    path = write_rows(tmp_path / "sums.jsonl", SUMS)
+    reference = AutoModelForCausalLM.from_pretrained(pair.reference)
+    (mine,), (theirs,) = (
+        evaluate_tasks(model, pair.tokenizer, [path], settings=TaskSettings(max_gen_toks=12))
+        for model in (taught, reference)
+    )
+    strict, flexible = "exact_match,strict-match", "exact_match,flexible-extract"
+    assert mine.rows == {strict: (1, 1, 1, 0, 0, 0), flexible: (1,) * 6}
+    assert {key: value for key, (value, _) in mine.metrics.items()} == {strict: 0.5, flexible: 1.0}
+    assert len(mine.log_likelihoods) == 6
+    one, other = compare_tasks([mine], [theirs])
+    assert (one.label, one.student, one.reference, one.difference) == ("exact_match (strict-match)", 0.5, 0, 0.5)
+    assert (other.label, other.student, other.p_value) == ("exact_match (flexible-extract)", 1, 2 / 2**6)
+
+
+@harness
+def test_the_last_number_after_reasoning_is_the_answer(pair, tmp_path, monkeypatch):
+    """Where answers end in a number after ####, the strict filter wants that sign, and the flexible one does not."""
+    model = AutoModelForCausalLM.from_pretrained(pair.student)
+    path = write_rows(tmp_path / "reasoned.jsonl", REASONED)
+    answer_by(
+        monkeypatch, lambda prompt: " 9.\n#### 1" if "is 0 " in prompt else " 9, no, $2." * ("is 1 " in prompt), []
+    )
+    (found,) = evaluate_tasks(model, pair.tokenizer, [path])
+    assert found.rows["exact_match,strict-match"] == (1, 0, 0, 0, 0, 0)
+    assert found.rows["exact_match,flexible-extract"] == (1, 1, 0, 0, 0, 0)
+
+
+@harness
+def test_answers_are_generated_and_compared(pair, tmp_path, monkeypatch):
+    """A tiny model generates up to a stop; an answer is right whatever its case, final stop and surrounding space."""
+    model = AutoModelForCausalLM.from_pretrained(pair.student)
+    path = write_rows(tmp_path / "towns.jsonl", QUESTIONS)
+    for rows in (QUESTIONS, SUMS, REASONED):
+        (made,) = evaluate_tasks(
+            model, pair.tokenizer, [write_rows(tmp_path / "rows.jsonl", rows)], settings=TaskSettings(max_gen_toks=8)
+        )
+        assert all(value == (0.0, 0.0) for value in made.metrics.values())
+        assert made.settings == TaskSettings(0, max_gen_toks=8)
+    prompts = []
+    answer_by(monkeypatch, lambda prompt: "  town 3 \n" if "3" in prompt else "", prompts)
+    (found,) = evaluate_tasks(model, pair.tokenizer, [path])
+    assert found.rows == {"exact_match": (0.0, 0.0, 0.0, 1.0, 0.0, 0.0)}
+    assert prompts[2] == ("Question: Which town is 2?\nAnswer:", {"until": ["\n"], "do_sample": False})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="lower max_gen_toks if answers are generated"):
+        evaluate_tasks(model, pair.tokenizer, [path], settings=TaskSettings(max_gen_toks=64))
+
+
+@harness
+def test_examples_never_hold_what_is_asked(pair, tmp_path, monkeypatch):
+    """Examples are the file's other rows, the same for both models; a row that asks the same is none of them."""
+    model = AutoModelForCausalLM.from_pretrained(pair.student)
+    twin = {"question": "Which town is 0? ", "answer": "Town 0, as said."}
+    path = write_rows(tmp_path / "towns.jsonl", [*QUESTIONS, twin])
+    asked = []
+    for _ in range(2):
+        answer_by(monkeypatch, lambda _: "", asked)
+        evaluate_tasks(model, pair.tokenizer, [path], settings=TaskSettings(5))
+    prompts = [prompt for prompt, _ in asked]
+    assert prompts[:7] == prompts[7:]
+    for prompt in prompts:
+        *examples, question = prompt.split("\n\n")
+        assert len(examples) == 5
+        assert all("\nAnswer: Town" in example for example in examples)
+        assert question.endswith("\nAnswer:")
+        assert not any(example.startswith(question.removesuffix("\nAnswer:").strip()) for example in examples)
+    with pytest.raises(ValueError, match=r"num_fewshot must be at most 5, the rows of .*towns.jsonl that ask .* got 6"):
+        evaluate_tasks(model, pair.tokenizer, [path], settings=TaskSettings(6))
+
+
+@harness
+def test_prompts_are_turns_of_a_conversation(pair, tmp_path, monkeypatch):
+    """With a chat template examples and question are turns, in the template's own words."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(pair.reference)
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    prompts = []
+    answer_by(monkeypatch, lambda _: "", prompts)
+    path = write_rows(tmp_path / "towns.jsonl", QUESTIONS[:2])
+    model = AutoModelForCausalLM.from_pretrained(pair.student)
+    (found,) = evaluate_tasks(model, tokenizer, [path], settings=TaskSettings(1, apply_chat_template=True))
+    assert prompts[0][0] == (
+        "<user>Question: Which town is 1?\nAnswer:<assistant>Town 1."
+        "<user>Question: Which town is 0?\nAnswer:<assistant>"
+    )
+    assert str(found.settings) == "1-shot, chat template, at most 256 new tokens"
 
 
 @harness
@@ -242,12 +403,15 @@ def test_rolling_log_likelihoods_are_paired(pair, tmp_path, monkeypatch):
         assert item.p_value in (0.5, 1.0)
 
 
-def test_rows_of_neither_kind_are_refused(tmp_path):
-    """A file that is not there, rows of neither kind, and rows of both kinds are refused."""
+def test_rows_of_no_kind_are_refused(tmp_path):
+    """A file that is not there, rows of no kind, and rows of two kinds are refused."""
     with pytest.raises(FileNotFoundError, match=r"no file .*none\.jsonl"):
         task_of_file(tmp_path / "none.jsonl")
     for rows in ([{"text": "x"}], [CHOICES[0], WORDS[0]]):
-        with pytest.raises(ValueError, match=r"Every row of .* must have choices, gold, query, or"):
+        with pytest.raises(
+            ValueError,
+            match=r"Every row of .* must have query, choices, gold or context, continuation or question, answer, and",
+        ):
             task_of_file(write_rows(tmp_path / "rows.jsonl", rows))
 
 
@@ -259,4 +423,4 @@ def test_missing_harness_is_named(monkeypatch):
 
     monkeypatch.setattr(tasks.metadata, "version", missing)
     with pytest.raises(ImportError, match=r"need lm-eval; install it with: pip install 'inheritune-hf\[eval\]'"):
-        require_harness()
+        check_tasks(["piqa"], None, TaskSettings())

@@ -6,15 +6,15 @@ import shlex
 
 import pytest
 from documentation import build_workspace
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import inheritune_hf.experiments.assessment as assessment
 from inheritune_hf.cli import main
-from inheritune_hf.evaluation import StudentEvaluation, read_corpus
+from inheritune_hf.evaluation import StudentEvaluation, TaskSettings, read_corpus
 from inheritune_hf.experiments import evaluate_student
 from inheritune_hf.experiments.assessment import named_reference
 from inheritune_hf.publishing import save_inherited
-from inheritune_hf.records import encode, read_record
+from inheritune_hf.records import RecordError, encode, read_record
 from inheritune_hf.run_folder import EVALUATION_FILE
 
 
@@ -75,6 +75,72 @@ def test_a_verdict_that_is_kept_says_what_it_was_judged_by(pair, tmp_path):
     assert (kept.tolerance, kept.confidence, kept.corpora) == (20.0, None, wide.corpora)
     again = evaluate_student(*words, parts=["loss"], output=output)
     assert (again.tolerance, again.confidence) == (0.01, 0.95)
+
+
+@pytest.fixture(scope="module")
+def adapted(pair):
+    """The reference with other weights, as training further leaves it."""
+    model = AutoModelForCausalLM.from_pretrained(pair / "reference")
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)
+    model.save_pretrained(pair / "adapted")
+    return str(pair / "adapted")
+
+
+def test_the_adapted_reference_is_measured_too(pair, adapted, tmp_path):
+    """Losses and tasks of three models, each paired with the student's; other parts leave them as they were."""
+    pytest.importorskip("lm_eval")
+    corpus, tokenizer = corpus_of(pair, "0*")
+    rows = [{"query": f"What is {n}?", "choices": [f"{n}", "no"], "gold": n % 2} for n in range(4)]
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output, student = tmp_path / EVALUATION_FILE, str(pair / "student")
+    task = {"tasks": [str(tmp_path / "choices.jsonl")], "task_settings": TaskSettings(num_fewshot=0)}
+    words = (student, None, [corpus], tokenizer)
+    found = evaluate_student(*words, parts=["loss", "tasks"], output=output, adapted=adapted, **task)
+    other = evaluate_student(student, adapted, [corpus], tokenizer, parts=["loss", "tasks"], **task)
+    assert (found.adapted_corpora, found.adapted_tasks) == (other.corpora, other.tasks)
+    assert found.corpora[0].student == found.adapted_corpora[0].student
+    assert found.corpora[0].reference != found.adapted_corpora[0].reference
+    assert (found.adapted, found.layers["adapted"]) == (adapted, 4)
+    assert found.verdict().count("trained further") == 1
+    assert read_record(StudentEvaluation, output) == found
+    kept = evaluate_student(*words, parts=["samples"], output=output)
+    assert (kept.adapted_corpora, kept.adapted_tasks) == (found.adapted_corpora, found.adapted_tasks)
+    again = evaluate_student(*words, parts=["loss"], output=output)
+    assert (again.adapted_corpora, again.adapted_tasks) == ((), found.adapted_tasks)
+    changed = {**json.loads(output.read_text()), "adapted_tasks": encode(found.adapted_tasks[:1])}
+    output.write_text(json.dumps(changed))
+    with pytest.raises(RecordError, match="adapted_tasks must be as many as tasks, 2, got 1"):
+        read_record(StudentEvaluation, output)
+    with pytest.raises(ValueError, match="has the reference's own weights: name the one that it started from"):
+        evaluate_student(*words, parts=["loss"], adapted=str(pair / "reference"))
+    with pytest.raises(ValueError, match=r"trained further, of 4 layers, and .*student has 2: make one by"):
+        evaluate_student(*words, parts=["loss"], adapted=student)
+
+
+def test_the_command_asks_as_it_is_told(pair, adapted, capsys, monkeypatch):
+    """Examples, length of answers and a third model are options; the tables say how tasks were asked."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.chdir(pair)
+    rows = [{"question": f"What is {n} and {n}?", "answer": 2 * n} for n in range(4)]
+    (pair / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "student", "--files", "text/0*.txt", "--parts", "loss", "--adapted", "adapted"]
+    words += ["--task-files", "sums.jsonl", "--num-fewshot", "2", "--max-gen-toks", "4", "--output", "tasks.json"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "2-shot, at most 4 new tokens" in printed
+    assert "exact_match (flexible-extract)" in printed
+    assert "difference from it" in printed
+    assert "Not measured: knowledge (multiple choice), reading and continuation, generation" in " ".join(
+        printed.split()
+    )
+    found = json.loads((pair / "tasks.json").read_text())
+    assert [(item["metric"], item["filter"]) for item in found["adapted_tasks"]] == [
+        ("exact_match", "strict-match"),
+        ("exact_match", "flexible-extract"),
+    ]
+    assert main([*words, "--apply-chat-template"]) == 1
+    assert "apply_chat_template needs a tokenizer with a chat template" in capsys.readouterr().err
 
 
 def test_means_are_compared_when_confidence_is_none(pair, capsys, monkeypatch):

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from recorded_runs import beside_adapted, full_evaluation
 
+from inheritune_hf.evaluation.abilities import ABILITIES
 from inheritune_hf.publishing import FinishedRun, ResultRow
 from inheritune_hf.publishing.card import CardFacts, _test_results, read_reference_card, render_card, update_card
 from inheritune_hf.records import Lineage, Match, RecordError, Round, RunRecord, write_record
@@ -278,3 +280,30 @@ def test_a_card_without_metadata_is_updated():
     """A plain text is a card too."""
     assert "Plain." in update_card("Plain.\n", card())
     assert ModelCard(update_card("Plain.\n", card())).data.library_name == "transformers"
+
+
+def test_what_was_not_measured_is_said():
+    """Every card names the abilities that no task was about, with an evaluation and without, trained or not."""
+    everything = f"Not measured: {', '.join(ABILITIES)}."
+    for text in (card(), card(None, rounds=()), card("adapted")):
+        assert everything in text.replace("\\", "")
+    text = card(evaluation=full_evaluation()).replace("\\", "")
+    assert "Not measured: generation and following instructions, arithmetic and reasoning, long context" in text
+
+
+def test_an_evaluation_is_shown_beside_both_references():
+    """Losses and tasks of the three models are on the card, with how each task was asked, and no folder's name."""
+    found = full_evaluation()
+    elsewhere = replace(found, corpora=(replace(found.corpora[0], corpus="9 files (/home/me/text/*.txt)"),))
+    text = card(evaluation=elsewhere).replace("\\", "")
+    assert "| 9 files (*.txt) | loss, nats per token | 5.1425 | 5.1484 |" in text
+    assert "| arc_easy | 5-shot | acc | 100 | 0.2700 ± 0.0446 | 0.2500 ± 0.0435 | +0.0200 ± 0.0345 | 0.774 |" in text
+    assert "not with a reference trained further" in text
+    text = card(evaluation=beside_adapted(found)).replace("\\", "")
+    assert (
+        "| arc_easy | 5-shot | acc | 100 | 0.2700 ± 0.0446 | 0.2500 ± 0.0435 | +0.0200 ± 0.0345 | 0.774 | 0.3100"
+        in text
+    )
+    assert "| 4.9000 | +0.2425 |" in text
+    assert "*adapted* is the reference trained further on the same text" in text
+    assert "not with a reference trained further" not in text
