@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arms import CONTROLS, LOOP, parse_arm
 from ..config import DataConfig
-from ..evaluation.facts import FIRST_TOKEN, CorpusComparison, Efficiency, Spread, StudentEvaluation
+from ..evaluation.abilities import unmeasured_abilities
+from ..evaluation.facts import FIRST_TOKEN, TOKENS_PER_SECOND, Efficiency, Spread, StudentEvaluation
 from ..experiments import results
 from ..experiments.results import TRAINED_FURTHER, ArmResult, ComparisonRecord, arm_results
 from ..figures import Panel, layer_panel, loss_panel, rank_panel
@@ -44,6 +46,7 @@ class Table:
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     text_columns: int = 1  # columns from the left that hold text; others hold numbers
+    folded: bool = False  # whether a page shows it only to who opens it
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Texts:
 
     kind: ClassVar = "texts"
     texts: tuple[tuple[str, str], ...]
+    folded: bool = False
 
 
 Block = Paragraph | Table | Chart | Texts
@@ -87,6 +91,7 @@ class Report:
     facts: tuple[tuple[str, str], ...]  # the few figures that matter most, with their names
     sections: tuple[Section, ...]
     picture: str = "Losses, kept layers and ranks"  # alternative text of the picture
+    note: str = ""  # what was not measured
 
 
 def build_report(run: RunSummary) -> Report:
@@ -99,13 +104,14 @@ def build_report(run: RunSummary) -> Report:
         ("test", "Test set", _test(run)),
         ("evaluation", "Beside the reference", _corpora(run)),
         ("comparison", "Beside other ways to make a model small", _comparison(run)),
-        ("tasks", "Zero-shot tasks", _tasks(found) if found else ()),
+        ("tasks", "Tasks", _tasks(found) if found else ()),
         ("efficiency", "Size and speed", _efficiency(found) if found else ()),
         ("text", "Text", _samples(found) if found else ()),
         ("data", "Data and settings", _data(run.record.data, run.settings, run.record.training)),
         ("reproduce", "How to run it again", _reproduce_run(run)),
     )
-    return Report(run.name, word, good, " ".join(_run_verdict(run)), tuple(_run_facts(run)), sections)
+    verdict, note = " ".join(_run_verdict(run)), unmeasured_abilities(found)
+    return Report(run.name, word, good, verdict, tuple(_run_facts(run)), sections, note=note)
 
 
 def build_comparison(name: str, record: ComparisonRecord) -> Report:
@@ -183,19 +189,43 @@ def _beside_trained_further(run: RunSummary) -> str:
 
 
 def _run_facts(run: RunSummary) -> Iterator[tuple[str, str]]:
-    yield "layers", run.depth
-    student, reference, rounds = run.result("student"), run.result("reference"), run.record.rounds
-    if student and reference:
-        yield "parameters", f"{student.parameters / reference.parameters:.1%} of the reference's"
-        if student.match is not None:
-            yield "test loss, difference", f"{student.match.difference:+.4f} nats per token"
+    """Yield what a reader looks for first: what was kept, beside what, size, loss, perplexity, speed and cost."""
+    lineage, found, rounds = run.record.lineage, run.evaluation, run.record.rounds
+    student, reference = run.result("student"), run.result("reference")
+    yield "layers kept", f"{run.depth}, layers {describe(lineage.kept_layers)}"
+    yield "compared with", lineage.reference + (", and it trained further" if found and found.adapted else "")
+    timed = found.efficiency if found else None
+    mine, whole = (
+        (student, reference) if student and reference else (timed and timed.student, timed and timed.reference)
+    )
+    if mine and whole:
+        share = mine.parameters / whole.parameters
+        yield "parameters", f"{mine.parameters:,}, {share:.1%} of the reference's"
+    yield from _loss_facts(run)
+    rates = [item for item in (timed.speeds if timed else ()) if item.quantity == TOKENS_PER_SECOND]
+    speed = f"{rates[0].gain.median:.2f} × as fast (batch {rates[0].batch})" if rates else "not measured"
+    yield "generation", speed
     if rounds:
-        yield "steps", f"{rounds[-1].end_step:,}"
-        yield "training FLOPs", f"{sum(item.flops for item in rounds):.3g}"
-    if run.evaluation is not None and run.evaluation.efficiency is not None:
-        rates = [item for item in run.evaluation.efficiency.speeds if item.quantity == "tokens per second"]
-        if rates:
-            yield f"generation, batch {rates[0].batch}", f"{rates[0].gain.median:.2f} × as fast"
+        yield "training", f"{rounds[-1].end_step:,} steps, {sum(item.flops for item in rounds):.3g} FLOPs"
+
+
+def _loss_facts(run: RunSummary) -> Iterator[tuple[str, str]]:
+    """Yield loss and perplexity on the most independent text: the test set, or what was evaluated on, or selection."""
+    student, reference = run.result("student"), run.result("reference")
+    if student and reference:
+        where, mine, theirs, match = "test set", student.loss, reference.loss, student.match
+    elif run.evaluation is not None and run.evaluation.corpora:
+        first = run.evaluation.corpora[0]
+        where, mine, theirs, match = first.corpus, first.student.loss, first.reference.loss, first.match
+    elif run.record.rounds:
+        last = run.record.rounds[-1]
+        where, mine, theirs, match = "selection set", last.loss, last.target, last.match
+    else:
+        return
+    yield f"loss, {where}", f"{mine:.4f} against {theirs:.4f} nats per token"
+    if match is not None:
+        yield "difference", f"{match.difference:+.4f} ({tables.interval(match) or 'no interval'})"
+    yield "perplexity", f"{math.exp(mine):.2f} against {math.exp(theirs):.2f}"
 
 
 def _losses(run: RunSummary) -> Iterator[Block]:
@@ -307,27 +337,13 @@ def _corpora(run: RunSummary) -> Iterator[Block]:
     if run.evaluation is None or not run.evaluation.corpora:
         return
     yield Paragraph(run.evaluation.verdict(), strong=True)
-    yield from map(_corpus, run.evaluation.corpora)
+    for item, rows in tables.corpus_rows(run.evaluation):
+        caption = f"{item.corpus}: {item.documents:,} documents, {item.tokens:,} tokens"
+        yield Table(caption, tables.corpus_headers(run.evaluation), tuple(rows))
+    if run.evaluation.adapted is not None:
+        yield Paragraph(f"Adapted is {run.evaluation.adapted}, the reference trained further on the same text.")
     if run.evaluation.own_test_set:
         yield Paragraph("The first corpus is this run's own test set.")
-
-
-def _corpus(item: CorpusComparison) -> Table:
-    mine, theirs = item.student, item.reference
-    bounds = ""
-    if item.accuracy_lower is not None and item.accuracy_upper is not None:
-        bounds = f"{item.accuracy_lower:+.2%} to {item.accuracy_upper:+.2%}"
-    loss = (f"{mine.loss:.4f}", f"{theirs.loss:.4f}", f"{item.match.difference:+.4f}", tables.interval(item.match))
-    accuracy = (f"{mine.accuracy:.2%}", f"{theirs.accuracy:.2%}", f"{item.accuracy_difference:+.2%}", bounds)
-    return Table(
-        f"{item.corpus}: {item.documents:,} documents, {item.tokens:,} tokens",
-        ("figure", "student", "reference", "difference", "interval"),
-        (
-            ("loss, nats per token", *loss),
-            ("perplexity", f"{mine.perplexity:.3f}", f"{theirs.perplexity:.3f}", "", ""),
-            ("next-token accuracy", *accuracy),
-        ),
-    )
 
 
 def _comparison(run: RunSummary) -> Iterator[Block]:
@@ -339,27 +355,11 @@ def _comparison(run: RunSummary) -> Iterator[Block]:
 
 
 def _tasks(found: StudentEvaluation) -> Iterator[Block]:
-    """Yield the zero-shot tasks with standard errors and paired differences."""
+    """Yield the tasks with standard errors and paired differences."""
     if not found.tasks:
         return
-
-    def with_error(value: float | None, error: float | None, sign: str = "") -> str:
-        return "" if value is None else f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-    rows = tuple(
-        (
-            item.task,
-            item.metric,
-            f"{item.rows:,}",
-            with_error(item.student, item.student_error),
-            with_error(item.reference, item.reference_error),
-            with_error(item.difference, item.difference_error, "+"),
-            "" if item.p_value is None else f"{item.p_value:.3g}",
-        )
-        for item in found.tasks
-    )
-    headers = ("task", "metric", "rows", "student", "reference", "difference", "p")
-    yield Table("Zero-shot tasks, ± one standard error", headers, rows, text_columns=2)
+    rows = tuple(tables.task_rows(found))
+    yield Table("Tasks, ± one standard error", tables.task_headers(found), rows, text_columns=3)
     yield Paragraph(
         "By lm-evaluation-harness. Differences are paired row by row; p is two-sided, of McNemar's exact test where a "
         "metric is a mean over rows, and of exchanging the two models row by row where it is a perplexity or bits."
@@ -463,7 +463,7 @@ def _data(facts: DataFacts | None, settings: Mapping[str, Any], training: Mappin
     ):
         if values:
             texts = {name: _setting(name, value) for name, value in values.items()}
-            yield Table(caption, ("setting", "value"), tuple(texts.items()), text_columns=2)
+            yield Table(caption, ("setting", "value"), tuple(texts.items()), text_columns=2, folded=True)
 
 
 def _setting(name: str, value: Any) -> str:
@@ -517,7 +517,7 @@ def _reproduce_run(run: RunSummary) -> Iterator[Block]:
         yield _versions(versions)
     commands = [*(evaluation.commands if evaluation else ()), f"inheritune report {shlex.quote(run.name)}"]
     if run.trained:
-        yield Texts((("The recipe, as JSON", _json(recipe_of(run))),))
+        yield Texts((("The recipe, as JSON", _json(recipe_of(run))),), folded=True)
         missing = "" if run.settings else " Its data settings were not kept: add them."
         yield Paragraph(f"To run it again, save the recipe as recipe.json, then:{missing}")
         verb = "adapt" if record.outcome == "adapted" else "train"
@@ -550,7 +550,7 @@ def _inherit_command(run: RunSummary) -> str:
 
 
 def _versions(versions: Mapping[str, str]) -> Table:
-    return Table("Versions", ("library", "version"), tuple(sorted(versions.items())), text_columns=2)
+    return Table("Versions", ("library", "version"), tuple(sorted(versions.items())), text_columns=2, folded=True)
 
 
 # A comparison
@@ -676,7 +676,7 @@ def _outcome(cell: results.Cell, depth: int) -> str:
 
 def _reproduce_comparison(name: str, record: ComparisonRecord) -> Iterator[Block]:
     yield _versions(record.versions)
-    yield Texts((("The comparison, as JSON", _json({**record.settings, "output_dir": name})),))
+    yield Texts((("The comparison, as JSON", _json({**record.settings, "output_dir": name})),), folded=True)
     yield Paragraph(
         "To run it again, save it as comparison.json where its paths lead to the files, with another output_dir, then:"
     )

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, full_evaluation, write_run
+from recorded_runs import FEW, LINEAGE, MISS, RECIPE, RESULTS, ROUNDS, beside_adapted, full_evaluation, write_run
 
 from inheritune_hf.forecast import Forecast
 from inheritune_hf.records import RunRecord, encode, write_json
@@ -149,6 +149,57 @@ def test_every_figure_is_a_records(run):
     ):  # fmt: skip
         assert figure in cells, figure
     assert FEW.note in cells
+
+
+def test_the_first_screen_says_what_matters(run, tmp_path):
+    """What was kept, beside what, size, loss, perplexity and speed stand below the verdict, and what is not known."""
+    report = build_report(read_run(run))
+    assert dict(report.facts) == {
+        "layers kept": "6 of 8, layers 0:6",
+        "compared with": "some/reference",
+        "parameters": "1,730,560, 81.4% of the reference's",
+        "loss, test set": "5.1425 against 5.1484 nats per token",
+        "difference": "-0.0094 (-0.0213 to +0.0027)",
+        "perplexity": "171.14 against 172.16",
+        "generation": "1.27 × as fast (batch 1)",
+        "training": "240 steps, 2.9e+12 FLOPs",
+    }
+    assert report.note.startswith("Not measured: generation and following instructions, arithmetic")
+    write_json(tmp_path / "cut" / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
+    report = build_report(read_run(tmp_path / "cut"))
+    assert dict(report.facts) == {
+        "layers kept": "6 of 8, layers 0:6",
+        "compared with": "some/reference",
+        "generation": "not measured",
+    }
+    assert report.note.startswith("Not measured: knowledge (multiple choice), reading and continuation, generation")
+
+
+def test_the_adapted_reference_is_a_third_column(run):
+    """Losses and tasks are shown for the three models, and the verdict names the third."""
+    write_json(run / "evaluation.json", encode(beside_adapted(full_evaluation())))
+    report = build_report(read_run(run))
+    words, table, *_ = blocks_of(report, "evaluation")
+    assert "On test.jsonl it does not match the reference, trained further: +0.2425 nats per token" in words.text
+    assert table.headers[-3:] == ("adapted", "difference from it", "its interval")
+    assert table.rows[0][1:4] == ("5.1425", "5.1484", "-0.0094")
+    assert table.rows[0][5:7] == ("4.9000", "+0.2425")
+    tasks = blocks_of(report, "tasks")[0]
+    assert tasks.rows[0][1] == "5-shot"
+    assert tasks.rows[0][4:] == (
+        "0.2700 ± 0.0446", "0.2500 ± 0.0435", "+0.0200 ± 0.0345", "0.774", "0.3100 ± 0.0465", "+0.0200 ± 0.0345",
+        "0.289",
+    )  # fmt: skip
+    assert dict(report.facts)["compared with"] == "some/reference, and it trained further"
+
+
+def test_settings_are_folded(run):
+    """What nobody reads is folded on the page; the figures, and the commands that give them again, are not."""
+    write_json(run / "settings.json", {"reference": "some/reference", "train_files": ["a.txt"]})
+    report = build_report(read_run(run))
+    blocks = [block for section in report.sections for block in section.blocks if isinstance(block, Table | Texts)]
+    folded = [block.caption if isinstance(block, Table) else block.texts[0][0] for block in blocks if block.folded]
+    assert folded == ["Data settings", "Training settings", "Versions", "The recipe, as JSON"]
 
 
 def texts_of(report, anchor):

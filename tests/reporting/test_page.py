@@ -203,6 +203,32 @@ def test_text_can_be_read(kind, request, browser, scheme):
     page.close()
 
 
+@pytest.mark.parametrize(("width", "media", "least"), [(390, "screen", 12), (1440, "screen", 12), (718, "print", 10)])
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_words_of_figures_can_be_read(kind, request, browser, width, media, least):
+    """Words in figures are as large as other small print: on a phone, on a wide screen, and on A4 paper."""
+    _, (path, _, _) = write_report(request.getfixturevalue(kind))
+    page, _, _ = open_page(browser, path, width)
+    page.emulate_media(media=media)
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('figure text')].filter(e => e.getClientRects().length).map(e => "
+        "parseFloat(getComputedStyle(e).fontSize) * e.ownerSVGElement.getScreenCTM().a)"
+    )
+    assert min(sizes) >= least
+    page.close()
+
+
+def test_settings_open_on_demand(run, browser):
+    """Settings are folded until they are asked for; then they are shown under the name that was clicked."""
+    _, (path, _, _) = write_report(run)
+    page, _, _ = open_page(browser, path, 390)
+    table = page.locator("details", has_text="Training settings").locator("table")
+    assert not table.is_visible()
+    page.get_by_text("Training settings").first.click()
+    assert table.is_visible()
+    page.close()
+
+
 @pytest.mark.parametrize("kind", ["run", "comparison"])
 def test_page_prints(kind, request, browser, tmp_path):
     """In print the navigation is gone, everything is light, and no table is cut off."""
