@@ -37,6 +37,7 @@ def settings_table(config: type[Any]) -> str:
     for item in dataclasses.fields(config):
         # Not `item.type`: Transformers' argument parser overwrites it.
         kind = re.sub(r"Optional\[(.*)\]", r"\1 | None", kinds[item.name].replace("typing.", "").replace("'", '"'))
+        kind = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace(", ", " | "), kind).replace(" | ", "` or `")
         default = getattr(config(), item.name)
         rows.append((f"`{item.name}`", f"`{kind}`", f"`{_plain(default)}`", item.metadata["help"]))
     return _table(("setting", "type", "default", "what it says"), rows)

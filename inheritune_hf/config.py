@@ -79,61 +79,61 @@ class InherituneConfig:
 
     keep_layers: int | str | list[int] = setting(
         "half",
-        "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), "
-        "'first:12', 'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size "
-        f"('params:350M') or a list; by a measure, in whose order it grows: 'loss:half', {examples()}; "
-        "experimental: 'auto'.",
+        "Layers of the reference that the first student inherits: a number ('12'), 'half' (the paper), 'first:12', "
+        "'last:8', 'ends:4+4', 'every:2', 'spaced:12', half-open ranges ('0:8,10'), a size ('params:350M') or a "
+        f"list; or by a measure, in whose order the student also grows: 'loss:half', {examples()}; experimental: "
+        "'auto'.",
     )
     inherit: str = setting(
         "all",
-        "What is inherited from the reference: 'all', 'paper' (blocks, token embeddings and head), "
-        "'released-code' (blocks and head), or parts separated by commas, out of embeddings, positions, attention, "
-        "mlp, norms, final_norm and lm_head. Parts left out begin as the architecture initialises them, under the "
-        "run's seed.",
+        "What is inherited from the reference: 'all', 'paper' (blocks, token embeddings and head), 'released-code' "
+        "(blocks and head), or parts separated by commas, out of embeddings, positions, attention, mlp, norms, "
+        "final_norm and lm_head. Parts left out are initialised at random as the architecture does, with the run's "
+        "seed.",
     )
     attention_scale: Literal["keep", "position"] = setting(
         "keep",
-        "Where attention is scaled by a block's position (GPT-2 with scale_attn_by_inverse_layer_idx), "
-        "whether a block that moves is to 'keep' the scale it had, or takes that of its new 'position'.",
+        "For a GPT-2 with scale_attn_by_inverse_layer_idx, whose attention is divided by a block's position: a block "
+        "that moves can 'keep' its scale, or take that of its new 'position'.",
     )
-    grow_by: Positive = setting(2, "Layers added for each further round (the paper: 2), up to the reference's depth.")
+    grow_by: Positive = setting(2, "Layers added in each further round (the paper: 2), up to the reference's depth.")
     schedule: list[str] = setting(
         [],
-        "Layers of each round's student instead of grow_by, written as keep_layers is; each holds those of "
-        "the one before. Needed to grow what is neither first layers nor chosen by a measure.",
+        "Layers of each round's student, instead of grow_by, written as keep_layers is; each includes those of the "
+        "round before. Needed to grow from layers that are neither the first ones nor chosen by a measure.",
     )
     growth: Literal["reinherit", "continue"] = setting(
         "reinherit",
-        "After a miss: 'reinherit' a deeper student from the reference (the paper), or 'continue' with "
-        "what was trained and add blocks to it.",
+        "After a miss: 'reinherit' a deeper student from the reference (the paper), or 'continue' training the same "
+        "student with blocks added.",
     )
     new_blocks: Literal["reference", "copy_last", "identity", "random"] = setting(
         "reference",
         "With growth 'continue', where added blocks come from: the 'reference', a copy of the block before "
-        "('copy_last'), blocks that change nothing at first ('identity'), or 'random' weights.",
+        "('copy_last'), blocks with zeroed outputs ('identity'), or 'random' weights.",
     )
     optimizer_state: Literal["reset", "keep"] = setting(
-        "reset", "With growth 'continue', whether the optimizer's moments of trained blocks are kept."
+        "reset", "With growth 'continue', whether to 'keep' or 'reset' the optimizer's moments of trained blocks."
     )
     lr_schedule: Literal["restart", "continue"] = setting(
         "restart",
-        "Whether warm-up and schedule count from each round's first step, or once over max_steps "
-        "('continue', which needs max_steps).",
+        "Whether warm-up and decay 'restart' in each round, or 'continue' as one schedule over all rounds (which needs "
+        "max_steps).",
     )
     data_order: Literal["restart", "continue"] | None = setting(
         None,
-        "Whether each round sees the data from the start, or continues where the last one stopped; restart "
-        "with growth 'reinherit', else continue, if not given.",
+        "Whether each round reads the data from the start, or continues where the last one stopped; if not given, as "
+        "growth: 'restart' with 'reinherit', 'continue' with 'continue'.",
     )
     match_at: Literal["round_end", "evaluation"] = setting(
         "round_end",
-        "When a student may be matched: at the end of a round (the paper), or at two evaluations in a row "
-        "within one, so that looking often does not buy a match.",
+        "When a student may match: at the end of a round (the paper), or also within it, at two evaluations in a row, "
+        "so that frequent evaluation makes no match by chance.",
     )
     abandon: float | None = setting(
         None,
-        "End a round before its last step once two forecasts in a row are this sure (0.95) that it will miss, and "
-        "grow; a student that cannot grow further is trained to the end, and so is every one if not given.",
+        "End a round early, and grow, once two forecasts in a row give a miss at least this probability (such as "
+        "0.95). A student that cannot grow further is trained to the end. Off if not given.",
     )
     max_layers: Positive | None = setting(
         None, "Deepest student to try, in layers; the reference's depth if not given."
@@ -142,40 +142,41 @@ class InherituneConfig:
         None, "Optimizer steps of one round. Needed to train, not to build a student."
     )
     target: str | float = setting(
-        "reference", "What a student must reach: 'reference' (its measured loss) or a number in nats per token."
+        "reference",
+        "Validation loss to reach: 'reference' (the reference's, measured on the selection set) or a number in nats "
+        "per token.",
     )
-    tolerance: float = setting(0.01, "Loss above the target that still counts as matched, in nats per token.")
+    tolerance: float = setting(0.01, "Loss above the target that still counts as a match, in nats per token.")
     confidence: float | None = setting(
         0.95,
-        "One-sided confidence, over all rounds together, with which the loss must be within the tolerance, from "
-        "intervals that cluster by document. 'none' compares the plain means (with tolerance 0: the paper's rule).",
+        "One-sided confidence, over all rounds together, with which the loss must be within the tolerance; intervals "
+        "are clustered by document. 'none' compares the plain means (with tolerance 0: the paper's rule).",
     )
     loss: Literal["auto", "full", "chunked", "linear", "liger"] = setting(
         "auto",
         "How the loss is computed: from all logits at once ('full'), or from those of a few tokens at a "
         "time, by this package ('chunked'), by PyTorch's linear_cross_entropy ('linear') or by Liger's kernel on "
-        "CUDA ('liger'). 'auto' chooses by device and vocabulary and says so in the log. The value is the same.",
+        "CUDA ('liger'). 'auto' chooses by device and vocabulary and logs its choice. All compute the same loss.",
     )
     distillation: str | None = setting(
         None,
-        "Losses that compare the student with the reference while it is trained, with their weights: "
-        "'cross_entropy=0.6,forward_kl=0.4' (the paper's baseline), out of "
-        f"{', '.join(DISTILLATION_LOSSES)}. The reference stays in memory then. A student is judged by its plain "
-        "cross-entropy always.",
+        "Train with the reference as teacher: losses and their weights, such as 'cross_entropy=0.6,forward_kl=0.4' "
+        f"(the paper's baseline), out of {', '.join(DISTILLATION_LOSSES)}. The reference stays in memory. Students "
+        "are always evaluated by their plain cross-entropy.",
     )
     distillation_temperature: float = setting(1.0, f"Temperature of {', '.join(losses_of_kind('logits'))}.")
     distillation_top_k: Positive | None = setting(
         None,
-        "Keep only so many of the reference's likeliest tokens after each token, on disk, so that it runs "
-        "once over each sequence; all tokens count if not given. Without losses on states only.",
+        "Cache the reference's k most likely tokens at each position on disk, so that it runs once over each "
+        "sequence; all tokens count if not given. Not with losses on hidden states.",
     )
     distillation_dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "Precision that the reference is held in while it teaches."
+        "float32", "Precision of the reference's weights while it teaches."
     )
     distillation_quantization: dict[str, Any] | str | None = setting(
         None,
-        "How the reference is quantized while it teaches: '8bit' or '4bit' (bitsandbytes), or a quantization_config of "
-        "Transformers, as a mapping with quant_method. It is measured, and students are trained, unquantized.",
+        "Quantization of the reference while it teaches: '8bit' or '4bit' (bitsandbytes), or a quantization_config of "
+        "Transformers, as a mapping with quant_method. Its loss is measured, and students are trained, unquantized.",
     )
 
     def __post_init__(self) -> None:
@@ -281,10 +282,10 @@ RowKind = Literal["text", "tokens", "messages"]
 @dataclass
 class DataConfig:
     """
-    Say which text a student is trained, selected and tested on.
+    Say which text is the train set, the selection (validation) set and the test set.
 
     Give one of `dataset_name` (a Hub data set, or a folder of one), `train_files` and `sources` (a mixture). The
-    selection and test sets are given, or held out of the training source by whole documents.
+    selection and test sets are given, or held out of the training source in whole documents.
 
     Raises:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
@@ -297,39 +298,43 @@ class DataConfig:
     dataset_config: str | None = setting(None, "Configuration name of the Hub data set.")
     train_split: str = setting("train", "Split of the Hub data set to train on.")
     selection_split: str | None = setting(
-        None, "Split that decides about growing and stopping; held out of the training split if not given."
+        None, "Validation split, which decides about growing and stopping; held out of the training split if not given."
     )
     test_split: str | None = setting(
-        None, "Split for the reported result; held out of the training split if not given."
+        None, "Test split, for the reported result; held out of the training split if not given."
     )
     train_files: list[str] = setting(
         [],
         "Text (one document each), JSONL, JSON, Parquet, Arrow, CSV, TSV or token (.bin) files to train "
         "on; globs, and .gz, .xz and .zst of all but Parquet and Arrow, are allowed.",
     )
-    selection_files: list[str] = setting([], "Files that decide about growing and stopping; held out if not given.")
-    test_files: list[str] = setting([], "Files for the reported result; held out if not given.")
+    selection_files: list[str] = setting(
+        [], "Validation files, which decide about growing and stopping; held out of the training files if not given."
+    )
+    test_files: list[str] = setting(
+        [], "Test files, for the reported result; held out of the training files if not given."
+    )
     sources: list[dict[str, Any]] = setting(
         [],
-        "A mixture: for each source dataset_name (with dataset_config and split) or files, and if wanted "
+        "A mixture: for each source dataset_name (with dataset_config and split) or files, and optionally "
         "text_column, rows and weight (its share of the tokens; without weights every document is used once in "
         "a pass over all of them).",
     )
     text_column: str = setting("text", "Column that holds a document's text.")
     rows: RowKind = setting(
         "text",
-        "What a row holds: 'text', 'tokens' (input_ids and, if wanted, labels with -100 where a token does "
+        "What a row holds: 'text', 'tokens' (input_ids and, optionally, labels with -100 where a token does "
         "not count) or 'messages' (a chat, written by the tokenizer's template).",
     )
     chat_loss: Literal["all", "assistant"] = setting(
-        "all", "Tokens of a chat that count: 'all', or 'assistant' if the template marks those."
+        "all", "Tokens of a chat that count in the loss: 'all', or 'assistant' (if the template marks them)."
     )
     streaming: bool = setting(False, "Read and pack the training source while training, without a copy on disk.")
     document_boundaries: bool = setting(
-        False, "Let no token attend to another document of its sequence; positions restart with each."
+        False, "Let no token attend to another document packed into its sequence; positions restart with each document."
     )
     damaged_rows: Literal["error", "skip"] = setting(
-        "error", "What a row that cannot be read is: an 'error' that names file and row, or 'skip' and count."
+        "error", "A row that cannot be read is an 'error' that names file and row, or is skipped and counted ('skip')."
     )
     max_document_bytes: Positive = setting(
         16_000_000, "Longest document, in bytes; a longer one counts as damaged. It bounds the memory needed."
@@ -338,16 +343,16 @@ class DataConfig:
         "uint16", "Type of the tokens in .bin files without a header: 'uint16' or 'uint32'."
     )
     duplicates: Literal["report", "remove"] = setting(
-        "report", "Documents that are, word for word, in another set too: 'report' or 'remove' them."
+        "report", "Documents that are identical to one of another set: 'report' or 'remove' them."
     )
     near_duplicates: Literal["ignore", "report", "remove"] = setting(
-        "report", "Documents that are nearly the same as one of another set: 'ignore', 'report' or 'remove'."
+        "report", "Documents that are nearly identical to one of another set: 'ignore', 'report' or 'remove' them."
     )
     near_duplicate_threshold: float = setting(
         0.8, "Share of common 5-grams of tokens (Jaccard) from which documents are near-duplicates."
     )
     holdout_documents: Positive = setting(
-        20_000, "Documents at the start of each streamed source from which held-out sets are taken."
+        20_000, "Documents at the start of each streamed source from which the held-out sets are taken."
     )
     shuffle_documents: Annotated[int, Within(0)] = setting(
         1_000,
@@ -355,16 +360,16 @@ class DataConfig:
         "the order of the source.",
     )
     selection_fraction: float = setting(
-        0.05, "Share of the training documents held out for selection if no set is given."
+        0.05, "Share of the training documents held out as selection (validation) set if none is given."
     )
-    test_fraction: float = setting(0.05, "Share of the training documents held out for the test if no set is given.")
+    test_fraction: float = setting(0.05, "Share of the training documents held out as test set if none is given.")
     block_size: Annotated[int, Within(2)] | None = setting(
         None,
         "Tokens of one sequence; if not given, that of prepared data, else the reference's context length "
         "(at most 1024).",
     )
     max_sequences_per_document: Positive | None = setting(
-        None, "Sequences kept of each selection or test document, spread evenly; all if not given."
+        None, "Sequences kept of each selection or test document, spread evenly over it; all if not given."
     )
     preprocessing_workers: Positive | None = setting(None, "Processes that tokenize; this process alone if not given.")
 
@@ -460,7 +465,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 @dataclass
 class RunConfig:
     """
-    Say which reference a run starts from, and which status it ends with under a launcher.
+    Say which reference a run starts from, and how it ends under a launcher.
 
     Raises:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
@@ -470,25 +475,24 @@ class RunConfig:
         None, "Hub id or path of the reference; the embedded default runs offline if none is given."
     )
     revision: str | None = setting(None, "Branch, tag or commit of the reference on the Hub.")
-    text_model: bool = setting(False, "Take the text model inside a multimodal reference.")
+    text_model: bool = setting(False, "Use the text model inside a multimodal reference.")
     gguf_file: str | None = setting(
-        None, "GGUF file of the reference; it is read whole and dequantized, and holds the tokenizer too."
+        None, "GGUF file of the reference, which is read whole and dequantized; it holds the tokenizer too."
     )
     preset: Literal["paper", "heal"] | None = setting(
         None,
-        "Defaults for recipe and training, over which any other setting wins: 'paper', or beyond it 'heal': layers in "
-        "the order of the loss without them, growth that continues, the reference as a teacher, and one schedule over "
-        "max_steps.",
+        "Defaults for recipe and training; any setting that is given wins. 'paper': the paper's rule and optimizer. "
+        "'heal', for released models and small budgets: layers chosen by loss, growth that continues, the reference "
+        "as teacher, one schedule over max_steps.",
     )
     collapse_every: Positive | None = setting(
-        None, "Measure the student's lazy layers at every so many evaluations; never if not given."
+        None, "Measure the student's lazy layers at every n-th evaluation; never if not given."
     )
     reference_cache: bool = setting(
         True,
-        "Take the reference's loss from the user's cache if it was measured before on the same data, and "
-        "keep it there.",
+        "Cache the reference's loss, and reuse it if it was measured before on the same data.",
     )
-    require_match: bool = setting(False, "Let the example script end with the outcome's status, not 0, on a miss.")
+    require_match: bool = setting(False, "Let the example script end with the outcome's exit status, not 0, on a miss.")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -519,26 +523,26 @@ class CompareConfig:
             "half-width",
             "last",
         ],
-        f"Arms to compare, out of {', '.join(ARMS)}; with /moved-scale or /kd after the name if wanted.",
+        f"Arms to compare, out of {', '.join(ARMS)}; optionally with /moved-scale or /kd after the name.",
     )
     controls: bool = setting(
         True,
-        "Compare with the reference trained further, with random weights, and with random weights that get "
-        "the reference's own training too, whether or not arms names them.",
+        "Always include the controls: the reference trained further, random weights, and random weights that get the "
+        "reference's own training too.",
     )
     seeds: list[int] = setting([1, 2, 3], "Seeds; every arm is run with each.")
     learning_rates: list[float] = setting(
         [0.5, 1.0, 2.0],
-        "Learning rates to try with the first seed, as multiples of learning_rate; each arm continues with "
-        "the one of the lowest selection loss, the loop with that of its shallowest match.",
+        "Learning rates to try with the first seed, as multiples of learning_rate; each arm then uses the one with the "
+        "lowest selection loss, and the loop the one with its shallowest match.",
     )
     budget: Literal["tokens", "flops"] = setting(
         "tokens",
-        "What every arm gets as much of: 'tokens' or 'flops'; under either the controls take the loop's steps.",
+        "What is equal for all arms: 'tokens' or 'flops'; controls take the loop's steps under either.",
     )
     budget_steps: Positive | None = setting(
         None,
-        "Optimizer steps that make the budget; if not given, what the loop took over all its rounds, seed by seed.",
+        "The budget in optimizer steps; if not given, what the loop took over all its rounds, seed by seed.",
     )
     layers: Positive | None = setting(
         None, "Depth of the other arms' models; if not given, that of the loop's last student, seed by seed."

@@ -23,29 +23,30 @@ class _Verb(NamedTuple):
 
 #: Each verb is a function of its name in its module, which is imported when the verb is run.
 _VERBS = {
-    "demo": _Verb("train", "run the whole recipe on a small reference of its own, offline", resumable=True),
-    "train": _Verb("train", "run a recipe, or the embedded default if there is no --reference", resumable=True),
-    "adapt": _Verb("train", "train the reference itself further, to be the reference of a run", resumable=True),
-    "inherit": _Verb("students", "build a student of some of a reference's layers and save it"),
-    "data": _Verb("data", "prepare: tokenize and pack data ahead of time", resumable=True),
-    "doctor": _Verb("students", "say whether and how a reference can be cut, from its config and file headers alone"),
-    "plan": _Verb("train", "estimate what a run would take, before any weight is downloaded or loaded"),
-    "verify": _Verb("students", "check a saved student against its reference, reload it and let it generate"),
+    "demo": _Verb("train", "run the whole recipe on a small reference of its own, offline, in minutes", resumable=True),
+    "train": _Verb("train", "run a recipe: inherit, train, compare, grow, save", resumable=True),
+    "adapt": _Verb("train", "train a reference further on your text, to be the reference of a run", resumable=True),
+    "inherit": _Verb("students", "build a student from some layers of a reference, and save it"),
+    "data": _Verb("data", "prepare: tokenize and pack text ahead of time", resumable=True),
+    "doctor": _Verb("students", "check whether a reference can be cut, without downloading its weights"),
+    "plan": _Verb("train", "estimate time, memory and tokens of a run, without downloading weights"),
+    "verify": _Verb("students", "check a saved student: against its reference, reloaded, generating"),
     "compare": _Verb(
         "train",
-        "train other ways to make a model small under the loop's budget, and show them side by side",
+        "train baselines under the loop's budget, and show them side by side",
         resumable=True,
     ),
-    "analyze": _Verb("measurements", "see which layers of a model are lazy, and how many are worth keeping"),
-    "evaluate": _Verb("measurements", "measure a student beside its reference: loss, speed, memory, drafting, tasks"),
-    "report": _Verb("train", "write what a run came to as one HTML page, with Markdown and a picture"),
-    "publish": _Verb("students", "put a saved student on the Hub, or show what would go up"),
+    "analyze": _Verb("measurements", "measure which layers of a model are lazy, and how many are worth keeping"),
+    "evaluate": _Verb("measurements", "compare a student with its reference: loss, speed, memory, drafting, tasks"),
+    "report": _Verb("train", "write the report of a run: one HTML page, Markdown, and a picture"),
+    "publish": _Verb("students", "upload a saved student to the Hub, or show what would be uploaded"),
 }
 
 _LINES = "\n".join(f"  {name:<9} {verb.summary}" for name, verb in _VERBS.items())
 _USAGE = f"""usage: inheritune VERB [OPTIONS]
 
-Make a big causal language model small: inherit its first layers, train, grow until its loss is matched.
+Shrink a causal language model by depth: inherit some of its layers, train them, and add layers until its validation
+loss is matched.
 
 verbs:
 {_LINES}

@@ -51,11 +51,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         required=True,
-        help="Hub id or folder of the reference (what it knows is checked), or of its tokenizer alone.",
+        metavar="ID",
+        help="Hub id or folder of the reference, or of its tokenizer alone.",
     )
-    parser.add_argument("--gguf-file", help="GGUF file there that holds the tokenizer.")
-    parser.add_argument("--output", required=True, help="Folder to save the sequences in.")
-    parser.add_argument("--seed", type=int, default=42, help="Chooses which documents are held out (default: 42).")
+    parser.add_argument("--gguf-file", metavar="FILE", help="GGUF file of the reference, which holds the tokenizer.")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="Folder to save the sequences in.")
+    parser.add_argument(
+        "--seed", type=int, default=42, metavar="N", help="Seed by which documents are held out (default: 42)."
+    )
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..config import PRESETS, CompareConfig, DataConfig, InherituneConfig, RunConfig, read_mapping, reject_unknown_keys
 from ..foreign_text import one_line, parse_json
+from .parsing import metavar_of
 from .training_options import argument_parser, make_training_arguments, training_options
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 
 _DESCRIPTION = (
-    "Inherit the first layers of a reference, train, grow until its loss is matched, and save the student. Without "
-    "--reference the embedded default runs, offline."
+    "Inherit layers of a reference, train them, add layers until the reference's validation loss is matched, and save "
+    "the student. Without --reference the embedded default runs, offline."
 )
 #: How files of settings end.
 _FILES = (".yaml", ".yml", ".json")
@@ -86,6 +87,12 @@ def _setting_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [action for action in parser._actions if action.dest not in {"help", "help_all", "config"}]
 
 
+def _say(parser: argparse.ArgumentParser, **texts: str) -> None:
+    """Give options, by the names of their settings, a help of this verb's own."""
+    for action in parser._actions:
+        action.help = texts.get(action.dest, action.help)
+
+
 def _leave_out(parser: argparse.ArgumentParser, names: set[str]) -> None:
     """Show options in no help."""
     for action in parser._actions:
@@ -93,6 +100,26 @@ def _leave_out(parser: argparse.ArgumentParser, names: set[str]) -> None:
             action.const = [(item, text) for item, text in action.const if item.dest not in names]
         if action.dest in names:
             action.help = argparse.SUPPRESS
+
+
+def parse_demo(argv: Sequence[str], defaults: Mapping[str, Any], prog: str = "inheritune demo") -> Settings:
+    """
+    Read the settings of the embedded default, which has a reference and data of its own.
+
+    Raises:
+        ValueError: If another reference is named.
+    """
+    parser = build_parser(prog)
+    parser.description = (
+        "Run the whole recipe offline, in minutes on a CPU, with a small reference and text of its own: inherit, "
+        "train, compare, grow. Any other setting of inheritune train may be given."
+    )
+    _leave_out(parser, {*_names_of(RunConfig), *_names_of(DataConfig)} - {"preset", "collapse_every"})
+    with usage_errors(prog):
+        settings = _settings(_read(parser, argv, defaults))
+    if settings.run.reference is not None:
+        raise ValueError("The demo brings its own reference; for another one use: inheritune train --reference ...")
+    return settings
 
 
 def parse_settings(
@@ -109,7 +136,13 @@ def parse_comparison(
     """Read the settings of a comparison, as `parse_settings` does those of a run; the first word may be their file."""
     words = ["--config", *argv] if argv and not argv[0].startswith("-") else argv
     with usage_errors(prog):
-        options = _read(build_parser(prog, comparison=True), words, defaults)
+        parser = build_parser(prog, comparison=True)
+        parser.description = (
+            "Train baselines under the loop's budget, from one file of settings, and show them side by side. Without "
+            "--reference on the embedded default, offline."
+        )
+        parser.usage = "%(prog)s [FILE] [--NAME VALUE ...]"
+        options = _read(parser, words, defaults)
         comparison = _made(CompareConfig, options)
         return _settings(options), comparison
 
@@ -129,6 +162,7 @@ def parse_adaptation(argv: Sequence[str], prog: str = "inheritune adapt") -> Set
     )
     parser.usage = "%(prog)s [REFERENCE] [--config FILE] [--NAME VALUE ...]"
     _leave_out(parser, of_student)
+    _say(parser, reference="Hub id or path of the reference to train.", steps_per_round="Optimizer steps.")
     with usage_errors(prog):
         useless = sorted(_named(words) & {_option(name) for name in of_student})
         if useless:
@@ -151,6 +185,7 @@ def parse_plan(
 
     def build(comparison: bool) -> argparse.ArgumentParser:
         parser = build_parser(prog, comparison)
+        _say(parser, reference="Hub id or path of the reference.")
         add_options(parser)
         return parser
 
@@ -176,7 +211,8 @@ def parse_data_settings(
     argv: Sequence[str], prog: str, add_options: Callable[[argparse.ArgumentParser], None]
 ) -> tuple[argparse.Namespace, DataConfig]:
     """Read data settings and the options that `add_options` adds, from the command line and its `--config`."""
-    parser = _parser(prog, (DataConfig,))
+    parser = _parser(prog, (DataConfig,), "Tokenize and pack text ahead of time, for any number of runs.")
+    parser.usage = "%(prog)s --tokenizer ID --output FOLDER [--config FILE] [--NAME VALUE ...]"
     add_options(parser)
     with usage_errors(prog):
         options = _read(parser, argv, whose="")
@@ -222,12 +258,12 @@ def _parser(prog: str, kinds: Sequence[type], description: str | None = None) ->
 def _describe(action: argparse.Action) -> None:
     """Name an option's value by its kind, and let its help say its default; of `--no-x`, what it does."""
     if action.const is False:
-        action.help = f"Turn off {_option(action.dest)}, which is on unless a file says otherwise."
+        action.help = f"Turn off {_option(action.dest)}: {action.help}"
         return
     if action.const is True:
         action.metavar = "true|false"
     elif action.choices is None or len(list(action.choices)) > 8:  # forty names are no help
-        action.metavar = {int: "N", float: "NUMBER"}.get(cast(Any, action.type), "VALUE")
+        action.metavar = metavar_of(action)
     default = getattr(action.default, "value", action.default)
     if default not in (None, [], "") and "default" not in (action.help or "").lower():
         words = " ".join(map(str, default)) if isinstance(default, list) else str(default)

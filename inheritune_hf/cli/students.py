@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def inherit(argv: Sequence[str], prog: str) -> int:
     """Show what is kept, dropped and read, then build and save a student."""
-    parser = VerbParser(prog, "Build a student of some of a reference's layers and save it.")
+    parser = VerbParser(prog, "Build a student from some layers of a reference, and save it.")
     parser.add_argument("reference", help="Hub id or path of the reference.")
     parser.add_shared("--keep-layers", "--inherit", "--attention-scale")
     parser.add_argument("--seed", type=int, default=42, help="Seed of parts that are not inherited (default: 42).")
@@ -24,7 +24,7 @@ def inherit(argv: Sequence[str], prog: str) -> int:
         "--files",
         nargs="+",
         default=[],
-        help="Text to measure on for 'auto' and measures (default: novels of the package).",
+        help="Text that 'auto' and measures are measured on (default: novels of the package).",
     )
     parser.add_argument("--output", required=True, help="Folder to save the student in.")
     parser.add_shared("--revision", "--text-model", "--gguf-file")
@@ -73,7 +73,9 @@ def _measured_order(reference: OpenedReference, choice: str, files: Sequence[str
 
 def doctor(argv: Sequence[str], prog: str) -> int:
     """Say whether and how a reference can be cut, and what would be read, from its config and file headers."""
-    parser = VerbParser(prog, "Say whether and how a reference can be cut, from its config and file headers alone.")
+    parser = VerbParser(
+        prog, "Check whether a reference can be cut, and what would be read, from its config and file headers alone."
+    )
     parser.add_argument("reference", help="Hub id or path of the reference.")
     parser.add_shared(
         "--keep-layers", "--inherit", "--attention-scale", "--revision", "--text-model", "--gguf-file", "--json"
@@ -121,18 +123,20 @@ def verify(argv: Sequence[str], prog: str) -> int:
 
 def publish(argv: Sequence[str], prog: str) -> int:
     """Load a student in a fresh process and show what would go up; with `--push` it goes up."""
-    parser = VerbParser(prog, "Put a saved student on the Hub. Without --push nothing leaves this machine.")
+    parser = VerbParser(prog, "Upload a saved student to the Hub. Without --push nothing leaves this machine.")
     add = parser.add_argument
     add("folder", help="Folder of the student, or output folder of its run.")
     add("--repo-id", required=True, help="The repository, owner/name.")
-    add("--push", action="store_true", help="Upload; otherwise it is only shown what would go up.")
+    add("--push", action="store_true", help="Upload; without it the command only shows what would be uploaded.")
     add("--private", action="store_true", default=None, help="Make the repository private.")
-    add("--revision", help="Branch to commit to, made if it is not there (default: main).")
-    add("--rounds", action="store_true", help="Every round's student too, on branches round-1, ...")
-    add("--license", help="Licence, as the Hub calls it (default: the reference's).")
+    add("--revision", help="Branch to commit to, created if missing (default: main).")
+    add(
+        "--rounds", action="store_true", help="Also upload the student of each round, to branches round-1, round-2, ..."
+    )
+    add("--license", help="Licence, by the Hub's identifier (default: the reference's).")
     add("--language", nargs="+", default=[], help="Languages, such as en (default: the reference's).")
-    add("--dataset", nargs="+", default=[], help="Data sets of the Hub that it was trained on.")
-    add("--message", default="Publish a student", help="Message of the commit.")
+    add("--dataset", nargs="+", default=[], help="Hub ids of the data sets that it was trained on.")
+    add("--message", default="Publish a student", help="Commit message.")
     options = parser.parse_args(argv)
 
     from ..publishing import publish_student

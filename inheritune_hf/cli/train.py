@@ -14,7 +14,7 @@ from ..config import EMBEDDED_DEFAULTS
 from ..records import EXIT_STATUS
 from ..run_folder import SETTINGS_FILE
 from .parsing import VerbParser
-from .settings import Settings, parse_adaptation, parse_comparison, parse_plan, parse_settings
+from .settings import Settings, parse_adaptation, parse_comparison, parse_demo, parse_plan, parse_settings
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 
 def demo(argv: Sequence[str], prog: str) -> int:
     """Run the embedded default, offline; any setting but those of a reference and its data may be given."""
-    settings = parse_settings(argv, EMBEDDED_DEFAULTS, prog)
-    if settings.run.reference is not None:
-        raise ValueError("The demo brings its own reference; for another one use: inheritune train --reference ...")
-    return _train(settings)
+    return _train(parse_demo(argv, EMBEDDED_DEFAULTS, prog))
 
 
 def train(argv: Sequence[str], prog: str, launched: bool = False) -> int:
@@ -100,9 +97,9 @@ def compare(argv: Sequence[str], prog: str) -> int:
 
 def report(argv: Sequence[str], prog: str) -> int:
     """Write the report of a run or a comparison as HTML, Markdown and PNG, and print its verdict."""
-    parser = VerbParser(prog, "Write what a run or a comparison came to as one page.")
-    parser.add_argument("run", help="output_dir of a run or a comparison, or folder of a student.")
-    parser.add_argument("--output", help="Folder to write to (default: the run's).")
+    parser = VerbParser(prog, "Write the report of a run or a comparison: one page in HTML, Markdown, and a picture.")
+    parser.add_argument("run", help="Output folder of a run or a comparison, or folder of a student.")
+    parser.add_argument("--output", help="Folder to write to (default: that of the run).")
     parser.add_argument("--evaluation", help="File of an evaluation (default: evaluation.json in the run's folder).")
     options = parser.parse_args(argv)
 

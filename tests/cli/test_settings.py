@@ -183,10 +183,18 @@ def test_help_shows_what_matters_and_help_all_the_rest(verb, capsys):
 def test_help_says_what_no_does_and_names_values_by_kind(capsys):
     """`--no-x` turns x off; a number is N or NUMBER, a switch true or false."""
     text = " ".join(help_of(capsys, "train", "--help-all").split())
-    assert "--no-reference-cache Turn off --reference-cache, which is on unless a file says otherwise." in text
+    assert "--no-reference-cache Turn off --reference-cache: Cache the reference's loss, and reuse it if" in text
     assert "--reference-cache [true|false]" in text
     assert "--grow-by N " in text
     assert "--tolerance NUMBER " in text
+
+
+def test_the_help_of_the_demo_has_no_reference_or_data(capsys):
+    """What the demo brings itself is not offered as an option of it."""
+    short, full = help_of(capsys, "demo", "--help"), help_of(capsys, "demo", "--help-all")
+    assert "Run the whole recipe offline" in short
+    assert "--steps-per-round" in short
+    assert not re.findall("--reference|--dataset|--train-files|--gguf|--selection", full)
 
 
 def test_every_option_is_read_with_hyphens_and_underscores():
