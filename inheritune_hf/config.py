@@ -408,7 +408,7 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     # go in minutes. Layers go by the loss without them, and a low rate undoes less than one that suits random weights.
     "keep_layers": "skip:10",
     "grow_by": 1,
-    "tolerance": 0.04,
+    "tolerance": 0.05,
     "distillation": "forward_kl=1",
     "steps_per_round": 80,
     "data_order": "continue",
