@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -10,7 +10,7 @@ from rich.table import Table
 from ..evaluation.abilities import unmeasured_abilities
 from ..foreign_text import file_names
 from ..measures import SEQUENCES, TOKENS
-from ..publishing.tables import corpus_headers, corpus_rows, task_headers, task_rows
+from ..publishing.tables import corpus_rows, task_rows
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _table(title: str, left: Sequence[str], right: Sequence[str] = ()) -> Table:
     """Return an empty table: columns of words, then columns of numbers."""
     table = Table(title=title, title_justify="left")
     for name in left:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in right:
         table.add_column(name, justify="right")
     return table
@@ -163,7 +163,9 @@ def show_comparison_estimate(terminal: Terminal, estimate: ComparisonEstimate) -
         )
     table.add_section()
     table.add_row("all cells", "", "", *_total(estimate), "", str(estimate.cells))
-    _print_unfolded(terminal, table)
+    # As wide as it is: names and figures of so many columns are not to be folded.
+    table.width = terminal.measure(table, options=terminal.options.update(max_width=1000)).maximum
+    terminal.print(table)
     if estimate.step_time is not None and (arms := [arm for arm in estimate.arms if arm.seconds]):
         first = arms[0]
         _show_measured(terminal, estimate.step_time, first.layers, first.tokens, first.seconds)
@@ -176,12 +178,6 @@ def show_comparison_estimate(terminal: Terminal, estimate: ComparisonEstimate) -
     if any(arm.arm == "inheritune" for arm in estimate.arms):
         terminal.print_facts([("note", "The loop is taken to need every round.")])
     _note_optimizer(terminal, estimate.setup, [arm.memory for arm in estimate.arms])
-
-
-def _print_unfolded(terminal: Terminal, table: Table) -> None:
-    """Print a table as wide as it is: names and figures of so many columns are not to be folded."""
-    table.width = terminal.measure(table, options=terminal.options.update(max_width=1000)).maximum
-    terminal.print(table)
 
 
 def _setup_words(setup: TrainingSetup, loss: str) -> str:
@@ -234,13 +230,12 @@ def _hours(seconds: float | None) -> str:
 
 def show_evaluation(terminal: Terminal, found: StudentEvaluation) -> None:
     """Show a student beside its reference, and that one trained further: losses, speed, tasks, and the verdict."""
-    if found.corpora:
-        name, *headers = corpus_headers(found)
-        table = _table("losses", ["corpus", name], headers)
-        for item, rows in corpus_rows(found):
-            for place, row in enumerate(rows):
-                table.add_row("" if place else item.corpus, *row)
-        _print_unfolded(terminal, table)
+    beside = ["student", "reference", "difference", *(("adapted", "from it") if found.adapted else ())]
+    for item, rows in corpus_rows(found):
+        table = _table(f"{item.corpus}: {item.documents:,} documents, {item.tokens:,} tokens", ["figure"], beside)
+        for figure, mine, *others in rows:
+            table.add_row(figure, mine, *_folded(others))
+        terminal.print(table)
     if found.efficiency is not None:
         _show_efficiency(terminal, found.efficiency)
     for draft in found.drafts:
@@ -250,15 +245,22 @@ def show_evaluation(terminal: Terminal, found: StudentEvaluation) -> None:
         text += f"{times.median:.2f} times as fast ({times.low:.2f} to {times.high:.2f}){same}"
         terminal.print_facts([("draft", text)])
     if found.tasks:
-        headers = list(task_headers(found))
-        table = _table("tasks", headers[:3], headers[3:])
-        for cells in task_rows(found):
-            table.add_row(*cells)
-        _print_unfolded(terminal, table)
+        table = _table("tasks, ± one standard error", ["task"], ["rows", *beside])
+        for task, asked, metric, count, mine, *others in task_rows(found):
+            what = "\n".join(filter(None, (task, metric, asked)))
+            table.add_row(what, count, mine.replace(" ±", "\n±"), *_folded(others, "p "))
+        terminal.print(table)
     if found.laziness is not None:
         terminal.print(found.laziness.comparison.sentence)
     terminal.print(found.verdict())
     terminal.print(unmeasured_abilities(found))
+
+
+def _folded(cells: Sequence[str], mark: str = "") -> Iterator[str]:
+    """Yield value and difference of each model that a student is compared with, on lines that fit 80 columns."""
+    for value, difference, more in zip(cells[::3], cells[1::3], cells[2::3], strict=True):
+        yield value.replace(" ±", "\n±")
+        yield "\n".join(filter(None, (difference.replace(" ±", "\n±"), more and f"{mark}{more}")))
 
 
 def _show_efficiency(terminal: Terminal, found: Efficiency) -> None:

@@ -159,6 +159,12 @@ class TaskComparison:
     p_value: float | None  # two-sided, of McNemar's exact test, or of exchanging both models row by row
     filter: str = ""  # by which the answer was extracted, of a task that has several
     settings: TaskSettings = TaskSettings()
+    cut: int = 0  # prompts whose beginning was cut off, examples with it, to fit the context
+
+    @property
+    def asked(self) -> str:
+        """How it was asked, in words."""
+        return ", ".join(filter(None, (str(self.settings), f"prompts cut: {self.cut:,}" if self.cut else "")))
 
     @property
     def label(self) -> str:

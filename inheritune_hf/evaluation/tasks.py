@@ -56,6 +56,7 @@ class TaskScores:
     likelihoods: Mapping[str, tuple[tuple[float, float], ...]]
     log_likelihoods: tuple[tuple[float, ...], ...]  # of each row's answers
     settings: TaskSettings = field(default_factory=TaskSettings)  # how it was asked, with what the task itself sets
+    cut: int = 0  # prompts whose beginning did not fit the context
 
 
 def check_tasks(tasks: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) -> None:
@@ -282,7 +283,7 @@ def _compare(student: TaskScores, reference: TaskScores, key: str) -> TaskCompar
         difference, error, p_value = _pair_likelihoods(metric, pairs)
     mine, theirs = student.metrics[key], reference.metrics[key]
     paired = (difference, error, p_value)
-    return TaskComparison(student.task, metric, rows, *mine, *theirs, *paired, extracted, student.settings)
+    return TaskComparison(student.task, metric, rows, *mine, *theirs, *paired, extracted, student.settings, student.cut)
 
 
 def _of_likelihoods(metric: str, sums: FloatArray, weights: FloatArray) -> FloatArray:
@@ -363,7 +364,7 @@ def _run(
             f"lm-eval cannot ask this model {name}: an answer is longer than the model's context, or the task does not "
             f"fit it; lower max_gen_toks if answers are generated, or leave it out{why}."
         ) from error
-    return [_scores(name, found, settings, lm.max_gen_toks) for name in found["samples"]]
+    return [_scores(name, found, settings, lm) for name in found["samples"]]
 
 
 @functools.cache
@@ -372,7 +373,7 @@ def _task_manager(named: bool) -> Any:
     return import_module("lm_eval.tasks").TaskManager(include_defaults=named)
 
 
-def _scores(name: str, found: Mapping[str, Any], settings: TaskSettings, max_gen_toks: int) -> TaskScores:
+def _scores(name: str, found: Mapping[str, Any], settings: TaskSettings, lm: Any) -> TaskScores:
     samples: dict[str, list[Mapping[str, Any]]] = {}  # one row for each filter and document
     for row in sorted(found["samples"][name], key=lambda row: row["doc_id"]):
         samples.setdefault(row["filter"], []).append(row)
@@ -400,7 +401,8 @@ def _scores(name: str, found: Mapping[str, Any], settings: TaskSettings, max_gen
                 rows[key] = numbers
     generated = config["output_type"] == "generate_until"
     rolling = config["output_type"] == "loglikelihood_rolling"  # has no prompt that examples could be in
-    length = (config.get("generation_kwargs") or {}).get("max_gen_toks", max_gen_toks)
+    length = int((config.get("generation_kwargs") or {}).get("max_gen_toks", lm.max_gen_toks)) if generated else None
+    first = next(iter(samples.values()), [])
     return TaskScores(
         task=name,
         metrics=metrics,
@@ -408,11 +410,20 @@ def _scores(name: str, found: Mapping[str, Any], settings: TaskSettings, max_gen
         likelihoods=likelihoods,
         log_likelihoods=tuple(
             tuple(float(answer[0][0]) for answer in row["resps"] if isinstance(answer[0], tuple | list))
-            for row in next(iter(samples.values()), ())
+            for row in first
         ),
         settings=replace(
             settings,
             num_fewshot=0 if rolling else found["n-shot"][name],
-            max_gen_toks=int(length) if generated else None,
+            max_gen_toks=length,
         ),
+        cut=0 if rolling else sum(any(_is_cut(lm, length, *asked) for asked in row["arguments"]) for row in first),
     )
+
+
+def _is_cut(lm: Any, length: int | None, prompt: str, answer: Any) -> bool:
+    """Return whether the harness cuts off the beginning of a prompt: it and its answer have to fit the context."""
+    if length is not None:
+        return len(lm.tok_encode(prompt)) > int(lm.max_length) - length
+    # The answer's last token is predicted and not read.
+    return len(lm.tok_encode(prompt + answer)) > int(lm.max_length) + 1

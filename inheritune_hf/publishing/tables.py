@@ -139,7 +139,7 @@ def task_rows(found: StudentEvaluation) -> Iterator[tuple[str, ...]]:
     """Yield the tasks with standard errors and paired differences, beside the reference and the adapted one."""
     for item, adapted in zip_longest(found.tasks, found.adapted_tasks):
         more = () if adapted is None else _task_cells(adapted)[1:]
-        yield item.task, str(item.settings), item.label, f"{item.rows:,}", *_task_cells(item), *more
+        yield item.task, item.asked, item.label, f"{item.rows:,}", *_task_cells(item), *more
 
 
 def _task_cells(item: TaskComparison) -> tuple[str, ...]:

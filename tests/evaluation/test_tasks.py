@@ -245,6 +245,21 @@ def test_examples_never_hold_what_is_asked(pair, tmp_path, monkeypatch):
 
 
 @harness
+def test_prompts_that_do_not_fit_are_counted(pair, tmp_path):
+    """A prompt whose beginning is cut off is counted, before a generated answer and before choices."""
+    model = AutoModelForCausalLM.from_pretrained(pair.student)  # has a context of 64 bytes
+    rows = [{"question": "x" * length, "answer": "yes"} for length in (26, 27, 28, 29)]  # and 18 for the words around
+    path = write_rows(tmp_path / "long.jsonl", rows)
+    (found,) = evaluate_tasks(model, pair.tokenizer, [path], settings=TaskSettings(max_gen_toks=18))
+    assert found.cut == 1
+    assert compare_tasks([found], [found])[0].asked == "0-shot, at most 18 new tokens, prompts cut: 1"
+    rows = [{"query": "x" * length, "choices": [" yes", " no"], "gold": 0} for length in (51, 52, 53, 54)]
+    (found,) = evaluate_tasks(model, pair.tokenizer, [write_rows(tmp_path / "long.jsonl", rows)])
+    assert found.cut == 2
+    assert compare_tasks([found], [found])[0].asked == "0-shot, prompts cut: 2"
+
+
+@harness
 def test_prompts_are_turns_of_a_conversation(pair, tmp_path, monkeypatch):
     """With a chat template examples and question are turns, in the template's own words."""
     from transformers import AutoTokenizer
