@@ -117,6 +117,7 @@ def build_workspace(folder: Path) -> None:
         (folder / "text" / f"{number:02d}.txt").write_text(f"Text number {number}. " * 20, encoding="utf-8")
     # What a user has in a checkout.
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "inheritune_hf" / "embedded", folder / "inheritune_hf" / "embedded")
     shutil.copy(ROOT / "constraints.txt", folder)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,7 +142,8 @@ class CollapseReport(Tabular):
         for item, rank, mass in zip(self.layers, ranks, masses, strict=True):
             numbers = ("" if value is None else f"{value:.2f}" for value in (rank, mass))
             rows.append((str(item.layer), *numbers, remark(rank, item.kind)))
-        title = f"{self.model}: attention of {self.depth} layers on {self.sequences} sequences of {self.tokens} tokens"
+        model = Path(self.model).name if Path(self.model).is_absolute() else self.model
+        title = f"{model}: attention of {self.depth} layers on {self.sequences} sequences of {self.tokens} tokens"
         return Table(f"{title}, share {share:g}", ("layer", "MaxRank", "AvgMass", ""), rows)
 
     def uniform_of(self, layer: int) -> Uniform:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from lazy_models import HEADS, LAYERS, VOCABULARY
@@ -23,7 +24,7 @@ def test_report_goes_through_json_and_into_pandas(model, sequences, tmp_path):
     assert chosen["sink"].item() == report.layers[2].sink[1]
     title, headers, *rows = repr(report).splitlines()
     where = f"{report.sequences} sequences of {report.tokens} tokens"
-    assert title == f"{report.model}: attention of {LAYERS} layers on {where}, share 0.9"
+    assert title == f"{Path(report.model).name}: attention of {LAYERS} layers on {where}, share 0.9"
     assert headers.split() == ["layer", "MaxRank", "AvgMass"]
     assert [row.split()[1] for row in rows] == [f"{rank:.2f}" for rank in report.max_ranks()]
 
