@@ -216,6 +216,7 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         losses=_losses(record, facts),
         tables=[] if facts.evaluation is None else _evaluation_tables(facts.evaluation),
         unmeasured=unmeasured_abilities(facts.evaluation),
+        measured_beside=_measured_beside(record, facts.evaluation),
         notes=sorted({item.match.note for item in record.rounds if item.match.note}),
         fingerprints={kind: value for kind, value in record.lineage.data.items() if value},
         obligation=obligation(facts.license, facts.license_name),
@@ -268,6 +269,13 @@ def _recipe(record: RunRecord) -> str:
         **{name: value for name, value in record.training.items() if name in _SHOWN_ARGUMENTS and value is not None},
     }
     return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False).strip()
+
+
+def _measured_beside(record: RunRecord, found: StudentEvaluation | None) -> str:
+    """Return the public name of the model that an evaluation calls the reference: another one may have been given."""
+    if found is None or found.reference == record.lineage.reference:
+        return record.lineage.reference_name
+    return Path(found.reference).name
 
 
 def _evaluation_tables(found: StudentEvaluation) -> list[list[tuple[str, ...]]]:

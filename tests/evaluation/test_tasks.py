@@ -387,6 +387,23 @@ def test_tasks_of_the_paper_are_found_by_name(pair, monkeypatch):
         assert set(item.rows) | set(item.likelihoods) == set(item.metrics), name
 
 
+@pytest.mark.slow
+@harness
+def test_gsm8k_has_its_own_examples_and_two_results(pair, monkeypatch):
+    """GSM8K is asked as it says, 5-shot, unless told otherwise, and has a result for each of its filters."""
+    split = Dataset.from_list(REASONED)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *words, **options: DatasetDict({"train": split, "test": split})
+    )
+    model = AutoModelForCausalLM.from_pretrained(pair.student)
+    for shots, asked in ((None, 5), (1, 1)):
+        (found,) = evaluate_tasks(
+            model, pair.tokenizer, ["gsm8k"], limit=2, settings=TaskSettings(shots, max_gen_toks=4)
+        )
+        assert set(found.rows) == {"exact_match,strict-match", "exact_match,flexible-extract"}
+        assert (found.settings, found.cut) == (TaskSettings(asked, max_gen_toks=4), 2)
+
+
 @harness
 def test_rolling_log_likelihoods_are_paired(pair, tmp_path, monkeypatch):
     """WikiText's metrics are those of its rows' log-likelihoods, which a plain forward pass gives, and are paired."""

@@ -305,5 +305,7 @@ def test_an_evaluation_is_shown_beside_both_references():
         in text
     )
     assert "| 4.9000 | +0.2425 |" in text
-    assert "*adapted* is the reference trained further on the same text" in text
+    assert "on `reference`, the *reference*; *adapted* is that one trained further on the same text" in text
+    own = card(evaluation=replace(found, reference="gpt2-medium"))
+    assert "and on `gpt2-medium`, the *reference*. Differences" in own
     assert "not with a reference trained further" not in text

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from recorded_runs import full_evaluation
 from safetensors.torch import load_file, save_file
 from tiny_reference import save_reference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inheritune_hf import from_pretrained_inherited
 from inheritune_hf.publishing import bundle, hub, publish_student, push_student, save_inherited, save_student
-from inheritune_hf.records import Lineage, RunRecord, decode
+from inheritune_hf.records import Lineage, RunRecord, decode, write_record
+from inheritune_hf.run_folder import EVALUATION_FILE
+from inheritune_hf.students import open_reference
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +319,19 @@ def test_all_chat_templates_are_published(reference, tmp_path):
     templates.rename(tmp_path / "elsewhere")
     templates.symlink_to(tmp_path / "elsewhere")
     assert not [name for name in publish_student(saved, "me/student").files if "additional" in name]
+
+
+@pytest.mark.usefixtures("not_tried")
+def test_an_evaluation_of_this_student_is_on_its_card(saved, monkeypatch):
+    """The card shows `evaluation.json` if it is of these weights; another student's figures are left out."""
+    path, words = saved / EVALUATION_FILE, "| arc_easy | 5-shot | acc | 100 |"
+    cards = []
+    for fingerprint in (open_reference(saved).fingerprint(), "of another"):
+        write_record(path, full_evaluation(fingerprints={"student": fingerprint, "reference": "b"}))
+        cards.append(publish_student(saved, "me/student").card.replace("\\", ""))
+    assert [words in card for card in cards] == [True, False]
+    assert "Not measured: generation and following instructions" in cards[0]
+    assert "Not measured: knowledge (multiple choice)" in cards[1]
 
 
 @pytest.mark.usefixtures("not_tried")
