@@ -193,7 +193,7 @@ def _run_facts(run: RunSummary) -> Iterator[tuple[str, str]]:
     lineage, found, rounds = run.record.lineage, run.evaluation, run.record.rounds
     student, reference = run.result("student"), run.result("reference")
     yield "layers kept", f"{run.depth}, layers {describe(lineage.kept_layers)}"
-    yield "compared with", lineage.reference + (", and it trained further" if found and found.adapted else "")
+    yield "compared with", lineage.reference_name + (", and it trained further" if found and found.adapted else "")
     timed = found.efficiency if found else None
     mine, whole = (
         (student, reference) if student and reference else (timed and timed.student, timed and timed.reference)
@@ -600,9 +600,9 @@ def _comparison_facts(rows: Sequence[ArmResult], record: ComparisonRecord) -> It
     yield "arms", str(len(rows) - 1)
     yield "seeds", ", ".join(map(str, record.compare.seeds))
     yield "equal for all arms", {"tokens": "tokens", "flops": "operations"}[record.compare.budget]
-    yield "reference, test loss", f"{rows[0].loss:.4f}"
-    if len(rows) > 1:
-        yield "lowest test loss", f"{rows[1].loss:.4f} ({rows[1].arm})"
+    for name, row in zip(("reference, test loss", "lowest test loss"), rows, strict=False):
+        which = "" if row.arm == "reference" else f"{row.arm}, {row.layers} of {record.reference.layers} layers, "
+        yield name, f"{row.loss:.4f} ({which}perplexity {math.exp(row.loss):.2f})"
     yield "training FLOPs, all cells shown", f"{sum(cell.flops for cell in record.cells):.3g}"
 
 
