@@ -111,7 +111,9 @@ def measure_collapse(
             sequences=len(tokens),
             tokens=tokens.shape[1],
             shares=wanted,
-            **_scores(loaded, tokens, wanted, controls, blocks, opened.name if progress else None),
+            **_scores(
+                loaded, tokens, wanted, controls, blocks, f"measuring {Path(opened.name).name}" if progress else None
+            ),
             versions=VERSIONS,
         )
         if cache is not None:

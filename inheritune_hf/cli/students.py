@@ -93,7 +93,7 @@ def doctor(argv: Sequence[str], prog: str) -> int:
     if options.json:
         terminal.print_record(plan, notes=plan.notes, bytes_to_read=plan.bytes_to_read)
         return 0
-    terminal.print(f"{plan.reference} can be cut.")
+    terminal.print("The reference can be cut.")
     show_plan(terminal, plan)
     head = "shares the token embedding's weights" if plan.tied else "has weights of its own"
     terminal.print_facts([("blocks", f"{plan.block_list}; the head {head}")])
@@ -122,7 +122,7 @@ def verify(argv: Sequence[str], prog: str) -> int:
 
 
 def publish(argv: Sequence[str], prog: str) -> int:
-    """Load a student in a fresh process and show what would go up; with `--push` it goes up."""
+    """Load a student in a fresh process and show what would be uploaded; with `--push` it is."""
     parser = VerbParser(prog, "Upload a saved student to the Hub. Without --push nothing leaves this machine.")
     add = parser.add_argument
     add("folder", help="Folder of the student, or output folder of its run.")
@@ -153,9 +153,9 @@ def publish(argv: Sequence[str], prog: str) -> int:
     for index, folder in round_students(Path(options.folder)) if options.rounds else ():
         each = {"revision": f"round-{index}", "commit_message": f"Student of round {index}", **where}
         part = publish_student(folder, options.repo_id, **each)
-        went = part.url or f"would go to branch round-{index}"
+        went = part.url or f"not uploaded; branch round-{index}"
         text = f"{part.files['model.safetensors']:,} bytes of weights: {went}"
         terminal.print_facts([(f"round {index}", text)])
     if not options.push:
-        terminal.print("Nothing was uploaded. Add --push to do it.")
+        terminal.print("Nothing was uploaded. Add --push to upload.")
     return 0

@@ -62,19 +62,18 @@ def show_plan(terminal: Terminal, plan: InheritancePlan) -> None:
     """Show which layers are kept and dropped, what that leaves, and what will be read for it."""
     from ..layers import describe
 
-    title = f"{plan.reference} ({plan.model_type}, {plan.depth} layers)"
-    table = _table(title, ["layers", "which"], ["parameters"])
-    for verb, layers in (("kept", plan.kept_layers), ("dropped", plan.dropped_layers)):
-        count = sum(plan.layer_parameters[layer] for layer in layers)
-        table.add_row(verb, describe(layers) if layers else "none", f"{count:,}")
-    outside = plan.parameters_before - sum(plan.layer_parameters)
-    table.add_row("kept", "what is not in a layer", f"{outside:,}")
-    terminal.print(table)
+    kept, dropped = (
+        sum(plan.layer_parameters[layer] for layer in layers) for layers in (plan.kept_layers, plan.dropped_layers)
+    )
+    outside = plan.parameters_before - kept - dropped
+    parts = f"{kept:,} in kept layers, {dropped:,} in dropped ones, {outside:,} outside layers"
     share = plan.parameters_after / plan.parameters_before
     facts = [
+        ("reference", f"{plan.reference} ({plan.model_type}, {plan.depth} layers)"),
         ("kept", f"{describe(plan.kept_layers)} ({len(plan.kept_layers)} of {plan.depth} layers)"),
         ("dropped", describe(plan.dropped_layers) if plan.dropped_layers else "nothing"),
         ("parameters", f"{plan.parameters_before:,} -> {plan.parameters_after:,} ({share:.1%})"),
+        ("by part", parts),
         ("to read", _to_read(plan)),
     ]
     if plan.bytes_to_fetch:
@@ -309,13 +308,16 @@ def show_facts(terminal: Terminal, facts: DataFacts, folder: str) -> None:
 
 
 def show_publication(terminal: Terminal, found: Publication) -> None:
-    """Show what goes up, what stays, and what is worth knowing."""
+    """Show what is uploaded, what is left out and why, and what is worth knowing."""
+    left_out: dict[str, list[str]] = {}
+    for name, reason in found.left_out.items():
+        left_out.setdefault(reason, []).append(name)
     terminal.print_facts(
         [
-            ("tried out", "it loads, runs and generates in a fresh process without inheritune_hf"),
-            *(("goes up", f"{name} ({human_bytes(size)})") for name, size in found.files.items()),
-            *(("stays here", f"{name} ({reason})") for name, reason in found.left_out.items()),
+            ("tested", "loads, runs and generates in a fresh process without inheritune_hf"),
+            *(("upload", f"{name} ({human_bytes(size)})") for name, size in found.files.items()),
+            *(("left out", f"{file_names(names, most=8)} ({reason})") for reason, names in left_out.items()),
             *(("note", note) for note in found.notes),
+            ("uploaded to" if found.url else "repository", found.url or found.repo_id),
         ]
     )
-    terminal.print(f"{'went to' if found.url else 'would go to'} {found.url or found.repo_id}")

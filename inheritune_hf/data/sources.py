@@ -300,7 +300,7 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
                 f"{setting}: what was read cannot be written to {place}: {cause}; give it more room."
             ) from error
         raise
-    logger.info("%s: %d documents from %d files", setting, len(dataset), len(stamps))
+    logger.debug("%s: %d documents from %d files", setting, len(dataset), len(stamps))
     return dataset
 
 

@@ -1,4 +1,4 @@
-"""What goes up: a student's allowed files, with nothing private in them, tried out where this package is not."""
+"""What is uploaded: a student's allowed files, with nothing private in them, tested where this package is not."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def stage(folder: Path, target: Path) -> dict[str, str]:
 def exclusion_reason(path: Path, name: str | None = None) -> str | None:
     """Return why a file or folder (`name` within the student's) stays behind; None if it may be published."""
     if path.is_dir():
-        return "folders stay here"
+        return "folders are never published"
     if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
         return "pickled files are never published"
     if not any(fnmatch(name or path.name, pattern) for pattern in PUBLISHED):

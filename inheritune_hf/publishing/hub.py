@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Publication:
     """
-    What goes up, or went up.
+    What is, or would be, uploaded.
 
     Args:
         repo_id (`str`): The repository.
@@ -161,10 +161,10 @@ def publish_student(
     datasets: Sequence[str] = (),
 ) -> Publication:
     """
-    Publish a saved student on the Hub, or find out what would go up.
+    Publish a saved student on the Hub, or find out what would be uploaded.
 
     A copy is made of what may be published. It is looked through for paths and tokens, loaded in a fresh process
-    without this package, run and generated from; only then it goes up, in one commit. The folder is never changed, and
+    without this package, run and generated from; only then it is uploaded, in one commit. The folder is never changed, and
     a push that failed can be made again.
 
     Args:

@@ -651,7 +651,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         else:
             self.validations[metric_key_prefix] = found
             self.log(self.figures(found, metric_key_prefix))
-        logger.info("reference · %d layers · %s%s", self.reference_depth, loss_text(found.loss), source)
+        where = metric_key_prefix.removeprefix("reference").replace("_", " ")
+        logger.info("reference%s · %d layers · %s%s", where, self.reference_depth, loss_text(found.loss), source)
         if self.rounds and self.outcome is not None:
             self.restore_student()
         return found
@@ -1107,7 +1108,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             `str`, *optional*: Address of the commit, on the main process.
 
         Raises:
-            ValueError: If something else is asked for: a student goes up whole, before this returns.
+            ValueError: If something else is asked for: a student is uploaded whole, before this returns.
         """
         if not blocking or kwargs:
             extra = ", ".join([*([] if blocking else ["blocking=False"]), *kwargs])

@@ -28,11 +28,11 @@ def test_a_dry_run_is_the_default(saved, capsys):
     (saved / "optimizer.pt").write_bytes(b"")
     assert run(["publish", str(saved), "--repo-id", "me/student"]) == 0
     text = capsys.readouterr().out
-    assert "goes up     model.safetensors" in text
-    assert "stays here  optimizer.pt (pickled files are never published)" in text
+    assert "upload      model.safetensors" in text
+    assert "left out    optimizer.pt (pickled files are never published)" in text
     assert "note        The licence of the reference is not known" in text
-    assert "would go to me/student" in text
-    assert "Nothing was uploaded. Add --push to do it." in text
+    assert "repository  me/student" in text
+    assert "Nothing was uploaded. Add --push to upload." in text
 
 
 def test_a_push_is_one_word_more(hub, on_hub, saved):

@@ -118,7 +118,7 @@ def test_a_run_takes_it_for_its_reference(material, adapted, tmp_path, monkeypat
     assert main(["verify", str(tmp_path / "cut")]) == 0
     monkeypatch.setattr(publishing, "try_out", lambda _: None)  # which other tests are about
     assert main(["publish", str(adapted), "--repo-id", "me/adapted"]) == 0
-    assert "would go to me/adapted" in capsys.readouterr().out
+    assert "repository  me/adapted" in capsys.readouterr().out
 
 
 def test_an_interrupted_adaptation_is_resumed_to_the_same_bits(material, adapted, tmp_path, monkeypatch):

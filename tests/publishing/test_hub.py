@@ -133,7 +133,7 @@ def test_a_dry_run_says_what_would_go_up(saved):
         "tokenizer_config.json",
     }
     assert found.left_out == {
-        "checkpoint-10/": "folders stay here",
+        "checkpoint-10/": "folders are never published",
         "notes.md": "not part of a student",
         "training_args.bin": "pickled files are never published",
     }
