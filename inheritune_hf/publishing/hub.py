@@ -164,8 +164,8 @@ def publish_student(
     Publish a saved student on the Hub, or find out what would be uploaded.
 
     A copy is made of what may be published. It is looked through for paths and tokens, loaded in a fresh process
-    without this package, run and generated from; only then it is uploaded, in one commit. The folder is never changed, and
-    a push that failed can be made again.
+    without this package, run and generated from; only then it is uploaded, in one commit. The folder is never changed,
+    and a push that failed can be made again.
 
     Args:
         folder (`str` or `os.PathLike`): The student, from `save_student`, `inheritune inherit` or `inheritune train`.
