@@ -77,6 +77,7 @@ class LocalHub:
 @contextmanager
 def client_process(hub, home):
     """Yield a function that runs another one in a process that was started with `HF_ENDPOINT` set."""
-    context = multiprocessing.get_context("spawn")
-    with mock.patch.dict(os.environ, hub.environment(home), clear=True), ProcessPoolExecutor(1, context) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with mock.patch.dict(os.environ, hub.environment(home), clear=True):
+            pool.submit(os.getpid).result(300)  # it starts now: a later test's environment is not its own
         yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result(300)
