@@ -49,6 +49,8 @@ _MARKERS = ("o", "s", "^", "D")
 
 _FONT = 10  # points, which are the pixels of a page
 _LINE = 1.45 * _FONT
+# Where all curves span this many times what the student and its target do, the student is drawn once more, larger.
+_CROWDED = 6
 _ABOVE, _BELOW = 2.1, 3.2  # lines of text above and below the axes, without the legend
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -217,11 +219,26 @@ def loss_panel(
     shown = [loss for _, loss in student] + [curve[-1][1] for curve in others.values()]
     shown += [] if target is None else [target, target + tolerance]
     limits = _limits(shown, above=0.16)
+    near = _limits([loss for loss in shown if student and loss <= max(loss for _, loss in student)], above=0.16)
+    crowded = bool(student) and limits[1] - limits[0] > _CROWDED * (near[1] - near[0])
     last = max([step for curve in curves.values() for step, _ in curve] + [item.end_step for item in rounds] + [1])
 
     def draw(axes: Any, width: float) -> None:
         _plane(axes, (0, 1.01 * last), limits, "optimizer steps, all rounds together")
         axes.set_title("nats per token", pad=16)
+        draw_curves(axes)
+        for item in rounds:
+            if (item.end_step - item.start_step) / last * (width - 70) > 52:
+                middle = ((item.start_step + item.end_step) / 2, 1)
+                text = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "color": LIGHT["soft"]}
+                axes.annotate(f"{item.layers} layers", middle, xycoords=("data", "axes fraction"), **text)
+        if crowded:  # controls end so far above that rounds cannot be told apart: they are shown larger in between
+            inset = axes.inset_axes((0.36, 0.2, 0.62, 0.42))
+            _plane(inset, (0, 1.02 * student[-1][0]), near, "")
+            inset.set(title="the student, closer", facecolor=LIGHT["paper"])
+            draw_curves(inset)
+
+    def draw_curves(axes: Any) -> None:
         for place, points in enumerate(points_by_round(rounds, student)):
             titles = [f"step {step:,}: {loss:.4f}" for step, loss in points]
             _curve(axes, points, titles, 0, "student, round by round" if place == 0 else "", size=5, linewidth=2.2)
@@ -235,10 +252,6 @@ def loss_panel(
         for item in rounds:
             if item.start_step:
                 axes.axvline(item.start_step, color=LIGHT["soft"], linestyle=":", linewidth=1)
-            if (item.end_step - item.start_step) / last * (width - 70) > 52:
-                middle = ((item.start_step + item.end_step) / 2, 1)
-                text = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "color": LIGHT["soft"]}
-                axes.annotate(f"{item.layers} layers", middle, xycoords=("data", "axes fraction"), **text)
 
     return Panel(240, draw)
 

@@ -57,6 +57,15 @@ def test_little_is_drawn_too(rounds, curves):
     assert len(titles(drawing(loss_panel(rounds, curves, None), 320))) == len(curves.get("student", ()))
 
 
+def test_a_student_far_below_its_controls_is_drawn_once_more():
+    """Where controls end so far above that rounds cannot be told apart, the student is shown larger; else it is not."""
+    far = {"student": [(10, 3.76), (20, 3.7), (30, 3.68), (40, 3.66)], "random weights": [(20, 6.9), (40, 5.7)]}
+    svg = drawing(loss_panel(ROUNDS, far, 3.63, 0.05))
+    assert "the student, closer" in texts(svg)
+    assert len(titles(svg)) == 2 * len(far["student"])
+    assert "the student, closer" not in texts(drawing(LOSSES))
+
+
 def test_layers_and_ranks_are_drawn():
     """There is a box for every layer of every round, and a point for every rank."""
     svg = drawing(LAYERS, 320)

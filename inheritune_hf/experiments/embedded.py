@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data.embedded import embedded_data, embedded_reference
 from ..publishing import ResultRow
-from ..publishing.tables import interval
 from ..students import student_skeleton
 from ..training import InherituneTrainer, hold_output_dir
 from .arm_models import random_model
@@ -127,19 +126,17 @@ def _remarks(trainer: InherituneTrainer, rows: list[ResultRow], ready: PreparedR
     }
     shown = "\n\n".join(f"Sample, {name}:\n{text}" for name, text in samples.items())
     return (
-        f"{shown}\n\nWhat this shows: {conclude_run(trainer, rows).sentence}. On the test set the student is "
-        f"{twice.loss - student.loss:+.3f} nats per token better than random weights of its shape that had twice its "
-        f"steps, and {further.loss - student.loss:+.3f} better than the reference, trained further for its steps: "
-        f"{_further(further)}. What it does not show: this is one reference of {rows[0].parameters:,} parameters, one "
-        "seed and eight novels; it says nothing about the sizes in the paper."
+        f"{shown}\n\nWhat this shows: {conclude_run(trainer, rows).sentence}. On the test set the student's loss is "
+        f"{_apart(student, twice)} that of random weights of its shape that had twice its steps, and "
+        f"{_apart(student, further)} that of the reference, trained further for its steps, which is itself "
+        f"{_apart(further, rows[0])} where it started. What it does not show: this is one reference of "
+        f"{rows[0].parameters:,} parameters, one seed and a few novels; it says nothing about the sizes in the paper."
     )
 
 
-def _further(row: ResultRow) -> str:
-    if row.match is None or row.match.upper is None or row.match.lower is None:
-        return "an interval needs more documents"
-    gained = "training it further gains" if row.match.upper < 0 else "training it further does not help it"
-    return f"{gained} ({interval(row.match)} against where it started)"
+def _apart(one: ResultRow, other: ResultRow) -> str:
+    """Return how far one model's loss is from another's, in words."""
+    return f"{abs(one.loss - other.loss):.3f} nats per token {'below' if one.loss < other.loss else 'above'}"
 
 
 def _sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
