@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -115,7 +115,12 @@ def first_line(error: BaseException) -> str:
 
 
 def file_names(names: Sequence[str], most: int = 3) -> str:
-    """Return the names of files as they are shown: up to `most` in full, more as in "168 files (text/*.txt)"."""
+    """
+    Return the names of files as they are shown: up to `most` in full, more as in "168 files (text/*.txt)".
+
+    Those below the current folder are named from there.
+    """
+    names = [name.removeprefix(str(Path.cwd()) + os.sep) for name in names]
     if len(names) <= most:
         return ", ".join(names)
     paths = [PurePath(name) for name in names]

@@ -100,3 +100,10 @@ def test_yaml_is_bounded(text, complaint):
 def test_many_files_are_a_count_and_a_pattern(names, shown):
     """Up to three files are named; more are counted, with the folder and the ending that they share."""
     assert file_names(names) == shown
+
+
+def test_files_below_the_current_folder_are_named_from_there(tmp_path, monkeypatch):
+    """The whole path of a file beside one's work says nothing more; another folder's file keeps it."""
+    monkeypatch.chdir(tmp_path)
+    elsewhere = f"{tmp_path}-2/b.txt"
+    assert file_names([str(tmp_path / "a.txt"), elsewhere]) == f"a.txt, {elsewhere}"

@@ -190,7 +190,7 @@ def _evaluation_parser(prog: str) -> VerbParser:
         type=int,
         help="Sequences kept of each document (default: 2 of the package's novels, all of files).",
     )
-    add("--tolerance", type=float, default=0.01, help="Nats per token that still match (default: 0.01).")
+    add("--tolerance", type=float, help="Nats per token that still match (default: the run's own, or 0.01).")
     add("--confidence", type=_confidence, default=0.95, help="One-sided; none compares means (default: 0.95).")
     add("--batch-size", type=int, default=8, help="Sequences at a time (default: 8).")
     add("--dtype", default="float32", help="Type of both models' weights (default: float32).")

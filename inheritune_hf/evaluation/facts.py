@@ -260,7 +260,7 @@ class StudentEvaluation:
         if not self.corpora:
             return "No loss was measured."
         first, *others = self.corpora
-        sentence = f"On {first.corpus} the student {_matches(first, 'its reference')}."
+        sentence = f"On {first.corpus} the student {_matches(first, 'its reference', self.tolerance)}."
         for other in others:
             if first.match.matched:
                 kept = "The match holds" if other.match.matched else "The match does not hold"
@@ -269,14 +269,15 @@ class StudentEvaluation:
             sentence += f" {kept} on {other.corpus}: {other.match.difference:+.4f}{_up_to(other)}."
         if self.adapted_corpora:
             adapted = self.adapted_corpora[0]
-            sentence += f" On {adapted.corpus} it {_matches(adapted, 'the reference, trained further')}."
+            words = _matches(adapted, "the reference, trained further,", self.tolerance)
+            sentence += f" On {adapted.corpus} it {words}."
         return sentence
 
 
-def _matches(item: CorpusComparison, what: str) -> str:
+def _matches(item: CorpusComparison, what: str, tolerance: float) -> str:
     word = "matches" if item.match.matched else "does not match" if item.match.decided else "may or may not match"
     few = "" if item.match.decided else " (too few documents to decide)"
-    return f"{word} {what}{few}: {item.match.difference:+.4f} nats per token{_up_to(item)}"
+    return f"{word} {what} within {tolerance:g} nats per token{few}: {item.match.difference:+.4f}{_up_to(item)}"
 
 
 def _up_to(item: CorpusComparison) -> str:

@@ -15,6 +15,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..analysis import NEAR_RANK_ONE, SHARE, compare_laziness, measure_collapse, sample_sequences
+from ..config import InherituneConfig
 from ..data import end_of_text
 from ..evaluation import (
     Corpus,
@@ -31,7 +32,7 @@ from ..evaluation import (
 from ..evaluation.facts import Laziness, Sample
 from ..evaluation.speed import context_of, fixed_generation
 from ..evaluation.tasks import check_tasks
-from ..records import RECORD_FILE, Lineage, decode, read_json, read_record, write_record
+from ..records import RECORD_FILE, Lineage, RunRecord, decode, read_json, read_record, write_record
 from ..students import OpenedReference, open_reference
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def evaluate_student(
     *,
     parts: Sequence[str] = PARTS[:-1],
     output: Path | None = None,
-    tolerance: float = 0.01,
+    tolerance: float | None = None,
     confidence: float | None = 0.95,
     batch_size: int = 8,
     dtype: str = "float32",
@@ -78,8 +79,9 @@ def evaluate_student(
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of both.
         parts (sequence of `str`, *optional*): Of `PARTS`; all but `tasks` if not given.
         output (`Path`, *optional*): File to write, and to take finished parts from.
-        tolerance (`float`, *optional*, defaults to `0.01`): Nats per token above the reference that still match. Like
-            `confidence` it applies to losses that are measured now; a verdict that is kept stays as it is.
+        tolerance (`float`, *optional*): Nats per token above the reference that still match; that of the run that
+            trained the student if not given, or 0.01 if its folder does not say. Like `confidence` it applies to
+            losses that are measured now; a verdict that is kept stays as it is.
         confidence (`float`, *optional*, defaults to `0.95`): One-sided confidence of the bounds; `None` compares means.
         batch_size (`int`, *optional*, defaults to `8`): Sequences at a time; losses do not depend on it.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of both models' weights.
@@ -112,7 +114,8 @@ def evaluate_student(
     opened = {"student": open_reference(student), "reference": open_reference(reference, **where)}
     if adapted is not None:
         opened["adapted"] = open_reference(adapted)
-    found = _earlier(opened, tolerance, confidence, output, parts)
+    allowed = _recipe_tolerance(student) if tolerance is None else tolerance
+    found = _earlier(opened, allowed, confidence, output, parts)
     if command is not None:
         found = replace(found, commands=(*(item for item in found.commands if item != command), command))
 
@@ -283,6 +286,13 @@ def continue_text(model: Any, prompt: Sequence[int], tokenizer: PreTrainedTokeni
     with preserve_state(model), torch.no_grad():
         made = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
     return str(tokenizer.decode(made[0, len(prompt) :]))
+
+
+def _recipe_tolerance(student: str) -> float:
+    """Return the tolerance of the run that trained the student, or the default if its folder does not say."""
+    path = Path(student) / RECORD_FILE
+    recipe = read_record(RunRecord, path).recipe if path.is_file() else {}
+    return float(recipe.get("tolerance", InherituneConfig.tolerance))
 
 
 def _test_fingerprint(student: str) -> str | None:

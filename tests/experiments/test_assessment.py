@@ -3,6 +3,8 @@
 import html
 import json
 import shlex
+import shutil
+from dataclasses import replace
 
 import pytest
 from documentation import build_workspace
@@ -14,7 +16,7 @@ from inheritune_hf.evaluation import StudentEvaluation, TaskSettings, read_corpu
 from inheritune_hf.experiments import evaluate_student
 from inheritune_hf.experiments.assessment import named_reference
 from inheritune_hf.publishing import save_inherited
-from inheritune_hf.records import RecordError, encode, read_record
+from inheritune_hf.records import RECORD_FILE, RecordError, RunRecord, encode, read_record, write_record
 from inheritune_hf.run_folder import EVALUATION_FILE
 
 
@@ -75,6 +77,17 @@ def test_a_verdict_that_is_kept_says_what_it_was_judged_by(pair, tmp_path):
     assert (kept.tolerance, kept.confidence, kept.corpora) == (20.0, None, wide.corpora)
     again = evaluate_student(*words, parts=["loss"], output=output)
     assert (again.tolerance, again.confidence) == (0.01, 0.95)
+
+
+def test_the_tolerance_is_that_of_the_run(pair, tmp_path):
+    """A student is judged as its run judged it, unless another tolerance is given."""
+    student = shutil.copytree(pair / "student", tmp_path / "student")
+    record = read_record(RunRecord, student / RECORD_FILE)
+    write_record(student / RECORD_FILE, replace(record, recipe={**record.recipe, "tolerance": 0.3}))
+    corpus, tokenizer = corpus_of(pair, "0*")
+    found = evaluate_student(str(student), None, [corpus], tokenizer, parts=["loss"])
+    assert found.tolerance == 0.3
+    assert "within 0.3 nats per token" in found.verdict()
 
 
 @pytest.fixture(scope="module")

@@ -180,7 +180,10 @@ def test_the_adapted_reference_is_a_third_column(run):
     write_json(run / "evaluation.json", encode(beside_adapted(full_evaluation())))
     report = build_report(read_run(run))
     words, table, *_ = blocks_of(report, "evaluation")
-    assert "On test.jsonl it does not match the reference, trained further: +0.2425 nats per token" in words.text
+    assert (
+        "On test.jsonl it does not match the reference, trained further, within 0.01 nats per token: +0.2425"
+        in words.text
+    )
     assert table.headers[-3:] == ("adapted", "difference from it", "its interval")
     assert table.rows[0][1:4] == ("5.1425", "5.1484", "-0.0094")
     assert table.rows[0][5:7] == ("4.9000", "+0.2425")
@@ -278,15 +281,15 @@ def test_second_corpus_judges_again(run):
     report = build_report(read_run(run))
     verdict = blocks_of(report, "evaluation")[0].text
     assert verdict == (
-        "On test.jsonl the student matches its reference: -0.0094 nats per token (up to +0.0027). The match does not "
-        "hold on other.txt: +0.0267 (up to +0.0404)."
+        "On test.jsonl the student matches its reference within 0.01 nats per token: -0.0094 (up to +0.0027). The "
+        "match does not hold on other.txt: +0.0267 (up to +0.0404)."
     )
     first, second = full_evaluation().corpora
     assert "Neither does it match on" in full_evaluation(corpora=(second, second)).verdict()
     few = replace(second, match=replace(second.match, decided=False))
     assert full_evaluation(corpora=(few,)).verdict() == (
-        "On other.txt the student may or may not match its reference (too few documents to decide): +0.0267 nats per "
-        "token (up to +0.0404)."
+        "On other.txt the student may or may not match its reference within 0.01 nats per token (too few documents to "
+        "decide): +0.0267 (up to +0.0404)."
     )
     assert "It matches on test.jsonl" in full_evaluation(corpora=(second, first)).verdict()
     assert "The match holds on test.jsonl" in full_evaluation(corpora=(first, first)).verdict()
