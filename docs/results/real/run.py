@@ -8,7 +8,8 @@ The model is SmolLM2-135M-Instruct (Apache-2.0), a GGUF file in the package llm-
 holds train.jsonl.xz and validation.jsonl.xz, a novel in each row with `id` and `text` (ELTeC, English); `--zero-shot`
 JSONL files of tasks (docs/how-to/evaluate.md). Everything is done by the verbs of `inheritune`. Each step leaves a
 record in OUTPUT/records and is skipped if it is there; the same command resumes what was interrupted. Several
-processes may run other arms in the same folder. `page` keeps the records beside this script and writes real.md.
+processes may run other arms in the same folder: one with `--arms 20-skip-distilled` begins with the adapted reference.
+`page` keeps the records beside this script and writes real.md.
 """
 
 from __future__ import annotations
@@ -89,8 +90,11 @@ def main(words: list[str]) -> None:
         "data": prepare,
         "analysis": analyze,
         "plan": plan,
+        # What needs the adapted reference comes after it: another process may train it meanwhile.
+        **{f"trained-{name}": lambda given, name=name: train_arm(given, name) for name in arms if from_start(name)},
         "adapted": adapt,
-        **{name: lambda given, name=name: run_arm(given, name) for name in arms},
+        **{f"trained-{name}": lambda given, name=name: train_arm(given, name) for name in arms if not from_start(name)},
+        **{name: lambda given, name=name: result(given, name, given.output / "adapted") for name in arms},
         "published": publish,
     }
     for name, step in steps.items():
@@ -209,10 +213,14 @@ def adapt(options: argparse.Namespace) -> dict[str, Any]:
     return result(options, "adapted", None)
 
 
-def run_arm(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Train a student for the same tokens, and compare it with the starting and with the adapted reference."""
-    verb("train", *common(options, name), *student(options, name))
-    return result(options, name, options.output / "adapted")
+def from_start(name: str) -> bool:
+    """Tell whether an arm starts from the reference as it was released, without a teacher."""
+    return name.count("-") == 1
+
+
+def train_arm(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Train a student for the same tokens."""
+    return {"said": verb("train", *common(options, name), *student(options, name))}
 
 
 def common(options: argparse.Namespace, name: str) -> list[object]:
@@ -236,7 +244,7 @@ def student(options: argparse.Namespace, name: str) -> list[object]:
 
 
 def result(options: argparse.Namespace, name: str, adapted: Path | None) -> dict[str, Any]:
-    """Evaluate a trained model beside both references, and return all that the page says of it."""
+    """Evaluate a trained model beside the starting and the adapted reference; return all that the page says of it."""
     output, size = options.output, SIZES[options.toy]
     folder, loss = output / name, ("--parts", "loss")
     tasks = sorted(options.zero_shot.glob("*.jsonl"))
