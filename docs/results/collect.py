@@ -2,7 +2,7 @@
 Put the runs of several seeds into docs/results/: one table, one picture.
 
     make demo-seeds
-    python docs/results/collect.py inheritune-demo-seed1 inheritune-demo-seed2 ...
+    python docs/results/collect.py inheritune-demo-seed1 inheritune-demo-seed2 ... inheritune-demo-paper
 """
 
 import sys
@@ -43,6 +43,7 @@ The picture shows seed {seed}.
 |---|---|---|---|---|---|---|---|
 {rounds}
 
+{paper}
 ## Test set
 
 The test set was opened once for each run, after its last round.
@@ -59,18 +60,25 @@ small reduction: a model that has used its {layers} layers for 20 tokens a param
 One reference, one kind of text and one budget say nothing about the sizes in the paper.
 """
 
+_PAPER = """
+## The paper's setting
+
+The same reference, text, steps a round, rate and tolerance, with what the paper does otherwise: the first layers,
+from a half on, two more after a miss, a schedule and a data order that restart with each round, and no teacher. It
+ends with `{outcome}`.
+
+| seed | round | layers | selection loss | reference | difference | upper bound | matched |
+|---|---|---|---|---|---|---|---|
+{rounds}
+"""
+
 
 def main(folders: list[str]) -> None:
     """Write embedded.md and losses.png."""
-    runs = [read_record(FinishedRun, Path(folder) / "rounds.json") for folder in folders]
-    first = runs[0]
-    rounds = [
-        f"| {run.seed} | {item.index} | {item.layers} | {item.loss:.4f} | {item.target:.4f} | "
-        f"{item.match.difference:+.4f} | {item.match.upper:+.4f} | {'yes' if item.match.matched else 'no'} |"
-        for run in runs
-        for item in run.rounds
-        if item.match.upper is not None
-    ]
+    records = [read_record(FinishedRun, Path(folder) / "rounds.json") for folder in folders]
+    first = records[0]
+    runs = [run for run in records if run.recipe == first.recipe]
+    paper = [run for run in records if run.recipe != first.recipe]
     tests = [f"### Seed {run.seed}\n\n{markdown_table(run.results)}" for run in runs]
     text = _HEAD.format(
         layers=first.lineage.reference_layers,
@@ -83,7 +91,8 @@ def main(folders: list[str]) -> None:
         tokens=first.rounds[0].tokens,
         tolerance=first.recipe["tolerance"],
         seed=first.seed,
-        rounds="\n".join(rounds),
+        rounds=_rounds(runs),
+        paper=_PAPER.format(outcome=paper[0].outcome, rounds=_rounds(paper)) if paper else "",
         tests="\n\n".join(tests),
         grown=sum(run.outcome == "matched" and run.rounds[-1].layers < run.lineage.reference_layers for run in runs),
         student=_differences(runs, "student", "reference"),
@@ -95,6 +104,17 @@ def main(folders: list[str]) -> None:
     write_text(HERE / "embedded.md", text)
     panel = loss_panel(first.rounds, first.curves, first.target, first.recipe["tolerance"])
     save_panels(HERE / "losses.png", [panel])
+
+
+def _rounds(runs: list[FinishedRun]) -> str:
+    """Return the rows of a table of rounds."""
+    return "\n".join(
+        f"| {run.seed} | {item.index} | {item.layers} | {item.loss:.4f} | {item.target:.4f} | "
+        f"{item.match.difference:+.4f} | {item.match.upper:+.4f} | {'yes' if item.match.matched else 'no'} |"
+        for run in runs
+        for item in run.rounds
+        if item.match.upper is not None
+    )
 
 
 def _differences(runs: list[FinishedRun], one: str, other: str) -> str:
