@@ -162,7 +162,7 @@ class InherituneConfig:
         None,
         "Train with the reference as teacher: losses and their weights, such as 'cross_entropy=0.6,forward_kl=0.4' "
         f"(the paper's baseline), out of {', '.join(DISTILLATION_LOSSES)}. The reference stays in memory. Students "
-        "are always evaluated by their plain cross-entropy.",
+        "are always evaluated by their plain cross-entropy. 'none' takes back what a preset or a file sets.",
     )
     distillation_temperature: float = setting(1.0, f"Temperature of {', '.join(losses_of_kind('logits'))}.")
     distillation_top_k: Positive | None = setting(
@@ -196,6 +196,8 @@ class InherituneConfig:
         if tolerance is None or not 0 <= tolerance < math.inf:
             raise ValueError(f"tolerance must be 0 nats per token or more, got {self.tolerance!r}.")
         self.tolerance = tolerance
+        if self.distillation == "none":  # on a command line, over a preset or a file that has some
+            self.distillation = None
         self.confidence = one_sided(self.confidence)
         self.abandon = one_sided(self.abandon, "abandon", "train every round to its end")
         check_settings(self, besides=("keep_layers", "schedule"))  # these have a grammar of their own
@@ -242,8 +244,8 @@ class InherituneConfig:
             weight = number(text)
             if name not in DISTILLATION_LOSSES or name in weights or weight is None or not weight > 0:
                 raise ValueError(
-                    f"distillation must be losses out of {', '.join(DISTILLATION_LOSSES)}, each once and with a weight "
-                    f"above 0, such as 'cross_entropy=0.6,forward_kl=0.4', got {self.distillation!r}."
+                    f"distillation must be 'none' or losses out of {', '.join(DISTILLATION_LOSSES)}, each once and "
+                    f"with a weight above 0, such as 'cross_entropy=0.6,forward_kl=0.4', got {self.distillation!r}."
                 )
             weights[name] = weight
         return weights

@@ -119,6 +119,8 @@ def test_any_setting_wins_over_a_preset(tmp_path, base):
     other = parse_settings(["--config", str(path), *heal], {"learning_rate": 5.0, "logging_steps": 3})
     assert (other.recipe.growth, other.recipe.confidence, other.recipe.grow_by) == ("continue", 0.95, 5)
     assert (other.args.learning_rate, other.args.logging_steps) == (PRESETS["heal"]["learning_rate"], 3)
+    assert other.recipe.distillation == PRESETS["heal"]["distillation"]
+    assert parse_settings(["--distillation", "none", *heal]).recipe.distillation is None
 
 
 def test_what_a_run_keeps_needs_no_preset(tmp_path, base):
