@@ -196,8 +196,8 @@ class InherituneConfig:
         if tolerance is None or not 0 <= tolerance < math.inf:
             raise ValueError(f"tolerance must be 0 nats per token or more, got {self.tolerance!r}.")
         self.tolerance = tolerance
-        if self.distillation == "none":  # on a command line, over a preset or a file that has some
-            self.distillation = None
+        # A command line says none, over a preset or a file that has some.
+        self.distillation = None if self.distillation == "none" else self.distillation
         self.confidence = one_sided(self.confidence)
         self.abandon = one_sided(self.abandon, "abandon", "train every round to its end")
         check_settings(self, besides=("keep_layers", "schedule"))  # these have a grammar of their own

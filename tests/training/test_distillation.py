@@ -328,7 +328,7 @@ def test_states_need_the_teacher(tmp_path):
 )
 def test_what_is_no_distillation_is_refused(text):
     """Each loss is known, has a weight above 0, and comes once."""
-    with pytest.raises(ValueError, match="distillation must be .none. or losses out of cross_entropy, forward_kl"):
+    with pytest.raises(ValueError, match=r"distillation must be 'none' or losses out of cross_entropy, forward_kl"):
         InherituneConfig(distillation=text)
 
 
