@@ -93,7 +93,20 @@ class FolderHub:
         return SimpleNamespace(commit_url=f"folder:{repo_id}")
 
 
-@pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
+#: Pages that train for longest, on what the tutorial and other pages train on too.
+LONG = {
+    "docs/quickstart.md",
+    "docs/how-to/choose-layers.md",
+    "docs/how-to/inspect-and-verify.md",
+    "docs/explanation/pruning.md",
+}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if name_of(page) in LONG else ()) for page in RUNNABLE],
+    ids=name_of,
+)
 def test_code_of_a_page_runs_from_top_to_bottom(page, folder, request):
     """A reader who copies every block of a page, in order, gets through to its end."""
     namespace = {"__name__": "__main__"}
@@ -108,6 +121,7 @@ def test_code_of_a_page_runs_from_top_to_bottom(page, folder, request):
                 run_or_check(command, folder, hub)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(folder):
     """Whoever runs every cell of the notebook gets through to a student that grew and matched."""
     cells = json.loads(Path("examples/inheritune.ipynb").read_text(encoding="utf-8"))["cells"]

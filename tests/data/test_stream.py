@@ -394,6 +394,7 @@ print(json.dumps({"grown": most - before, "tokens": row["reader_state"].sources[
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path, tokenizer):
     """A file ten times larger than the bound is streamed within it, after the first sequence."""
     bound = 4_000_000

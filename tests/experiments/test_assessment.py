@@ -142,7 +142,7 @@ def test_the_command_asks_as_it_is_told(pair, adapted, capsys, monkeypatch):
     words += ["--task-files", "sums.jsonl", "--num-fewshot", "2", "--max-gen-toks", "4", "--output", "tasks.json"]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "2-shot, at most 4 new tokens, prompts cut: 4" in printed
+    assert "2-shot, at most 4 new tokens, prompts cut: 4" in printed, printed
     assert "exact_match (flexible-extract)" in printed
     assert " from it " in printed
     assert "Not measured: knowledge (multiple choice), reading and continuation, generation" in " ".join(

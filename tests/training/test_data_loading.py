@@ -107,6 +107,7 @@ def test_map_style_rounds_continue_too(reference, tmp_path):
     assert sorted(rows) == expected  # 2 rounds of 10 steps of 4 rows: every one of the 80 rows once
 
 
+@pytest.mark.slow
 def test_two_processes_share_documents_out_and_go_on(reference, tmp_path):
     """Two processes with workers: no document is read by both, a kill changes nothing, and no one waits for ever."""
     shards = [(0, 2), (2, 30), (32, 3), (35, 8)]  # the first process has 5 documents, the second 38

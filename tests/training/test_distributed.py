@@ -130,6 +130,7 @@ def test_optimizer_states_by_name_are_complete():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("args", "recipe"), [(FSDP, KEEP), (zero(3), {})], ids=["fsdp", "zero3"])
 def test_sharded_rounds_equal_those_that_are_not(tmp_path, args, recipe):
     """Two processes with parts of parameters: losses, layers and tokens are those of one process with all of them."""
