@@ -135,16 +135,16 @@ def test_the_command_asks_as_it_is_told(pair, adapted, capsys, monkeypatch):
     """Examples, length of answers and a third model are options; the tables say how tasks were asked."""
     pytest.importorskip("lm_eval")
     monkeypatch.chdir(pair)
-    monkeypatch.setenv("COLUMNS", "140")
     rows = [{"question": f"What is {n} and {n}?", "answer": 2 * n} for n in range(4)]
     (pair / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["evaluate", "student", "--files", "text/0*.txt", "--parts", "loss", "--adapted", "adapted"]
     words += ["--task-files", "sums.jsonl", "--num-fewshot", "2", "--max-gen-toks", "4", "--output", "tasks.json"]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "2-shot, at most 4 new tokens, prompts cut: 4" in printed, printed
-    assert "exact_match (flexible-extract)" in printed
-    assert " from it " in printed
+    asked = {item.asked for item in read_record(StudentEvaluation, pair / "tasks.json").tasks}
+    assert asked == {"2-shot, at most 4 new tokens, prompts cut: 4"}
+    # Cells may be folded, whatever the width.
+    assert all(word in printed for word in ("2-shot", "exact_match", "from it"))
     assert "Not measured: knowledge (multiple choice), reading and continuation, generation" in " ".join(
         printed.split()
     )
