@@ -94,7 +94,7 @@ class FolderHub:
 
 
 #: Pages that train for longest, on what the tutorial and other pages train on too.
-LONG = {
+HEAVY = {
     "docs/quickstart.md",
     "docs/how-to/choose-layers.md",
     "docs/how-to/inspect-and-verify.md",
@@ -104,7 +104,7 @@ LONG = {
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=pytest.mark.slow if name_of(page) in LONG else ()) for page in RUNNABLE],
+    [pytest.param(page, marks=pytest.mark.slow if name_of(page) in HEAVY else ()) for page in RUNNABLE],
     ids=name_of,
 )
 def test_code_of_a_page_runs_from_top_to_bottom(page, folder, request):
