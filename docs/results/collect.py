@@ -65,7 +65,7 @@ _PAPER = """
 
 The same reference, text, steps a round, rate and tolerance, with what the paper does otherwise: the first layers,
 from a half on, two more after a miss, a schedule and a data order that restart with each round, and no teacher. It
-ends with `{outcome}`.
+ends with {layers} of {depth} layers (`{outcome}`).
 
 | seed | round | layers | selection loss | reference | difference | upper bound | matched |
 |---|---|---|---|---|---|---|---|
@@ -92,7 +92,15 @@ def main(folders: list[str]) -> None:
         tolerance=first.recipe["tolerance"],
         seed=first.seed,
         rounds=_rounds(runs),
-        paper=_PAPER.format(outcome=paper[0].outcome, rounds=_rounds(paper)) if paper else "",
+        paper="".join(
+            _PAPER.format(
+                layers=run.rounds[-1].layers,
+                depth=run.lineage.reference_layers,
+                outcome=run.outcome,
+                rounds=_rounds([run]),
+            )
+            for run in paper
+        ),
         tests="\n\n".join(tests),
         grown=sum(run.outcome == "matched" and run.rounds[-1].layers < run.lineage.reference_layers for run in runs),
         student=_differences(runs, "student", "reference"),
