@@ -29,6 +29,8 @@ SHORTENED = (
     (re.compile(r"\bbf16(=True|: true)"), "use_cpu\\1"),
     (re.compile(r"--(steps-per-round|max-steps) \d{2,}"), r"--\1 2"),
     (re.compile(r"--bf16\b"), "--use-cpu"),
+    # A folder of the package's name beside the code would be imported in its place.
+    (re.compile(r"(?<![\w./])inheritune_hf/embedded/"), f"{ROOT.as_posix()}/inheritune_hf/embedded/"),
 )
 
 
@@ -117,7 +119,6 @@ def build_workspace(folder: Path) -> None:
         (folder / "text" / f"{number:02d}.txt").write_text(f"Text number {number}. " * 20, encoding="utf-8")
     # What a user has in a checkout.
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "inheritune_hf" / "embedded", folder / "inheritune_hf" / "embedded")
     shutil.copy(ROOT / "constraints.txt", folder)
 
 
