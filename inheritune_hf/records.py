@@ -188,7 +188,7 @@ class Validation:
     @property
     def perplexity(self) -> float:
         """Exponential of the loss."""
-        return math.exp(self.loss)
+        return perplexity(self.loss)
 
     @property
     def accuracy(self) -> float:
@@ -272,9 +272,14 @@ class Round:
         return len(self.kept_layers)
 
 
+def perplexity(loss: float) -> float:
+    """Return the exponential of a loss in nats per token; of one that has diverged beyond any float, infinity."""
+    return math.exp(loss) if loss < math.log(sys.float_info.max) else math.inf
+
+
 def loss_text(loss: float) -> str:
     """Return a loss as logs show it: in nats per token, with its perplexity."""
-    return f"{loss:.4f} nats/token (perplexity {math.exp(loss):.4g})"
+    return f"{loss:.4f} nats/token (perplexity {perplexity(loss):.4g})"
 
 
 class Rounds(Tabular, tuple[Round, ...]):
@@ -290,7 +295,7 @@ class Rounds(Tabular, tuple[Round, ...]):
                 f"{item.end_step - item.start_step:,}",
                 f"{item.tokens:,}",
                 f"{item.loss:.4f}",
-                f"{math.exp(item.loss):.4g}",
+                f"{perplexity(item.loss):.4g}",
                 f"{item.target:.4f}",
                 f"{item.match.difference:+.4f}",
                 "yes" if item.match.matched else "no" if item.match.decided else "undecided",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import reference_options
+from ..data.embedded import SEQUENCES
 from ..foreign_text import file_names
 from ..records import cache_folder, encode, write_json
 from .parsing import VerbParser
@@ -188,7 +189,7 @@ def _evaluation_parser(prog: str) -> VerbParser:
     add(
         "--max-sequences",
         type=int,
-        help="Sequences kept of each document (default: 2 of the package's novels, all of files).",
+        help=f"Sequences kept of each document (default: {SEQUENCES} of the package's novels, all of files).",
     )
     add("--tolerance", type=float, help="Nats per token that still match (default: the run's own, or 0.01).")
     add("--confidence", type=_confidence, default=0.95, help="One-sided; none compares means (default: 0.95).")

@@ -11,6 +11,9 @@ from ..config import DataConfig
 #: Folder of the embedded reference, its text, and a page that says where both come from.
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 
+#: Sequences that are kept of each held-out passage.
+SEQUENCES = 2
+
 
 def embedded_reference() -> str:
     """Return the folder of the embedded reference and its tokenizer."""
@@ -23,10 +26,10 @@ def embedded_file(part: Literal["train", "selection", "test"]) -> str:
 
 
 def embedded_data() -> DataConfig:
-    """Return the data of the embedded run: all training passages, and two sequences of each other one."""
+    """Return the data of the embedded run: all training passages, and `SEQUENCES` of each other one."""
     return DataConfig(
         train_files=[embedded_file("train")],
         selection_files=[embedded_file("selection")],
         test_files=[embedded_file("test")],
-        max_sequences_per_document=2,
+        max_sequences_per_document=SEQUENCES,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import datasets
 import evaluate
+
+from ..records import perplexity
 
 _DESCRIPTION = """
 Loss in nats per token, perplexity and next-token accuracy of a causal language model, from sums per sequence. Sums, not
@@ -47,4 +48,4 @@ class TokenPerplexity(evaluate.Metric):  # type: ignore[misc]  # evaluate has no
 
     def _compute(self, loss_sums: Sequence[float], tokens: Sequence[int], correct: Sequence[int]) -> dict[str, float]:
         loss = sum(loss_sums) / sum(tokens)
-        return {"loss": loss, "perplexity": math.exp(loss), "accuracy": sum(correct) / sum(tokens)}
+        return {"loss": loss, "perplexity": perplexity(loss), "accuracy": sum(correct) / sum(tokens)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from ..evaluation.abilities import unmeasured_abilities
 from ..evaluation.facts import StudentEvaluation
 from ..foreign_text import parse_yaml
 from ..outcomes import conclude_record, describe_evidence, describe_rule, matched_word
-from ..records import Match, RunRecord, read_record
+from ..records import Match, RunRecord, perplexity, read_record
 from ..run_folder import EVALUATION_FILE
 from ..students import open_reference
 from ..students.estimates import operations_per_token
@@ -224,7 +223,7 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         recipe=_recipe(record),
         command=_inherit_command(record),
         number=lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.3g}",
-        exp=math.exp,
+        exp=perplexity,
     )
 
 
@@ -342,7 +341,7 @@ def _results(record: RunRecord, facts: CardFacts) -> list[EvalResult]:
         for whose, loss in (("", student), (" of the reference", reference)):
             if loss is None:
                 continue
-            for kind, value, unit in (("loss", loss, " (nats per token)"), ("perplexity", math.exp(loss), "")):
+            for kind, value, unit in (("loss", loss, " (nats per token)"), ("perplexity", perplexity(loss), "")):
                 results.append(
                     EvalResult(
                         task_type="text-generation",

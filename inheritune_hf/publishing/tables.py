@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from ..evaluation.facts import CorpusComparison, LazinessComparison, StudentEvaluation, TaskComparison
 from ..outcomes import matched_word
-from ..records import DataFacts, Match, RunRecord
+from ..records import DataFacts, Match, RunRecord, perplexity
 
 #: A whole reference, trained further to be the reference of other runs, as tables name it.
 ADAPTED = "adapted reference"
@@ -90,7 +89,7 @@ def terminal_table(rows: Sequence[ResultRow]) -> Table:
             f"{row.parameters / 1e6:.2f}M",
             cells[3],
             f"{row.tokens / 1e6:.2f}M",
-            f"{cells[5]}\n(ppl {math.exp(row.loss):.4g})",
+            f"{cells[5]}\n(ppl {perplexity(row.loss):.4g})",
             f"{cells[6]}\n({span})" if row.match is not None else "",
             cells[8].replace(", ", ",\n"),
         )

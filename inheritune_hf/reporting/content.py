@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,7 +19,7 @@ from ..foreign_text import file_names
 from ..layers import describe
 from ..outcomes import describe_evidence, describe_rule, goal_of, matched_word
 from ..publishing import tables
-from ..records import DataFacts
+from ..records import DataFacts, perplexity
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, without_nothing
 from .summary import RunSummary
 
@@ -225,7 +224,7 @@ def _loss_facts(run: RunSummary) -> Iterator[tuple[str, str]]:
     yield f"loss, {where}", f"{mine:.4f} against {theirs:.4f} nats per token"
     if match is not None:
         yield "difference", f"{match.difference:+.4f} ({tables.interval(match) or 'no interval'})"
-    yield "perplexity", f"{math.exp(mine):.2f} against {math.exp(theirs):.2f}"
+    yield "perplexity", f"{perplexity(mine):.2f} against {perplexity(theirs):.2f}"
 
 
 def _losses(run: RunSummary) -> Iterator[Block]:
@@ -602,7 +601,7 @@ def _comparison_facts(rows: Sequence[ArmResult], record: ComparisonRecord) -> It
     yield "equal for all arms", {"tokens": "tokens", "flops": "operations"}[record.compare.budget]
     for name, row in zip(("reference, test loss", "lowest test loss"), rows, strict=False):
         which = "" if row.arm == "reference" else f"{row.arm}, {row.layers} of {record.reference.layers} layers, "
-        yield name, f"{row.loss:.4f} ({which}perplexity {math.exp(row.loss):.2f})"
+        yield name, f"{row.loss:.4f} ({which}perplexity {perplexity(row.loss):.2f})"
     yield "training FLOPs, all cells shown", f"{sum(cell.flops for cell in record.cells):.3g}"
 
 

@@ -116,7 +116,7 @@ def test_finished_tasks_are_kept(pair, files, tmp_path, monkeypatch):
 
 @harness
 def test_how_a_task_is_asked_is_kept_with_it(pair, files, tmp_path, monkeypatch):
-    """Other settings are evaluated anew, each is recorded as it was asked, and only like is compared with like."""
+    """A task with other settings is evaluated again; its settings are recorded, and only equal ones are compared."""
     model = AutoModelForCausalLM.from_pretrained(pair.student)
     asked = []
     run = tasks._run

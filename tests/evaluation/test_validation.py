@@ -1,5 +1,7 @@
 """The loss as a sum over a sum, whatever the batches."""
 
+import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.evaluation import ValidatedTrainer, document_ids, sequence_sums
 from inheritune_hf.evaluation.validation import sum_by_document
+from inheritune_hf.records import loss_text
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,16 @@ def test_evaluating_leaves_the_random_state_alone(model, rows, tmp_path):
     torch.manual_seed(3)
     trainer.evaluate()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loss_that_has_diverged_is_measured(model, rows, tmp_path):
+    """A loss whose exponential is beyond any float has an infinite perplexity, and does not end the run."""
+    diverged = copy.deepcopy(model)
+    diverged.lm_head.weight.data.mul_(1e4)
+    _, metrics = measure(diverged, rows, tmp_path, 4)
+    assert 800 < metrics["eval_loss"] < math.inf
+    assert metrics["eval_perplexity"] == math.inf
+    assert loss_text(metrics["eval_loss"]).endswith("nats/token (perplexity inf)")
 
 
 def test_sequence_sums_by_hand():

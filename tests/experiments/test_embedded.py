@@ -128,7 +128,7 @@ def test_runs_are_collected_in_a_page(whole, tmp_path):
 
 
 def test_controls_see_the_students_batches(whole):
-    """Each control begins with the student's batches, in its order; more steps go on in the data."""
+    """Each control begins with the student's batches, in its order; more steps continue in the data."""
     batches = whole().batches
     assert set(batches) == {"demo", "1-8-steps", "2-16-steps", "3-8-steps"}
     assert len(set(batches["demo"])) == 8
@@ -168,8 +168,8 @@ def test_another_runs_folder_is_refused(tmp_path):
         run_embedded(*toy_settings(tmp_path, "--seed", "2"), Console(quiet=True))
 
 
-def test_an_interrupted_control_goes_on(whole, tmp_path, monkeypatch):
-    """A signal while a control is trained saves it; the same call goes on to the same end."""
+def test_an_interrupted_control_is_resumed(whole, tmp_path, monkeypatch):
+    """A signal while a control is trained saves it; the same call resumes it, with the same result."""
     settings = toy_settings(tmp_path, "--target", "0.1", "--save_steps", "100")
     steps, train = [], InherituneTrainer.training_step
 
