@@ -118,7 +118,10 @@ def parse_demo(argv: Sequence[str], defaults: Mapping[str, Any], prog: str = "in
     with usage_errors(prog):
         settings = _settings(_read(parser, argv, defaults))
     if settings.run.reference is not None:
-        raise ValueError("The demo brings its own reference; for another one use: inheritune train --reference ...")
+        raise ValueError(
+            f"The demo brings its own reference, got {settings.run.reference!r}; for another one use: inheritune train "
+            "--reference ..."
+        )
     return settings
 
 

@@ -212,4 +212,7 @@ def test_every_option_is_read_with_hyphens_and_underscores():
 def test_the_demo_brings_its_own_reference(base, capsys):
     """`inheritune demo` takes any setting of a run but a reference, with which it says what to do."""
     assert main(["demo", *base]) == 1
-    assert "The demo brings its own reference; for another one use: inheritune train --ref" in capsys.readouterr().err
+    assert (
+        "The demo brings its own reference, got 'gpt2'; for another one use: inheritune train --ref"
+        in capsys.readouterr().err
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import ModelCard
 from rich.console import Console
 from tiny_reference import save_reference
 from transformers import AutoTokenizer
@@ -91,6 +92,7 @@ def test_what_is_shipped_belongs_together(monkeypatch):
     assert len({text for found in sets.values() for text in found}) == sum(map(len, sets.values()))
     corpus = read_corpus([], tokenizer, len(tokenizer), 256, max_sequences_per_document=1)
     assert validate(reference.load(), corpus, batch_size=16).loss < math.log(len(tokenizer)) / 2
+    assert ModelCard.load(shipped.EMBEDDED / "reference" / "README.md").data.license == "apache-2.0"
     page = (shipped.EMBEDDED / "README.md").read_text(encoding="utf-8")
     assert all(word in page for word in ("public domain", "train_reference.py", "ELTeC", "Apache-2.0"))
 
