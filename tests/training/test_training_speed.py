@@ -202,9 +202,9 @@ def test_what_others_froze_stays():
     gc.freeze()
     try:
         count = gc.get_freeze_count()
-        with frozen_gc():
-            assert gc.get_freeze_count() == count
-        assert gc.get_freeze_count() == count
+        with frozen_gc():  # frozen objects that nobody needs any more may go; none is thawed, and none is added
+            assert 0 < gc.get_freeze_count() <= count
+        assert 0 < gc.get_freeze_count() <= count
     finally:
         gc.unfreeze()
 
