@@ -56,12 +56,12 @@ SIZES = {
         "batch": 2,
         "books": 24,
         "windows": 2,
-        "sequences": 128,
+        "sequences": 100,
         "rows": 200,
-        "looks": 10,
+        "looks": 8,
         "most": None,
     },
-    True: {"block": 64, "batch": 2, "books": 3, "windows": 1, "sequences": 4, "rows": 2, "looks": 2, "most": 6},
+    True: {"block": 64, "batch": 2, "books": 6, "windows": 1, "sequences": 4, "rows": 2, "looks": 2, "most": 6},
 }
 
 
@@ -85,15 +85,21 @@ def main(words: list[str]) -> None:
     arms = options.arms.split(",")
     if not options.books or not options.zero_shot or not set(arms) <= set(ARMS):
         parser.error(f"--books, --zero-shot and arms of {', '.join(ARMS)} are needed.")
+    training: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        f"trained-{name}": lambda given, name=name: train_arm(given, name) for name in arms
+    }
+    free = [f"trained-{name}" for name in arms if from_start(name)]
     steps: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "reference": make_reference,
         "data": prepare,
+        # What needs no analysis comes before it, and what needs no adapted reference before that: another process may
+        # make them meanwhile.
+        **{name: training[name] for name in free if name.endswith("first")},
         "analysis": analyze,
         "plan": plan,
-        # What needs the adapted reference comes after it: another process may train it meanwhile.
-        **{f"trained-{name}": lambda given, name=name: train_arm(given, name) for name in arms if from_start(name)},
+        **{name: training[name] for name in free},
         "adapted": adapt,
-        **{f"trained-{name}": lambda given, name=name: train_arm(given, name) for name in arms if not from_start(name)},
+        **training,
         **{name: lambda given, name=name: result(given, name, given.output / "adapted") for name in arms},
         "published": publish,
     }
@@ -164,14 +170,15 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
             rows += [json.loads(line) for line in file]
     rows.sort(key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())
     held = size["books"]
-    dealt = {"selection": rows[:held], "test": rows[held : 2 * held], "train": rows[2 * held :][: size["most"]]}
+    looked = math.ceil(held / 2)  # the selection set is read again and again while an arm trains
+    dealt = {"selection": rows[held:][:looked], "test": rows[:held], "train": rows[held + looked :][: size["most"]]}
     for name, books in dealt.items():
         write_rows(output / "books" / f"{name}.jsonl", [{key: row[key] for key in ("id", "text")} for row in books])
     # Not by name: modules that begin with the same word are often of one package.
     files = sorted(
         Path(sysconfig.get_path("stdlib")).glob("*.py"), key=lambda path: hashlib.sha256(path.name.encode()).digest()
     )
-    library = [{"id": path.name, "text": path.read_text(encoding="utf-8")} for path in files[: 2 * held]]
+    library = [{"id": path.name, "text": path.read_text(encoding="utf-8")} for path in files[:held]]
     write_rows(output / "library.jsonl", library)
     files = [word for name in dealt for word in (f"--{name}_files", output / "books" / f"{name}.jsonl")]
     cut = ("--block_size", size["block"], "--max_sequences_per_document", size["windows"])
@@ -236,8 +243,9 @@ def common(options: argparse.Namespace, name: str) -> list[object]:
 def student(options: argparse.Namespace, name: str) -> list[object]:
     """Return what an arm's name says: how many layers, which, from which reference, and whether it teaches."""
     depth, choice, *rest = name.split("-")
-    order = read_json(options.output / "records" / "analysis.json")["order"]
-    kept = sorted(order[: int(depth)] if choice == "skip" else range(int(depth)))
+    kept = list(range(int(depth)))
+    if choice == "skip":
+        kept = sorted(read_json(options.output / "records" / "analysis.json")["order"][: int(depth)])
     words: list[object] = ["--keep_layers", ",".join(map(str, kept)), "--max_layers", depth]
     words += ["--distillation", TAUGHT] if "distilled" in rest else []
     return [*words, "--reference", options.output / ("adapted" if rest else "reference")]
