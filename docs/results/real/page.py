@@ -35,24 +35,26 @@ most {tolerance:g}.
 ![Selection loss of every arm against training tokens, and the level of both references](real.png)
 
 | arm | layers of {reference_layers} | untrained | test loss | to the starting reference | to the adapted reference | \
-Python, to the adapted | {task_names} | operations |
-|---|---:|---:|---:|---:|---:|---:|{task_rules}---:|
+Python, to the starting | operations |
+|---|---:|---:|---:|---:|---:|---:|---:|
 {rows}
 
 `skip` keeps the layers without which alone the loss would be highest, `first` the first ones. `distilled` students
 start from the adapted reference and have it as their teacher, `adapted` ones start from it and have none, the others
 start from the starting reference. Operations are those of the training, the teacher's included; what the adapted
 reference took is not. In brackets: 95 % one-sided bounds, which cluster by document. *Python* is the source of
-Python's standard library ({library} modules), to see whether a verdict holds on other text. Tasks are the first
-{rows_of_task} rows of each, zero-shot, with standard errors of up to {task_error:.3f}. The untrained loss is that of
-the selection set.
+Python's standard library ({library} modules), to see what the training did to other text. The untrained loss is that
+of the selection set.
 
-## Speed, memory and drafting
+## Tasks, speed, memory and drafting
 
-| arm | parameters | peak memory | tokens per second, beside the adapted reference | greedy tokens accepted as a \
-draft | near rank 1 |
-|---|---:|---:|---:|---:|---:|
+| model | {task_names} | parameters | peak memory | tokens per second, beside the starting reference | greedy tokens \
+accepted as its draft | layers near rank 1 |
+|---|{task_rules}---:|---:|---:|---:|---:|
 {speeds}
+
+Tasks are the first {rows_of_task} rows of each, zero-shot, with standard errors of up to {task_error:.3f}. Weights are
+bfloat16 in this table but for the last column; everything above is float32.
 
 ## Which measure predicts the layers that can be dropped
 
@@ -99,9 +101,9 @@ def arms_of(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def page(records: dict[str, dict[str, Any]]) -> str:
     """Return the page that the records make."""
     adapted, arms, analysis = records["adapted"], arms_of(records), records["analysis"]
-    own = adapted["evaluations"]["starting"]
+    own, measured = adapted["evaluation"], records["measured-adapted"]["evaluation"]
     test, library = own["corpora"]
-    tasks = [task for task in own["tasks"] if task["metric"] == "acc"]
+    tasks = accuracies(measured)
     measures = analysis["measures"]
     return _PAGE.format(
         model=records["reference"]["file"].partition(".")[0],
@@ -115,15 +117,13 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         adapted=test["student"]["loss"],
         tolerance=own["tolerance"],
         summary=summary(arms),
+        rows="\n".join(_row(name, arm) for name, arm in {"adapted": adapted, **arms}.items()),
+        library=library["documents"],
         task_names=" | ".join(task["task"] for task in tasks),
         task_rules="---:|" * len(tasks),
-        rows="\n".join(
-            [_reference_row(own, tasks), *(_row(name, arm) for name, arm in {"adapted": adapted, **arms}.items())]
-        ),
-        library=library["documents"],
         rows_of_task=max(task["rows"] for task in tasks),
         task_error=max(task["reference_error"] for task in tasks),
-        speeds="\n".join(_speed_row(name, arm) for name, arm in {"adapted": adapted, **arms}.items()),
+        speeds="\n".join([_reference_speed(measured), *_speed_rows(records, ["adapted", *arms])]),
         sequences=analysis["sequences"],
         correlations="\n".join(
             f"| {name} | {correlation(measures[name], measures['skip'])} |" for name in measures if name != "skip"
@@ -168,15 +168,21 @@ def summary(arms: dict[str, dict[str, Any]]) -> str:
 
 
 def verdict(record: dict[str, Any], against: str, corpus: int = 0) -> dict[str, Any]:
-    """Return an arm's comparison with a reference on a corpus."""
-    found: dict[str, Any] = record["evaluations"][against]["corpora"][corpus]["match"]
+    """Return an arm's comparison with the starting or the adapted reference on a corpus."""
+    corpora = record["evaluation"]["corpora" if against == "starting" else "adapted_corpora"]
+    found: dict[str, Any] = corpora[corpus]["match"]
     return found
 
 
 def loss(record: dict[str, Any]) -> float:
     """Return the test loss in nats per token."""
-    value: float = next(iter(record["evaluations"].values()))["corpora"][0]["student"]["loss"]
+    value: float = record["evaluation"]["corpora"][0]["student"]["loss"]
     return value
+
+
+def accuracies(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the comparisons of tasks by accuracy."""
+    return [task for task in evaluation["tasks"] if task["metric"] == "acc"]
 
 
 def interval(match: dict[str, Any]) -> str:
@@ -185,34 +191,40 @@ def interval(match: dict[str, Any]) -> str:
     return f"{match['difference']:+.4f}{bounds}"
 
 
-def _reference_row(own: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
-    scores = " | ".join(f"{task['reference']:.3f}" for task in tasks)
-    start = own["corpora"][0]["reference"]["loss"]
-    return f"| starting reference | {own['layers']['reference']} | {start:.4f} | {start:.4f} | | | | {scores} | |"
-
-
 def _row(name: str, record: dict[str, Any]) -> str:
-    found = record["evaluations"]
-    last = found.get("adapted") or found["starting"]
-    scores = " | ".join(f"{task['student']:.3f}" for task in last["tasks"] if task["metric"] == "acc")
-    differences = [interval(verdict(record, "starting"))]
-    differences += [interval(verdict(record, "adapted", corpus)) if "adapted" in found else "" for corpus in (0, 1)]
+    adapted = interval(verdict(record, "adapted")) if record["evaluation"]["adapted_corpora"] else ""
     return (
         f"| `{name}` | {len(record['layers'])} | {record['untrained']:.2f} | {loss(record):.4f} | "
-        f"{' | '.join(differences)} | {scores} | {record['flops']:.2g} |"
+        f"{interval(verdict(record, 'starting'))} | {adapted} | {interval(verdict(record, 'starting', 1))} | "
+        f"{record['flops']:.2g} |"
     )
 
 
-def _speed_row(name: str, record: dict[str, Any]) -> str:
-    found = record["evaluations"]
-    last = found.get("adapted") or found["starting"]
-    size, lazy = last["efficiency"]["student"], last["laziness"]["comparison"]
-    speeds = [item for item in last["efficiency"]["speeds"] if item["quantity"] == "tokens per second"]
-    gains = ", ".join(f"{item['gain']['median']:.2f} × at batch {item['batch']}" for item in speeds)
-    greedy = next(item for item in last["drafts"] if item["mode"] == "greedy")
+def _reference_speed(measured: dict[str, Any]) -> str:
+    scores = " | ".join(f"{task['reference']:.3f}" for task in accuracies(measured))
+    size, lazy = measured["efficiency"]["reference"], measured["laziness"]["comparison"]
+    return f"| starting reference | {scores} | {_size(size)} | | | {lazy['reference']} |"
+
+
+def _speed_rows(records: dict[str, dict[str, Any]], names: list[str]) -> list[str]:
+    rows = []
+    for name in names:
+        if f"measured-{name}" not in records:
+            continue
+        found = records[f"measured-{name}"]["evaluation"]
+        scores = " | ".join(f"{task['student']:.3f}" for task in accuracies(found))
+        speeds = [item for item in found["efficiency"]["speeds"] if item["quantity"] == "tokens per second"]
+        gains = ", ".join(f"{item['gain']['median']:.2f} × at batch {item['batch']}" for item in speeds)
+        greedy = next(item for item in found["drafts"] if item["mode"] == "greedy")
+        accepted = f"{greedy['accepted'] / max(1, greedy['drafted']):.0%}, {greedy['speed_up']['median']:.2f} ×"
+        size, lazy = found["efficiency"]["student"], found["laziness"]["comparison"]
+        rows.append(f"| `{name}` | {scores} | {_size(size)} | {gains} | {accepted} | {lazy['student']} |")
+    return rows
+
+
+def _size(size: dict[str, Any]) -> str:
     memory = "" if size["peak_memory"] is None else f"{size['peak_memory'] / 1e6:,.0f} MB"
-    accepted = f"{greedy['accepted'] / max(1, greedy['drafted']):.0%}, {greedy['speed_up']['median']:.2f} ×"
-    return f"| `{name}` | {size['parameters']:,} | {memory} | {gains} | {accepted} | {lazy['student']} |"
+    return f"{size['parameters']:,} | {memory}"
 
 
 def correlation(one: list[float], other: list[float]) -> str:

@@ -98,9 +98,11 @@ def main(words: list[str]) -> None:
         "analysis": analyze,
         "plan": plan,
         **{name: training[name] for name in free},
-        "adapted": adapt,
+        "trained-adapted": adapt,
         **training,
-        **{name: lambda given, name=name: result(given, name, given.output / "adapted") for name in arms},
+        "adapted": lambda given: result(given, "adapted"),
+        **{name: lambda given, name=name: result(given, name) for name in arms},
+        **{f"measured-{name}": lambda given, name=name: measure(given, name) for name in ["adapted", *arms]},
         "published": publish,
     }
     for name, step in steps.items():
@@ -216,8 +218,7 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
 
 def adapt(options: argparse.Namespace) -> dict[str, Any]:
     """Train the whole reference on the books: the harder target, and the teacher."""
-    verb("adapt", options.output / "reference", *common(options, "adapted"))
-    return result(options, "adapted", None)
+    return {"said": verb("adapt", options.output / "reference", *common(options, "adapted"))}
 
 
 def from_start(name: str) -> bool:
@@ -251,30 +252,20 @@ def student(options: argparse.Namespace, name: str) -> list[object]:
     return [*words, "--reference", options.output / ("adapted" if rest else "reference")]
 
 
-def result(options: argparse.Namespace, name: str, adapted: Path | None) -> dict[str, Any]:
-    """Evaluate a trained model beside the starting and the adapted reference; return all that the page says of it."""
-    output, size = options.output, SIZES[options.toy]
-    folder, loss = output / name, ("--parts", "loss")
-    tasks = sorted(options.zero_shot.glob("*.jsonl"))
+def result(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Compare a trained model with the starting and the adapted reference; return what the page says of it."""
+    output, size, folder = options.output, SIZES[options.toy], options.output / name
+    beside: list[object] = ["--reference", output / "reference"]
+    beside += [] if name == "adapted" else ["--adapted", output / "adapted"]
     corpora: list[object] = ["--config", folder / "settings.json", "--block-size", size["block"]]
     corpora += ["--second-files", output / "library.jsonl", "--max-sequences", 1]
-    whole = [*loss, "layers", "efficiency", "draft", "--task-limit", size["rows"], "--repeats", 1 if options.toy else 5]
-    whole += ["--task-files", *tasks]
-    found = {}
-    for against in ("starting", *(["adapted"] if adapted else [])):
-        path = folder / f"against-{against}.json"
-        beside = output / "reference" if against == "starting" else adapted
-        parts = whole if against == "adapted" or not adapted else loss
-        verb("evaluate", folder, "--reference", beside, *corpora, *parts, "--output", path)
-        found[against] = {key: value for key, value in read_json(path).items() if key not in ("samples", "commands")}
+    verb("evaluate", folder, *beside, *corpora, "--parts", "loss", "layers")
     run = read_json(folder / "rounds.json")
     last, curve = run["rounds"][-1], next(iter(run["curves"].values()))
     tokens, untrained = last["tokens"] / last["end_step"], last["start_loss"]
     untrained = last["target"] if untrained is None else untrained  # the reference itself
     teacher = AutoConfig.from_pretrained(output / "adapted") if "distilled" in name else None
     operations = training_operations(AutoConfig.from_pretrained(folder), size["block"], teacher)
-    if adapted:
-        verb("report", folder, "--evaluation", folder / "against-adapted.json")
     return {
         "layers": last["kept_layers"],
         "tokens": last["tokens"],
@@ -283,8 +274,32 @@ def result(options: argparse.Namespace, name: str, adapted: Path | None) -> dict
         "untrained": untrained,
         "target": last["target"],
         "curve": [[0, untrained], *([step * tokens, value] for step, value in curve if step)],
-        "evaluations": found,
+        "evaluation": evaluation(folder),
     }
+
+
+def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Measure a model's tasks, speed, memory and drafting beside the starting reference, and write its report."""
+    folder, size = options.output / name, SIZES[options.toy]
+    parts: list[object] = [
+        "--parts",
+        "efficiency",
+        "draft",
+        "--repeats",
+        1 if options.toy else 3,
+        "--dtype",
+        "bfloat16",
+    ]
+    parts += ["--task-files", *sorted(options.zero_shot.glob("*.jsonl")), "--task-limit", size["rows"]]
+    found = ("--config", folder / "settings.json", "--block-size", size["block"])
+    verb("evaluate", folder, "--reference", options.output / "reference", *found, *parts)
+    verb("report", folder)
+    return {"evaluation": evaluation(folder)}
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    """Return what has been measured of a model, without its texts."""
+    return {key: value for key, value in read_json(folder / "evaluation.json").items() if key != "samples"}
 
 
 def publish(options: argparse.Namespace) -> dict[str, Any]:
