@@ -100,9 +100,8 @@ def main(words: list[str]) -> None:
         **{name: training[name] for name in free},
         "trained-adapted": adapt,
         **training,
-        "adapted": lambda given: result(given, "adapted"),
-        **{name: lambda given, name=name: result(given, name) for name in arms},
-        **{f"measured-{name}": lambda given, name=name: measure(given, name) for name in ["adapted", *arms]},
+        **{name: lambda given, name=name: result(given, name) for name in [*arms, "adapted"]},
+        **{f"measured-{name}": lambda given, name=name: measure(given, name) for name in [*arms, "adapted"]},
         "published": publish,
     }
     for name, step in steps.items():
