@@ -149,7 +149,7 @@ def evaluate(argv: Sequence[str], prog: str) -> int:
         tasks=tasks,
         task_settings=TaskSettings(options.num_fewshot, options.apply_chat_template, options.max_gen_toks),
         task_limit=options.task_limit,
-        task_cache=cache_folder("tasks"),
+        cache_dir=cache_folder("evaluation"),
         efficiency={
             "batch_sizes": options.generation_batches,
             "settings": options.settings,

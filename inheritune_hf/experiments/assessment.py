@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import __version__
 from ..analysis import NEAR_RANK_ONE, SHARE, compare_laziness, measure_collapse, sample_sequences
 from ..config import InherituneConfig
 from ..data import end_of_text
@@ -32,7 +33,17 @@ from ..evaluation import (
 from ..evaluation.facts import Laziness, Sample
 from ..evaluation.speed import context_of, fixed_generation
 from ..evaluation.tasks import check_tasks
-from ..records import RECORD_FILE, Lineage, RunRecord, decode, read_json, read_record, write_record
+from ..records import (
+    RECORD_FILE,
+    Cache,
+    Lineage,
+    RunRecord,
+    Validation,
+    decode,
+    read_json,
+    read_record,
+    write_record,
+)
 from ..students import OpenedReference, open_reference
 
 logger = logging.getLogger(__name__)
@@ -61,7 +72,7 @@ def evaluate_student(
     tasks: Sequence[str] = (),
     task_settings: TaskSettings | None = None,
     task_limit: int | None = None,
-    task_cache: Path | None = None,
+    cache_dir: Path | None = None,
     efficiency: Mapping[str, Any] | None = None,
     reference_kwargs: Mapping[str, Any] | None = None,
     command: str | None = None,
@@ -90,7 +101,8 @@ def evaluate_student(
         tasks (sequence of `str`, *optional*): Tasks, see `evaluate_tasks`.
         task_settings (`TaskSettings`, *optional*): How tasks are asked.
         task_limit (`int`, *optional*): Rows of each task; all if not given.
-        task_cache (`Path`, *optional*): Folder in which finished tasks are kept.
+        cache_dir (`Path`, *optional*): Folder in which losses and finished tasks are kept: those of a reference are
+            measured once for all its students. Nothing is kept without it.
         efficiency (`Mapping`, *optional*): Settings of `measure_efficiency`.
         reference_kwargs (`Mapping`, *optional*): Where the reference comes from, such as `revision`.
         command (`str`, *optional*): The command line, kept so that it can be run again.
@@ -125,7 +137,8 @@ def evaluate_student(
         if output is not None:
             write_record(output, found)
 
-    keep(**_measure_in_turn(opened, corpora, tokenizer, parts, batch_size, dtype, found))
+    kept_losses = None if cache_dir is None else Cache(cache_dir / "losses", Validation)
+    keep(**_measure_in_turn(opened, corpora, tokenizer, parts, batch_size, dtype, found, kept_losses))
     if "draft" in parts:
         logger.info("drafting")
         draft, target = (_load(opened[name], dtype) for name in ("student", "reference"))
@@ -141,7 +154,7 @@ def evaluate_student(
         scores = []
         for name, model in opened.items():
             logger.info("tasks of the %s", name)
-            kept: dict[str, Any] = {"cache_dir": task_cache, "weights": found.fingerprints[name]}
+            kept: dict[str, Any] = {"cache_dir": cache_dir and cache_dir / "tasks", "weights": found.fingerprints[name]}
             asked: dict[str, Any] = {"settings": task_settings, "limit": task_limit}
             scores.append(evaluate_tasks(_load(model, dtype), tokenizer, tasks, **asked, **kept))
             gc.collect()
@@ -217,17 +230,22 @@ def _measure_in_turn(
     batch_size: int,
     dtype: str,
     found: StudentEvaluation,
+    cache: Cache[Validation] | None,
 ) -> dict[str, Any]:
     """Return the parts that need one model at a time: losses, samples and lazy layers."""
     prompts, pad = _prompts(corpora[0]), end_of_text(tokenizer)
     losses, texts, collapses = [], [], []
+    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate}
+    versions = {name: module.__version__ for name, module in libraries.items()}
     for name, model in opened.items():
         if name == "adapted" and "loss" not in parts:
             continue
         logger.info("%s: %s", name, model.name)
         loaded = _load(model, dtype)
         if "loss" in parts:
-            losses.append([validate(loaded, corpus, batch_size, pad) for corpus in corpora])
+            computed = [dtype, loaded.device.type, loaded.config._attn_implementation, __version__, versions]
+            facts = [found.fingerprints[name], *computed]
+            losses.append([_measure_loss(loaded, corpus, batch_size, pad, facts, cache) for corpus in corpora])
         if name == "adapted":
             continue  # measured on loss and tasks alone
         if "samples" in parts:
@@ -237,8 +255,7 @@ def _measure_in_turn(
             collapses.append(measure_collapse(loaded, sequences, controls=False, blocks=False))
         del loaded
         gc.collect()
-    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate}
-    changes: dict[str, Any] = {"versions": {name: module.__version__ for name, module in libraries.items()}}
+    changes: dict[str, Any] = {"versions": versions}
     if losses:
         changes["adapted_corpora"] = ()
         for name, others in zip(("corpora", "adapted_corpora"), losses[1:], strict=False):
@@ -255,6 +272,19 @@ def _measure_in_turn(
         comparison = compare_laziness(collapses[0], collapses[1], NEAR_RANK_ONE)
         changes["laziness"] = Laziness(SHARE, ranks[1], ranks[0], comparison)
     return changes
+
+
+def _measure_loss(
+    model: PreTrainedModel, corpus: Corpus, batch_size: int, pad: int, facts: list[Any], cache: Cache[Validation] | None
+) -> Validation:
+    """Return a model's loss on a corpus, from the cache if it was measured before; `facts` are what it depends on."""
+    key = [corpus.fingerprint, *facts]
+    found = None if cache is None else cache.read(key)
+    if found is None:
+        found = validate(model, corpus, batch_size, pad)
+        if cache is not None:
+            cache.write(key, found)
+    return found
 
 
 def _load(opened: OpenedReference, dtype: str) -> PreTrainedModel:

@@ -131,6 +131,37 @@ def test_the_adapted_reference_is_measured_too(pair, adapted, tmp_path):
         evaluate_student(*words, parts=["loss"], adapted=student)
 
 
+def test_a_loss_that_was_measured_is_not_measured_again(pair, tmp_path, monkeypatch):
+    """The reference is measured once for all its students; other weights, text or precision are measured anew."""
+    measured = []
+    validate = assessment.validate
+
+    def counted(model, corpus, *rest):
+        measured.append(model.config.num_hidden_layers)
+        return validate(model, corpus, *rest)
+
+    monkeypatch.setattr(assessment, "validate", counted)
+    corpus, tokenizer = corpus_of(pair, "0*")
+    other, _ = corpus_of(pair, "1*")
+    save_inherited(str(pair / "reference"), "last:2", tmp_path / "second")
+
+    def evaluate(student, on=corpus, **more):
+        measured.clear()
+        given = {"parts": ["loss"], "cache_dir": tmp_path / "cache", **more}
+        return evaluate_student(str(student), None, [on], tokenizer, **given).corpora[0], list(measured)
+
+    first, depths = evaluate(pair / "student")
+    assert depths == [2, 4]
+    assert evaluate(pair / "student") == (first, [])
+    second, depths = evaluate(tmp_path / "second")
+    assert depths == [2]
+    assert second.reference == first.reference
+    assert second.student != first.student
+    assert evaluate(pair / "student", other)[1] == [2, 4]
+    assert evaluate(pair / "student", dtype="bfloat16")[1] == [2, 4]
+    assert evaluate(pair / "student", cache_dir=None) == (first, [2, 4])
+
+
 def test_the_command_asks_as_it_is_told(pair, adapted, capsys, monkeypatch):
     """Examples, length of answers and a third model are options; the tables say how tasks were asked."""
     pytest.importorskip("lm_eval")
