@@ -93,7 +93,11 @@ class ValidatedTrainer(Trainer):
     @property
     def bare_model(self) -> PreTrainedModel:
         """The model that is trained or evaluated, unwrapped."""
-        model: PreTrainedModel = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        found: Any = self.model
+        # Unwrapping takes milliseconds, since it looks for DeepSpeed each time, and every step asks.
+        if not isinstance(found, PreTrainedModel) or "_orig_mod" in vars(found):
+            found = self.accelerator.unwrap_model(found, keep_torch_compile=False)
+        model: PreTrainedModel = found
         return model
 
     def why_full_logits(self) -> str | None:

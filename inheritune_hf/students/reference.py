@@ -150,7 +150,7 @@ class OpenedReference:
         """Tokens that it reads at most; None if its config names no limit."""
         return getattr(self.text_config, "max_position_embeddings", None)
 
-    @property
+    @functools.cached_property
     def architecture(self) -> Architecture:
         """Where its blocks are, and the sizes of its tensors."""
         found = inspect_architecture(self.config)
