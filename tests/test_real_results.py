@@ -100,6 +100,10 @@ def test_both_claims_stand_side_by_side(scripts, records):
     assert "| `20-first` | 20 | 20.10 | 3.9000 | +0.4000 [+0.3900, +0.4100] | +0.5000 [+0.4900, +0.5100] |" in text
     assert "| `20-skip` | 0.600 | 99,114,048 |  | 1.25 × at batch 1 | 40%, 0.90 × | 1 |" in text
     assert "| `20-first` | 0.6" not in text  # not measured
+    for name in ("adapted", "20-skip"):
+        del records[f"measured-{name}"]
+    assert "## Tasks" in text
+    assert "## Tasks" not in scripts[1].page(records)
     assert "Not run yet: `25-skip`, `25-first`," in text
     assert "layer 1: +0.200 (rank 11 of 12)" in text
     assert "| influence | +1.00 [+1.00, +1.00] |" in text

@@ -46,17 +46,7 @@ reference took is not. In brackets: 95 % one-sided bounds, which cluster by docu
 Python's standard library ({library} modules), to see what the training did to other text. The untrained loss is that
 of the selection set.
 
-## Tasks, speed, memory and drafting
-
-| model | {task_names} | parameters | peak memory | tokens per second, beside the starting reference | greedy tokens \
-accepted as its draft | layers near rank 1 |
-|---|{task_rules}---:|---:|---:|---:|---:|
-{speeds}
-
-Tasks are the first {rows_of_task} rows of each, zero-shot, with standard errors of up to {task_error:.3f}. Weights are
-bfloat16 in this table but for the last column; everything above is float32.
-
-## Which measure predicts the layers that can be dropped
+{measured}## Which measure predicts the layers that can be dropped
 
 On {sequences} sequences of training text. Spearman's correlation over layers of a measure with the loss added by
 skipping the layer, with a 95 % interval of a bootstrap over layers:
@@ -75,6 +65,18 @@ skipping the layer, with a 95 % interval of a bootstrap over layers:
 
 One seed of each arm, one model, one text and {tokens:,} tokens: two arms whose intervals overlap are not told
 apart, and what a longer training would bring is not known.{missing}
+"""
+
+_MEASURED = """## Tasks, speed, memory and drafting
+
+| model | {task_names} | parameters | peak memory | tokens per second, beside the starting reference | greedy tokens \
+accepted as its draft | layers near rank 1 |
+|---|{task_rules}---:|---:|---:|---:|---:|
+{speeds}
+
+Tasks are the first {rows_of_task} rows of each, zero-shot, with standard errors of up to {task_error:.3f}. Weights are
+bfloat16 in this table but for the last column; everything above is float32.
+
 """
 
 
@@ -101,9 +103,8 @@ def arms_of(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def page(records: dict[str, dict[str, Any]]) -> str:
     """Return the page that the records make."""
     adapted, arms, analysis = records["adapted"], arms_of(records), records["analysis"]
-    own, measured = adapted["evaluation"], records["measured-adapted"]["evaluation"]
+    own = adapted["evaluation"]
     test, library = own["corpora"]
-    tasks = accuracies(measured)
     measures = analysis["measures"]
     return _PAGE.format(
         model=records["reference"]["file"].partition(".")[0],
@@ -119,11 +120,7 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         summary=summary(arms),
         rows="\n".join(_row(name, arm) for name, arm in {"adapted": adapted, **arms}.items()),
         library=library["documents"],
-        task_names=" | ".join(task["task"] for task in tasks),
-        task_rules="---:|" * len(tasks),
-        rows_of_task=max(task["rows"] for task in tasks),
-        task_error=max(task["reference_error"] for task in tasks),
-        speeds="\n".join([_reference_speed(measured), *_speed_rows(records, ["adapted", *arms])]),
+        measured=measured(records, ["adapted", *arms]),
         sequences=analysis["sequences"],
         correlations="\n".join(
             f"| {name} | {correlation(measures[name], measures['skip'])} |" for name in measures if name != "skip"
@@ -131,6 +128,22 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         lazy=lazy(analysis),
         copy=copy(arms),
         missing=missing(arms),
+    )
+
+
+def measured(records: dict[str, dict[str, Any]], names: list[str]) -> str:
+    """Return the section on tasks, speed, memory and drafting, of the models that were measured; empty if none was."""
+    found = {name: records[f"measured-{name}"]["evaluation"] for name in names if f"measured-{name}" in records}
+    if not found:
+        return ""
+    one = next(iter(found.values()))
+    tasks = accuracies(one)
+    return _MEASURED.format(
+        task_names=" | ".join(task["task"] for task in tasks),
+        task_rules="---:|" * len(tasks),
+        rows_of_task=max(task["rows"] for task in tasks),
+        task_error=max(task["reference_error"] for task in tasks),
+        speeds="\n".join([_reference_speed(one), *(_speed_row(name, item) for name, item in found.items())]),
     )
 
 
@@ -206,20 +219,14 @@ def _reference_speed(measured: dict[str, Any]) -> str:
     return f"| starting reference | {scores} | {_size(size)} | | | {lazy['reference']} |"
 
 
-def _speed_rows(records: dict[str, dict[str, Any]], names: list[str]) -> list[str]:
-    rows = []
-    for name in names:
-        if f"measured-{name}" not in records:
-            continue
-        found = records[f"measured-{name}"]["evaluation"]
-        scores = " | ".join(f"{task['student']:.3f}" for task in accuracies(found))
-        speeds = [item for item in found["efficiency"]["speeds"] if item["quantity"] == "tokens per second"]
-        gains = ", ".join(f"{item['gain']['median']:.2f} × at batch {item['batch']}" for item in speeds)
-        greedy = next(item for item in found["drafts"] if item["mode"] == "greedy")
-        accepted = f"{greedy['accepted'] / max(1, greedy['drafted']):.0%}, {greedy['speed_up']['median']:.2f} ×"
-        size, lazy = found["efficiency"]["student"], found["laziness"]["comparison"]
-        rows.append(f"| `{name}` | {scores} | {_size(size)} | {gains} | {accepted} | {lazy['student']} |")
-    return rows
+def _speed_row(name: str, found: dict[str, Any]) -> str:
+    scores = " | ".join(f"{task['student']:.3f}" for task in accuracies(found))
+    speeds = [item for item in found["efficiency"]["speeds"] if item["quantity"] == "tokens per second"]
+    gains = ", ".join(f"{item['gain']['median']:.2f} × at batch {item['batch']}" for item in speeds)
+    greedy = next(item for item in found["drafts"] if item["mode"] == "greedy")
+    accepted = f"{greedy['accepted'] / max(1, greedy['drafted']):.0%}, {greedy['speed_up']['median']:.2f} ×"
+    size, lazy = found["efficiency"]["student"], found["laziness"]["comparison"]
+    return f"| `{name}` | {scores} | {_size(size)} | {gains} | {accepted} | {lazy['student']} |"
 
 
 def _size(size: dict[str, Any]) -> str:
