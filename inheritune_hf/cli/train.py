@@ -51,8 +51,9 @@ def _summary(result: RunResult, status: int) -> list[tuple[str, str]]:
     """Return the lines with which a run ends: what it came to, where its student is, and what can be done next."""
     folder, next_command = shlex.quote(str(result.output_dir)), "the same command again resumes it"
     if result.outcome != "interrupted":
-        verbs = ("evaluate", "report", "publish") if result.conclusion.good else ("evaluate", "report")
-        next_command = ", ".join(f"inheritune {verb} {folder}" for verb in verbs)
+        next_command = f"inheritune evaluate {folder}, inheritune report {folder}"
+        if result.conclusion.good:
+            next_command += f", inheritune publish {folder} --repo-id OWNER/NAME"
     where = "checkpoints" if result.outcome == "interrupted" else "student"
     return [
         ("outcome", f"{result.outcome}: {result.conclusion.sentence}."),

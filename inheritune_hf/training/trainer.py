@@ -120,7 +120,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
     Train a student of the reference's first layers, and grow it until its loss matches the reference's.
 
     Before `train()` the attribute `model` is an empty skeleton of the first student (no memory, no weights); afterwards
-    it is the last round's student. The reference is in memory only while its loss is measured, before training.
+    it is the last round's student. The reference is in memory only while its loss is measured, before training, unless
+    it teaches (`distillation`).
 
     Args:
         reference (`str`, `os.PathLike` or `PreTrainedModel`):

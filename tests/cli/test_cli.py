@@ -80,7 +80,8 @@ def test_train_matches_and_saves_a_student(recipe, tmp_path, capsys):
         "outcome     matched: A student of 1 of 4 layers matched its starting reference.",
         "exit status 0",
         f"student     {folder}",
-        f"next        inheritune evaluate {folder}, inheritune report {folder}, inheritune publish {folder}",
+        f"next        inheritune evaluate {folder}, inheritune report {folder}, inheritune publish {folder} "
+        "--repo-id OWNER/NAME",
     ]
     assert {"losses.png", "results.md", "rounds.json", "inheritune_config.json"} <= {
         item.name for item in folder.iterdir()
