@@ -20,7 +20,13 @@ def conclude_record(record: RunRecord, test: Match | None = None) -> Conclusion:
     """Return what the run of a record came to; `test` is its student's comparison on the test set, once it is known."""
     lineage, goal = record.lineage, goal_of(record.recipe.get("target", "reference"))
     decided = not record.rounds or record.rounds[-1].match.decided
-    return conclusion(record.outcome, len(lineage.kept_layers), lineage.reference_layers, goal, decided, test)
+    return conclusion(record.outcome, student_depth(record), lineage.reference_layers, goal, decided, test)
+
+
+def student_depth(record: RunRecord) -> int:
+    """Return the layers of a record's student: one of random weights has inherited none."""
+    unfinished = record.outcome in {"interrupted", None}
+    return len(record.lineage.kept_layers) if unfinished or not record.rounds else record.rounds[-1].layers
 
 
 def conclusion(

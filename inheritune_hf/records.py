@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import socket
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 from safetensors import SafetensorError
 
 from .annotations import Within, annotations_of, conform
-from .config import PARTS, reference_options
+from .config import PARTS, InherituneConfig, reference_options
 from .foreign_text import parse_json
 from .layers import describe
 from .measures import MEASURES
@@ -354,6 +355,18 @@ class RunRecord:
     target: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     uniform_loss: float | None = None
+
+    def inherit_command(self, reference: str, output: str) -> str:
+        """Return the command that builds the student from `reference` as it was before training, in `output`."""
+        layers = self.recipe.get("keep_layers", InherituneConfig.keep_layers)
+        words = ["inheritune", "inherit", reference]
+        words += ["--keep-layers", str(layers) if isinstance(layers, int | str) else ",".join(map(str, layers))]
+        for name in ("inherit", "attention_scale"):
+            default = getattr(InherituneConfig, name)
+            if self.recipe.get(name, default) != default:
+                words += [f"--{name.replace('_', '-')}", str(self.recipe[name])]
+        words += [] if self.lineage.seed is None else ["--seed", str(self.lineage.seed)]
+        return shlex.join([*words, *self.lineage.options, "--output", output])
 
     def published(self) -> RunRecord:
         """Return the record as others may read it: no path of a machine is in it."""

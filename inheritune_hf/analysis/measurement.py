@@ -215,9 +215,7 @@ def uniform_scores(tokens: int, shares: Sequence[float], window: int | None = No
     )
 
 
-def head_maps(
-    model: PreTrainedModel, tokens: Tensor, heads: Sequence[tuple[int, int]], length: int = _MAP_TOKENS
-) -> tuple[AttentionMap, ...]:
+def head_maps(model: PreTrainedModel, tokens: Tensor, heads: Sequence[tuple[int, int]]) -> tuple[AttentionMap, ...]:
     """
     Return the attention of chosen heads over the first tokens, a mean over the first three sequences (PAPER: figure 9).
 
@@ -231,7 +229,7 @@ def head_maps(
             means[layer] = weights.mean(0).cpu()
 
     with evaluating(model), watch_attention(model, collect):
-        for batch in batches_of(tokens[:_MAP_SEQUENCES, :length], model)[:1]:
+        for batch in batches_of(tokens[:_MAP_SEQUENCES, :_MAP_TOKENS], model)[:1]:
             model.base_model(input_ids=batch, use_cache=False)
     for layer, head in heads:
         if layer not in means or head not in range(len(means[layer])):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _MAX, _MEAN, _CONTROL = LIGHT["student"], LIGHT["series1"], LIGHT["soft"]
 
 
-def layer_table(report: CollapseReport, tau: float = SHARE, tolerance: float = NEAR_RANK_ONE) -> Table:
-    """Return the table of an analysis, one line for each layer; MaxRank up to `1 + tolerance` is near rank-1."""
+def layer_table(report: CollapseReport, tau: float = SHARE) -> Table:
+    """Return the table of an analysis, one line for each layer."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -44,7 +44,7 @@ def layer_table(report: CollapseReport, tau: float = SHARE, tolerance: float = N
     if report.blocks is not None:
         columns["influence"] = _numbers(report.blocks.influence, 3)
         columns["loss without"] = [f"{loss - report.blocks.loss:+.3f}" for loss in report.blocks.skipped]
-    columns[""] = [remark(ranks[item.layer], item.kind, tolerance) for item in report.layers]
+    columns[""] = [remark(ranks[item.layer], item.kind) for item in report.layers]
     table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False, caption="\n".join(controls))
     for header in columns:
         table.add_column(header, justify="right" if header else "left", no_wrap=bool(header))

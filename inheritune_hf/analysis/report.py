@@ -247,8 +247,8 @@ def compare_laziness(
     return LazinessComparison(lazy[1], layers[1], lazy[0], layers[0], tolerance, sentence)
 
 
-def remark(rank: float | None, kind: str, tolerance: float = NEAR_RANK_ONE) -> str:
-    """Return what a table says of a layer with this MaxRank; up to `1 + tolerance` is near rank-1."""
+def remark(rank: float | None, kind: str) -> str:
+    """Return what a table says of a layer with this MaxRank."""
     if rank is None:
         return f"{kind}: no softmax attention"
-    return "lazy" if rank <= 1 else "near rank-1" if rank <= 1 + tolerance else ""
+    return "lazy" if rank <= 1 else "near rank-1" if rank <= 1 + NEAR_RANK_ONE else ""

@@ -34,7 +34,6 @@ def default_sequences(
     count: int = SEQUENCES,
     tokens: int = TOKENS,
     files: Sequence[str] = (),
-    text_column: str = "text",
 ) -> Tensor:
     """
     Return sequences from files, or from the selection passages of the embedded novels.
@@ -45,8 +44,7 @@ def default_sequences(
         tokenizer (`PreTrainedTokenizerBase`): The reference's tokenizer.
         count (`int`, *optional*, defaults to `100`): Sequences.
         tokens (`int`, *optional*, defaults to `100`): Tokens of each.
-        files (sequence of `str`, *optional*): Text, JSONL or Parquet files, or globs.
-        text_column (`str`, *optional*, defaults to `"text"`): Column or field that holds a document.
+        files (sequence of `str`, *optional*): Text, or JSONL or Parquet files with a column `text`, or globs.
 
     Returns:
         `torch.Tensor` of shape `(sequences, tokens)`: Token ids; fewer sequences if the text holds no more.
@@ -56,7 +54,7 @@ def default_sequences(
         ValueError: If no document is long enough.
     """
     # Nothing is trained on these passages: attention to memorised text says little about a model.
-    layout = Layout(column=text_column) if files else Layout()
+    layout = Layout()
     texts = read_files(files or [embedded_file("selection")], layout, "files")[layout.column]
     return cut_sequences(texts, tokenizer, count, tokens)
 

@@ -133,6 +133,7 @@ def plan(argv: Sequence[str], prog: str) -> int:
         "setup": _planned_setup(settings),
         "tokens_per_second": args.tokens_per_second,
         "measure": args.measure,
+        "max_steps": None if args.max_steps == -1 else args.max_steps,  # as in TrainingArguments, -1 is no limit
         **settings.run.where,
     }
     show: Any
@@ -142,8 +143,7 @@ def plan(argv: Sequence[str], prog: str) -> int:
         found: Any = estimate_comparison(args.reference, comparison, **given)
         show = show_comparison_estimate
     else:
-        # As in TrainingArguments, -1 is no cap.
-        found = estimate_run(args.reference, max_steps=None if args.max_steps == -1 else args.max_steps, **given)
+        found = estimate_run(args.reference, **given)
         show = show_estimate
     if args.json:
         Terminal().print_record(found)

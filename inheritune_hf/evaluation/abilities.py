@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .facts import StudentEvaluation, TaskComparison
 
@@ -23,19 +23,23 @@ _CHOICE, _READING, _GENERATION, _ARITHMETIC = list(ABILITIES)[:4]
 
 def unmeasured_abilities(found: StudentEvaluation | None) -> str:
     """Return the abilities that no task of an evaluation is about, as a sentence; empty if there are none."""
-    measured = {ability for item in (found.tasks if found else ()) for ability in _abilities_of(item)}
+    tasks: dict[str, list[TaskComparison]] = {}
+    for item in found.tasks if found else ():
+        tasks.setdefault(item.task, []).append(item)
+    measured = {ability for name, items in tasks.items() for ability in _abilities_of(name, items)}
     missing = [ability for ability in ABILITIES if ability not in measured]
     return f"Not measured: {', '.join(missing)}." if missing else ""
 
 
-def _abilities_of(item: TaskComparison) -> Iterator[str]:
-    named = [ability for ability, names in ABILITIES.items() if names and re.search(names, item.task.lower())]
-    yield from named
+def _abilities_of(task: str, items: Sequence[TaskComparison]) -> Iterator[str]:
+    named = [ability for ability, names in ABILITIES.items() if names and re.search(names, task.lower())]
+    metrics = [item.metric for item in items]
     if named:
-        return
-    if "perplexity" in item.metric or item.metric.startswith("bits_per"):
-        yield _READING
-    elif item.metric.startswith(("acc", "mcc")):
+        yield from named
+    elif any("perplexity" in metric or metric.startswith("bits_per") for metric in metrics):
+        yield _READING  # its accuracy is that of the next words, none of a choice
+    elif any(metric.startswith(("acc", "mcc")) for metric in metrics):
         yield _CHOICE
     else:
-        yield _ARITHMETIC if item.filter in {"strict-match", "flexible-extract"} else _GENERATION
+        answers = any(item.filter in {"strict-match", "flexible-extract"} for item in items)
+        yield _ARITHMETIC if answers else _GENERATION

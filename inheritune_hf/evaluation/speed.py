@@ -70,23 +70,28 @@ def measure_efficiency(
         "student": (student, {"dtype": dtype}),
         "reference": (reference, {"dtype": dtype, **(reference_kwargs or {})}),
     }
+    context = min(open_reference(source, **options).context_length or 1024 for source, options in sources.values())
+    prompt_tokens = min(prompt_tokens, context // 2)
+    new_tokens = min(new_tokens, context - prompt_tokens)
+    # Before models are in memory here: these processes load each of them once more.
+    memory = {
+        name: peak_memory(source, prompt_tokens, new_tokens, device, **options)
+        for name, (source, options) in sources.items()
+    }
     speeds: list[Speed] = []
     sizes: dict[str, Size] = {}
     for setting in dict.fromkeys(settings):
         models = {name: _load(source, setting, device, options) for name, (source, options) in sources.items()}
-        if not sizes:
-            context = min(context_of(model) for model in models.values())
-            prompt_tokens = min(prompt_tokens, context // 2)
-            new_tokens = min(new_tokens, context - prompt_tokens)
-            for name, (source, options) in sources.items():
-                sizes[name] = Size(
-                    layers=models[name].config.get_text_config(decoder=True).num_hidden_layers,
-                    parameters=models[name].num_parameters(),
-                    bytes_on_disk=bytes_on_disk(source, **options),
-                    peak_memory=peak_memory(source, prompt_tokens, new_tokens, device, **options),
-                    flops_per_token=flops_per_token(models[name], prompt_tokens),
-                )
+        for name, (source, options) in sources.items() if not sizes else ():
+            sizes[name] = Size(
+                layers=models[name].config.get_text_config(decoder=True).num_hidden_layers,
+                parameters=models[name].num_parameters(),
+                bytes_on_disk=bytes_on_disk(source, **options),
+                peak_memory=memory[name],
+                flops_per_token=flops_per_token(models[name], prompt_tokens),
+            )
         speeds.extend(_speeds(models, setting, batch_sizes, prompt_tokens, new_tokens, repeats))
+        del models  # before those of the next setting are loaded
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return Efficiency(where, dtype, prompt_tokens, new_tokens, sizes["student"], sizes["reference"], tuple(speeds))
 

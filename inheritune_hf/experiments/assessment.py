@@ -263,7 +263,7 @@ def _measure_in_turn(
                 compare_on(corpus, student, other, found.tolerance, found.confidence)
                 for corpus, student, other in zip(corpora, losses[0], others, strict=True)
             )
-        changes["own_test_set"] = corpora[0].fingerprint == _test_fingerprint(found.student)
+        changes["own_test_set"] = corpora[0].fingerprint == _test_fingerprint(opened["student"].name)
     if texts:
         begun = [str(tokenizer.decode(row)) for row in prompts]
         changes["samples"] = tuple(Sample(*item) for item in zip(begun, *texts, strict=True))

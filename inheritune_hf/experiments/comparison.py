@@ -154,6 +154,7 @@ class Budget:
     block_size: int  # tokens of one sequence
     step_tokens: int  # of one optimizer step, over all processes
     states: bool = False  # whether `/kd` compares hidden states, for which models must be as wide as the reference
+    max_steps: int = 0  # of the loop over all its rounds; 0 if it has no limit
 
     def plan(self, variant: Variant, seed: int, rate: float, cost: LoopCost | None) -> CellPlan:
         """
@@ -164,7 +165,7 @@ class Budget:
         """
         compare, arm = self.compare, variant.arm
         if arm.name == LOOP:
-            return CellPlan(variant, seed, rate, 0, compare.budget_steps or 0)
+            return CellPlan(variant, seed, rate, 0, compare.budget_steps or self.max_steps)
         layers, student_layers = self._depths(variant, cost)
         steps = compare.budget_steps or (cost.steps if cost else 0)
         if compare.budget == "flops" and variant.name not in CONTROLS:
@@ -270,7 +271,8 @@ class Comparison:
         self.folder = Path(args.output_dir or "trainer_output")
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         size = ready.block_size
-        self.budget = Budget(compare, ready.reference.config, size, batch * size, compares_states(recipe))
+        states, limit = compares_states(recipe), max(0, args.max_steps)
+        self.budget = Budget(compare, ready.reference.config, size, batch * size, states, limit)
         self.reference_loss = 0.0  # every cell measures it, or finds it measured
         self.sweep: dict[str, dict[str, float]] = {}
         self.left_out: dict[str, str] = {}
@@ -398,12 +400,14 @@ class Comparison:
 
     def test_cell(self, cell: Cell) -> Cell:
         """Measure a chosen cell on the test set and count its lazy layers, unless it has been done."""
-        if cell.test is not None:
+        test_set = self.ready.splits.facts.test.fingerprint
+        if cell.test is not None and cell.test_set == test_set:
             return cell
         folder = self.folder / cell.folder
         auto: Any = AutoModelForCausalLM
         model = auto.from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
-        cell = replace(cell, test=self._test_loss(model), lazy_layers=on_main_process(self._lazy_layers(model)))
+        lazy = on_main_process(self._lazy_layers(model))
+        cell = replace(cell, test=self._test_loss(model), test_set=test_set, lazy_layers=lazy)
         if self.args.should_save:
             write_record(folder / CELL_FILE, cell)
         return cell
@@ -479,7 +483,7 @@ class Comparison:
         trainer = ValidatedTrainer(
             model=model,
             # No tracker: it would open a run for this alone. The losses are in the records.
-            args=with_changes(self.args, output_dir=str(self.folder), report_to=[]),
+            args=with_changes(self.args, output_dir=str(self.folder), report_to=[], push_to_hub=False),
             eval_dataset=self.ready.splits.test,
             data_collator=self.ready.collator or CausalCollator(self.ready.tokenizer.eos_token_id or 0),
         )
@@ -621,6 +625,7 @@ def estimate_comparison(
     setup: TrainingSetup | None = None,
     tokens_per_second: float | None = None,
     measure: bool = False,
+    max_steps: int | None = None,
     **kwargs: Any,
 ) -> ComparisonEstimate:
     """
@@ -642,6 +647,8 @@ def estimate_comparison(
             models are slower or faster by their operations.
         measure (`bool`, *optional*, defaults to `False`):
             Train shallow models of the planned widths for a few steps on this machine to measure the time.
+        max_steps (`int`, *optional*):
+            Most steps of the loop over all its rounds.
         kwargs:
             As in `open_reference`.
 
@@ -660,7 +667,7 @@ def estimate_comparison(
     check_loop(compare, recipe, opened)
     config, loss = opened.config, training_loss(recipe)
     setup = fitted(setup or TrainingSetup(), config)
-    budget = Budget(compare, config, setup.block_size, step_tokens(setup), compares_states(recipe))
+    budget = Budget(compare, config, setup.block_size, step_tokens(setup), compares_states(recipe), max_steps or 0)
     step_times: dict[bool, StepTime] = {}  # by whether models are narrower
     memory: dict[tuple[bool, int, bool], MemoryEstimate] = {}  # arms of one shape and teacher take the same
     cost: LoopCost | None = None

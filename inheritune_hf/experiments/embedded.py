@@ -61,9 +61,8 @@ def run_embedded(
         )
         console.rule("inherit, train, compare, grow")
         trainer = train_student(ready, chosen, recipe, args, run_settings(run, recipe, data, args))
-        if trainer.outcome == "interrupted":
-            return RunResult("interrupted", trainer.output_dir, conclude_run(trainer))
-        console.rule("controls and test")
+        if trainer.outcome != "interrupted":
+            console.rule("controls and test")
         return finish_run(
             trainer,
             ready.splits,

@@ -49,6 +49,7 @@ class Cell:
     lazy_layers: int | None = None  # of the final model; None where not measured
     first_match: tuple[int, float] | None = None  # tokens and FLOPs at the first evaluation that matched the target
     test: Validation | None = None  # None unless this cell was chosen
+    test_set: str = ""  # fingerprint of the set that `test` was measured on
 
 
 @dataclass(frozen=True)
@@ -303,12 +304,12 @@ def mean_curves(record: ComparisonRecord) -> dict[str, tuple[tuple[int, float], 
     for name in sorted(groups, key=lambda name: fmean(cell.selection.loss for cell in groups[name])):
         steps = zip(*(_points(cell) for cell in groups[name]), strict=False)  # as long as the shortest of them
         curves[name] = tuple((round(fmean(t for t, _ in each)), fmean(loss for _, loss in each)) for each in steps)
-    return curves
+    return {name: curve for name, curve in curves.items() if curve}  # a loop may match before it trains
 
 
 def curves_panel(record: ComparisonRecord) -> Panel:
     """Return the picture of selection loss against tokens, one line for each arm."""
-    seeds = {name: [_points(cell) for cell in cells] for name, cells in record.by_arm().items()}
+    seeds = {name: [_points(cell) for cell in cells if cell.curve] for name, cells in record.by_arm().items()}
     return arm_panel(mean_curves(record), record.reference.selection_loss, seeds)
 
 

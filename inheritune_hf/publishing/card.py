@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
 
-from ..config import InherituneConfig
+from ..config import PARTS, InherituneConfig
 from ..evaluation.abilities import unmeasured_abilities
 from ..evaluation.facts import StudentEvaluation
 from ..foreign_text import parse_yaml
@@ -97,6 +96,7 @@ class CardFacts:
         test_match (`Match`, *optional*): How the two compare.
         pictures (`tuple[str, ...]`): Names of pictures beside the card.
         evaluation (`StudentEvaluation`, *optional*): What `inheritune evaluate` measured on this very student.
+        chosen (`tuple[str, ...]`): Fields of the metadata that were given for this publication, and win over a card's.
     """
 
     license: str | None = None
@@ -113,17 +113,18 @@ class CardFacts:
     test_match: Match | None = None
     pictures: tuple[str, ...] = ()
     evaluation: StudentEvaluation | None = None
+    chosen: tuple[str, ...] = ()
 
 
 def gather_facts(
     folder: Path,
     record: RunRecord,
-    run_folder: Path | None = None,
-    token: str | None = None,
-    license: str | None = None,
-    language: Sequence[str] = (),
-    datasets: Sequence[str] = (),
-    pictures: Sequence[str] = (),
+    run_folder: Path,
+    token: str | None,
+    license: str | None,
+    language: Sequence[str],
+    datasets: Sequence[str],
+    pictures: Sequence[str],
 ) -> CardFacts:
     """Return what is known for a student's card; a reference that cannot be reached leaves its facts out."""
     mine = open_reference(folder)
@@ -151,7 +152,8 @@ def gather_facts(
         reference_test_loss=test["reference"].loss if "reference" in test else None,
         test_match=None if mine_on_test is None else mine_on_test.match,
         pictures=tuple(pictures),
-        evaluation=_evaluation_of(mine.fingerprint(), run_folder or folder),
+        evaluation=_evaluation_of(mine.fingerprint(), run_folder),
+        chosen=tuple(name for name, given in (("license", license), ("language", language)) if given),
     )
 
 
@@ -189,10 +191,10 @@ def front_matter(card: str, where: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _test_results(run_folder: Path | None) -> dict[str, ResultRow]:
+def _test_results(run_folder: Path) -> dict[str, ResultRow]:
     """Return what was found on the test set by model, from the results of a run."""
-    path = None if run_folder is None else run_folder / "rounds.json"
-    if path is None or not path.is_file():
+    path = run_folder / "rounds.json"
+    if not path.is_file():
         return {}
     return {row.model: row for row in read_record(FinishedRun, path).results}
 
@@ -221,25 +223,28 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         obligation=obligation(facts.license, facts.license_name),
         link=_safe_link(facts.license_link),
         recipe=_recipe(record),
-        command=_inherit_command(record),
+        command=record.inherit_command(record.lineage.reference_name, "student"),
+        at_random=[part for part in PARTS if part not in record.lineage.inherited],
         number=lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.3g}",
         exp=perplexity,
     )
 
 
-def update_card(existing: str, new: str) -> str:
+def update_card(existing: str, new: str, chosen: Sequence[str] = ()) -> str:
     """
     Return an existing card with what a new one says: the author's words and metadata stay.
 
-    Of the metadata the run's own fields (base model, library, task, results) are renewed, tags and data sets are
-    added to, and anything else is kept. The text that was generated before is replaced; a card without one gets it
-    below its own text.
+    Of the metadata the run's own fields (base model, library, task, results) and those of `chosen` are renewed, tags
+    and data sets are added to, and anything else is kept. The text that was generated before is replaced; a card
+    without one gets it below its own text.
     """
     front_matter(existing, "The card that is there already")
     old: Any = ModelCard(existing, ignore_metadata_errors=True)
     fresh: Any = ModelCard(new)
     before, now = old.data.to_dict(), fresh.data.to_dict()
-    metadata = {**now, **before, **{name: now[name] for name in _MANAGED if name in now}}
+    gone = ["model-index", *(("license_name", "license_link") if "license" in chosen else ())]
+    before = {name: value for name, value in before.items() if name not in gone}
+    metadata = {**now, **before, **{name: now[name] for name in (*_MANAGED, *chosen) if name in now}}
     for name in ("tags", "datasets"):
         both = [*_as_list(before.get(name)), *_as_list(now.get(name))]
         if both:
@@ -286,13 +291,6 @@ def _evaluation_tables(found: StudentEvaluation) -> list[list[tuple[str, ...]]]:
     ]
     tables = [[("text", *corpus_headers(found)), *losses], [task_headers(found), *task_rows(found)]]
     return [rows for rows in tables if len(rows) > 1]
-
-
-def _inherit_command(record: RunRecord) -> str:
-    lineage, layers = record.lineage, record.recipe.get("keep_layers", "half")
-    layers = layers if isinstance(layers, int | str) else ",".join(map(str, layers))
-    words = ["inheritune", "inherit", lineage.reference_name, "--keep-layers", str(layers)]
-    return shlex.join([*words, *lineage.options, "--output", "student"])
 
 
 def _safe_link(link: str | None) -> str | None:

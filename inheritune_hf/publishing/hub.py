@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import InherituneConfig
@@ -240,14 +240,17 @@ def _upload(
         if revision not in (None, "main"):
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
         own = (target / "README.md").read_text(encoding="utf-8")
-        write_text(target / "README.md", update_card(own, render_card(record, repo_id, facts)))
+        write_text(target / "README.md", update_card(own, render_card(record, repo_id, facts), facts.chosen))
         with tempfile.TemporaryDirectory() as there:
             try:
                 theirs = Path(api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=there))
+            except LocalEntryNotFoundError:
+                raise  # the Hub was not reached: there may be a card
             except EntryNotFoundError:
                 pass
             else:
-                merged = update_card(theirs.read_text(encoding="utf-8"), (target / "README.md").read_text("utf-8"))
+                ours = (target / "README.md").read_text("utf-8")
+                merged = update_card(theirs.read_text(encoding="utf-8"), ours, facts.chosen)
                 write_text(target / "README.md", merged)
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -257,7 +260,7 @@ def _upload(
             revision=revision,
             commit_message=commit_message,
         )
-    except (HfHubHTTPError, RuntimeError, *CONNECTION_ERRORS) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, RuntimeError, *CONNECTION_ERRORS) as error:
         raise OSError(
             f"The push to {repo_id} failed: {first_line(error)} The student on this machine is as it was; what was "
             "uploaded is not uploaded again. Push again."

@@ -296,8 +296,10 @@ def _forecasts(run: RunSummary) -> Iterator[Block]:
 def _layers(run: RunSummary) -> Iterator[Block]:
     record, lineage = run.record, run.record.lineage
     rows = [(f"round {item.index}", item.kept_layers) for item in record.rounds]
-    if not rows or rows[-1][1] != lineage.kept_layers:
+    if not rows or record.outcome in {"interrupted", None}:
         rows.append((f"round {len(rows) + 1}" if run.trained else "student", lineage.kept_layers))
+    else:
+        rows[-1] = (rows[-1][0], lineage.kept_layers)  # an arm of a comparison may hold other layers than the first
     words = "; ".join(f"{name}: {len(kept)} layers, {describe(kept)}" for name, kept in rows)
     yield Chart(
         f"Layers of the reference that were kept, of {lineage.reference_layers}",
@@ -522,7 +524,7 @@ def _reproduce_run(run: RunSummary) -> Iterator[Block]:
         verb = "adapt" if record.outcome == "adapted" else "train"
         commands.insert(0, f"inheritune {verb} --config recipe.json")
     else:
-        commands.insert(0, _inherit_command(run))
+        commands.insert(0, run.record.inherit_command(run.record.lineage.reference, run.name))
     yield Texts((("Commands", "\n".join(commands)),))
     if evaluation is not None and not evaluation.commands:
         yield Paragraph("The evaluation was made from Python, by evaluate_student.")
@@ -537,15 +539,6 @@ def recipe_of(run: RunSummary) -> dict[str, Any]:
     pinned = {"reference": reference, **lineage.where, "revision": revision} if reference else {}
     training = {name: value for name, value in record.training.items() if name != "world_size"}
     return without_nothing({**pinned, **record.recipe, **training, **run.settings, **pinned, "output_dir": run.name})
-
-
-def _inherit_command(run: RunSummary) -> str:
-    recipe, lineage = run.record.recipe, run.record.lineage
-    layers = recipe.get("keep_layers", "half")
-    words = ["inheritune", "inherit", lineage.reference]
-    words += ["--keep-layers", str(layers) if isinstance(layers, int | str) else ",".join(map(str, layers))]
-    words += ["--inherit", str(recipe.get("inherit", "all"))]
-    return shlex.join([*words, *lineage.options, "--output", run.name])
 
 
 def _versions(versions: Mapping[str, str]) -> Table:

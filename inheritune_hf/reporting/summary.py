@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluation.facts import StudentEvaluation
 from ..experiments.results import ComparisonRecord
 from ..forecast import Forecast
-from ..outcomes import Conclusion, conclude_record
+from ..outcomes import Conclusion, conclude_record, student_depth
 from ..publishing import FinishedRun, ResultRow
 from ..records import RECORD_FILE, Count, RunState, decode, encode, read_json, read_record
 from ..run_folder import CELL_FILE, EVALUATION_FILE, MODEL_FOLDER, RESULT_FILE, SETTINGS_FILE, read_state
@@ -46,8 +46,7 @@ class RunSummary:
     @property
     def depth(self) -> str:
         """Layers of the last student and of its reference."""
-        lineage = self.record.lineage
-        return f"{len(lineage.kept_layers)} of {lineage.reference_layers}"
+        return f"{student_depth(self.record)} of {self.record.lineage.reference_layers}"
 
     @property
     def conclusion(self) -> Conclusion:

@@ -34,6 +34,12 @@ def test_a_task_is_about_an_ability(measured, ability):
     assert unmeasured_abilities(full_evaluation(tasks=(measured,))) == f"Not measured: {', '.join(others)}."
 
 
+def test_next_words_are_no_choice():
+    """The accuracy of a task that has a perplexity too is that of next words: it says nothing of multiple choice."""
+    tasks = (task("lambada_openai", "perplexity"), task("lambada_openai", "acc"))
+    assert unmeasured_abilities(full_evaluation(tasks=tasks)).startswith("Not measured: knowledge (multiple choice), ")
+
+
 def test_without_tasks_nothing_was_measured():
     """Without an evaluation, or with losses alone, every ability is named; with all of them nothing is said."""
     everything = f"Not measured: {', '.join(ABILITIES)}."

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inheritune_hf.evaluation import measure_draft, measure_efficiency
+from inheritune_hf.evaluation import measure_draft, measure_efficiency, speed
 from inheritune_hf.evaluation.facts import Draft, Efficiency, Spread
 from inheritune_hf.evaluation.speed import bytes_on_disk, flops_per_token, interleaved, peak_memory, ratios
 from inheritune_hf.records import decode, encode
@@ -52,6 +52,16 @@ def test_memory_is_that_of_the_model(tmp_path):
     weights = sum(parameter.numel() * 4 for parameter in model.parameters())
     peak = peak_memory(str(tmp_path), 4, 2, "cpu", dtype="float32")
     assert weights < peak < 3 * weights
+
+
+def test_memory_is_measured_before_models_are_loaded(pair, monkeypatch):
+    """The process that measures a model's memory has the device to itself."""
+    order = []
+    monkeypatch.setattr(speed, "peak_memory", lambda *_, **__: order.append("memory"))
+    load = speed._load
+    monkeypatch.setattr(speed, "_load", lambda *given: order.append("load") or load(*given))
+    measure_efficiency(pair.student, pair.reference, batch_sizes=(1,), new_tokens=1, repeats=1, device="cpu")
+    assert order == ["memory", "memory", "load", "load"]
 
 
 def test_memory_says_what_failed(tmp_path):

@@ -285,3 +285,20 @@ def test_runs_own_test_set_is_recognised(pair, monkeypatch, tmp_path):
     found = json.loads((tmp_path / "student" / EVALUATION_FILE).read_text())
     assert found["own_test_set"] is True
     assert found["corpora"][0]["fingerprint"] == splits.facts.test.fingerprint
+    (tmp_path / "student").rename(tmp_path / "renamed")
+    words[1] = str(tmp_path / "renamed")
+    assert main(words) == 0
+    assert json.loads((tmp_path / "renamed" / EVALUATION_FILE).read_text())["own_test_set"] is True
+
+
+def test_a_run_on_prepared_data_is_evaluated_on_them(pair, tmp_path):
+    """The test set of prepared data has the block size that they were prepared with."""
+    text, prepared = str(pair / "text" / "*.txt"), str(tmp_path / "prepared")
+    cut = ["--block-size", "16", "--selection-fraction", "0.3", "--test-fraction", "0.3"]
+    words = ["data", "prepare", "--tokenizer", str(pair / "reference"), "--output", prepared, "--train-files", text]
+    assert main([*words, *cut]) == 0
+    recipe = {"reference": str(pair / "reference"), "dataset_name": prepared, "output_dir": str(tmp_path / "out")}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    student = str(tmp_path / "student")
+    save_inherited(str(pair / "reference"), 2, student)
+    assert main(["evaluate", student, "--config", str(tmp_path / "recipe.json"), "--parts", "loss"]) == 0

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -153,13 +154,14 @@ def test_arms_get_the_loops_depth_and_budget(small):
     assert all(cell["epochs"] > 0 and cell["seconds"] > 0 for cell in cells.values())
 
 
-def planned(material, recipe=None, **settings):
+def planned(material, recipe=None, max_steps=None, **settings):
     """What a plan says of each arm of such a comparison, before anything is trained."""
     estimate = estimate_comparison(
         str(material / "reference"),
         CompareConfig(**settings),
         InherituneConfig(**{"keep_layers": 2, "max_layers": 2, "steps_per_round": 4, "target": 0.01, **(recipe or {})}),
         TrainingSetup(batch_size=4, block_size=8),
+        max_steps=max_steps,
     )
     return estimate, {arm.arm: arm for arm in estimate.arms}
 
@@ -262,6 +264,41 @@ def test_finished_comparison_is_not_trained_again(small, material, monkeypatch):
     growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2}
     compare(material, small, ["stacking", "inheritune"], [1], [0.5, 1.0], recipe=growing, reference_steps=5)
     assert before == {path: path.stat().st_mtime_ns for path in small.glob("*/cell.json")}
+
+
+def test_another_test_set_is_measured(small, material, tmp_path):
+    """What a finished cell says of a test set is not taken for that of another one."""
+    shutil.copytree(small, tmp_path / "copy")
+    growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2}
+    for path in tmp_path.glob("copy/*/cell.json"):
+        cell = json.loads(path.read_text())
+        if cell["test"] is not None:
+            cell["test"]["loss_sums"] = [0.0] * len(cell["test"]["loss_sums"])
+            path.write_text(json.dumps({**cell, "test_set": "another"}))
+    again = tmp_path / "copy"
+    compare(material, again, ["stacking", "inheritune"], [1], [0.5, 1.0], recipe=growing, reference_steps=5)
+    assert [cell["test"] for cell in records(again)["cells"]] == [cell["test"] for cell in records(small)["cells"]]
+
+
+def test_max_steps_limits_the_loop(material, tmp_path):
+    """A recipe's max_steps holds for the loop, in the plan too; other arms take as many steps as it took."""
+    growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2}
+    arms = {"arms": ["inheritune", "random"], "seeds": [1], "learning_rates": [1.0], "controls": False}
+    args = {"args": {"max_steps": 6, "push_to_hub": True, "hub_strategy": "end"}}
+    compare(material, tmp_path, ["inheritune", "random"], [1], recipe=growing, controls=False, **args)
+    assert [cell["steps"] for cell in records(tmp_path)["cells"]] == [6, 6]
+    _, found = planned(material, growing, 6, **arms)
+    check_plan(found, tmp_path)
+
+
+def test_a_loop_that_matches_untrained_has_no_curve(material, tmp_path):
+    """With a budget of its own a comparison ends with table, picture and report though its loop trained for no step."""
+    whole = {"keep_layers": "first:4", "max_layers": None, "target": "reference", "tolerance": 10.0}
+    arms = {"controls": False, "budget_steps": 2, "layers": 2}
+    compare(material, tmp_path, ["inheritune", "random"], [1], recipe=whole, **arms)
+    assert [len(cell["curve"]) for cell in records(tmp_path)["cells"]] == [0, 1]
+    report, _ = write_report(tmp_path)
+    assert report.verdict
 
 
 def test_finished_cells_of_other_settings_are_refused(material, tmp_path):

@@ -276,6 +276,35 @@ def test_an_existing_card_is_updated():
     assert update_card(card(), card()) == card()
 
 
+def test_results_of_an_earlier_student_go():
+    """A student that was not trained does not keep the results of the trained one that was there."""
+    assert ModelCard(card()).data.eval_results
+    assert ModelCard(update_card(card(), card(None, rounds=()))).data.eval_results is None
+
+
+def test_a_licence_that_is_given_wins():
+    """A licence or a language that is given for a publication takes the place of the card's, with name and link."""
+    mine = "---\nlicense: other\nlicense_name: own\nlicense_link: https://x.org/a\nlanguage: de\n---\nWords.\n"
+    new = card(license="mit", language=("en",))
+    assert ModelCard(update_card(mine, new)).data.license == "other"
+    data = ModelCard(update_card(mine, new, ("license", "language"))).data
+    assert (data.license, data.language) == ("mit", ["en"])
+    assert (data.license_name, data.license_link) == (None, None)
+
+
+def test_what_began_at_random_is_said():
+    """A card claims no part that the student did not inherit, and its command builds the same parts with their seed."""
+    inherited = ("attention", "mlp", "norms", "lm_head")
+    recipe = {"keep_layers": 14, "inherit": "released-code", "attention_scale": "position"}
+    text = render_card(RunRecord(recipe, replace(LINEAGE, inherited=inherited, seed=7)), "me/student")
+    assert "14 of the 24 layers of `gpt2-medium`, but not its embeddings, positions, final norm, which began at" in text
+    assert "inheritune inherit gpt2-medium --keep-layers 14 --inherit released-code --attention-scale position " in text
+    assert "--seed 7 --revision abc --output student" in text
+    assert "`gpt2-medium`, and everything outside its blocks, by" in card()
+    nothing = replace(LINEAGE, kept_layers=(), inherited=(), seed=7)
+    assert "A model of random weights in the shape of `gpt2-medium`, by" in card(lineage=nothing)
+
+
 def test_a_card_without_metadata_is_updated():
     """A plain text is a card too."""
     assert "Plain." in update_card("Plain.\n", card())

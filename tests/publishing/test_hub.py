@@ -195,6 +195,19 @@ def test_a_push_that_fails_can_be_made_again(hub, on_hub, reference, tmp_path):
     assert set(hub.files("me/half-way")) > {"model.safetensors", "README.md"}
 
 
+def test_a_card_that_could_not_be_read_is_not_replaced(hub, on_hub, saved, tmp_path):
+    """If the Hub does not say what is on it, nothing is uploaded: there may be a card with an author's words."""
+    folder = tmp_path / "before"
+    folder.mkdir()
+    (folder / "README.md").write_text("# Mine\n")
+    hub.add("me/kept", folder)
+    hub.break_by({"server": "hub", "path": "README.md", "kind": "status", "status": 503, "times": 100})
+    message = on_hub(publish_untried, saved, "me/kept", push=True, token="hf_writer")
+    hub.clear()
+    assert message.startswith("OSError: The push to me/kept failed: ")
+    assert hub.files("me/kept")["README.md"] == b"# Mine\n"
+
+
 @pytest.mark.parametrize(("token", "words"), [("hf_reader", "403"), ("hf_wrong", "401"), (False, "401")])
 def test_who_may_not_write_is_told(hub, on_hub, saved, token, words):
     """A token that may not write, or none, ends in an error that names the repository."""

@@ -99,6 +99,17 @@ def test_a_match_at_full_depth_is_no_reduction(tmp_path):
     assert [row[-1] for row in table.rows] == ["no", "yes, no reduction"]
 
 
+def test_a_model_of_other_layers_is_reported_as_it_is(tmp_path):
+    """The model of an arm has a round of so many layers, and holds those that its lineage says, or random ones."""
+    rounds = (replace(ROUNDS[1], index=1, kept_layers=(0, 1, 2, 3)),)
+    for kept, words in (((4, 5, 6, 7), "round 1: 4 layers, 4:8 (0-based"), ((), "round 1: 0 layers,")):
+        record = RunRecord(RECIPE, replace(LINEAGE, kept_layers=kept), rounds, "no_more_layers", 5.1951)
+        report = build_report(read_run(write_run(tmp_path / str(len(kept)), **encode(record))))
+        assert "up to 4 of 8 layers" in report.verdict
+        chart = next(block for block in blocks_of(report, "layers") if isinstance(block, Chart))
+        assert chart.description.startswith(words)
+
+
 def test_a_match_that_the_test_set_does_not_confirm_is_said(tmp_path):
     """The outcome is the selection set's; what the test set said of it stands in the headline."""
     record = json.loads((write_run(tmp_path / "run") / "rounds.json").read_text())
@@ -244,7 +255,7 @@ def test_a_cut_can_be_done_again(tmp_path):
     write_json(tmp_path / "cut" / "inheritune_config.json", encode(RunRecord(RECIPE, LINEAGE)))
     found = texts_of(build_report(read_run(tmp_path / "cut")), "reproduce")
     assert found["Commands"].splitlines() == [
-        "inheritune inherit some/reference --keep-layers half --inherit all --revision 0123abc --output cut",
+        "inheritune inherit some/reference --keep-layers half --revision 0123abc --output cut",
         "inheritune report cut",
     ]
 
