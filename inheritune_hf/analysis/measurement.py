@@ -22,6 +22,7 @@ from .. import __version__
 from ..evaluation import preserve_state
 from ..records import Cache, cache_folder
 from ..students import OpenedReference, Reference, find_blocks, open_reference
+from ..students.architectures import seeded
 from . import influence
 from .attention import attention_kinds, narrow_window, require_attention, watch_attention
 from .collapse import (
@@ -194,8 +195,7 @@ def random_twin(model: PreTrainedModel) -> PreTrainedModel:
     device = next(model.get_input_embeddings().parameters()).device
     device = torch.device("cpu") if device.type == "meta" else device
     spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         auto: Any = AutoModelForCausalLM
         config = copy.deepcopy(model.config)
         twin: Any = auto.from_config(config, attn_implementation=model.config._attn_implementation)

@@ -22,7 +22,17 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
@@ -185,22 +195,38 @@ def _mixed_source(item: Mapping[str, Any], place: str, layout: Layout) -> Source
     return Source(place, layout, given.files, given.dataset_name, given.dataset_config, given.split, given.weight)
 
 
-def read_source(source: Source, cache_dir: Path | None = None) -> Dataset:
+def read_source(source: Source, cache_dir: Path | None = None, streaming: bool = False) -> Dataset:
     """
     Read a whole source into a data set that is cached on disk, one row per document, nulls included.
 
     It has the columns that are used and, if some rows may be skipped, `bad_row`. In a folder of text files that is
-    given as a data set, each line is a document.
+    given as a data set, each line is a document. With `streaming` the split of a data set is read into memory: its
+    other splits, which `datasets` would fetch and copy, may be too large.
     """
     if source.name is None:
         return read_files(source.files, source.layout, source.setting, cache_dir)
     cached, place = None if cache_dir is None else str(cache_dir), f"{source.name} ({source.split})"
+    if streaming:
+        stream = stream_source(source)
+        with naming_source(place):
+            parts = [Dataset.from_dict(rows, features=stream.features) for rows in stream.iter(_ROWS_PER_READ)]
+        if not parts:
+            raise ValueError(f"{place} has no row; give another split, or leave it out.")
+        return mark_long_texts(concatenate_datasets(parts), source.layout, place)
     with _naming_data_set(source):
         dataset = _load_local(source.name, source.split)
         if dataset is None:
             dataset = load_dataset(source.name, source.config, split=source.split, cache_dir=cached)
     columns = _content_columns(dataset.features.arrow_schema, place, source.layout)
     return mark_long_texts(dataset.select_columns(columns), source.layout, place)
+
+
+def cache_of(source: Source, cache_dir: Path | None) -> Path | None:
+    """Return where to cache what is made of a source, or None if that is beside what was read: not of a saved set."""
+    folder = Path(source.name or "")
+    if source.name is None or not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return None
+    return cache_dir or Path(datasets_config.HF_DATASETS_CACHE)
 
 
 def stream_source(source: Source) -> IterableDataset:
@@ -540,6 +566,8 @@ def _csv_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
         for frame in frames:
             if layout.column not in frame:
                 raise _missing_column(str(path), layout, frame.columns)
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first fields for names of rows
+                raise BadRow(f"{path}: rows have more fields than the header has columns; name every column.")
             texts = frame[layout.column].tolist()
             yield number, [{layout.column: text if isinstance(text, str) else None} for text in texts]
             number += len(texts)
@@ -551,7 +579,8 @@ def _content_columns(schema: Any, place: str, layout: Layout) -> list[str]:
         raise _missing_column(place, layout, schema.names)
     kind = schema.field(layout.content_column).type
     value = getattr(kind, "value_type", None)  # of a list, or of a dictionary
-    if layout.rows == "text" and not {kind, value} & {pa.string(), pa.large_string(), pa.string_view()}:
+    content = value if pa.types.is_dictionary(kind) else kind
+    if layout.rows == "text" and content not in {pa.string(), pa.large_string(), pa.string_view()}:
         raise BadRow(
             f"Column {layout.column!r} of {place} holds {kind}, not text; set text_column to a column of strings "
             f"({_names(schema.names)})."

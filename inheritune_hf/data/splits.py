@@ -33,6 +33,7 @@ from .sources import (
     TOKENS,
     Layout,
     Source,
+    cache_of,
     evaluation_sources,
     find_files,
     mark_long_texts,
@@ -96,7 +97,9 @@ class _Request:
 
     def tokenize(self, source: Source) -> Dataset:
         """Read and tokenize a whole source."""
-        return tokenize_documents(read_source(source), self.encoder(source), self.config.preprocessing_workers)
+        documents = read_source(source, streaming=self.config.streaming)
+        workers, cache_dir = self.config.preprocessing_workers, cache_of(source, None)
+        return tokenize_documents(documents, self.encoder(source), workers, cache_dir=cache_dir)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -250,7 +253,8 @@ def _tokenize_sources(
                 progress(before + done, total)
 
         workers = request.config.preprocessing_workers
-        tokenized.append(tokenize_documents(dataset, encoder, workers, labelled, report))
+        where = cache_of(everything[number], cache_dir)
+        tokenized.append(tokenize_documents(dataset, encoder, workers, labelled, report, where))
     damaged = sum(map(_count_bad, raw))
     skipped = total - damaged - sum(map(len, tokenized))
     sets = dict(zip(request.given, tokenized[len(request.sources) :], strict=True))
@@ -514,9 +518,9 @@ def _hold_out_of_stream(
     labelled = any(encoder.labelled for _, encoder in opened)
     chosen: dict[str, list[Dataset]] = {name: [] for name in shares}
     bounds = np.cumsum(list(shares.values()))
+    read = 0
     for rows, encoder in opened:
         found: list[list[dict[str, Any]]] = [[] for _ in shares]
-        read = 0
         with naming_source(encoder.source):
             for row in itertools.islice(rows, most):
                 read += 1

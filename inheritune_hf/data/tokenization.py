@@ -9,6 +9,7 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import multiprocess  # type: ignore[import-untyped]  # with it datasets makes its processes
@@ -127,6 +128,7 @@ def tokenize_documents(
     workers: int | None = None,
     labelled: bool | None = None,
     progress: Callable[[int], None] | None = None,
+    cache_dir: Path | None = None,
 ) -> Dataset:
     """
     Tokenize each document and end it with the end-of-text token; null, blank and bad ones are left out.
@@ -138,6 +140,7 @@ def tokenize_documents(
         workers (`int`, *optional*): Processes that tokenize; this process alone if not given.
         labelled (`bool`, *optional*): Whether there is a column of labels; if there may be some, if not given.
         progress (`Callable`, *optional*): Called with the number of finished documents, after each part.
+        cache_dir (`Path`, *optional*): Where to cache them; beside what they are made from if not given.
 
     Returns:
         `datasets.Dataset`: In the same order, `input_ids`, `length` (tokens), `digest` (of the text, 64 bits), `bytes`
@@ -154,6 +157,7 @@ def tokenize_documents(
         stop = min(start + DOCUMENTS_PER_PART, len(dataset))
         # By a fingerprint of our own: a tokenizer changes its pickle when used, and datasets would tokenize again.
         definition = (dataset._fingerprint, start, stop, labelled, *encoder.identity)
+        fingerprint = Hasher.hash(("tokenize_documents", *definition))
         parts.append(
             map_documents(
                 dataset if stop - start == len(dataset) else dataset.select(range(start, stop)),
@@ -162,7 +166,8 @@ def tokenize_documents(
                 fn_kwargs={"encoder": encoder, "labelled": labelled},
                 with_indices=True,
                 num_proc=workers,
-                new_fingerprint=Hasher.hash(("tokenize_documents", *definition)),
+                new_fingerprint=fingerprint,
+                cache_file_name=None if cache_dir is None else str(cache_dir / f"cache-{fingerprint}.arrow"),
                 desc=f"Tokenizing documents {start:,} to {stop:,} of {len(dataset):,}",
             )
         )
@@ -369,9 +374,9 @@ def _from_texts(rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedToke
     ids = _token_ids(texts, tokenizer)
     found = []
     for row, text, document in zip(rows, texts, ids, strict=True):
-        tokens = np.empty(len(document) + 1, dtype=np.int32)
-        tokens[:-1] = document
-        tokens[-1] = end
+        ended = len(document) > 0 and document[-1] == end  # as chat templates do
+        tokens = np.full(len(document) + (not ended), end, dtype=np.int32)
+        tokens[: len(document)] = document
         data = text.encode()
         digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True) if row is text else _digest(row)
         found.append(Encoded(tokens, None, digest, len(data)))

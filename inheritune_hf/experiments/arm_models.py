@@ -30,6 +30,7 @@ from ..students import (
     open_reference,
     sliced_config,
 )
+from ..students.architectures import seeded
 from ..students.inherit import scale_queries
 from ..training import Baseline
 from ..training.expansion import make_identity
@@ -220,8 +221,7 @@ def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def random_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return a model of random weights, by its architecture's own initialisation; the caller's random state stays."""
     auto: Any = AutoModelForCausalLM
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model: PreTrainedModel = auto.from_config(copy.deepcopy(config), dtype=dtype)
     model.train(False)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
@@ -804,10 +805,17 @@ def random_tensors(config: PreTrainedConfig, names: Iterable[str], seed: int) ->
     if not wanted:
         return {}
     model_class = cast(Any, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         state = model_class(copy.deepcopy(config)).state_dict()
     return {name: state[name] for name in wanted}
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw the CPU's random numbers by `seed` within this context; the random states of all devices stay."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+        yield
 
 
 def _empty_model(config: PreTrainedConfig) -> PreTrainedModel:

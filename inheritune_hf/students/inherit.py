@@ -374,10 +374,14 @@ def _load_whole(
     if isinstance(reference, PreTrainedModel | OpenedReference):
         raise ValueError("A loaded model needs keep_layers, which says what to copy from it.")
     options = {"dtype": torch.float32, **with_one_dtype(kwargs)}
+    options.pop("strict", None)  # nothing is left out of a whole model
     if options.get("gguf_file") or options.get("text_model"):
+        if options.pop("output_loading_info", False):
+            raise ValueError("output_loading_info is not known of a whole model that is rebuilt; leave it out.")
         opened = open_reference(reference, **options)
         _require_model_type(opened.name, opened.config.model_type, only_model_type)
         return opened.load()
+    options = {name: value for name, value in options.items() if name not in ("gguf_file", "text_model")}
     source, given = locate(reference, dict(options)), options.get("config")
     model_type: str | None
     if isinstance(given, PreTrainedConfig):

@@ -197,6 +197,8 @@ class OpenedReference:
             _add_tensors(digest, self.model)
         elif self.source is not None:
             digest.update(f"{self.source.subfolder} {self.source.variant}".encode())
+            if self.source.gguf_file is not None:
+                digest.update(f" {self.source.gguf_file}".encode())  # one of many in a repository
             if self.commit is not None:
                 digest.update(f"{self.name} {self.commit}".encode())  # which never changes
             else:

@@ -424,6 +424,9 @@ def test_csv_and_tsv_files_are_read_as_written(tmp_path):
         (tmp_path / "a.csv").write_bytes(content)
         with pytest.raises(BadRow, match=r"a\.csv is not a readable CSV file: .*; fetch or write it again"):
             list(read_rows(tmp_path / "a.csv", Layout()))
+    (tmp_path / "a.csv").write_text("text,label\nhello there,1,\nsecond one,2,\n")
+    with pytest.raises(BadRow, match=r"a\.csv: rows have more fields than the header has columns; name every column"):
+        list(read_rows(tmp_path / "a.csv", Layout()))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.txt.zst"])
@@ -536,6 +539,7 @@ def test_a_file_is_no_data_set(name, tmp_path, tokenizer):
             r"The row .*: 2 tokens but 1 labels; give one label",
         ),
         ("tokens", {"input_ids": [1, 2], "labels": [1, 999]}, r"Label 999 at place 1 of the document .* is out of the"),
+        ("text", {"text": ["hello"]}, r"Column 'text' of \./folder \(train\) holds .*, not text; set text_column"),
         ("messages", {"messages": "hello"}, r"Column 'messages' of \./folder \(train\) holds .*objects with 'role'"),
     ],
 )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from inheritune_hf.config import DataConfig
-from inheritune_hf.data import load_data_splits, set_fingerprint
+from inheritune_hf.data import load_data_splits, set_fingerprint, sources
 from inheritune_hf.data.duplicates import isin
 from inheritune_hf.data.splits import choose_held_out
 from inheritune_hf.records import encode
@@ -211,6 +211,29 @@ def test_splits_of_a_saved_data_set_are_used(tmp_path, tokenizer):
     assert documents_of(splits.selection, tokenizer) == TEXTS[20:25]
     assert documents_of(splits.test, tokenizer) == TEXTS[25:28]
     assert splits.facts.train.documents == 20
+
+
+def test_a_saved_data_set_stays_as_it_is(tmp_path, tokenizer):
+    """Nothing is written beside what somebody saved, which may be read-only."""
+    Dataset.from_dict({"text": TEXTS}).save_to_disk("saved")
+    before = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    first = load(tokenizer, dataset_name="./saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == before
+    assert load(tokenizer, dataset_name="./saved").facts == first.facts
+
+
+def test_a_split_beside_a_stream_is_read_alone(tmp_path, tokenizer, monkeypatch):
+    """A data set that is streamed is not copied because one of its splits is the selection set."""
+    monkeypatch.setattr(sources.datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, texts in {"train": TEXTS[:20], "validation": TEXTS[20:25], "test": TEXTS[25:28]}.items():
+        Dataset.from_dict({"text": texts}).to_parquet(folder / f"{name}-0.parquet")
+    given = {"dataset_name": str(folder), "selection_split": "validation", "test_split": "test"}
+    splits = load(tokenizer, streaming=True, **given)
+    assert documents_of(splits.selection, tokenizer) == TEXTS[20:25]
+    assert documents_of(splits.test, tokenizer) == TEXTS[25:28]
+    assert not list((tmp_path / "cache").rglob("*train*.arrow"))
 
 
 def test_files_are_read_in_order_and_once(tmp_path, tokenizer):

@@ -149,6 +149,20 @@ def test_chats_are_rendered_by_the_template(tmp_path, build_tokenizer):
     assert tokenizer.decode(counted).strip().startswith("kept ")
 
 
+def test_a_chat_that_ends_itself_is_ended_once(tmp_path, build_tokenizer):
+    """A template that writes the end-of-text token after the last turn gives the same tokens under either chat_loss."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = MARKED + "{{ eos_token }}"
+    path = write_jsonl(tmp_path / "chat.jsonl", chats())
+    found = [
+        load(tokenizer, train_files=[path], rows="messages", chat_loss=loss, document_boundaries=True, block_size=64)
+        for loss in ("all", "assistant")
+    ]
+    rows = [splits.selection["input_ids"] for splits in found]
+    assert list(rows[0]) == list(rows[1])
+    assert all(row.count(tokenizer.eos_token_id) == 1 for row in rows[0])
+
+
 @pytest.mark.parametrize(
     ("template", "settings", "message"),
     [

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from families import GROUPED
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from inheritune_hf import InheritedModelForCausalLM
 from inheritune_hf.cli import main
 from inheritune_hf.publishing import save_inherited
-from inheritune_hf.students import open_reference, plan_inheritance, verify_student
+from inheritune_hf.students import OpenedReference, open_reference, plan_inheritance, verify_student
+from inheritune_hf.students.checkpoints import Source
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
@@ -148,3 +149,11 @@ def test_what_is_no_gguf_file_is_refused(folder, tmp_path):
     (tmp_path / "cut.gguf").write_bytes((folder / FILE).read_bytes()[:-5000])
     with pytest.raises(OSError, match=r"cut\.gguf cannot be read as GGUF: "):
         opened.load()
+
+
+def test_each_file_of_a_repository_is_a_reference_of_its_own():
+    """At one commit of the Hub, two quantizations of a model are told apart."""
+    config = LlamaConfig(num_hidden_layers=1)
+    files = ("q8.gguf", "q2.gguf", None)
+    opened = [OpenedReference("a/b", config, None, Source("a/b", gguf_file=name), "c0ffee") for name in files]
+    assert len({reference.fingerprint() for reference in opened}) == 3

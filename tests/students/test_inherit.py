@@ -183,6 +183,7 @@ def test_without_keep_layers_nothing_is_cut(face, published, reference, tokens, 
     assert torch.equal(logits_of(again, tokens), logits_of(first, tokens))
     assert face.from_pretrained(tmp_path, config=first.config).config.n_layer == 2
     assert face.from_pretrained(tmp_path, config=str(tmp_path)).config.n_layer == 2
+    assert face.from_pretrained(tmp_path, strict=True, text_model=False, gguf_file=None).config.n_layer == 2
 
 
 GPT2_XL = {

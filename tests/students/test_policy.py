@@ -82,6 +82,14 @@ def test_random_parts_follow_the_seed_alone(published):
     assert two.config.inheritune["seed"] == 1
 
 
+def test_no_device_is_seeded_for_random_parts(published, monkeypatch):
+    """The generators of GPUs, which a CPU does not need, stay as the caller left them."""
+    monkeypatch.setattr(torch, "manual_seed", lambda _: pytest.fail("every device would be seeded"))
+    before = torch.random.get_rng_state()
+    from_pretrained_inherited(published, InherituneConfig(keep_layers=2, inherit="paper"), seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_random_parts_begin_as_the_architecture_says(published):
     """Norms begin at one and zero, weights with the config's spread."""
     student = from_pretrained_inherited(published, InherituneConfig(inherit="embeddings"))
