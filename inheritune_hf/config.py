@@ -205,8 +205,7 @@ class InherituneConfig:
             raise ValueError(f"keep_layers must be {GRAMMAR}, got {self.keep_layers!r}.")
         if not isinstance(self.schedule, list):
             raise ValueError(f"schedule must be a list of what keep_layers may be, got {self.schedule!r}.")
-        if not self.distillation_temperature > 0:
-            raise ValueError(f"distillation_temperature must be above 0, got {self.distillation_temperature!r}.")
+        self._check_distillation()
         if self.growth == "reinherit":
             for name, paper in (("new_blocks", "reference"), ("optimizer_state", "reset")):
                 if getattr(self, name) != paper:
@@ -214,7 +213,16 @@ class InherituneConfig:
                         f"{name}={getattr(self, name)!r} needs growth 'continue': a student that is inherited afresh "
                         "has nothing that was trained before."
                     )
-        _ = self.distillation_weights
+
+    def _check_distillation(self) -> None:
+        if not self.distillation_temperature > 0:
+            raise ValueError(f"distillation_temperature must be above 0, got {self.distillation_temperature!r}.")
+        states = [name for name in self.distillation_weights if name in losses_of_kind("states")]
+        if states and self.distillation_top_k is not None:
+            raise ValueError(
+                "distillation_top_k keeps the teacher's likeliest tokens, not its states: leave "
+                f"{' and '.join(states)} out of distillation, or distillation_top_k."
+            )
         if self.quantization_config is not None and "quant_method" not in self.quantization_config:
             raise ValueError(
                 f"distillation_quantization must be {', '.join(QUANTIZATIONS)} or a mapping with quant_method, got "

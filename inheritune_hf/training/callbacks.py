@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import re
 import secrets
@@ -36,6 +37,8 @@ from ..evaluation import LazinessComparison
 from ..forecast import Forecast
 from ..records import loss_text, write_json
 from ..run_folder import RUN_FOLDER
+
+logger = logging.getLogger(__name__)
 
 
 class RoundCallback(TrainerCallback):
@@ -116,6 +119,7 @@ class ReferenceLossStopCallback(TrainerCallback, ExportableState):
             raise ValueError(f"evaluations must be 1 or more, got {evaluations!r}.")
         self.target, self.tolerance, self.evaluations, self.metric = target, tolerance, evaluations, metric
         self.in_a_row = 0
+        self._seen, self._others = False, set[str]()
 
     @property
     def matched(self) -> bool:
@@ -125,18 +129,20 @@ class ReferenceLossStopCallback(TrainerCallback, ExportableState):
     def on_evaluate(
         self, args: Any, state: Any, control: TrainerControl, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> TrainerControl:
-        """
-        Count evaluations that match and stop training when there are enough in a row.
-
-        Raises:
-            ValueError: If the metric was not evaluated.
-        """
+        """Count evaluations that match and stop training when there are enough in a row; others are left alone."""
         if metrics is None or self.metric not in metrics:
-            raise ValueError(f"There is no {self.metric} among the metrics {sorted(metrics or {})}; name one of them.")
+            self._others.update(metrics or {})  # of another set, or of a call with another prefix
+            return control
+        self._seen = True
         self.in_a_row = self.in_a_row + 1 if metrics[self.metric] <= self.target + self.tolerance else 0
         if self.matched:
             control.should_training_stop = control.should_save = True
         return control
+
+    def on_train_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Warn if no evaluation had the metric, so that nothing could stop the training."""
+        if self._others and not self._seen:
+            logger.warning("There was no %s among the metrics %s; name one of them.", self.metric, sorted(self._others))
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run restores."""
@@ -240,6 +246,9 @@ class RoundsCallbackHandler(CallbackHandler):
             self._saved_at = state.global_step
         elif event in _STOPPING and changed.should_training_stop and self._saved_at != state.global_step:
             changed.should_save = True
+        elif event == "on_epoch_end" and changed.should_training_stop:
+            # Trainer calls it after a stop within an epoch too: that step has been logged, evaluated and saved.
+            changed.should_log = changed.should_evaluate = changed.should_save = False
         # The flags are the same in all processes, which log, evaluate and save together.
         if event in _REPORTING and (changed.should_log or changed.should_evaluate or changed.should_save):
             self._before_report()

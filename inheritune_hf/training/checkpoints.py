@@ -151,7 +151,6 @@ def round_trainer_state(before: TrainerState, args: TrainingArguments) -> Traine
     state: Any = copy.copy(before)
     state.train_batch_size = args.train_batch_size
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-    state.compute_steps(args, args.max_steps)
     result: TrainerState = state
     return result
 
@@ -175,6 +174,18 @@ def unseal_checkpoint(checkpoint: Path) -> None:
     """Declare a checkpoint incomplete before it is written again; what a kill left of a seal goes too."""
     for name in (_SEAL, f".{_SEAL}.tmp"):
         (checkpoint / name).unlink(missing_ok=True)
+
+
+def rotate_checkpoints(output_dir: Path, step: int, most: int | None) -> None:
+    """
+    Let all but the last `most` checkpoints go, after that of `step` was sealed; none if there is no limit.
+
+    Those of higher steps go first: a kill left them half written, or they are damaged, or they would have been used.
+    """
+    found = {path: path.name.rpartition("-")[2] for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    steps = {path: int(number) for path, number in found.items() if number.isdecimal()}
+    for path in sorted(steps, key=lambda path: (steps[path] <= step, steps[path]))[: -most if most else 0]:
+        shutil.rmtree(path)
 
 
 def read_seal(checkpoint: Path) -> Seal | None:

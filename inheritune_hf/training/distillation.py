@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,6 @@ class Teacher:
 
     `kept` are the layers that the student's blocks were inherited from. With a `store`, in which the teacher's
     likeliest tokens are kept, only those are compared.
-
-    Raises:
-        ValueError: If states are to be compared and a store, which keeps none, is given.
     """
 
     def __init__(
@@ -177,11 +175,6 @@ class Teacher:
         self.model, self.weights, self.temperature, self.kept, self.store = model, weights, temperature, kept, store
         self.from_hidden = computes_from_hidden(model)
         self.compares_states = bool(weighted_losses("states", weights))
-        if store is not None and self.compares_states:
-            raise ValueError(
-                f"distillation_top_k keeps the teacher's likeliest tokens, not its states: leave {_states_named()} "
-                "out, or distillation_top_k."
-            )
 
     @contextlib.contextmanager
     def teaching(self, student: PreTrainedModel, inputs: Mapping[str, Any], whole: bool) -> Iterator[None]:
@@ -301,7 +294,7 @@ def open_teacher(
     Load the reference beside a student that it is to teach; None if the recipe has no distillation.
 
     Raises:
-        ValueError: If states of different width are to be compared, or states with a store, which keeps none.
+        ValueError: If states of different width are to be compared.
     """
     weights = recipe.distillation_weights
     if not weights:
@@ -321,7 +314,7 @@ def open_teacher(
         k, temperature = recipe.distillation_top_k, recipe.distillation_temperature
         facts = [reference.fingerprint(), recipe.distillation_dtype, temperature, k, block_size, precision, __version__]
         facts += [] if recipe.quantization_config is None else [recipe.quantization_config]
-        store = TopKStore(cache_folder("likeliest-tokens") / digest_of(facts), block_size, k, process)
+        store = TopKStore(cache_folder("teacher-tokens") / digest_of(facts), block_size, k, process)
     return Teacher(model, weights, recipe.distillation_temperature, kept, store)
 
 
@@ -379,9 +372,9 @@ class TopKStore:
     """
     Log-probabilities of the likeliest tokens after each token of a sequence, found again by the sequence's tokens.
 
-    A folder holds two files for each process: sequences' digests, and records of one size, in the same order. A record
-    is written before its digest, so that what a killed process left half written is never read. The folder is of one
-    teacher, one temperature and one k; sequences shorter than `tokens` are padded in their record.
+    A folder holds two files for each process of each run: sequences' digests, and records of one size, in the same
+    order. A record is written before its digest, so that what a killed process left half written is never read. The
+    folder is of one teacher, one temperature and one k; sequences shorter than `tokens` are padded in their record.
 
     Raises:
         ValueError: If the folder holds records of another size.
@@ -395,8 +388,8 @@ class TopKStore:
         self._places: dict[bytes, tuple[Path, int]] = {}
         for index in sorted(folder.glob("*.digests")):
             self._read(index)
-        self._own = folder / f"{process:05d}"
-        self._cut_own()
+        # Of this object alone: several runs with one teacher keep records in one folder at once.
+        self._own, self._count = folder / f"{process:05d}-{secrets.token_hex(8)}", 0
 
     def __len__(self) -> int:
         """Return the number of sequences that can be found."""
@@ -464,17 +457,6 @@ class TopKStore:
         whole = min(len(names) // _DIGEST, records.stat().st_size // self._type.itemsize if records.is_file() else 0)
         for number in range(whole):
             self._places[names[number * _DIGEST : (number + 1) * _DIGEST]] = (records, number)
-
-    def _cut_own(self) -> None:
-        """Forget what a process killed while writing left at the end of this process's files."""
-        digests, records = self._own.with_suffix(".digests"), self._own.with_suffix(".records")
-        for path in (digests, records):
-            path.touch()
-        self._count = min(digests.stat().st_size // _DIGEST, records.stat().st_size // self._type.itemsize)
-        with digests.open("r+b") as file:
-            file.truncate(self._count * _DIGEST)
-        with records.open("r+b") as file:
-            file.truncate(self._count * self._type.itemsize)
 
 
 def digest(row: Tensor) -> bytes:

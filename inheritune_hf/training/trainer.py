@@ -27,7 +27,7 @@ from transformers import (
     get_scheduler,
     set_seed,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..analysis import measure_order, sample_sequences, scores_folder
 from ..config import PARTS, InherituneConfig
@@ -77,6 +77,7 @@ from .checkpoints import (
     check_identity,
     last_checkpoint,
     read_trainer_state,
+    rotate_checkpoints,
     round_end_folder,
     round_folder,
     round_trainer_state,
@@ -247,8 +248,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         if self.student.device.type != "meta":
             self.set_model(self.skeleton(run.layers))  # what was trained is on disk: its memory is the next one's
         if self.args.should_save:
-            found = last_checkpoint(self.output_dir, run.round_index - 1, self.run_digest)
-            before = found[0] if found else None
+            before = self.ended_checkpoint()
             trained = Trained(before, run.rounds[-1].kept_layers, self.student_class) if before else None
             student = self.build_student(trained)
             student.config.inheritune["data"] = {
@@ -276,6 +276,29 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             random_states = sorted(before.glob("rng_state*.pth")) if before and recipe.continues_data else []
             stage_round(self.output_dir, run.round_index, student, log, states, random_states)
         self.write_run(replace(run, staged=True))
+
+    def ended_checkpoint(self) -> Path | None:
+        """
+        Return the checkpoint that ended the last round; None in the first one.
+
+        Raises:
+            ValueError: If it is gone or damaged, and the round goes on from it.
+        """
+        run, recipe = self.run, self.inheritune_config
+        if run.start_step == 0:
+            return None
+        found = last_checkpoint(self.output_dir, run.round_index - 1, self.run_digest)
+        if found is not None and found[1].step == run.start_step:
+            return found[0]
+        continued = recipe.growth == "continue" or recipe.lr_schedule == "continue" or recipe.continues_data
+        if continued or self.baseline.build is not None:
+            raise ValueError(
+                f"{self.output_dir}: the checkpoint that ended round {run.round_index - 1}, of step {run.start_step}, "
+                f"is gone or damaged, and round {run.round_index} continues from it. Put it back, or begin again in "
+                "another output_dir."
+            )
+        logger.warning("The checkpoint that ended round %d is gone: its log is lost.", run.round_index - 1)
+        return None
 
     def build_student(self, before: Trained | None) -> PreTrainedModel:
         """Return the student with which the round begins; `before` is the last round's, if any."""
@@ -417,6 +440,12 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             raise ValueError(f"Give the model to be made smaller, or its Hub id or path, as reference{other}.")
         inheritune_config, args = inheritune_config or InherituneConfig(), args or TrainingArguments()
         ready = check_arguments(args, inheritune_config)
+        bounded = getattr(data_collator, "end_token_id", None) is not None
+        if bounded and inheritune_config.distillation_top_k is not None:
+            raise ValueError(
+                "distillation_top_k finds a sequence by its tokens alone, and document_boundaries add positions: leave "
+                "one of them out."
+            )
         self.inheritune_config = inheritune_config
         self.baseline = baseline or Baseline()
         self.reference_kwargs = dict(reference_kwargs or {})
@@ -708,8 +737,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         if self.stream is not None:
             before = folder if seal else None
             if seal is None and self.inheritune_config.continues_data and self.args.should_save:
-                found = last_checkpoint(self.output_dir, self.run.round_index - 1, self.run_digest)
-                before = found[0] if found else None
+                before = self.ended_checkpoint()
             self.stream.begin(on_main_process(before))
         enable_full_determinism(self.args.seed) if self.args.full_determinism else set_seed(self.args.seed)
         self.progress, self._unfinished = RoundCounts(began=time.monotonic()), None
@@ -776,8 +804,9 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
 
     def first_log(self) -> TrainerState:
         """Return the log a run begins with: the reference's figures, whether they were measured just now or before."""
-        log: TrainerState = TrainerState()
+        log: TrainerState = TrainerState(global_step=self.run.start_step)
         untyped: Any = log
+        untyped.total_flos = sum(item.flops for item in self.run.rounds)
         untyped.stateful_callbacks = self.state.stateful_callbacks
         if self.run.reference is not None:
             log.log_history = [{**self.figures(self.run.reference, "reference"), "step": 0}]
@@ -820,7 +849,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
                 abandoned=progress.abandoned,
             )
             seal_checkpoint(checkpoint, seal)
-            rotate_checkpoints(str(self.output_dir), self.checkpoints_kept)
+            rotate_checkpoints(self.output_dir, self.state.global_step, self.checkpoints_kept)
         self.accelerator.wait_for_everyone()
         self._unfinished = None
 
@@ -1143,6 +1172,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, epochs, checkpoint or self._staged_folder, trial
         )
+        self.state.compute_steps(self.args, max_steps)  # read with the state, they would be those of before
         if self.run.start is not None and self.state.global_step == self.run.start_step:
             self.state.log_history.append({**self.figures(self.run.start, "start"), "step": self.run.start_step})
         if self.stream is not None:

@@ -161,10 +161,17 @@ def test_reference_loss_callback_refuses_values(values, message):
         ReferenceLossStopCallback(**values)
 
 
-def test_reference_loss_callback_names_the_metrics_there_are():
-    """A metric that is not evaluated is an error with those that are."""
-    with pytest.raises(ValueError, match=r"There is no eval_loss among the metrics \['eval_other'\]"):
-        ReferenceLossStopCallback(1.0).on_evaluate(None, TrainerState(), TrainerControl(), {"eval_other": 1.0})
+def test_reference_loss_callback_names_the_metrics_there_are(caplog):
+    """Evaluations of other sets are left alone; a metric that no evaluation had is named when training ends."""
+    callback = ReferenceLossStopCallback(1.0)
+    given = (None, TrainerState(), TrainerControl())
+    assert not callback.on_evaluate(*given, {"eval_other": 1.0}).should_training_stop
+    callback.on_train_end(*given)
+    assert "There was no eval_loss among the metrics ['eval_other']; name one of them." in caplog.text
+    caplog.clear()
+    evaluate(callback, 5.0)
+    callback.on_train_end(*given)
+    assert not caplog.text
 
 
 def test_reference_loss_stops_a_plain_trainer(tmp_path):

@@ -13,7 +13,8 @@ from transformers.quantizers import HfQuantizer, quantizer_bnb_8bit
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from inheritune_hf import InherituneConfig
+from inheritune_hf import InherituneConfig, InherituneTrainer
+from inheritune_hf.data import CausalCollator
 from inheritune_hf.distillation_losses import DISTILLATION_LOSSES, DistillationLoss
 from inheritune_hf.students import estimate_run
 from inheritune_hf.students.losses import Head
@@ -317,10 +318,31 @@ def test_a_model_in_memory_cannot_be_quantized(tmp_path, rounding):
         tiny.make_trainer(tmp_path, tiny.reference_model(), recipe)
 
 
-def test_states_need_the_teacher(tmp_path):
-    """A store of likeliest tokens has no states to compare with."""
-    with pytest.raises(ValueError, match="leave hidden_mse and hidden_cosine out"):
-        Teacher(tiny.reference_model(), {"hidden_mse": 1.0}, store=TopKStore(tmp_path, 4, 2))
+def test_states_need_the_teacher():
+    """A store of likeliest tokens has no states to compare with: the recipe says so, before anything is read."""
+    with pytest.raises(ValueError, match="leave hidden_mse out of distillation, or distillation_top_k"):
+        InherituneConfig(distillation="hidden_mse=1", distillation_top_k=2)
+
+
+def test_a_sequence_is_more_than_its_tokens_with_boundaries(tmp_path):
+    """What is kept by tokens alone cannot be found where documents have positions of their own."""
+    recipe = InherituneConfig(distillation="forward_kl=1", distillation_top_k=2, steps_per_round=1)
+    sets = {"train_dataset": tiny.train_set(), "eval_dataset": tiny.selection_set()}
+    with pytest.raises(ValueError, match="document_boundaries add positions: leave one of them out"):
+        InherituneTrainer(
+            tiny.reference_model(), recipe, tiny.arguments(tmp_path), data_collator=CausalCollator(0, 0), **sets
+        )
+
+
+def test_two_runs_keep_their_own_records(tmp_path):
+    """Runs that share a teacher write at the same time: each finds its own sequences, and later ones find all."""
+    one, other = TopKStore(tmp_path, 4, 1), TopKStore(tmp_path, 4, 1)
+    rows = [torch.full((4,), value) for value in range(3)]
+    for store, row in ((one, rows[0]), (other, rows[1]), (one, rows[2])):
+        store.keep(row, row[:, None], row[:, None].float())
+    for store, own in ((one, (0, 2)), (other, (1,)), (TopKStore(tmp_path, 4, 1), (0, 1, 2))):
+        for place in own:
+            assert torch.equal(store.find([rows[place]])[0][0][:, 0], rows[place])
 
 
 @pytest.mark.parametrize(

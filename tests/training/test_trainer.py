@@ -4,10 +4,12 @@ import copy
 import gc
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import forking
@@ -403,6 +405,66 @@ def test_save_and_eval_strategies_end_rounds_alike(reference, tmp_path, strategy
     )
     trainer.train()
     assert [item.layers for item in trainer.rounds] == [1, 2]
+
+
+def test_the_end_of_a_round_is_evaluated_and_saved_once(reference, tmp_path):
+    """Trainer ends an epoch where a round or a signal stops it: with epochs as strategies nothing comes twice."""
+    saved = []
+
+    class Hear(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            saved.append(state.global_step)
+
+    epochs = {"save_strategy": "epoch", "eval_strategy": "epoch", "train": tiny.train_set(160)}
+    recipe = {"steps_per_round": 4, "max_layers": 2}
+    whole = tiny.make_trainer(tmp_path / "whole", reference, recipe, callbacks=[Hear()], **epochs)
+    whole.train()
+    assert saved == [row["step"] for row in whole.state.log_history if "eval_loss" in row] == [4, 8]
+    saved.clear()
+    cut = tiny.make_trainer(tmp_path / "cut", reference, recipe, [Hear(), tiny.Kill(2, signal.SIGTERM)], **epochs)
+    cut.train()
+    assert (cut.outcome, saved) == ("interrupted", [2])
+    assert not [row for row in cut.state.log_history if "eval_loss" in row]
+
+
+def test_what_a_killed_save_left_costs_no_checkpoint(reference, tmp_path):
+    """A folder without a seal, of a higher step, is let go before the checkpoint that was just sealed."""
+    once = {"save_total_limit": 1, "save_steps": 4}
+    tiny.make_trainer(tmp_path, reference, callbacks=[tiny.Kill(4, signal.SIGTERM)], **once).train()
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8" / "model.safetensors").write_bytes(b"half")
+    cut = tiny.make_trainer(tmp_path, reference, callbacks=[tiny.Kill(6, signal.SIGTERM)], **once)
+    cut.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_how_often_a_run_saves_may_change(reference, tmp_path):
+    """A run that resumes evaluates and saves as often as it is told now, in the round in progress too."""
+    rare = {"eval_steps": 100, "save_steps": 100}
+    tiny.make_trainer(tmp_path, reference, callbacks=[tiny.Kill(2, signal.SIGTERM)], **rare).train()
+    often = tiny.make_trainer(tmp_path, reference, {"max_layers": 1}, eval_steps=3, save_steps=3)
+    often.train()
+    assert [row["step"] for row in often.state.log_history if "eval_loss" in row] == [3, 6, 9, 10]
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_a_round_without_the_checkpoint_before_it_is_counted_right(reference, tmp_path):
+    """A round that inherits afresh needs only the place of the last one; one that continues says what is gone."""
+    one, two = {"max_layers": 1}, {"max_layers": 2}
+    for name in ("afresh", "whole", "continued"):
+        recipe = {"growth": "continue"} if name == "continued" else {}
+        tiny.make_trainer(tmp_path / name, reference, {**one, **recipe}).train()
+        for path in (tmp_path / name).glob("checkpoint-*") if name != "whole" else ():
+            shutil.rmtree(path)
+    afresh, whole = (tiny.make_trainer(tmp_path / name, reference, two) for name in ("afresh", "whole"))
+    for trainer in (afresh, whole):
+        trainer.train()
+    assert tiny.weights_hash(afresh.student) == tiny.weights_hash(whole.student)
+    assert [replace(item, seconds=0.0) for item in afresh.rounds] == [
+        replace(item, seconds=0.0) for item in whole.rounds
+    ]
+    with pytest.raises(ValueError, match="that ended round 1, of step 10, is gone or damaged, and round 2 continues"):
+        tiny.make_trainer(tmp_path / "continued", reference, {**two, "growth": "continue"}).train()
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(reference, tmp_path):
