@@ -1172,7 +1172,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, epochs, checkpoint or self._staged_folder, trial
         )
-        self.state.compute_steps(self.args, max_steps)  # read with the state, they would be those of before
+        state: Any = self.state
+        state.compute_steps(self.args, max_steps)  # read with the state, they would be those of before
         if self.run.start is not None and self.state.global_step == self.run.start_step:
             self.state.log_history.append({**self.figures(self.run.start, "start"), "step": self.run.start_step})
         if self.stream is not None:
