@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -272,14 +273,19 @@ def test_configuration_page_says_what_the_fields_say(site):
 
 def test_tables_of_arguments_outcomes_and_architectures_are_complete(site):
     """Each training argument, outcome and architecture of the code is on its page."""
+    from transformers import TrainingArguments
+
     from inheritune_hf.records import EXIT_STATUS
     from inheritune_hf.students import SUPPORTED_MODEL_TYPES
-    from inheritune_hf.training.arguments import HONOURED, REFUSED
+    from inheritune_hf.training.arguments import REFUSED
     from inheritune_hf.training.distributed import REFUSED_SHARDING
 
     arguments = text_of(site / "reference" / "arguments" / "index.html")
     assert [name for name, why in REFUSED.items() if name not in arguments or why not in arguments] == []
-    notes = {name: note.replace("`", "") for name, note in HONOURED.items()}
+    honoured = runpy.run_path(str(ROOT / "docs" / "generate.py"))["HONOURED"]
+    fields = {item.name for item in dataclasses.fields(TrainingArguments)}
+    assert fields == {*honoured, *REFUSED}
+    notes = {name: note.replace("`", "") for name, note in honoured.items()}
     assert [name for name, note in notes.items() if name not in arguments or note not in arguments] == []
     sharding = text_of(site / "how-to" / "processes" / "index.html")
     assert [name for name, (_, why) in REFUSED_SHARDING.items() if name not in sharding or why not in sharding] == []

@@ -30,6 +30,7 @@ from ..foreign_text import first_line
 from ..records import read_json
 from .download import (
     CONNECTION_ERRORS,
+    Choose,
     Header,
     NoRanges,
     RemoteFile,
@@ -42,9 +43,6 @@ from .download import (
 )
 
 logger = logging.getLogger(__name__)
-
-#: Given names in files, returns for each kept one its name for the student.
-Choose = Callable[[Iterable[str]], Mapping[str, str]]
 
 #: Arguments of `from_pretrained` that say where files come from.
 SOURCE_ARGUMENTS = (
@@ -232,7 +230,12 @@ def size_on_hub(source: Source, name: str) -> int | None:
     return None if source.is_offline else file_size(source.remote(name))
 
 
-def open_tensors(weights: Weights, choose: Choose) -> dict[str, LazyTensor]:
+def everything(names: Iterable[str]) -> dict[str, str]:
+    """Keep every tensor, under its own name."""
+    return {name: name for name in names}
+
+
+def open_tensors(weights: Weights, choose: Choose = everything) -> dict[str, LazyTensor]:
     """
     Return the kept tensors that the files have, each under its name for the student, without reading any of them.
 
@@ -260,7 +263,7 @@ def tensor_names(weights: Weights) -> frozenset[str]:
     if not weights.files and weights.format == "safetensors" and source.find_cached(weights.path.name) is None:
         with suppress(NoRanges):
             return frozenset(read_header(source.remote(weights.path.name)).tensors)
-    return frozenset(weights.files or open_tensors(weights, lambda names: {name: name for name in names}))
+    return frozenset(weights.files or open_tensors(weights))
 
 
 def needed_files(weights: Weights, choose: Choose) -> list[Path]:

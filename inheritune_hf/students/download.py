@@ -31,6 +31,7 @@ from ..records import decode, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
+#: Given names in files, returns for each kept one its name for the student.
 Choose = Callable[[Iterable[str]], Mapping[str, str]]
 
 #: Bytes that one request asks for at most; so much is lost at most, for each connection, when a process is killed.

@@ -229,7 +229,7 @@ class OpenedReference:
         if self.source is not None:
             # Its files are on this machine by now. Transformers reads weights of 8 bits as if their scales were 1.
             weights = find_weights(replace(self.source, force_download=False))
-            tensors = {} if weights.format == "bin" else open_tensors(weights, _all)
+            tensors = {} if weights.format == "bin" else open_tensors(weights)
             refuse_quantized(self, tensors, list(tensors))
         return model
 
@@ -451,10 +451,6 @@ def refuse_quantized(opened: OpenedReference, tensors: Mapping[str, LazyTensor],
             f"{opened.name!r} is quantized ({why}), and a student is trained on plain weights: give the original "
             "model, or dequantize it first (load it with Transformers, model.dequantize(), save_pretrained)."
         )
-
-
-def _all(names: Iterable[str]) -> dict[str, str]:
-    return {name: name for name in names}
 
 
 def _is_scale(architecture: Architecture, name: str) -> bool:

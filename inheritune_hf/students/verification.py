@@ -84,7 +84,7 @@ def verify_student(student: str | os.PathLike[str], reference: Reference | None 
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"There is no student at {str(student)!r}: give a folder with config.json.")
     config = AutoConfig.from_pretrained(folder)
-    stored = open_tensors(find_weights(Source(str(folder))), lambda names: {name: name for name in names})
+    stored = open_tensors(find_weights(Source(str(folder))))
     trained = _is_trained(folder)
     lineage = getattr(config, "inheritune", None)
     if not isinstance(lineage, dict):

@@ -89,107 +89,12 @@ REFUSED: dict[str, str] = {
 _REFUSED_IF: dict[str, Callable[[TrainingArguments], bool]] = {
     "save_strategy": lambda args: args.save_strategy == SaveStrategy.BEST,
     "train_sampling_strategy": lambda args: args.train_sampling_strategy not in {"random", "sequential"},
-    "lr_scheduler_type": lambda args: str(_plain(args.lr_scheduler_type)) in {"reduce_lr_on_plateau", "greedy"},
+    "lr_scheduler_type": lambda args: str(plain(args.lr_scheduler_type)) in {"reduce_lr_on_plateau", "greedy"},
     "hub_strategy": lambda args: args.push_to_hub and args.hub_strategy != HubStrategy.END,
     "metric_for_best_model": lambda args: args.metric_for_best_model is not None and not args.load_best_model_at_end,
     "label_names": lambda args: args.label_names not in (None, ["labels"]),
-    "optim": lambda args: str(_plain(args.optim)).startswith(("galore", "apollo", "lomo", "adalomo", "schedule_free")),
+    "optim": lambda args: str(plain(args.optim)).startswith(("galore", "apollo", "lomo", "adalomo", "schedule_free")),
     "accelerator_config": lambda args: _changes_batches(args.accelerator_config),
-}
-
-#: How an argument behaves across rounds, with the values that are not refused. Every argument is here or in `REFUSED`.
-HONOURED: dict[str, str] = {
-    "output_dir": "The folder of the whole run: checkpoints of all rounds, the run's state, the student.",
-    "per_device_train_batch_size": "The same in every round.",
-    "max_steps": "Above 0 it caps all rounds together. The length of a round is `steps_per_round` in the recipe.",
-    "learning_rate": "Peak of each round; of the run with `lr_schedule: continue`.",
-    "lr_scheduler_type": "Runs over each round; over `max_steps` with `lr_schedule: continue`.",
-    "lr_scheduler_kwargs": "As `lr_scheduler_type`.",
-    "warmup_steps": "Each round warms up; with `lr_schedule: continue` the run once. A fraction is a share of either.",
-    "optim": "A fresh optimizer in each round; its state is kept with `optimizer_state: keep`.",
-    "optim_args": "As `optim`.",
-    "weight_decay": "The same in every round; norms and biases are left out, in added blocks too.",
-    "adam_beta1": "The same in every round.",
-    "adam_beta2": "The same in every round.",
-    "adam_epsilon": "The same in every round.",
-    "gradient_accumulation_steps": "The same in every round. Steps are optimizer steps.",
-    "average_tokens_across_devices": "The same in every round.",
-    "max_grad_norm": "The same in every round; over all parameters.",
-    "label_smoothing_factor": "In training only: comparisons are of the plain loss. Refused with `distillation`.",
-    "bf16": "In training and in every evaluation, the reference's included. Weights stay in float32.",
-    "fp16": "As `bf16`. The loss scale starts over with each round, and is kept with `optimizer_state: keep`.",
-    "tf32": "In the whole process, so the reference is measured with it too.",
-    "activation_checkpointing": "Switched on for each round's student.",
-    "activation_checkpointing_kwargs": "As `activation_checkpointing`.",
-    "gradient_checkpointing": "The old name of `activation_checkpointing`.",
-    "gradient_checkpointing_kwargs": "The old name of `activation_checkpointing_kwargs`.",
-    "torch_compile": "For training, blocks are compiled one by one and rounds share their graphs. What is saved is not "
-    "compiled.",
-    "torch_compile_backend": "As `torch_compile`.",
-    "torch_compile_mode": "As `torch_compile`.",
-    "liger_kernel_config": "Not read, since `use_liger_kernel` is refused.",
-    "use_cache": "In training and evaluation; a saved student has the reference's setting.",
-    "neftune_noise_alpha": "In training only, in every round.",
-    "torch_empty_cache_steps": "Counts over all rounds.",
-    "logging_strategy": "A round's last step is logged in any case.",
-    "logging_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
-    "logging_first_step": "The first step of the run.",
-    "log_on_each_node": "As in `Trainer`.",
-    "logging_nan_inf_filter": "The log only: a loss that is not finite ends the run.",
-    "include_num_input_tokens_seen": "Counts over all rounds.",
-    "log_level": "As in `Trainer`.",
-    "log_level_replica": "As in `Trainer`.",
-    "disable_tqdm": "There is one bar for each round.",
-    "report_to": "Trackers see one run, with one step count.",
-    "run_name": "The name of that one run.",
-    "project": "As in `Trainer`.",
-    "trackio_space_id": "As in `Trainer`.",
-    "trackio_bucket_id": "As in `Trainer`.",
-    "trackio_static_space_id": "As in `Trainer`.",
-    "eval_strategy": "A round's last step is evaluated in any case.",
-    "eval_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
-    "eval_delay": "Counts over all rounds; the last step of a round is evaluated all the same.",
-    "per_device_eval_batch_size": "Changes no loss: it is a sum over a sum.",
-    "prediction_loss_only": "Changes nothing: only sums of losses are ever gathered.",
-    "eval_accumulation_steps": "As in `Trainer`.",
-    "save_strategy": "A round's last step is saved in any case.",
-    "save_steps": "Counts over all rounds; a fraction below 1 is a share of a round.",
-    "save_total_limit": "Counts checkpoints of all rounds; an older one goes when the newer one is whole.",
-    "push_to_hub": "The example script and `inheritune train` push the student once, at the end.",
-    "hub_token": "For that push.",
-    "hub_private_repo": "For that push.",
-    "hub_model_id": "For that push; the name of `output_dir` if not given.",
-    "hub_strategy": "Only `end`.",
-    "hub_always_push": "Changes nothing: there is one push, and it is waited for.",
-    "hub_revision": "For that push.",
-    "greater_is_better": "Not read, since `metric_for_best_model` is refused.",
-    "full_determinism": "Set at the start of each round.",
-    "seed": "Set at the start of each round, and of parts that begin random.",
-    "data_seed": "The data order of each round; of the run with `data_order: continue`.",
-    "use_cpu": "As in `Trainer`.",
-    "accelerator_config": "`non_blocking` and `use_configured_state`, as in `Trainer`.",
-    "dataloader_drop_last": "Of the training set. No sequence of the selection set is ever dropped.",
-    "dataloader_num_workers": "As in `Trainer`; a stream resumes only with the number it began with.",
-    "dataloader_pin_memory": "Switched off on a CPU.",
-    "dataloader_prefetch_factor": "As in `Trainer`.",
-    "dataloader_multiprocessing_context": "As in `Trainer`.",
-    "remove_unused_columns": "As in `Trainer`; other columns are not used either way.",
-    "train_sampling_strategy": "`random` or `sequential`, the same in every round.",
-    "length_column_name": "Not read, since the strategies that read it are refused.",
-    "ddp_find_unused_parameters": "False if not given: every parameter of a student has a gradient.",
-    "ddp_bucket_cap_mb": "The same in every round.",
-    "ddp_broadcast_buffers": "The same in every round.",
-    "ddp_static_graph": "The same in every round.",
-    "ddp_backend": "As in `Trainer`.",
-    "ddp_timeout": "As in `Trainer`.",
-    "deepspeed": "Each round begins with an engine of its own. What is refused: see the table below.",
-    "fsdp": "Each round's student is sharded. What is refused: see the table below.",
-    "fsdp_config": "Read with `fsdp` only.",
-    "skip_memory_metrics": "As in `Trainer`, for the last round.",
-    "do_train": "Not read: a run always trains.",
-    "do_eval": "Not read: a run always evaluates.",
-    "do_predict": "Not read.",
-    "local_rank": "Set by the launcher.",
 }
 
 
@@ -244,7 +149,7 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
 
 
 def _check_abandon(args: TrainingArguments, abandon: float | None, steps: int) -> None:
-    between = {"no": math.inf, "steps": args.eval_steps or 0, "epoch": 0}[str(_plain(args.eval_strategy))]
+    between = {"no": math.inf, "steps": args.eval_steps or 0, "epoch": 0}[str(plain(args.eval_strategy))]
     needed = MIN_EVALUATIONS + 1  # two forecasts
     if abandon is not None and between * needed >= steps:
         raise ValueError(
@@ -262,7 +167,8 @@ def _is_refused(name: str, args: TrainingArguments) -> bool:
     return bool(value) if default in ("", dataclasses.MISSING) else bool(value != default)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what an argument is written as: of an enumeration its word."""
     return getattr(value, "value", value)
 
 

@@ -14,6 +14,7 @@ from ..config import InherituneConfig
 from ..data import set_fingerprint
 from ..data.stream import PackedStream
 from ..run_folder import NUMERIC_ARGUMENTS, read_state
+from .arguments import plain
 from .checkpoints import check_identity
 
 
@@ -30,7 +31,7 @@ def run_identity(args: TrainingArguments, config: InherituneConfig, facts: dict[
 
 def numeric_arguments(args: TrainingArguments) -> dict[str, Any]:
     """Return the training arguments that change the numbers of a run."""
-    return {name: _plain(getattr(args, name)) for name in NUMERIC_ARGUMENTS}
+    return {name: plain(getattr(args, name)) for name in NUMERIC_ARGUMENTS}
 
 
 def check_output_dir(args: TrainingArguments, config: InherituneConfig) -> None:
@@ -65,7 +66,3 @@ def dataset_fingerprint(dataset: Any) -> str | None:
         row = dataset[index]
         digest.update(json.dumps([int(item) for item in row["input_ids"]]).encode())
     return digest.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)
