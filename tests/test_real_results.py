@@ -96,6 +96,9 @@ def test_both_claims_stand_side_by_side(scripts, records):
         "- As good as **the adapted reference**: none of 4 arms. The nearest is `20-skip-distilled`, +0.0200 [" in text
     )
     assert "- 20 first layers begin +15.00 nats from 20 by `skip` and end +0.4500 from them." in text
+    assert (
+        "- `20-skip` passed what `20-first` ends at, 3.9000 on the selection set, after 500,736 of its 500,736 tokens."
+    ) in text
     assert "- Distillation moves 20 layers by `skip` by -0.0200, from 3.4400." in text
     assert "| `20-first` | 20 | 20.10 | 3.9000 | +0.4000 [+0.3900, +0.4100] | +0.5000 [+0.4900, +0.5100] |" in text
     assert "| `20-skip` | 0.600 | 99,114,048 |  | 1.25 × at batch 1 | 40%, 0.90 × | 1 |" in text

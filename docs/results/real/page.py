@@ -15,8 +15,8 @@ HERE = Path(__file__).parent
 
 _PAGE = """# A released model, from its file to a published student
 
-{model} ({reference_layers} layers, {package} of the package index) was taken along the whole path
-by the verbs of this package, on one thread of {machine}, by
+{model} ({reference_layers} layers; 4-bit weights of a GGUF file, dequantized; {package} of the package
+index) was taken along the whole path by the verbs of this package, on one thread of {machine}, by
 
 ```console
 make real BOOKS=novels ZERO_SHOT=tasks WORK=work
@@ -171,6 +171,14 @@ def summary(arms: dict[str, dict[str, Any]]) -> str:
             lines.append(
                 f"- {depth} first layers begin {begin:+.2f} nats from {depth} by `skip` and end {end:+.4f} from them."
             )
+        lines += [
+            f"- `{name}` passed what `{depth}-first` ends at, {first['curve'][-1][1]:.4f} on the selection set, after "
+            f"{tokens:,} of its {arm['tokens']:,} tokens."
+            for name, arm in arms.items()
+            if first and name.endswith("-skip") and len(arm["layers"]) <= int(depth)
+            for tokens in [next((round(at) for at, found in arm["curve"] if found <= first["curve"][-1][1]), None)]
+            if tokens is not None
+        ]
         taught, plain = arms.get(f"{depth}-skip-distilled"), arms.get(f"{depth}-skip-adapted")
         if taught and plain:
             lines.append(
