@@ -7,6 +7,7 @@ import importlib
 import json
 import lzma
 import sys
+from pathlib import Path
 
 import pytest
 from documentation import ROOT
@@ -154,11 +155,11 @@ def test_books_are_dealt_to_disjoint_sets(scripts, tmp_path, monkeypatch):
 
 def test_a_step_with_a_record_is_not_run_again(scripts, tmp_path):
     """The record of a step is what makes it done; a step that failed leaves none."""
-    options = argparse.Namespace(output=tmp_path, toy=True)
+    options = argparse.Namespace(output=tmp_path, zero_shot=Path("tasks"), toy=True)
     with pytest.raises(RuntimeError, match="broken"):
         scripts[0].record(options, "step", lambda _: (_ for _ in ()).throw(RuntimeError("broken")))
-    found = scripts[0].record(options, "step", lambda _: {"value": 1, "said": f"saved in {tmp_path}/x"})
-    assert (found["value"], found["said"]) == (1, "saved in WORK/x")
+    found = scripts[0].record(options, "step", lambda _: {"value": 1, "said": f"{tmp_path}/x of tasks/a"})
+    assert (found["value"], found["said"]) == (1, "WORK/x of TASKS/a")
     assert scripts[0].record(options, "step", lambda _: {"value": 2})["value"] == 1
 
 

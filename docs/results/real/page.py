@@ -272,7 +272,8 @@ def copy(arms: dict[str, dict[str, Any]]) -> str:
     for depth in sorted({name.partition("-")[0] for name in arms}, reverse=True):
         here = {name: arm for name, arm in arms.items() if name.startswith(f"{depth}-")}
         best = min(here, key=lambda name: loss(here[name]))
-        lines.append(f"- {depth} layers: `{best}` ended lowest of {len(here)} arms, at {loss(here[best]):.4f}.")
+        which = f" ended lowest of {len(here)} arms," if len(here) > 1 else " ended"
+        lines.append(f"- {depth} layers: `{best}`{which} at {loss(here[best]):.4f}.")
     return "\n".join(lines)
 
 

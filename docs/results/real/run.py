@@ -117,7 +117,8 @@ def record(options: argparse.Namespace, name: str, step: Callable[[argparse.Name
             print(f"{time.strftime('%F %T')} {name}", flush=True)
             began = time.monotonic()
             found = step(options)
-            found = json.loads(json.dumps(found).replace(str(options.output), "WORK"))  # no paths of this machine
+            text = json.dumps(found).replace(str(options.output), "WORK")  # no paths of this machine
+            found = json.loads(text.replace(str(options.zero_shot), "TASKS"))
             write_json(path, {**found, "wall_seconds": time.monotonic() - began, "toy": options.toy, **provenance()})
     return read_json(path)
 
