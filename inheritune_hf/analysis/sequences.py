@@ -54,7 +54,7 @@ def default_sequences(
         ValueError: If no document is long enough.
     """
     # Nothing is trained on these passages: attention to memorised text says little about a model.
-    layout = Layout()
+    layout = Layout()  # documents are in the column `text`
     texts = read_files(files or [embedded_file("selection")], layout, "files")[layout.column]
     return cut_sequences(texts, tokenizer, count, tokens)
 

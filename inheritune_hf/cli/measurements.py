@@ -249,5 +249,5 @@ def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, pr
         splits = load_data_splits(run.data, tokenizer, block_size=options.block_size, seed=run.args.seed, **known)
         first = Corpus(f"test set of {Path(options.config).name}", splits.test, set_fingerprint(splits.test))
     else:
-        first = read(options.files, options.max_sequences or (None if options.files else 2))
+        first = read(options.files, options.max_sequences or (None if options.files else SEQUENCES))
     return [first, *(read(files, options.max_sequences) for files in options.second_files)]

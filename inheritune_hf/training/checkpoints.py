@@ -184,7 +184,7 @@ def rotate_checkpoints(output_dir: Path, step: int, most: int | None) -> None:
     """
     found = {path: path.name.rpartition("-")[2] for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     steps = {path: int(number) for path, number in found.items() if number.isdecimal()}
-    for path in sorted(steps, key=lambda path: (steps[path] <= step, steps[path]))[: -most if most else 0]:
+    for path in sorted(steps, key=lambda path: (steps[path] <= step, steps[path]))[: -most if most and most > 0 else 0]:
         shutil.rmtree(path)
 
 

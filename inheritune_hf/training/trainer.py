@@ -282,7 +282,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         Return the checkpoint that ended the last round; None in the first one.
 
         Raises:
-            ValueError: If it is gone or damaged, and the round goes on from it.
+            ValueError: If it is gone or damaged, and the round continues from it.
         """
         run, recipe = self.run, self.inheritune_config
         if run.start_step == 0:
@@ -803,7 +803,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             self.log({f"round/{name}": float(value) for name, value in figures.items()})
 
     def first_log(self) -> TrainerState:
-        """Return the log a run begins with: the reference's figures, whether they were measured just now or before."""
+        """Return the log of a run without a checkpoint: the reference's figures, and where its last round ended."""
         log: TrainerState = TrainerState(global_step=self.run.start_step)
         untyped: Any = log
         untyped.total_flos = sum(item.flops for item in self.run.rounds)

@@ -132,7 +132,7 @@ def test_the_adapted_reference_is_measured_too(pair, adapted, tmp_path):
 
 
 def test_a_loss_that_was_measured_is_not_measured_again(pair, tmp_path, monkeypatch):
-    """The reference is measured once for all its students; other weights, text or precision are measured anew."""
+    """The reference is measured once for all its students; other weights, text or precision are measured again."""
     measured = []
     validate = assessment.validate
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, TrainerCallback
 from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer, from_pretrained_inherited
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.evaluation import ValidatedTrainer
+from inheritune_hf.training.checkpoints import rotate_checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -436,6 +437,9 @@ def test_what_a_killed_save_left_costs_no_checkpoint(reference, tmp_path):
     cut = tiny.make_trainer(tmp_path, reference, callbacks=[tiny.Kill(6, signal.SIGTERM)], **once)
     cut.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+    for unlimited in (None, 0, -1):  # as Transformers reads them
+        rotate_checkpoints(tmp_path, 6, unlimited)
+    assert (tmp_path / "checkpoint-6").is_dir()
 
 
 def test_how_often_a_run_saves_may_change(reference, tmp_path):

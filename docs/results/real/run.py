@@ -294,7 +294,8 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     found = ("--config", folder / "settings.json", "--block-size", size["block"])
     verb("evaluate", folder, "--reference", options.output / "reference", *found, *parts)
     verb("report", folder)
-    return {"evaluation": evaluation(folder)}
+    found = evaluation(folder)
+    return {"evaluation": {name: found[name] for name in ("laziness", "efficiency", "drafts", "tasks")}}
 
 
 def evaluation(folder: Path) -> dict[str, Any]:
