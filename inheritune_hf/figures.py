@@ -331,7 +331,7 @@ def arm_panel(curves: Mapping[str, Curve], target: float, seeds: Mapping[str, Se
     from matplotlib.ticker import EngFormatter
 
     limits = _limits(ends, above=0.35)
-    last = max(tokens for curve in curves.values() for tokens, _ in curve)
+    last = max((tokens for curve in curves.values() for tokens, _ in curve), default=1)
 
     def draw(axes: Any, width: float) -> None:
         _plane(axes, (0, 1.01 * last), limits, "tokens, all rounds and stages together")

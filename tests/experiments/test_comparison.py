@@ -43,7 +43,15 @@ from inheritune_hf.experiments.comparison import (
     best_cell,
     duration,
 )
-from inheritune_hf.experiments.results import Cell, ComparisonRecord, arm_results, read_cell, write_results
+from inheritune_hf.experiments.results import (
+    Cell,
+    ComparisonRecord,
+    arm_results,
+    curves_panel,
+    mean_curves,
+    read_cell,
+    write_results,
+)
 from inheritune_hf.records import decode, read_record
 from inheritune_hf.reporting import write_report
 from inheritune_hf.students import TrainingSetup
@@ -299,6 +307,10 @@ def test_a_loop_that_matches_untrained_has_no_curve(material, tmp_path):
     assert [len(cell["curve"]) for cell in records(tmp_path)["cells"]] == [0, 1]
     report, _ = write_report(tmp_path)
     assert report.verdict
+    record = read_record(ComparisonRecord, tmp_path / "comparison.json")
+    trained = dataclasses.replace(record.cells[1], arm="inheritune", seed=2)
+    assert list(mean_curves(dataclasses.replace(record, cells=(*record.cells, trained)))) == ["random", "inheritune"]
+    assert curves_panel(dataclasses.replace(record, cells=record.cells[:1])).height > 0
 
 
 def test_finished_cells_of_other_settings_are_refused(material, tmp_path):
