@@ -302,11 +302,10 @@ def mean_curves(record: ComparisonRecord) -> dict[str, tuple[tuple[int, float], 
     groups = record.by_arm()
     curves = {}
     for name in sorted(groups, key=lambda name: fmean(cell.selection.loss for cell in groups[name])):
-        steps = zip(
-            *(_points(cell) for cell in groups[name] if cell.curve), strict=False
-        )  # as long as the shortest of them
+        trained = (_points(cell) for cell in groups[name] if cell.curve)  # a loop may match before it trains
+        steps = zip(*trained, strict=False)  # as long as the shortest of them
         curves[name] = tuple((round(fmean(t for t, _ in each)), fmean(loss for _, loss in each)) for each in steps)
-    return {name: curve for name, curve in curves.items() if curve}  # a loop may match before it trains
+    return {name: curve for name, curve in curves.items() if curve}
 
 
 def curves_panel(record: ComparisonRecord) -> Panel:
