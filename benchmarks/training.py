@@ -1,5 +1,6 @@
 """
 Time and memory of training steps: this package, plain `Trainer` with its defaults, and a bare loop of the same math.
+This package is there twice: the second time, glibc is told to keep the memory that is freed.
 
 `python -m benchmarks.training` prints a table. Each side is a process of its own; they take steps in turns, so that
 other work on the machine affects all of them. A step is measured from its start to the start of the next. The table
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -19,7 +21,8 @@ import tempfile
 import time
 from typing import Any
 
-SIDES = ("bare loop", "this package", "plain Trainer")
+SIDES = ("bare loop", "this package", "this package, freed memory kept", "plain Trainer")
+KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 WARM_UP = 3
 
 
@@ -150,6 +153,7 @@ def measure(options: Any) -> dict[str, list[list[float]]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=os.environ | (KEEP_FREED if "kept" in side else {}),
         )
         for side in SIDES
     }
@@ -191,7 +195,7 @@ def main() -> None:
     if options.side == "bare loop":
         run_bare(options)
     elif options.side:
-        run_trainer(options, options.side == "this package")
+        run_trainer(options, options.side.startswith("this package"))
     else:
         found = measure(options)
         headers = (

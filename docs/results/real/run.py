@@ -83,8 +83,11 @@ def main(words: list[str]) -> None:
         write_page(options.output / "records")
         return
     arms = options.arms.split(",")
-    if not options.books or not options.zero_shot or not set(arms) <= set(ARMS):
-        parser.error(f"--books, --zero-shot and arms of {', '.join(ARMS)} are needed.")
+    if not set(arms) <= set(ARMS):
+        parser.error(f"--arms are some of {', '.join(ARMS)}.")
+    for name, folder in (("--books (BOOKS=)", options.books), ("--zero-shot (ZERO_SHOT=)", options.zero_shot)):
+        if not folder or not list(folder.glob("*.jsonl*")):
+            parser.error(f"{name} must be a folder of JSONL files, not {str(folder or '')!r}.")
     training: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         f"trained-{name}": lambda given, name=name: train_arm(given, name) for name in arms
     }
