@@ -1,0 +1,135 @@
+"""
+Compare arms on the embedded reference, half as deep, after a tenth of its tokens: one record for each arm.
+
+    python docs/results/mechanism/run.py BOOKS... [--arms NAME,NAME]
+
+BOOKS are JSONL files of novels, one to a row, with `id` and `text`: those that the reference was made from
+(examples/train_reference.py), of which the ones that it was not trained on are used. Each arm is run by
+`inheritune compare` with recipe.yaml beside this script: first with one seed at three learning rates, to which the next
+is added while the best is at an end, then with all seeds. Its record is kept in this folder, and an arm that has one is
+skipped; the same command resumes what was interrupted, and several processes share the arms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+sys.path[:0] = [str(ROOT / "examples"), str(HERE.parent / "real")]
+from run import provenance  # noqa: E402
+from train_reference import passages_of, split_books  # noqa: E402
+
+WORK = Path("mechanism")
+TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 8, 4, 13
+SEEDS = (1, 2, 3, 4, 5)
+RATES = (0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's, which is 1e-3
+FLOPS = ("--budget", "flops")
+#: What `compare` takes for each arm, and the middle of the rates that it begins with.
+ARMS: dict[str, tuple[float, tuple[str, ...]]] = {
+    "continued": (0.6, ("--arms", "continued")),
+    "inherited": (1.8, ("--arms", "inherited")),
+    "skip": (1.8, ("--arms", "skip")),
+    "random": (5.4, ("--arms", "random")),
+    "loop-heal": (
+        1.8,
+        ("--arms", "inheritune", "--preset", "heal", "--keep_layers", "skip:9", "--grow_by", "1", "--steps_per_round")
+        + ("513", "--eval_steps", "57", "--max_steps", "1539"),
+    ),
+    "skip-kd": (1.8, ("--arms", "skip/kd", *FLOPS)),
+    "random-kd": (5.4, ("--arms", "random/kd", *FLOPS)),
+    "last": (1.8, ("--arms", "last")),
+    "middle": (1.8, ("--arms", "middle")),
+    "random-2x": (5.4, ("--arms", "random-2x")),
+    "loop-paper": (
+        1.8,
+        ("--arms", "inheritune", "--preset", "paper", "--steps_per_round", "385", "--eval_steps", "38"),
+    ),
+    "last-moved-scale": (1.8, ("--arms", "last/moved-scale")),
+    "middle-moved-scale": (1.8, ("--arms", "middle/moved-scale")),
+    "spaced": (1.8, ("--arms", "spaced")),
+}
+
+
+def main(words: list[str]) -> None:
+    """Run the arms that have no record and that no other process runs."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("books", nargs="+", help="JSONL files of books.")
+    parser.add_argument("--arms", default=",".join(ARMS), help=f"Arms to run, of {','.join(ARMS)}.")
+    options = parser.parse_args(words)
+    WORK.mkdir(exist_ok=True)
+    with FileLock(WORK / "prepared.lock"):
+        if not (WORK / "reference").is_dir():
+            prepare(options.books)
+    for name in options.arms.split(","):
+        try:
+            with FileLock(WORK / f"{name}.lock", blocking=False):
+                if not (HERE / f"{name}.json").is_file():
+                    run_arm(name)
+        except Timeout:
+            print(f"{name} is run by another process", flush=True)
+
+
+def prepare(files: list[str]) -> None:
+    """Write the books that the reference was not trained on as three sets, and the reference to be compared with."""
+    books = split_books(files)
+    test, rest = books["evaluation"][:TEST_BOOKS], books["evaluation"][TEST_BOOKS:]
+    held_out = {"test": test, "selection": rest[:SELECTION_BOOKS]}
+    rows = {"train": [{"id": book["id"], "text": book["text"]} for book in [*rest[SELECTION_BOOKS:], *books["demo"]]]}
+    for name, part in held_out.items():
+        rows[name] = []
+        for book in part:
+            passages = passages_of(book)
+            rows[name] += [passages[len(passages) * (2 * place + 1) // (2 * PASSAGES)] for place in range(PASSAGES)]
+    for name, found in rows.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        (WORK / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    # Heads of 32: on a CPU, attention that is written out is faster in bfloat16 than PyTorch's fused one.
+    copy = WORK / "reference.part"
+    shutil.copytree(ROOT / "inheritune_hf" / "embedded" / "reference", copy, dirs_exist_ok=True)
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps({**config, "attn_implementation": "eager"}), encoding="utf-8")
+    copy.rename(WORK / "reference")
+
+
+def run_arm(name: str) -> None:
+    """Find an arm's learning rate with the first seed, run it with all seeds, and keep its record."""
+    middle = RATES.index(ARMS[name][0])
+    low, high = middle - 1, middle + 1
+    while True:
+        sweep = compare(name, RATES[low : high + 1], SEEDS[:1])["sweep"]
+        losses = next(iter(sweep.values()))
+        best = min(losses, key=losses.__getitem__)
+        ends = [f"{RATES[place] * 1e-3:g}" for place in (low, high)]
+        if best == ends[0] and low > 0:
+            low -= 1
+        elif best == ends[1] and high < len(RATES) - 1:
+            high += 1
+        else:
+            break
+    found = compare(name, RATES[low : high + 1], SEEDS)
+    record = {"comparison": found, **provenance()}
+    part = HERE / f"{name}.json.part"
+    part.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.rename(HERE / f"{name}.json")
+
+
+def compare(name: str, rates: tuple[float, ...], seeds: tuple[int, ...]) -> dict:
+    """Run `inheritune compare` for an arm, and return its record; finished cells are not run again."""
+    folder = WORK / name
+    command = [str(Path(sys.executable).with_name("inheritune")), "compare", str(HERE / "recipe.yaml"), *ARMS[name][1]]
+    command += ["--output_dir", str(folder), "--seeds", *map(str, seeds), "--learning_rates", *map(str, rates)]
+    print(" ".join(command[1:]), flush=True)
+    subprocess.run(command, check=True)
+    return json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
