@@ -31,30 +31,26 @@ WORK = Path("mechanism")
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 8, 4, 13
 SEEDS = (1, 2, 3, 4, 5)
 RATES = (0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's, which is 1e-3
-FLOPS = ("--budget", "flops")
-#: What `compare` takes for each arm, and the middle of the rates that it begins with.
-ARMS: dict[str, tuple[float, tuple[str, ...]]] = {
-    "continued": (0.6, ("--arms", "continued")),
-    "inherited": (1.8, ("--arms", "inherited")),
-    "skip": (1.8, ("--arms", "skip")),
-    "random": (5.4, ("--arms", "random")),
+#: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
+ARMS = {
+    "continued": (0.6, "continued"),
+    "inherited": (1.8, "inherited"),
+    "skip": (1.8, "skip"),
+    "random": (5.4, "random"),
     "loop-heal": (
         1.8,
-        ("--arms", "inheritune", "--preset", "heal", "--keep_layers", "skip:9", "--grow_by", "1", "--steps_per_round")
-        + ("513", "--eval_steps", "57", "--max_steps", "1539"),
+        "inheritune --preset heal --keep_layers skip:9 --grow_by 1 --steps_per_round 513 --max_steps 1539 "
+        "--eval_steps 57",
     ),
-    "skip-kd": (1.8, ("--arms", "skip/kd", *FLOPS)),
-    "random-kd": (5.4, ("--arms", "random/kd", *FLOPS)),
-    "last": (1.8, ("--arms", "last")),
-    "middle": (1.8, ("--arms", "middle")),
-    "random-2x": (5.4, ("--arms", "random-2x")),
-    "loop-paper": (
-        1.8,
-        ("--arms", "inheritune", "--preset", "paper", "--steps_per_round", "385", "--eval_steps", "38"),
-    ),
-    "last-moved-scale": (1.8, ("--arms", "last/moved-scale")),
-    "middle-moved-scale": (1.8, ("--arms", "middle/moved-scale")),
-    "spaced": (1.8, ("--arms", "spaced")),
+    "skip-kd": (1.8, "skip/kd --budget flops"),
+    "random-kd": (5.4, "random/kd --budget flops"),
+    "last": (1.8, "last"),
+    "middle": (1.8, "middle"),
+    "random-2x": (5.4, "random-2x"),
+    "loop-paper": (1.8, "inheritune --preset paper --steps_per_round 385 --eval_steps 38"),
+    "last-moved-scale": (1.8, "last/moved-scale"),
+    "middle-moved-scale": (1.8, "middle/moved-scale"),
+    "spaced": (1.8, "spaced"),
 }
 
 
@@ -124,8 +120,16 @@ def run_arm(name: str) -> None:
 def compare(name: str, rates: tuple[float, ...], seeds: tuple[int, ...]) -> dict:
     """Run `inheritune compare` for an arm, and return its record; finished cells are not run again."""
     folder = WORK / name
-    command = [str(Path(sys.executable).with_name("inheritune")), "compare", str(HERE / "recipe.yaml"), *ARMS[name][1]]
-    command += ["--output_dir", str(folder), "--seeds", *map(str, seeds), "--learning_rates", *map(str, rates)]
+    command = [str(Path(sys.executable).with_name("inheritune")), "compare", str(HERE / "recipe.yaml"), "--arms"]
+    command += [
+        *ARMS[name][1].split(),
+        "--output_dir",
+        str(folder),
+        "--seeds",
+        *map(str, seeds),
+        "--learning_rates",
+        *map(str, rates),
+    ]
     print(" ".join(command[1:]), flush=True)
     subprocess.run(command, check=True)
     return json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
