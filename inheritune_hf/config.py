@@ -489,6 +489,11 @@ class RunConfig:
     gguf_file: str | None = setting(
         None, "GGUF file of the reference, which is read whole and dequantized; it holds the tokenizer too."
     )
+    attn_implementation: str | None = setting(
+        None,
+        "Attention of the reference and of its students, as from_pretrained takes it: 'sdpa', 'eager', "
+        "'flash_attention_2' or another; what Transformers chooses if not given.",
+    )
     preset: Literal["paper", "heal"] | None = setting(
         None,
         "Defaults for recipe and training; any setting that is given wins. 'paper': the paper's rule and optimizer. "
@@ -510,7 +515,8 @@ class RunConfig:
     @property
     def where(self) -> dict[str, Any]:
         """What opening the reference takes beside its name."""
-        return reference_options(self)
+        attention = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
+        return {**reference_options(self), **attention}
 
 
 @with_documented_settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,11 +27,17 @@ def compile_blocks(model: PreTrainedModel, compiler: dict[str, Any] | None) -> N
     """
     Compile each block of `model` in place; blocks that differ in their weights alone share a graph.
 
-    So neither depth nor growth adds graphs, and the names of parameters stay as they are.
+    So neither depth nor growth adds graphs, and the names of parameters stay as they are. Attention that is scaled by
+    depth takes a graph for each layer, and PyTorch is told so where it can be: it gives up after eight.
     """
-    if compiler is not None:
-        for block in find_blocks(model):
-            block.compile(**compiler)
+    if compiler is None:
+        return
+    blocks = find_blocks(model)
+    scaled = getattr(model.config, "scale_attn_by_inverse_layer_idx", False)
+    if scaled and "recompile_limit" in inspect.signature(torch.compile).parameters:
+        compiler = {**compiler, "recompile_limit": 2 * len(blocks)}  # packed rows have one or two shapes
+    for block in blocks:
+        block.compile(**compiler)
 
 
 def eager_mode(compiler: dict[str, Any] | None) -> contextlib.AbstractContextManager[Any]:
@@ -84,7 +91,9 @@ def slow_settings(model: PreTrainedModel, device: torch.device, precision: str) 
             found.append("bf16 on a GPU that only imitates it; use fp16")
         if precision == "no" and major >= 8 and not _uses_tf32():
             found.append("float32 on a GPU with faster units for bf16 and TF32; use bf16, or tf32")
-    if getattr(model.config, "_attn_implementation", None) == "eager" and getattr(model, "_supports_sdpa", False):
+    written_out = getattr(model.config, "_attn_implementation", None) == "eager"
+    quick = device.type == "cpu" and precision == "bf16"  # with narrow heads, more so than the fused one
+    if written_out and not quick and getattr(model, "_supports_sdpa", False):
         found.append("attention written out ('eager'); use attn_implementation 'sdpa'")
     return found
 

@@ -69,6 +69,7 @@ def settings(tmp_path, monkeypatch):
     write_material(tmp_path)
     values = {
         "reference": str(tmp_path / "reference"),
+        "attn_implementation": "eager",
         "train_files": ["*.txt"],
         "selection_fraction": 0.3,
         "test_fraction": 0.3,
@@ -105,11 +106,29 @@ def check_again(settings, folder):
         assert getattr(again.args, name) == getattr(settings.args, name), name
 
 
-def test_a_run_can_be_run_again(settings, tmp_path):
-    """Reference, recipe, data and arguments are kept in the folder, and the report's recipe is the run's."""
+def test_a_run_can_be_run_again(settings, tmp_path, monkeypatch):
+    """
+    Reference, recipe, data and arguments are kept in the folder, and the report's recipe is the run's.
+
+    Reference and students attend as the recipe says.
+    """
+    attended = set()
+    step, measure = InherituneTrainer.training_step, InherituneTrainer.evaluate
+
+    def watched_step(self, model, *words):
+        attended.add(("trained", model.config._attn_implementation))
+        return step(self, model, *words)
+
+    def watched_measure(self, *words, **named):
+        attended.add(("measured", self.model.config._attn_implementation))
+        return measure(self, *words, **named)
+
+    monkeypatch.setattr(InherituneTrainer, "training_step", watched_step)
+    monkeypatch.setattr(InherituneTrainer, "evaluate", watched_measure)
     run_recipe(*settings, console=Console(quiet=True))
     kept = json.loads((tmp_path / "run" / SETTINGS_FILE).read_text())
     assert (kept["train_files"], kept["learning_rate"], kept["confidence"]) == (["*.txt"], 0.01, None)
+    assert attended == {("trained", "eager"), ("measured", "eager")}
     check_again(settings, tmp_path)
 
 

@@ -1,6 +1,7 @@
 """What makes training fast changes no result: blocks compiled one by one, fewer collections, slow settings named."""
 
 import gc
+import inspect
 import logging
 import weakref
 
@@ -9,7 +10,7 @@ import tiny
 import torch
 from test_trainer import run_program
 from torch._dynamo.utils import counters
-from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
+from transformers import GPT2LMHeadModel, SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
 from transformers.utils.import_utils import enable_tf32
 
 from inheritune_hf.training.speed import compile_blocks, frozen_gc, slow_settings
@@ -64,6 +65,21 @@ def test_depth_adds_no_graphs():
         assert list(model.state_dict()) == names
         found.append(graphs())
     assert found == [1, 1, 1, 2]
+
+
+@pytest.mark.skipif(
+    "recompile_limit" not in inspect.signature(torch.compile).parameters, reason="PyTorch gives up after eight graphs"
+)
+def test_attention_scaled_by_depth_takes_a_graph_for_each_layer():
+    """Twelve layers, each with its own scale, are all compiled, for two shapes of batches."""
+    config = tiny.reference_model(12, dropout=0.0).config
+    config.scale_attn_by_inverse_layer_idx = True
+    model = GPT2LMHeadModel(config).train()
+    plain = step(model)
+    compile_blocks(model, EAGER)
+    torch.testing.assert_close(step(model), plain)
+    step(model, 3)
+    assert graphs() == 24
 
 
 def test_each_kind_of_block_takes_a_graph():
@@ -297,3 +313,12 @@ def test_attention_written_out_is_named_once_and_used(tmp_path, caplog):
     assert said == ["slow here: attention written out ('eager'); use attn_implementation 'sdpa'"]
     assert trainer.student.config._attn_implementation == "eager"
     assert len(trainer.rounds) == 3
+
+
+def test_written_out_attention_is_not_slow_in_bfloat16_on_a_cpu():
+    """The one place where it was measured to be faster than the fused one gets no warning."""
+    model = tiny.reference_model(1)
+    model.set_attn_implementation("eager")
+    said = ["attention written out ('eager'); use attn_implementation 'sdpa'"]
+    assert slow_settings(model, torch.device("cpu"), "no") == said
+    assert set(said).isdisjoint(slow_settings(model, torch.device("cpu"), "bf16"))
