@@ -2,12 +2,14 @@
 Compare arms on the embedded reference, half as deep, after a tenth of its tokens: one record for each arm.
 
     python docs/results/mechanism/run.py BOOKS... [--arms NAME,NAME]
+    python docs/results/mechanism/run.py page
 
 BOOKS are JSONL files of novels, one to a row, with `id` and `text`: those that the reference was made from
 (examples/train_reference.py), of which the ones that it was not trained on are used. Each arm is run by
 `inheritune compare` with recipe.yaml beside this script: first with one seed at three learning rates, to which the next
 is added while the best is at an end, then with all seeds. Its record is kept in this folder, and an arm that has one is
-skipped; the same command resumes what was interrupted, and several processes share the arms.
+skipped; the same command resumes what was interrupted, and several processes share the arms. `page` writes
+docs/results/mechanism.md from the records that there are.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from filelock import FileLock, Timeout
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-sys.path[:0] = [str(ROOT / "examples"), str(HERE.parent / "real")]
-from run import provenance  # noqa: E402
+sys.path[:0] = [str(ROOT / "examples"), str(HERE.parent)]
+from provenance import provenance  # noqa: E402
 from train_reference import passages_of, split_books  # noqa: E402
 
 WORK = Path("mechanism")
@@ -56,9 +58,14 @@ ARMS = {
 def main(words: list[str]) -> None:
     """Run the arms that have no record and that no other process runs."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("books", nargs="+", help="JSONL files of books.")
+    parser.add_argument("books", nargs="+", help="JSONL files of books, or the word page.")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"Arms to run, of {','.join(ARMS)}.")
     options = parser.parse_args(words)
+    if options.books == ["page"]:
+        from page import write_page
+
+        write_page()
+        return
     WORK.mkdir(exist_ok=True)
     with FileLock(WORK / "prepared.lock"):
         if not (WORK / "prepared").is_file():

