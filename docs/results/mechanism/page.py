@@ -263,11 +263,12 @@ def gate(records: Records, half: dict[str, Any] | None) -> str:
             f"{difference(gained)} from where it was: {says} than the gain of {GAIN} nats that was allowed."
         )
     if half is not None:
-        says = "more" if half["difference"] >= HALF else "**not more**"
+        match = half["corpus"]["match"]
+        says = "more" if match["difference"] >= HALF else "**not more**"
         found.append(
             f"- {half['layers']} layers from random weights, trained on the very tokens that the reference was trained "
-            f"on, end {half['difference']:+.4f} [{half['lower']:+.4f}, {half['upper']:+.4f}] from it: {says} than the "
-            f"{HALF} that was asked for."
+            f"on, end {match['difference']:+.4f} [{match['lower']:+.4f}, {match['upper']:+.4f}] from it: {says} than "
+            f"the {HALF} that was asked for."
         )
     return lines(*found)
 

@@ -59,7 +59,8 @@ def main(words: list[str]) -> None:
     """Run the arms that have no record and that no other process runs."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("books", nargs="+", help="JSONL files of books, or the word page.")
-    parser.add_argument("--arms", default=",".join(ARMS), help=f"Arms to run, of {','.join(ARMS)}.")
+    names = [*ARMS, "half"]
+    parser.add_argument("--arms", default=",".join(names), help=f"Arms to run, of {','.join(names)}.")
     options = parser.parse_args(words)
     if options.books == ["page"]:
         from page import write_page
@@ -74,7 +75,7 @@ def main(words: list[str]) -> None:
         try:
             with FileLock(WORK / f"{name}.lock", blocking=False):
                 if not (HERE / f"{name}.json").is_file():
-                    run_arm(name)
+                    keep(name, run_half(options.books) if name == "half" else run_arm(name))
         except Timeout:
             print(f"{name} is run by another process", flush=True)
 
@@ -96,8 +97,27 @@ def prepare(files: list[str]) -> None:
     (WORK / "prepared").touch()
 
 
-def run_arm(name: str) -> None:
-    """Find an arm's learning rate with the first seed, run it with all seeds, and keep its record."""
+def keep(name: str, found: dict) -> None:
+    """Write an arm's record at once."""
+    part = HERE / f"{name}.json.part"
+    part.write_text(json.dumps({**found, **provenance()}, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.rename(HERE / f"{name}.json")
+
+
+def run_half(books: list[str]) -> dict:
+    """Train random weights of half the depth on the reference's own tokens, and measure both on the test set."""
+    folder, layers = WORK / "half", 6
+    script = [sys.executable, str(ROOT / "examples" / "train_reference.py"), "--books", *books]
+    subprocess.run([*script, "--output_dir", str(folder), "--layers", str(layers)], check=True)
+    command = [str(Path(sys.executable).with_name("inheritune")), "evaluate", str(folder / "model")]
+    command += ["--reference", "inheritune_hf/embedded/reference", "--files", str(WORK / "test.jsonl")]
+    subprocess.run([*command, "--block-size", "256", "--max-sequences", "2", "--parts", "loss"], check=False)
+    evaluation = json.loads((folder / "model" / "evaluation.json").read_text(encoding="utf-8"))
+    return {"layers": layers, "corpus": evaluation["corpora"][0]}
+
+
+def run_arm(name: str) -> dict:
+    """Find an arm's learning rate with the first seed, run it with all seeds, and return its record."""
     middle = RATES.index(ARMS[name][0])
     low, high = middle - 1, middle + 1
     while True:
@@ -111,11 +131,7 @@ def run_arm(name: str) -> None:
             high += 1
         else:
             break
-    found = compare(name, RATES[low : high + 1], SEEDS)
-    record = {"comparison": found, **provenance()}
-    part = HERE / f"{name}.json.part"
-    part.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.rename(HERE / f"{name}.json")
+    return {"comparison": compare(name, RATES[low : high + 1], SEEDS)}
 
 
 def compare(name: str, rates: tuple[float, ...], seeds: tuple[int, ...]) -> dict:
