@@ -118,7 +118,8 @@ def plan(argv: Sequence[str], prog: str) -> int:
     """Estimate what a run or a comparison would take, before any weight is downloaded or loaded."""
     settings, comparison = parse_plan(argv, _add_plan_options, prog)
     args: Any = settings.args
-    for name, value in (("reference", args.reference), ("steps_per_round", args.steps_per_round)):
+    steps = args.steps_per_round or (comparison and comparison.budget_steps)
+    for name, value in (("reference", args.reference), ("steps_per_round", steps)):
         if value is None:
             print(f"{prog}: error: there is no {name}: give it on the command line or in a file", file=sys.stderr)
             return 2

@@ -437,6 +437,16 @@ def test_every_arm_in_one_comparison(material, tmp_path):
     assert second.items() <= first.items()
 
 
+def test_without_the_loop_the_budget_is_all_that_is_needed(material, tmp_path):
+    """Arms have no rounds, so that a comparison without the loop is planned and run without `steps_per_round`."""
+    fixed = {"layers": 1, "budget_steps": 2, "controls": False}
+    _, arms = planned(material, {"steps_per_round": None}, arms=["random"], **fixed)
+    compare(material, tmp_path, ["random"], [1], recipe={"steps_per_round": None}, **fixed)
+    check_plan(arms, tmp_path)
+    with pytest.raises(ValueError, match="steps_per_round is needed to train"):
+        compare(material, tmp_path / "loop", ["inheritune"], [1], recipe={"steps_per_round": None}, **fixed)
+
+
 def test_arms_that_cannot_be_built_are_left_out_and_said(material, tmp_path):
     """An arm that the reference or the depth does not allow is named with the reason; the others run."""
     arms = ["random", "stacking", "distilbert"]
