@@ -143,18 +143,21 @@ def test_page_of_a_released_model_is_what_its_records_say(scripts):
 def test_the_figures_elsewhere_are_those_of_the_records(scripts):
     """README, home and guide repeat losses of the page, and say what the records say."""
     found = scripts[1].read_records(FOLDER)
-    loss = {name: scripts[1].loss(found[name]) for name in ("25-first", "25-skip", "20-skip", "adapted")}
+    loss = {name: scripts[1].loss(found[name]) for name in ("adapted", *scripts[1].arms_of(found))}
     start = found["adapted"]["evaluation"]["corpora"][0]["reference"]["loss"]
     sentence = (
         f"ends at {loss['25-first']:.2f} nats per token with its first layers, the paper's choice, and at "
         f"{loss['25-skip']:.2f} with those that `skip` chooses; 20 layers by `skip` end at {loss['20-skip']:.2f}. The "
-        f"model itself has {start:.2f}, and {loss['adapted']:.2f} after the same training"
+        f"model itself has {start:.2f}, and {loss['adapted']:.2f} after the same training; 20 layers that start from that one "
+        f"and learn from it end at {loss['20-skip-distilled']:.2f}."
     )
     for page in ("README.md", "docs/index.md"):
         assert sentence in " ".join((ROOT / page).read_text(encoding="utf-8").split()), page
     guide = " ".join((ROOT / "docs" / "how-to" / "choose-layers.md").read_text(encoding="utf-8").split())
     assert f"ended {loss['25-first'] - loss['25-skip']:.2f} nats per token above those by `skip`" in guide
     assert f"ended {loss['25-first'] - loss['20-skip']:.2f} below them" in guide
+    distill = " ".join((ROOT / "docs" / "how-to" / "distill.md").read_text(encoding="utf-8").split())
+    assert f"end {loss['20-skip'] - loss['20-skip-distilled']:.2f} nats per token lower" in distill
 
 
 def test_books_are_dealt_to_disjoint_sets(scripts, tmp_path, monkeypatch):
