@@ -148,8 +148,8 @@ def test_the_figures_elsewhere_are_those_of_the_records(scripts):
     sentence = (
         f"ends at {loss['25-first']:.2f} nats per token with its first layers, the paper's choice, and at "
         f"{loss['25-skip']:.2f} with those that `skip` chooses; 20 layers by `skip` end at {loss['20-skip']:.2f}. The "
-        f"model itself has {start:.2f}, and {loss['adapted']:.2f} after the same training; 20 layers that start from that one "
-        f"and learn from it end at {loss['20-skip-distilled']:.2f}."
+        f"model itself has {start:.2f}, and {loss['adapted']:.2f} after the same training; 20 layers that start "
+        f"from that one and learn from it end at {loss['20-skip-distilled']:.2f}."
     )
     for page in ("README.md", "docs/index.md"):
         assert sentence in " ".join((ROOT / page).read_text(encoding="utf-8").split()), page

@@ -184,8 +184,8 @@ def summary(arms: dict[str, dict[str, Any]]) -> str:
             apart = [verdict(arm, "starting", 1)["difference"] for arm in (taught, skip)]
             lines.append(
                 f"- Started from the adapted reference and taught by it, {depth} layers by `skip` end "
-                f"{loss(taught) - loss(skip):+.4f} from `{depth}-skip`, for {taught['flops'] / skip['flops']:.1f} times "
-                f"the operations and those of adapting; on Python {apart[0]:+.2f} from the starting reference, "
+                f"{loss(taught) - loss(skip):+.4f} from `{depth}-skip`, for {taught['flops'] / skip['flops']:.1f} "
+                f"times the operations and those of adapting; on Python {apart[0]:+.2f} from the starting reference, "
                 f"not {apart[1]:+.2f}."
             )
         if taught and plain:
