@@ -31,10 +31,10 @@ from train_reference import passages_of, split_books  # noqa: E402
 WORK = Path("mechanism")
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 8, 4, 13
 SEEDS = (1, 2, 3, 4, 5)
-RATES = (0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's, which is 1e-3
+RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's, which is 1e-3
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
 ARMS = {
-    "continued": (0.6, "continued"),
+    "continued": (0.2, "continued"),
     "inherited": (1.8, "inherited"),
     "skip": (1.8, "skip"),
     "random": (5.4, "random"),
