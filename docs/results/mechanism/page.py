@@ -26,7 +26,7 @@ python docs/results/mechanism/run.py page
 
 The reference is the one in the package: GPT-2 with {layers} layers, {parameters:,} parameters, attention scaled by
 depth as in the paper, trained on 45 English novels (ELTeC) for {seen:,} tokens, {each} for each parameter. Every arm
-has a tenth of that, {tokens:,} tokens, from {train} novels that the reference has not seen, none of them twice; an
+has a tenth of that, {tokens:,} tokens, from the {train} novels that the reference was trained on, as in the paper; an
 arm that chooses layers takes {kept}. Test and selection set are {test} and {selection} passages of {books} other
 novels. Each learning rate was tuned with one seed until the best lay between two others, and {seeds} seeds were run
 with it. Losses are in nats per token. Differences are paired by passage and seed, with a 95 % interval that covers
@@ -117,12 +117,12 @@ def write_page() -> None:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Return by what the records were made, and what was measured of half the depth; None if it was not."""
+    """Return by what the records were made, and what was measured of half the depth and on new novels, or None."""
     from run import ARMS
 
     made = read_json(next(path for name in ARMS if (path := folder / f"{name}.json").is_file()))
-    half = folder / "half.json"
-    return {"machine": made["machine"], "half": read_json(half) if half.is_file() else None}
+    kept = {name: folder / f"{name}.json" for name in ("half", "new")}
+    return {"machine": made["machine"], **{k: read_json(path) if path.is_file() else None for k, path in kept.items()}}
 
 
 def page(records: Records, made: dict[str, Any]) -> str:
@@ -148,7 +148,7 @@ def page(records: Records, made: dict[str, Any]) -> str:
         books_of_test=TEST_BOOKS,
         seeds=len(one.compare.seeds),
         loss=reference.test.loss,
-        gate=gate(records, made["half"]),
+        gate=gate(records, made["half"], made["new"]),
         table="\n".join(row(name, record, records) for name, record in by_loss(records).items()),
         notes="".join(f"\n\nNote: {note}." for note in notes),
         random=lines(
@@ -252,16 +252,18 @@ def row(name: str, record: ComparisonRecord, records: Records) -> str:
     )
 
 
-def gate(records: Records, half: dict[str, Any] | None) -> str:
+def gate(records: Records, half: dict[str, Any] | None, new: dict[str, Any] | None) -> str:
     """Return whether the reference has stopped improving, and what half its depth comes to on the same tokens."""
     found = []
     if "continued" in records:
         gained = to_reference(records["continued"])
         says = "less" if -gained.difference < GAIN else "**not less**"
         found.append(
-            f"- Trained further at its own best rate, on as many new tokens as a student gets, it ends "
+            f"- Trained further at its own best rate, on as many tokens of its novels as a student gets, it ends "
             f"{difference(gained)} from where it was: {says} than the gain of {GAIN} nats that was allowed."
         )
+    if new is not None:
+        found.append(elsewhere(new))
     if half is not None:
         match = half["corpus"]["match"]
         says = "more" if match["difference"] >= HALF else "**not more**"
@@ -271,6 +273,17 @@ def gate(records: Records, half: dict[str, Any] | None) -> str:
             f"the {HALF} that was asked for."
         )
     return lines(*found)
+
+
+def elsewhere(values: dict[str, Any]) -> str:
+    """Return what the reference gains on novels that it has not seen."""
+    record = read_record(values)
+    cell = record.cells[0]
+    return (
+        f"- On {record.data.train.documents} novels that it has not seen, trained for as many tokens at "
+        f"{cell.learning_rate:g}, it ends {difference(to_reference(record))} from where it was ({len(record.cells)} seed, "
+        f"{record.data.test.documents} passages of others): it has learned its own novels, and could learn from more."
+    )
 
 
 def moved(records: Records, name: str) -> str:

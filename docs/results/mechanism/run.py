@@ -5,11 +5,11 @@ Compare arms on the embedded reference, half as deep, after a tenth of its token
     python docs/results/mechanism/run.py page
 
 BOOKS are JSONL files of novels, one to a row, with `id` and `text`: those that the reference was made from
-(examples/train_reference.py), of which the ones that it was not trained on are used. Each arm is run by
-`inheritune compare` with recipe.yaml beside this script: first with one seed at three learning rates, to which the next
-is added while the best is at an end, then with all seeds. Its record is kept in this folder, and an arm that has one is
-skipped; the same command resumes what was interrupted, and several processes share the arms. `page` writes
-docs/results/mechanism.md from the records that there are.
+(examples/train_reference.py). Arms are trained on the same novels as the reference, as in the paper, and measured on
+those that it was not trained on. Each arm is run by `inheritune compare` with recipe.yaml beside this script: first
+with one seed at three learning rates, to which the next is added while the best is at an end, then with all seeds. Its
+record is kept in this folder, and an arm that has one is skipped; the same command resumes what was interrupted, and
+several processes share the arms. `page` writes docs/results/mechanism.md from the records that there are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from provenance import provenance  # noqa: E402
 from train_reference import passages_of, split_books  # noqa: E402
 
 WORK = Path("mechanism")
-TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 8, 4, 13
+TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 16, 8, 13
 SEEDS = (1, 2, 3, 4, 5)
 RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's, which is 1e-3
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
@@ -81,11 +81,11 @@ def main(words: list[str]) -> None:
 
 
 def prepare(files: list[str]) -> None:
-    """Write the books that the reference was not trained on as three sets."""
+    """Write three sets: to train on, the books of the reference itself; held out, those that it was not trained on."""
     books = split_books(files)
-    test, rest = books["evaluation"][:TEST_BOOKS], books["evaluation"][TEST_BOOKS:]
-    held_out = {"test": test, "selection": rest[:SELECTION_BOOKS]}
-    rows = {"train": [{"id": book["id"], "text": book["text"]} for book in [*rest[SELECTION_BOOKS:], *books["demo"]]]}
+    test, selection = books["evaluation"][:TEST_BOOKS], books["evaluation"][TEST_BOOKS:][:SELECTION_BOOKS]
+    held_out = {"test": test, "selection": selection}
+    rows = {"train": [{"id": book["id"], "text": book["text"]} for book in books["reference"]]}
     for name, part in held_out.items():
         rows[name] = []
         for book in part:
