@@ -281,8 +281,9 @@ def elsewhere(values: dict[str, Any]) -> str:
     cell = record.cells[0]
     return (
         f"- On {record.data.train.documents} novels that it has not seen, trained for as many tokens at "
-        f"{cell.learning_rate:g}, it ends {difference(to_reference(record))} from where it was ({len(record.cells)} seed, "
-        f"{record.data.test.documents} passages of others): it has learned its own novels, and could learn from more."
+        f"{cell.learning_rate:g}, it ends {difference(to_reference(record))} from where it was "
+        f"({len(record.cells)} seed, {record.data.test.documents} passages of others): it has learned its own novels, "
+        "and could learn from more."
     )
 
 
