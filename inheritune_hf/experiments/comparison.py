@@ -94,8 +94,8 @@ def check_loop(compare: CompareConfig, recipe: InherituneConfig, opened: OpenedR
         )
 
 
-def stepped(compare: CompareConfig, recipe: InherituneConfig) -> InherituneConfig:
-    """Return the recipe with the budget as its round where the loop, which alone has rounds, is not run."""
+def with_round(compare: CompareConfig, recipe: InherituneConfig) -> InherituneConfig:
+    """Return the recipe, whose rounds are the budget where the loop, which alone has rounds, is not run."""
     if recipe.steps_per_round is not None or LOOP in {variant.arm.name for variant in variants_of(compare)}:
         return recipe
     return replace(recipe, steps_per_round=compare.budget_steps)
@@ -247,7 +247,7 @@ def run_comparison(
         BlockingIOError: If another process runs a comparison in the same folder.
         KeyboardInterrupt: If a cell was interrupted; the same call resumes it.
     """
-    recipe = stepped(compare, recipe)
+    recipe = with_round(compare, recipe)
     check_arguments(args, recipe)
     chosen_run, text = with_embedded(run, data)
     folder = Path(args.output_dir or "trainer_output")
@@ -668,7 +668,7 @@ def estimate_comparison(
             are asked for, or the reference cannot be cut so.
         OSError: If there is no model at `reference`.
     """
-    recipe = stepped(compare, recipe)
+    recipe = with_round(compare, recipe)
     if recipe.steps_per_round is None:
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
     refuse_two_throughputs(tokens_per_second, measure)

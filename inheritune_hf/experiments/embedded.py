@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ..config import DataConfig, InherituneConfig, RunConfig, reference_options
+from ..config import DataConfig, InherituneConfig, RunConfig
 from ..data.embedded import embedded_data, embedded_reference
 from ..publishing import ResultRow
 from ..students import student_skeleton
@@ -83,10 +83,10 @@ def with_embedded(run: RunConfig, data: DataConfig) -> tuple[RunConfig, DataConf
         return run, data
     plain = DataConfig()
     given = [item.name for item in fields(data) if getattr(data, item.name) != getattr(plain, item.name)]
-    where = reference_options(run)
-    if where or given:
+    given = [name for name in run.where if name != "attn_implementation"] + given
+    if given:
         raise ValueError(
-            f"{' and '.join([*where, *given])} came without a reference: give the reference's Hub id or path by "
+            f"{' and '.join(given)} came without a reference: give the reference's Hub id or path by "
             "--reference, or leave this out to run the embedded default."
         )
     return replace(run, reference=embedded_reference()), embedded_data()

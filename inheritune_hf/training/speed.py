@@ -92,7 +92,7 @@ def slow_settings(model: PreTrainedModel, device: torch.device, precision: str) 
         if precision == "no" and major >= 8 and not _uses_tf32():
             found.append("float32 on a GPU with faster units for bf16 and TF32; use bf16, or tf32")
     written_out = getattr(model.config, "_attn_implementation", None) == "eager"
-    quick = device.type == "cpu" and precision == "bf16"  # with narrow heads, more so than the fused one
+    quick = device.type == "cpu" and precision == "bf16"  # where, with narrow heads, the fused one is slower
     if written_out and not quick and getattr(model, "_supports_sdpa", False):
         found.append("attention written out ('eager'); use attn_implementation 'sdpa'")
     return found

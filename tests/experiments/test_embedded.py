@@ -1,5 +1,6 @@
 """The embedded default: what is shipped, and the whole path on a tiny reference in its place."""
 
+import dataclasses
 import io
 import json
 import lzma
@@ -23,7 +24,7 @@ from inheritune_hf.config import EMBEDDED_DEFAULTS
 from inheritune_hf.data import embedded as shipped
 from inheritune_hf.evaluation import read_corpus, validate
 from inheritune_hf.experiments import run_embedded
-from inheritune_hf.experiments.embedded import RANDOM, RANDOM_TWICE
+from inheritune_hf.experiments.embedded import RANDOM, RANDOM_TWICE, with_embedded
 from inheritune_hf.experiments.results import TRAINED_FURTHER
 from inheritune_hf.records import RunState
 from inheritune_hf.run_folder import write_state
@@ -143,6 +144,8 @@ def test_data_settings_are_refused(tmp_path):
     for data in ({"dataset_name": "x"}, {"block_size": 64}, {"streaming": True, "dataset_name": "x"}):
         with pytest.raises(ValueError, match=f"{' and '.join(sorted(data))} came without a reference"):
             run_embedded(settings.run, settings.recipe, DataConfig(**data), settings.args, Console())
+    found, _ = with_embedded(dataclasses.replace(settings.run, attn_implementation="eager"), DataConfig())
+    assert found.where == {"attn_implementation": "eager"}  # which says nothing of where a reference is
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from inheritune_hf.evaluation import SeedDifference, compare_over_seeds
-from inheritune_hf.experiments.results import Cell, ComparisonRecord, difference
+from inheritune_hf.experiments.results import Cell, ComparisonRecord, difference, mean_curves
 from inheritune_hf.figures import arm_panel, difference_panel, save_panels
 from inheritune_hf.records import decode, read_json, write_text
 
@@ -54,7 +54,7 @@ other passages and other seeds; one is *established* if its interval excludes ze
 ## How much of it is the moved attention scale
 
 GPT-2 with `scale_attn_by_inverse_layer_idx` divides the attention logits of a block by its position. A block that moves
-to another position keeps its own scale here, or is scaled anew (`moved-scale`).
+to another position keeps its own scale here, or takes that of the position (`moved-scale`).
 
 {moved}
 
@@ -111,18 +111,17 @@ def write_page() -> None:
     differences = difference_panel(rows, "test loss less the reference's (nats per token); layers in brackets")
     save_panels(HERE.parent / "mechanism-differences.png", [differences])
     curves = {name: [curve(cell) for cell in record.cells] for name, record in by_loss(records).items()}
-    means = {name: [mean(points) for points in zip(*group, strict=False)] for name, group in curves.items()}
+    means = {name: next(iter(mean_curves(record).values())) for name, record in by_loss(records).items()}
     level = first(records).reference.selection_loss
     save_panels(HERE.parent / "mechanism.png", [arm_panel(means, level, curves)])
 
 
 def facts(folder: Path) -> dict[str, Any]:
     """Return by what the records were made, and what was measured of half the depth and on new novels, or None."""
-    from run import ARMS
-
-    made = read_json(next(path for name in ARMS if (path := folder / f"{name}.json").is_file()))
-    kept = {name: folder / f"{name}.json" for name in ("half", "new")}
-    return {"machine": made["machine"], **{k: read_json(path) if path.is_file() else None for k, path in kept.items()}}
+    paths = {name: folder / f"{name}.json" for name in ("half", "new")}
+    kept = {name: read_json(path) if path.is_file() else None for name, path in paths.items()}
+    machine = next(read_json(path)["machine"] for path in sorted(folder.glob("*.json")))
+    return {**kept, "machine": machine}
 
 
 def page(records: Records, made: dict[str, Any]) -> str:
@@ -233,11 +232,6 @@ def curve(cell: Cell) -> list[tuple[int, float]]:
     return [(tokens, loss) for tokens, _, loss in cell.curve]
 
 
-def mean(points: Sequence[tuple[int, float]]) -> tuple[int, float]:
-    """Return the mean of one point of several curves."""
-    return round(fmean(tokens for tokens, _ in points)), fmean(loss for _, loss in points)
-
-
 def row(name: str, record: ComparisonRecord, records: Records) -> str:
     """Return an arm's row of the table."""
     cells, losses = record.cells, tests(record)
@@ -276,12 +270,13 @@ def gate(records: Records, half: dict[str, Any] | None, new: dict[str, Any] | No
 
 
 def elsewhere(values: dict[str, Any]) -> str:
-    """Return what the reference gains on novels that it has not seen."""
+    """Return what the reference gains on novels that it has not seen, by the run.py of the record's commit."""
     record = read_record(values)
-    cell = record.cells[0]
+    cell, rates = record.cells[0], sorted(map(float, next(iter(record.sweep.values()))))
+    lowest = ", the lowest rate tried" if cell.learning_rate == rates[0] else ""
     return (
         f"- On {record.data.train.documents} novels that it has not seen, trained for as many tokens at "
-        f"{cell.learning_rate:g}, it ends {difference(to_reference(record))} from where it was "
+        f"{cell.learning_rate:g}{lowest}, it ends {difference(to_reference(record))} from where it was "
         f"({len(record.cells)} seed, {record.data.test.documents} passages of others): it has learned its own novels, "
         "and could learn from more."
     )

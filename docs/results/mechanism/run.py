@@ -16,22 +16,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from inheritune_hf.records import read_json, write_text
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 sys.path[:0] = [str(ROOT / "examples"), str(HERE.parent)]
-from provenance import provenance  # noqa: E402
+from steps import provenance, verb  # noqa: E402
 from train_reference import passages_of, split_books  # noqa: E402
 
 WORK = Path("mechanism")
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 16, 8, 13
 SEEDS = (1, 2, 3, 4, 5)
-RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's, which is 1e-3
+RATE = 1e-3  # of the recipe
+RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of it
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
 ARMS = {
     "continued": (0.2, "continued"),
@@ -62,6 +67,9 @@ def main(words: list[str]) -> None:
     names = [*ARMS, "half"]
     parser.add_argument("--arms", default=",".join(names), help=f"Arms to run, of {','.join(names)}.")
     options = parser.parse_args(words)
+    arms = options.arms.split(",")
+    if not set(arms) <= set(names):
+        parser.error(f"--arms are some of {', '.join(names)}.")
     if options.books == ["page"]:
         from page import write_page
 
@@ -71,11 +79,12 @@ def main(words: list[str]) -> None:
     with FileLock(WORK / "prepared.lock"):
         if not (WORK / "prepared").is_file():
             prepare(options.books)
-    for name in options.arms.split(","):
+    for name in arms:
         try:
             with FileLock(WORK / f"{name}.lock", blocking=False):
                 if not (HERE / f"{name}.json").is_file():
-                    keep(name, run_half(options.books) if name == "half" else run_arm(name))
+                    found = run_half(options.books) if name == "half" else run_arm(name)
+                    write_text(HERE / f"{name}.json", json.dumps({**found, **provenance()}, ensure_ascii=False) + "\n")
         except Timeout:
             print(f"{name} is run by another process", flush=True)
 
@@ -97,23 +106,14 @@ def prepare(files: list[str]) -> None:
     (WORK / "prepared").touch()
 
 
-def keep(name: str, found: dict) -> None:
-    """Write an arm's record at once."""
-    part = HERE / f"{name}.json.part"
-    part.write_text(json.dumps({**found, **provenance()}, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.rename(HERE / f"{name}.json")
-
-
 def run_half(books: list[str]) -> dict:
     """Train random weights of half the depth on the reference's own tokens, and measure both on the test set."""
     folder, layers = WORK / "half", 6
     script = [sys.executable, str(ROOT / "examples" / "train_reference.py"), "--books", *books]
     subprocess.run([*script, "--output_dir", str(folder), "--layers", str(layers)], check=True)
-    command = [str(Path(sys.executable).with_name("inheritune")), "evaluate", str(folder / "model")]
-    command += ["--reference", "inheritune_hf/embedded/reference", "--files", str(WORK / "test.jsonl")]
-    subprocess.run([*command, "--block-size", "256", "--max-sequences", "2", "--parts", "loss"], check=False)
-    evaluation = json.loads((folder / "model" / "evaluation.json").read_text(encoding="utf-8"))
-    return {"layers": layers, "corpus": evaluation["corpora"][0]}
+    measured = ("--files", WORK / "test.jsonl", "--block-size", 256, "--max-sequences", 2, "--parts", "loss")
+    verb("evaluate", folder / "model", "--reference", "inheritune_hf/embedded/reference", *measured)
+    return {"layers": layers, "corpus": read_json(folder / "model" / "evaluation.json")["corpora"][0]}
 
 
 def run_arm(name: str) -> dict:
@@ -121,35 +121,20 @@ def run_arm(name: str) -> dict:
     middle = RATES.index(ARMS[name][0])
     low, high = middle - 1, middle + 1
     while True:
-        sweep = compare(name, RATES[low : high + 1], SEEDS[:1])["sweep"]
-        losses = next(iter(sweep.values()))
-        best = min(losses, key=losses.__getitem__)
-        ends = [f"{RATES[place] * 1e-3:g}" for place in (low, high)]
-        if best == ends[0] and low > 0:
+        chosen = compare(name, RATES[low : high + 1], SEEDS[:1])["cells"][0]["learning_rate"] / RATE
+        if low > 0 and math.isclose(chosen, RATES[low]):
             low -= 1
-        elif best == ends[1] and high < len(RATES) - 1:
+        elif high < len(RATES) - 1 and math.isclose(chosen, RATES[high]):
             high += 1
         else:
-            break
-    return {"comparison": compare(name, RATES[low : high + 1], SEEDS)}
+            return {"comparison": compare(name, RATES[low : high + 1], SEEDS)}
 
 
-def compare(name: str, rates: tuple[float, ...], seeds: tuple[int, ...]) -> dict:
+def compare(name: str, rates: Sequence[float], seeds: Sequence[int]) -> dict:
     """Run `inheritune compare` for an arm, and return its record; finished cells are not run again."""
-    folder = WORK / name
-    command = [str(Path(sys.executable).with_name("inheritune")), "compare", str(HERE / "recipe.yaml"), "--arms"]
-    command += [
-        *ARMS[name][1].split(),
-        "--output_dir",
-        str(folder),
-        "--seeds",
-        *map(str, seeds),
-        "--learning_rates",
-        *map(str, rates),
-    ]
-    print(" ".join(command[1:]), flush=True)
-    subprocess.run(command, check=True)
-    return json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    grid = ("--seeds", *seeds, "--learning_rates", *rates)
+    verb("compare", HERE / "recipe.yaml", "--arms", *ARMS[name][1].split(), "--output_dir", WORK / name, *grid)
+    return read_json(WORK / name / "comparison.json")
 
 
 if __name__ == "__main__":

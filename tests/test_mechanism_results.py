@@ -1,0 +1,135 @@
+"""The mechanism check on the embedded reference: its rates are tuned, its sets are disjoint, its page is its records."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+
+import pytest
+from documentation import ROOT
+from recorded_runs import cell, comparison_record
+
+FOLDER = ROOT / "docs" / "results" / "mechanism"
+SEEDS = (1, 2, 3, 4, 5)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The two scripts as they import each other."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module("run"), importlib.import_module("page")
+    for name in ("run", "page"):
+        sys.modules.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("best", "looked", "final"),
+    [
+        (1.8, [(0.6, 1.8, 5.4)], (0.6, 1.8, 5.4)),
+        (16.2, [(0.6, 1.8, 5.4), (0.6, 1.8, 5.4, 16.2), (0.6, 1.8, 5.4, 16.2, 48.6)], (0.6, 1.8, 5.4, 16.2, 48.6)),
+        (0.2, [(0.6, 1.8, 5.4), (0.2, 0.6, 1.8, 5.4), (0.067, 0.2, 0.6, 1.8, 5.4)], (0.067, 0.2, 0.6, 1.8, 5.4)),
+    ],
+)
+def test_a_rate_is_chosen_inside_the_grid(scripts, monkeypatch, best, looked, final):
+    """Rates are added to one seed until the best lies between two others; only then the other seeds are run."""
+    asked = []
+
+    def compared(name, rates, seeds):
+        asked.append((name, rates, seeds))
+        nearest = min(rates, key=lambda rate: abs(rate - best))
+        return {"cells": [{"learning_rate": nearest * 1e-3}], "seeds": seeds}
+
+    monkeypatch.setattr(scripts[0], "compare", compared)
+    assert scripts[0].run_arm("skip") == {"comparison": {"cells": [{"learning_rate": best * 1e-3}], "seeds": SEEDS}}
+    assert asked == [*(("skip", rates, (1,)) for rates in looked), ("skip", final, SEEDS)]
+
+
+def test_no_book_is_in_two_sets(scripts, tmp_path, monkeypatch):
+    """Arms are trained on the reference's novels, and held on passages of others, as many of each."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scripts[0], "WORK", tmp_path)
+    text = "\n\n".join(f"{number} " + "word " * 400 for number in range(60))
+    rows = "".join(json.dumps({"id": f"book{number}", "text": text}) + "\n" for number in range(77))
+    (tmp_path / "books.jsonl").write_text(rows, encoding="utf-8")
+    scripts[0].prepare([str(tmp_path / "books.jsonl")])
+    found = {}
+    for name in ("train", "selection", "test"):
+        lines = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        found[name] = [json.loads(line)["id"] for line in lines]
+    assert {name: len(set(ids)) for name, ids in found.items()} == {"train": 45, "selection": 104, "test": 208}
+    books = [{name.partition("-")[0] for name in ids} for ids in found.values()]
+    assert [len(one) for one in books] == [45, 8, 16]
+    assert len(set.union(*books)) == 69
+
+
+def test_an_unknown_arm_is_answered_before_anything_is_written(scripts, tmp_path, monkeypatch, capsys):
+    """The message says which there are."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        scripts[0].main(["books.jsonl", "--arms", "first"])
+    assert "--arms are some of continued, inherited" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def record(arm, losses, layers=4, outcome=None):
+    """The record of an arm with a test loss for each seed, at one of three rates."""
+    cells = tuple(cell(arm, seed, loss, layers, outcome) for seed, loss in enumerate(losses, 1))
+    sweep = {arm: {"0.001": 5.4, "0.002": 5.3, "0.004": 5.4}}
+    return dataclasses.replace(comparison_record(), cells=cells, sweep=sweep)
+
+
+@pytest.fixture
+def records():
+    """The reference is at 5.15."""
+    return {
+        "continued": record("continued", (5.148, 5.146), 8),
+        "inherited": record("inherited", (5.40, 5.42)),
+        "skip": record("skip", (5.28, 5.30)),
+        "random": record("random", (5.90, 5.92)),
+        "loop-heal": record("inheritune", (5.13, 5.16), 6, "matched"),
+        "last": record("last", (5.60, 5.62)),
+        "last-moved-scale": record("last/moved-scale", (5.70, 5.72)),
+    }
+
+
+MADE = {"machine": "a processor", "half": None, "new": None}
+
+
+def test_claims_say_what_the_records_say(scripts, records):
+    """Each claim has its difference, its interval, and whether that excludes zero; what was not run is named."""
+    text = scripts[1].page(records, MADE)
+    for sentence in (
+        "it ends -0.0030",
+        "less than the gain of 0.01 nats that was allowed",
+        "| `skip` | 4 | 0.002 of 0.001, 0.002, 0.004 |",
+        "(`random` less `inherited`): +0.5000",
+        "(`skip` less `inherited`): -0.1200",
+        "adds to last layers: +0.1000 (+0.1000 to +0.1000), established; that is 33% of their distance",
+        "matched below full depth with 2 of 2 seeds (6, 6 layers)",
+        "Not run yet: `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-paper`",
+    ):
+        assert sentence in text, sentence
+    assert "at an end" not in text
+
+
+def test_a_reference_that_fails_the_gate_is_said_to(scripts, records):
+    """Further training that gains more, and half a depth that loses less, are marked; so is a rate at an end."""
+    further = record("continued", (5.10, 5.12), 8)
+    edge = dataclasses.replace(further, sweep={"continued": {"0.002": 5.1, "0.004": 5.2}})
+    half = {"layers": 4, "corpus": {"match": {"difference": 0.03, "lower": 0.02, "upper": 0.04}}}
+    text = scripts[1].page({**records, "continued": edge}, {**MADE, "half": half})
+    assert "**not less** than the gain of 0.01 nats that was allowed" in text
+    assert "end +0.0300 [+0.0200, +0.0400] from it: **not more** than the 0.05" in text
+    assert "0.002 of 0.002, 0.004, at an end" in text
+
+
+def test_the_records_of_the_gate_are_read(scripts):
+    """The committed records of half the depth and of new novels say what the page makes of them."""
+    kept = scripts[1].facts(FOLDER)
+    found = scripts[1].gate({}, kept["half"], kept["new"])
+    match = kept["half"]["corpus"]["match"]
+    assert f"end {match['difference']:+.4f}" in found
+    assert "novels that it has not seen" in found
+    assert "the lowest rate tried" in found
