@@ -1,4 +1,4 @@
-"""The mechanism check on the embedded reference: its rates are tuned, its sets are disjoint, its page is its records."""
+"""The mechanism check on the embedded reference: rates are tuned, sets are disjoint, the page is what records say."""
 
 from __future__ import annotations
 
