@@ -511,6 +511,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if "/" in (self.attn_implementation or ""):
+            raise ValueError(
+                f"attn_implementation must be an attention of Transformers, such as 'sdpa', got "
+                f"{self.attn_implementation!r}: a kernel of the Hub is code, and is allowed in Python alone, by "
+                "reference_kwargs."
+            )
 
     @property
     def where(self) -> dict[str, Any]:

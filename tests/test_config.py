@@ -102,6 +102,13 @@ def test_empty_file_is_an_empty_mapping(tmp_path):
         read_mapping(tmp_path / "a.json")
 
 
+def test_a_recipe_names_no_kernel_of_the_hub():
+    """A kernel is code of a repository; the attentions of Transformers are names."""
+    with pytest.raises(ValueError, match="such as 'sdpa', got 'someone/kernel': a kernel of the Hub is code"):
+        RunConfig(attn_implementation="someone/kernel")
+    assert RunConfig(attn_implementation="flash_attention_2").where == {"attn_implementation": "flash_attention_2"}
+
+
 @pytest.mark.parametrize("config", [InherituneConfig, DataConfig, RunConfig, CompareConfig])
 def test_docstrings_have_every_setting(config):
     """The class's docstring, which editors and notebooks show, holds each setting's type, default and help text."""
