@@ -4,10 +4,10 @@ Train the small reference of the embedded default from random weights, with a pl
     python examples/train_reference.py --books train.jsonl.xz validation.jsonl.xz --output_dir reference
 
 Books are split by the hash of their id into those of the reference, of the demonstration and of evaluation; those of
-the demonstration are written as passages, in three files. The same command again resumes from the last checkpoint. The
-learning rate warms up, stays, and decays over the last part (warm-up, stable, decay); the checkpoint before the decay
-is kept in `before-decay`, the result in `model`. `--layers` trains another depth on the same tokens, `--start` trains a
-model further.
+the demonstration are written as passages, in three files. The learning rate warms up, stays, and decays (warm-up,
+stable, decay); a second stage trains further at a tenth of it, decaying all along. Each stage has a folder with its
+checkpoints and its log; the checkpoint before the first decay is kept in `before-decay`, the result in `model`. The
+same command again resumes from the last checkpoint. `--layers` trains another depth on the same tokens.
 """
 
 from __future__ import annotations
@@ -153,9 +153,14 @@ def main() -> None:
     parser.add_argument("--warmup_steps", type=int, default=300)
     parser.add_argument("--decay_steps", type=int, default=3_800)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--further_steps", type=int, default=3_080)
+    parser.add_argument("--further_rate", type=float, default=3e-4)
+    parser.add_argument("--unscaled", action="store_true", help="attention that is not scaled by depth")
+    parser.add_argument("--tokenizer", help="folder of a tokenizer; without it one is trained")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--start", help="folder of a model to train further, with its tokenizer")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision: twice as fast where bfloat16 has units")
+    parser.add_argument("--gpu", action="store_true", help="train on the GPU")
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)
@@ -166,7 +171,7 @@ def main() -> None:
     )
     write_passages(books["demo"], given.output_dir)
     texts = {name: [book["text"] for book in part] for name, part in books.items()}
-    made = given.start or given.output_dir / "tokenizer"
+    made = given.tokenizer or given.output_dir / "tokenizer"
     if Path(made).is_dir():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(made)
     else:
@@ -187,50 +192,59 @@ def main() -> None:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        scale_attn_by_inverse_layer_idx=True,
+        scale_attn_by_inverse_layer_idx=not given.unscaled,
         bos_token_id=end,
         eos_token_id=end,
     )
     model = GPT2LMHeadModel(config)
-    if given.start:
-        model = GPT2LMHeadModel.from_pretrained(given.start, dtype=torch.float32)
-    arguments = TrainingArguments(
-        str(given.output_dir),
-        max_steps=given.steps,
-        per_device_train_batch_size=given.batch_size,
-        per_device_eval_batch_size=32,
-        train_sampling_strategy="sequential",
-        learning_rate=given.learning_rate,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": given.decay_steps, "decay_type": "1-sqrt"},
-        warmup_steps=given.warmup_steps,
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        logging_steps=50,
-        eval_strategy="steps",
-        eval_steps=500,
-        eval_on_start=True,
-        save_steps=100,
-        save_total_limit=2,
-        seed=given.seed,
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+    if given.bf16 and not given.gpu:
+        model.set_attn_implementation("eager")  # with narrow heads, quicker on a CPU than the fused one
     parameters = model.num_parameters()
-    seen = given.steps * given.batch_size * given.block_size
+    seen = (given.steps + given.further_steps) * given.batch_size * given.block_size
     print(f"{parameters:,} parameters, {len(tokens):,} tokens of text, {seen:,} seen: {seen / parameters:.1f} each")
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=RandomWindows(tokens, given.block_size, given.steps * given.batch_size, given.seed),
-        eval_dataset=spread_windows(evaluation, given.block_size, 8),
-        data_collator=default_data_collator,
-        processing_class=tokenizer,
-        callbacks=[KeepStable(given.steps - given.decay_steps, given.output_dir / "before-decay")],
-    )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(given.output_dir)))  # type: ignore[no-untyped-call]
+    warm = given.further_steps // 20
+    stages = {
+        "first": (given.steps, given.warmup_steps, given.decay_steps, given.learning_rate),
+        "further": (given.further_steps, warm, given.further_steps - warm, given.further_rate),
+    }
+    for place, (name, (steps, warmup, decay, rate)) in enumerate(stages.items()):
+        folder, seed = given.output_dir / name, given.seed + place
+        folder.mkdir(exist_ok=True)
+        arguments = TrainingArguments(
+            str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=given.batch_size,
+            per_device_eval_batch_size=32,
+            train_sampling_strategy="sequential",
+            learning_rate=rate,
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": decay, "decay_type": "1-sqrt"},
+            warmup_steps=warmup,
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            logging_steps=50,
+            eval_strategy="steps",
+            eval_steps=500,
+            eval_on_start=True,
+            save_steps=500 if given.gpu else 100,
+            save_total_limit=2,
+            seed=seed,
+            use_cpu=not given.gpu,
+            bf16=given.bf16,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=RandomWindows(tokens, given.block_size, steps * given.batch_size, seed),
+            eval_dataset=spread_windows(evaluation, given.block_size, 8),
+            data_collator=default_data_collator,
+            processing_class=tokenizer,
+            callbacks=[] if place else [KeepStable(steps - decay, given.output_dir / "before-decay")],
+        )
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))  # type: ignore[no-untyped-call]
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
     trainer.save_model(str(given.output_dir / "model"))
-    (given.output_dir / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 import sys
 
 import pytest
@@ -36,24 +37,25 @@ def test_a_rate_is_chosen_inside_the_grid(scripts, monkeypatch, best, looked, fi
     """Rates are added to one seed until the best lies between two others; only then the other seeds are run."""
     asked = []
 
-    def compared(name, rates, seeds):
+    def compared(_study, name, rates, seeds):
         asked.append((name, rates, seeds))
         nearest = min(rates, key=lambda rate: abs(rate - best))
         return {"cells": [{"learning_rate": nearest * 1e-3}], "seeds": seeds}
 
     monkeypatch.setattr(scripts[0], "compare", compared)
-    assert scripts[0].run_arm("skip") == {"comparison": {"cells": [{"learning_rate": best * 1e-3}], "seeds": SEEDS}}
+    assert scripts[0].run_arm(scripts[0].EMBEDDED, "skip") == {
+        "comparison": {"cells": [{"learning_rate": best * 1e-3}], "seeds": SEEDS}
+    }
     assert asked == [*(("skip", rates, (1,)) for rates in looked), ("skip", final, SEEDS)]
 
 
 def test_no_book_is_in_two_sets(scripts, tmp_path, monkeypatch):
     """Arms are trained on the reference's novels, and held on passages of others, as many of each."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scripts[0], "WORK", tmp_path)
     text = "\n\n".join(f"{number} " + "word " * 400 for number in range(60))
     rows = "".join(json.dumps({"id": f"book{number}", "text": text}) + "\n" for number in range(77))
     (tmp_path / "books.jsonl").write_text(rows, encoding="utf-8")
-    scripts[0].prepare([str(tmp_path / "books.jsonl")])
+    scripts[0].prepare([str(tmp_path / "books.jsonl")], tmp_path)
     found = {}
     for name in ("train", "selection", "test"):
         lines = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -99,7 +101,7 @@ MADE = {"machine": "a processor", "half": None, "new": None}
 
 def test_claims_say_what_the_records_say(scripts, records):
     """Each claim has its difference, its interval, and whether that excludes zero; what was not run is named."""
-    text = scripts[1].page(records, MADE)
+    text = scripts[1].page(records, {}, MADE)
     for sentence in (
         "it ends -0.0030",
         "less than the gain of 0.01 nats that was allowed",
@@ -119,7 +121,7 @@ def test_a_reference_that_fails_the_gate_is_said_to(scripts, records):
     further = record("continued", (5.10, 5.12), 8)
     edge = dataclasses.replace(further, sweep={"continued": {"0.002": 5.1, "0.004": 5.2}})
     half = {"layers": 4, "corpus": {"match": {"difference": 0.03, "lower": 0.02, "upper": 0.04}}}
-    text = scripts[1].page({**records, "continued": edge}, {**MADE, "half": half})
+    text = scripts[1].page({**records, "continued": edge}, {}, {**MADE, "half": half})
     assert "**not less** than the gain of 0.01 nats that was allowed" in text
     assert "end +0.0300 [+0.0200, +0.0400] from it: **not more** than the 0.05" in text
     assert "0.002 of 0.002, 0.004, at an end" in text
@@ -133,3 +135,41 @@ def test_the_records_of_the_gate_are_read(scripts):
     assert f"end {match['difference']:+.4f}" in found
     assert "novels that it has not seen" in found
     assert "the lowest rate tried" in found
+
+
+def test_rounds_of_a_loop_are_parts_of_the_budget(scripts):
+    """Both studies give a tenth of the reference's steps to an arm, and a loop looks as often at each width."""
+    run = scripts[0]
+    for study, rounds in ((run.EMBEDDED, ("1848", "616", "77")), (run.WIDE, ("400", "133", "16"))):
+        assert study.recipe["budget_steps"] * 10 == study.recipe["reference_steps"]
+        words = study.words("loop-heal")
+        values = dict(zip(words[1::2], words[2::2], strict=True))
+        assert tuple(values[name] for name in ("--max_steps", "--steps_per_round", "--eval_steps")) == rounds
+    assert run.EMBEDDED.words("skip-kd") == ["skip/kd", "--budget", "flops"]
+    assert set(run.WIDE.arms) < set(run.EMBEDDED.arms)
+
+
+def test_a_wide_reference_is_trained_once_before_its_arms(scripts, tmp_path, monkeypatch):
+    """Its records have a folder of their own; an arm that has one is not run again."""
+    run, trained, ran = scripts[0], [], []
+    study = dataclasses.replace(run.WIDE, records=tmp_path / "wide", work=tmp_path / "work")
+    study.records.mkdir()
+    shutil.copy(run.WIDE.records / "recipe.yaml", study.records)
+    monkeypatch.setattr(run, "WIDE", study)
+    monkeypatch.setattr(run, "train", lambda books, folder, *words: trained.append((books, folder, words)))
+    monkeypatch.setattr(run, "prepare", lambda books, folder: (folder / "prepared").touch())
+    monkeypatch.setattr(run, "run_arm", lambda found, name: ran.append(name) or {"comparison": {}})
+    for _ in range(2):
+        run.main(["books.jsonl", "--wide", "gpt2", "--arms", "inherited,skip"])
+    assert ran == ["inherited", "skip"]
+    assert {path.name for path in study.records.glob("*.json")} == {"inherited.json", "skip.json"}
+    assert [(books, folder) for books, folder, _ in trained] == [(["books.jsonl"], study.work / "reference")]
+    assert trained[0][2][-2:] == ("--tokenizer", "gpt2")
+
+
+def test_a_wide_reference_has_its_own_section(scripts, records):
+    """Without records the page says what is needed; with them it has the claims."""
+    assert "needs a GPU" in scripts[1].page(records, {}, MADE)
+    text = scripts[1].page(records, records, MADE).partition("## As wide as GPT-2 small")[2]
+    for sentence in ("8 layers", "it ends -0.0030", "(`random` less `inherited`): +0.5000", "matched below full depth"):
+        assert sentence in text, sentence

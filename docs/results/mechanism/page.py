@@ -13,6 +13,7 @@ from inheritune_hf.figures import arm_panel, difference_panel, save_panels
 from inheritune_hf.records import decode, read_json, write_text
 
 HERE = Path(__file__).parent
+LOOPS = ("loop-paper", "loop-heal")
 GAIN, HALF = 0.01, 0.05  # what a reference worth matching gains at most, and what half its depth loses at least
 
 _PAGE = """# All arms on one budget
@@ -74,6 +75,10 @@ to another position keeps its own scale here, or takes that of the position (`mo
 
 {lazy}
 
+## As wide as GPT-2 small
+
+{wide}
+
 ## What is not established
 
 - One reference of {parameters:,} parameters and one kind of text: another reference was not tried, and nothing here is
@@ -102,7 +107,7 @@ def read_record(values: dict[str, Any]) -> ComparisonRecord:
 def write_page() -> None:
     """Write page and figures from the records beside this script."""
     records = read_records(HERE)
-    write_text(HERE.parent / "mechanism.md", page(records, facts(HERE)))
+    write_text(HERE.parent / "mechanism.md", page(records, read_records(HERE / "wide"), facts(HERE)))
     rows = [
         (f"{name} ({depths(record.cells)})", found.difference, found.lower, found.upper)
         for name, record in by_loss(records).items()
@@ -124,8 +129,8 @@ def facts(folder: Path) -> dict[str, Any]:
     return {**kept, "machine": machine}
 
 
-def page(records: Records, made: dict[str, Any]) -> str:
-    """Return the page that the records make."""
+def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
+    """Return the page that the records of the embedded and of the wide reference make."""
     from run import ARMS, SELECTION_BOOKS, TEST_BOOKS
 
     one = first(records)
@@ -150,25 +155,21 @@ def page(records: Records, made: dict[str, Any]) -> str:
         gate=gate(records, made["half"], made["new"]),
         table="\n".join(row(name, record, records) for name, record in by_loss(records).items()),
         notes="".join(f"\n\nNote: {note}." for note in notes),
-        random=lines(
-            compared(records, "random", "inherited", "random weights to first layers, the same tokens"),
-            compared(records, "random-2x", "inherited", "random weights, twice the tokens, to first layers"),
-            compared(records, "random", "skip", "random weights to an order by loss, the same tokens"),
-            compared(records, "random-2x", "skip", "random weights, twice the tokens, to an order by loss"),
-        ),
+        random=lines(*against_random(records)),
         moved=lines(
             compared(records, "last", "inherited", "last layers to first layers"),
             compared(records, "middle", "inherited", "middle layers to first layers"),
             compared(records, "spaced", "inherited", "layers at equal distances to first layers"),
             *(moved(records, name) for name in ("last", "middle")),
         ),
-        loops=lines(*(loop(records, name) for name in ("loop-paper", "loop-heal"))),
-        order=lines(compared(records, "skip", "inherited", "an order by loss to first layers"), sooner(records)),
+        loops=lines(*(loop(records, name) for name in LOOPS)),
+        order=lines(*by_order(records)),
         distillation=lines(
             compared(records, "random-kd", "random", "random weights, with a teacher to without"),
             compared(records, "skip-kd", "skip", "an order by loss, with a teacher to without"),
         ),
         lazy=lazy(records),
+        wide=as_wide(wide),
         missing=f"- Not run yet: {', '.join(left)}.\n" if left else "",
     )
 
@@ -250,12 +251,7 @@ def gate(records: Records, half: dict[str, Any] | None, new: dict[str, Any] | No
     """Return whether the reference has stopped improving, and what half its depth comes to on the same tokens."""
     found = []
     if "continued" in records:
-        gained = to_reference(records["continued"])
-        says = "less" if -gained.difference < GAIN else "**not less**"
-        found.append(
-            f"- Trained further at its own best rate, on as many tokens of its novels as a student gets, it ends "
-            f"{difference(gained)} from where it was: {says} than the gain of {GAIN} nats that was allowed."
-        )
+        found.append(gained(records))
     if new is not None:
         found.append(elsewhere(new))
     if half is not None:
@@ -269,6 +265,16 @@ def gate(records: Records, half: dict[str, Any] | None, new: dict[str, Any] | No
     return lines(*found)
 
 
+def gained(records: Records) -> str:
+    """Return what the reference gains from further training, and whether that is little enough."""
+    found = to_reference(records["continued"])
+    says = "less" if -found.difference < GAIN else "**not less**"
+    return (
+        f"- Trained further at its own best rate, on as many tokens of its novels as a student gets, it ends "
+        f"{difference(found)} from where it was: {says} than the gain of {GAIN} nats that was allowed."
+    )
+
+
 def elsewhere(values: dict[str, Any]) -> str:
     """Return what the reference gains on novels that it has not seen, by the run.py of the record's commit."""
     record = read_record(values)
@@ -279,6 +285,39 @@ def elsewhere(values: dict[str, Any]) -> str:
         f"{cell.learning_rate:g}{lowest}, it ends {difference(to_reference(record))} from where it was "
         f"({len(record.cells)} seed, {record.data.test.documents} passages of others): it has learned its own novels, "
         "and could learn from more."
+    )
+
+
+def against_random(records: Records) -> list[str]:
+    """Return lines on random weights, at one budget and at two."""
+    return [
+        compared(records, "random", "inherited", "random weights to first layers, the same tokens"),
+        compared(records, "random-2x", "inherited", "random weights, twice the tokens, to first layers"),
+        compared(records, "random", "skip", "random weights to an order by loss, the same tokens"),
+        compared(records, "random-2x", "skip", "random weights, twice the tokens, to an order by loss"),
+    ]
+
+
+def by_order(records: Records) -> list[str]:
+    """Return lines on an order by loss."""
+    return [compared(records, "skip", "inherited", "an order by loss to first layers"), sooner(records)]
+
+
+def as_wide(records: Records) -> str:
+    """Return what was found on a reference as wide as GPT-2 small."""
+    if not records:
+        return "Not run yet: `run.py BOOKS --wide TOKENIZER` trains such a reference, and needs a GPU."
+    one = first(records)
+    reference = one.reference
+    return (
+        f"{reference.layers} layers, {reference.parameters:,} parameters, the tokenizer of GPT-2, {reference.tokens:,} "
+        f"tokens of the same novels; every arm has {one.cells[0].tokens:,} and {len(one.compare.seeds)} seeds.\n\n"
+        + lines(
+            gained(records) if "continued" in records else "",
+            *against_random(records),
+            *(loop(records, name) for name in LOOPS),
+            *by_order(records),
+        )
     )
 
 

@@ -1,15 +1,18 @@
 """
-Compare arms on the embedded reference, half as deep, after a tenth of its tokens: one record for each arm.
+Compare arms on one reference, half as deep, after a tenth of its tokens: one record for each arm.
 
     python docs/results/mechanism/run.py BOOKS... [--arms NAME,NAME]
+    python docs/results/mechanism/run.py BOOKS... --wide TOKENIZER
     python docs/results/mechanism/run.py page
 
-BOOKS are JSONL files of novels, one to a row, with `id` and `text`: those that the reference was made from
+BOOKS are JSONL files of novels, one to a row, with `id` and `text`: those that the embedded reference was made from
 (examples/train_reference.py). Arms are trained on the same novels as the reference, as in the paper, and measured on
 those that it was not trained on. Each arm is run by `inheritune compare` with recipe.yaml beside this script: first
 with one seed at three learning rates, to which the next is added while the best is at an end, then with all seeds. Its
 record is kept in this folder, and an arm that has one is skipped; the same command resumes what was interrupted, and
-several processes share the arms. `page` writes docs/results/mechanism.md from the records that there are.
+several processes share the arms. `--wide` trains a reference as wide as GPT-2 small on a GPU first, with the tokenizer
+in a folder, and compares arms on it with wide/recipe.yaml. `page` writes docs/results/mechanism.md from the records
+that there are.
 """
 
 from __future__ import annotations
@@ -20,8 +23,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from inheritune_hf.records import read_json, write_text
@@ -32,11 +39,8 @@ sys.path[:0] = [str(ROOT / "examples"), str(HERE.parent)]
 from steps import provenance, verb  # noqa: E402
 from train_reference import passages_of, split_books  # noqa: E402
 
-WORK = Path("mechanism")
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 16, 8, 13
-SEEDS = (1, 2, 3, 4, 5)
-RATE = 1e-3  # of the recipe
-RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of it
+RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
 ARMS = {
     "continued": (0.2, "continued"),
@@ -45,51 +49,91 @@ ARMS = {
     "random": (5.4, "random"),
     "loop-heal": (
         1.8,
-        "inheritune --preset heal --keep_layers skip:9 --grow_by 1 --steps_per_round 513 --max_steps 1539 "
-        "--eval_steps 57",
+        "inheritune --preset heal --keep_layers skip:9 --grow_by 1 --max_steps {budget} --steps_per_round {third} "
+        "--eval_steps {third_look}",
     ),
     "skip-kd": (1.8, "skip/kd --budget flops"),
     "random-kd": (5.4, "random/kd --budget flops"),
     "last": (1.8, "last"),
     "middle": (1.8, "middle"),
     "random-2x": (5.4, "random-2x"),
-    "loop-paper": (1.8, "inheritune --preset paper --steps_per_round 385 --eval_steps 38"),
+    "loop-paper": (1.8, "inheritune --preset paper --steps_per_round {quarter} --eval_steps {quarter_look}"),
     "last-moved-scale": (1.8, "last/moved-scale"),
     "middle-moved-scale": (1.8, "middle/moved-scale"),
     "spaced": (1.8, "spaced"),
 }
 
 
+@dataclass(frozen=True)
+class Study:
+    """A reference and what is asked of it: where its recipe and records are, where it is run, its arms and seeds."""
+
+    records: Path
+    work: Path
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What all arms have in common."""
+        return dict(yaml.safe_load((self.records / "recipe.yaml").read_text(encoding="utf-8")))
+
+    def words(self, name: str) -> list[str]:
+        """Return what `compare` takes for an arm; a loop's rounds are a third or a quarter of the budget."""
+        budget = self.recipe["budget_steps"]
+        third, quarter = budget // 3, budget // 4
+        looks = {"third_look": third // 8, "quarter_look": quarter // 11}
+        return ARMS[name][1].format(budget=budget, third=third, quarter=quarter, **looks).split()
+
+
+EMBEDDED = Study(HERE, Path("mechanism"), (*ARMS, "half"), (1, 2, 3, 4, 5))
+WIDE = Study(
+    HERE / "wide",
+    Path("mechanism-wide"),
+    ("inherited", "random", "skip", "continued", "loop-heal", "random-2x"),
+    (1, 2, 3),
+)
+#: What makes the wide reference, beside books, tokenizer and folder: 4 passes over the novels.
+WIDE_REFERENCE = (
+    "--gpu --bf16 --width 768 --heads 12 --batch_size 32 --steps 3500 --warmup_steps 200 --decay_steps 1200 "
+    "--learning_rate 6e-4 --further_steps 500 --further_rate 6e-5"
+)
+
+
 def main(words: list[str]) -> None:
     """Run the arms that have no record and that no other process runs."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("books", nargs="+", help="JSONL files of books, or the word page.")
-    names = [*ARMS, "half"]
-    parser.add_argument("--arms", default=",".join(names), help=f"Arms to run, of {','.join(names)}.")
+    parser.add_argument("--arms", help=f"Arms to run, of {','.join(EMBEDDED.arms)}; by default all.")
+    parser.add_argument("--wide", metavar="TOKENIZER", help="Train a reference as wide as GPT-2 small on a GPU.")
     options = parser.parse_args(words)
-    arms = options.arms.split(",")
-    if not set(arms) <= set(names):
-        parser.error(f"--arms are some of {', '.join(names)}.")
+    study = WIDE if options.wide else EMBEDDED
+    arms = options.arms.split(",") if options.arms else study.arms
+    if not set(arms) <= set(study.arms):
+        parser.error(f"--arms are some of {', '.join(study.arms)}.")
     if options.books == ["page"]:
         from page import write_page
 
         write_page()
         return
-    WORK.mkdir(exist_ok=True)
-    with FileLock(WORK / "prepared.lock"):
-        if not (WORK / "prepared").is_file():
-            prepare(options.books)
+    study.work.mkdir(exist_ok=True)
+    with FileLock(study.work / "prepared.lock"):
+        if not (study.work / "prepared").is_file():
+            if options.wide:
+                train(options.books, study.work / "reference", *WIDE_REFERENCE.split(), "--tokenizer", options.wide)
+            prepare(options.books, study.work)
     for name in arms:
         try:
-            with FileLock(WORK / f"{name}.lock", blocking=False):
-                if not (HERE / f"{name}.json").is_file():
-                    found = run_half(options.books) if name == "half" else run_arm(name)
-                    write_text(HERE / f"{name}.json", json.dumps({**found, **provenance()}, ensure_ascii=False) + "\n")
+            with FileLock(study.work / f"{name}.lock", blocking=False):
+                record = study.records / f"{name}.json"
+                if not record.is_file():
+                    found = run_half(options.books) if name == "half" else run_arm(study, name)
+                    write_text(record, json.dumps({**found, **provenance()}, ensure_ascii=False) + "\n")
         except Timeout:
             print(f"{name} is run by another process", flush=True)
 
 
-def prepare(files: list[str]) -> None:
+def prepare(files: list[str], folder: Path) -> None:
     """Write three sets: to train on, the books of the reference itself; held out, those that it was not trained on."""
     books = split_books(files)
     test, selection = books["evaluation"][:TEST_BOOKS], books["evaluation"][TEST_BOOKS:][:SELECTION_BOOKS]
@@ -102,39 +146,46 @@ def prepare(files: list[str]) -> None:
             rows[name] += [passages[len(passages) * (2 * place + 1) // (2 * PASSAGES)] for place in range(PASSAGES)]
     for name, found in rows.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-        (WORK / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    (WORK / "prepared").touch()
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "prepared").touch()
 
 
-def run_half(books: list[str]) -> dict:
-    """Train random weights of half the depth on the reference's own tokens, and measure both on the test set."""
-    folder, layers = WORK / "half", 6
+def train(books: list[str], folder: Path, *words: str) -> None:
+    """Train a model as the embedded reference was, or as `words` say otherwise."""
     script = [sys.executable, str(ROOT / "examples" / "train_reference.py"), "--books", *books]
-    subprocess.run([*script, "--output_dir", str(folder), "--layers", str(layers)], check=True)
-    measured = ("--files", WORK / "test.jsonl", "--block-size", 256, "--max-sequences", 2, "--parts", "loss")
-    verb("evaluate", folder / "model", "--reference", "inheritune_hf/embedded/reference", *measured)
+    subprocess.run([*script, "--output_dir", str(folder), *words], check=True)
+
+
+def run_half(books: list[str]) -> dict[str, Any]:
+    """Train random weights of half the depth on the reference's own tokens, and measure both on the test set."""
+    folder, layers = EMBEDDED.work / "half", 6
+    train(books, folder, "--layers", str(layers))
+    measured = ("--files", EMBEDDED.work / "test.jsonl", "--block-size", 256, "--max-sequences", 2, "--parts", "loss")
+    verb("evaluate", folder / "model", "--reference", EMBEDDED.recipe["reference"], *measured)
     return {"layers": layers, "corpus": read_json(folder / "model" / "evaluation.json")["corpora"][0]}
 
 
-def run_arm(name: str) -> dict:
+def run_arm(study: Study, name: str) -> dict[str, Any]:
     """Find an arm's learning rate with the first seed, run it with all seeds, and return its record."""
     middle = RATES.index(ARMS[name][0])
     low, high = middle - 1, middle + 1
     while True:
-        chosen = compare(name, RATES[low : high + 1], SEEDS[:1])["cells"][0]["learning_rate"] / RATE
+        found = compare(study, name, RATES[low : high + 1], study.seeds[:1])
+        chosen = found["cells"][0]["learning_rate"] / study.recipe["learning_rate"]
         if low > 0 and math.isclose(chosen, RATES[low]):
             low -= 1
         elif high < len(RATES) - 1 and math.isclose(chosen, RATES[high]):
             high += 1
         else:
-            return {"comparison": compare(name, RATES[low : high + 1], SEEDS)}
+            return {"comparison": compare(study, name, RATES[low : high + 1], study.seeds)}
 
 
-def compare(name: str, rates: Sequence[float], seeds: Sequence[int]) -> dict:
+def compare(study: Study, name: str, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
     """Run `inheritune compare` for an arm, and return its record; finished cells are not run again."""
-    grid = ("--seeds", *seeds, "--learning_rates", *rates)
-    verb("compare", HERE / "recipe.yaml", "--arms", *ARMS[name][1].split(), "--output_dir", WORK / name, *grid)
-    return read_json(WORK / name / "comparison.json")
+    folder, grid = study.work / name, ("--seeds", *seeds, "--learning_rates", *rates)
+    recipe = study.records / "recipe.yaml"
+    verb("compare", recipe, "--arms", *study.words(name), "--output_dir", folder, *grid)
+    return dict(read_json(folder / "comparison.json"))
 
 
 if __name__ == "__main__":
