@@ -26,6 +26,7 @@ from datasets import load_dataset
 from tokenizers import ByteLevelBPETokenizer
 from torch.utils.data import Dataset
 from transformers import (
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
@@ -173,7 +174,7 @@ def main() -> None:
     texts = {name: [book["text"] for book in part] for name, part in books.items()}
     made = given.tokenizer or given.output_dir / "tokenizer"
     if Path(made).is_dir():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(made)
+        tokenizer = AutoTokenizer.from_pretrained(made)
     else:
         tokenizer = train_tokenizer(texts["reference"], given.vocab_size, given.block_size)
         tokenizer.save_pretrained(given.output_dir / "tokenizer")
@@ -184,7 +185,7 @@ def main() -> None:
 
     set_seed(given.seed)
     config = GPT2Config(
-        vocab_size=given.vocab_size,
+        vocab_size=len(tokenizer),
         n_positions=given.block_size,
         n_embd=given.width,
         n_layer=given.layers,
