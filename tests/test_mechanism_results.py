@@ -96,7 +96,7 @@ def records():
     }
 
 
-MADE = {"machine": "a processor", "half": None, "new": None}
+MADE = {"machine": "a processor", "half": None, "unscaled": None, "new": None}
 
 
 def test_claims_say_what_the_records_say(scripts, records):
@@ -173,3 +173,12 @@ def test_a_wide_reference_has_its_own_section(scripts, records):
     text = scripts[1].page(records, records, MADE).partition("## As wide as GPT-2 small")[2]
     for sentence in ("8 layers", "it ends -0.0030", "(`random` less `inherited`): +0.5000", "matched below full depth"):
         assert sentence in text, sentence
+
+
+def test_lazy_layers_are_told_of_both_references(scripts, records):
+    """With attention scaled by depth and without: the range of ranks, and which layers are near one."""
+    ranks = {"max_ranks": [5.0, 36.0], "random": [4.0, 4.5], "lazy": [], "loss": 3.6, "sequences": 100, "tokens": 100}
+    unscaled = {**ranks, "max_ranks": [1.1, 20.0], "lazy": [7]}
+    text = scripts[1].page(records, {}, {**MADE, "unscaled": {"scaled": ranks, "unscaled": unscaled}})
+    assert "- scaled: MaxRank of its layers from 5.0 to 36.0 (random weights: 4.0 to 4.5), near rank 1: none" in text
+    assert "- unscaled: MaxRank of its layers from 1.1 to 20.0 (random weights: 4.0 to 4.5), near rank 1: 7;" in text

@@ -73,6 +73,8 @@ to another position keeps its own scale here, or takes that of the position (`mo
 
 ## Lazy layers
 
+Attention of the reference is scaled by depth. It was trained once more, on the same tokens, without that scaling.
+
 {lazy}
 
 ## As wide as GPT-2 small
@@ -123,7 +125,7 @@ def write_page() -> None:
 
 def facts(folder: Path) -> dict[str, Any]:
     """Return by what the records were made, and what was measured of half the depth and on new novels, or None."""
-    paths = {name: folder / f"{name}.json" for name in ("half", "new")}
+    paths = {name: folder / f"{name}.json" for name in ("half", "unscaled", "new")}
     kept = {name: read_json(path) if path.is_file() else None for name, path in paths.items()}
     machine = next(read_json(path)["machine"] for path in sorted(folder.glob("*.json")))
     return {**kept, "machine": machine}
@@ -168,7 +170,7 @@ def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
             compared(records, "random-kd", "random", "random weights, with a teacher to without"),
             compared(records, "skip-kd", "skip", "an order by loss, with a teacher to without"),
         ),
-        lazy=lazy(records),
+        lazy=lazy(records, made["unscaled"]),
         wide=as_wide(wide),
         missing=f"- Not run yet: {', '.join(left)}.\n" if left else "",
     )
@@ -371,14 +373,27 @@ def sooner(records: Records) -> str:
     )
 
 
-def lazy(records: Records) -> str:
-    """Return how many layers are near rank 1, in the reference and in what was trained."""
+def lazy(records: Records, ranks: dict[str, Any] | None) -> str:
+    """Return how many layers are near rank 1: in the reference, with attention unscaled, and in what was trained."""
     count = first(records).reference.lazy_layers
-    trained = sum(cell.lazy_layers or 0 for record in records.values() for cell in record.cells)
-    cells = sum(len(record.cells) for record in records.values())
-    if not count:
-        return (
-            f"The reference has none near rank 1, so that nothing here is evidence about lazy layers; {trained} were "
-            f"counted in all {cells} trained models together."
-        )
-    return f"The reference has {count} near rank 1; {trained} were counted in all {cells} trained models together."
+    cells = [cell for record in records.values() for cell in record.cells]
+    trained = f"{sum(cell.lazy_layers or 0 for cell in cells)} were counted in all {len(cells)} trained models together"
+    if count:
+        found = [f"The reference has {count} near rank 1; {trained}."]
+    else:
+        found = [
+            f"The reference has none near rank 1, so that nothing here is evidence about lazy layers; {trained}.",
+        ]
+    if ranks is not None:
+        found += [f"- {name}: {rank_line(ranks[name])}" for name in ("scaled", "unscaled")]
+    return "\n".join([found[0], "", *found[1:]]).strip()
+
+
+def rank_line(values: dict[str, Any]) -> str:
+    """Return between which MaxRanks the layers of a reference lie, and which are near 1."""
+    lazy = ", ".join(map(str, values["lazy"])) or "none"
+    return (
+        f"MaxRank of its layers from {min(values['max_ranks']):.1f} to {max(values['max_ranks']):.1f} (random weights: "
+        f"{min(values['random']):.1f} to {max(values['random']):.1f}), near rank 1: {lazy}; loss {values['loss']:.3f} "
+        f"on the {values['sequences']} sequences of {values['tokens']} tokens that were measured"
+    )

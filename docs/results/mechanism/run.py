@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from inheritune_hf.analysis import NEAR_RANK_ONE, CollapseReport
 from inheritune_hf.records import read_json, write_text
 
 HERE = Path(__file__).parent
@@ -86,7 +87,7 @@ class Study:
         return ARMS[name][1].format(budget=budget, third=third, quarter=quarter, **looks).split()
 
 
-EMBEDDED = Study(HERE, Path("mechanism"), (*ARMS, "half"), (1, 2, 3, 4, 5))
+EMBEDDED = Study(HERE, Path("mechanism"), (*ARMS, "half", "unscaled"), (1, 2, 3, 4, 5))
 WIDE = Study(
     HERE / "wide",
     Path("mechanism-wide"),
@@ -127,7 +128,8 @@ def main(words: list[str]) -> None:
             with FileLock(study.work / f"{name}.lock", blocking=False):
                 record = study.records / f"{name}.json"
                 if not record.is_file():
-                    found = run_half(options.books) if name == "half" else run_arm(study, name)
+                    of_reference = {"half": run_half, "unscaled": run_unscaled}.get(name)
+                    found = of_reference(options.books) if of_reference else run_arm(study, name)
                     write_text(record, json.dumps({**found, **provenance()}, ensure_ascii=False) + "\n")
         except Timeout:
             print(f"{name} is run by another process", flush=True)
@@ -163,6 +165,25 @@ def run_half(books: list[str]) -> dict[str, Any]:
     measured = ("--files", EMBEDDED.work / "test.jsonl", "--block-size", 256, "--max-sequences", 2, "--parts", "loss")
     verb("evaluate", folder / "model", "--reference", EMBEDDED.recipe["reference"], *measured)
     return {"layers": layers, "corpus": read_json(folder / "model" / "evaluation.json")["corpora"][0]}
+
+
+def run_unscaled(books: list[str]) -> dict[str, Any]:
+    """Train the reference anew with attention that is not scaled by depth, and measure the attention of both."""
+    folder, reference = EMBEDDED.work / "unscaled", EMBEDDED.recipe["reference"]
+    train(books, folder, "--unscaled", "--tokenizer", str(ROOT / reference))
+    found = {}
+    for name, model in {"scaled": reference, "unscaled": folder / "model"}.items():
+        verb("analyze", model, "--files", EMBEDDED.work / "test.jsonl", "--output", folder / name)
+        report = CollapseReport.from_json(folder / name / "collapse.json")
+        found[name] = {
+            "max_ranks": report.max_ranks(),
+            "random": report.max_ranks(random=True),
+            "lazy": report.lazy_layers(NEAR_RANK_ONE),
+            "loss": None if report.blocks is None else report.blocks.loss,
+            "sequences": report.sequences,
+            "tokens": report.tokens,
+        }
+    return found
 
 
 def run_arm(study: Study, name: str) -> dict[str, Any]:
