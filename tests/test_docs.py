@@ -380,7 +380,7 @@ def test_page_of_untrained_losses_is_what_was_measured():
         assert f"| {count} | " + " | ".join(f"{losses[name][place]:.3f}" for name in ("first", "skip", "loss")) in page
     assert f"| {found['loss']:.3f} | {found['uniform']:.3f} |" in page
     assert all(mine <= first for mine, first in zip(losses["loss"], losses["first"], strict=True))
-    assert all(loss > found["uniform"] for loss in losses["rank"][:10])
+    assert all(loss > found["uniform"] for loss in losses["rank"][:11])
 
 
 def test_citation_and_changelog_have_the_version():

@@ -24,8 +24,8 @@ Every figure on this page was made by one command on a machine with two CPU core
 make demo-seeds
 ```
 
-The reference is the one in the package: GPT-2 with {layers} layers of width 96, trained on 45 novels (31.5 million
-tokens, 20 for each parameter). Its text here is {documents} passages of four novels that it has not seen; {selection}
+The reference is the one in the package: GPT-2 with {layers} layers of width 96, trained on 45 novels (37.8 million
+tokens, 24 for each parameter). Its text here is {documents} passages of four novels that it has not seen; {selection}
 passages of two others are the selection set, and {test} of two more the test set. Students keep the layers whose
 removal, one at a time, raises the loss most (`{keep}`), are trained for {per_round} steps a round ({tokens:,} tokens)
 with the reference as their teacher (`{distillation}`), and get one more layer after a miss. Losses are nats per token;
@@ -56,7 +56,7 @@ In {grown} of {runs} runs a student of fewer layers than the reference matches. 
 {student} nats per token above the reference; random weights of their shape end {random} above them after as many
 steps, and {twice} after twice as many, at the rate at which the reference was trained. The reference, trained further
 for the students' steps, ends {continued} above where it started, so more training alone does not explain the students'
-losses. The reduction is small: a model trained on 20 tokens per parameter can lose few of its {layers} layers in
+losses. The reduction is small: a model trained on 24 tokens per parameter can lose few of its {layers} layers in
 minutes of training.
 One reference, one kind of text and one budget say nothing about the sizes in the paper.
 """

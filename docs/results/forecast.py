@@ -156,7 +156,7 @@ def ended_rounds() -> dict[str, list[Ended]]:
         rates = rates_of("cosine", cell["steps"], -(-cell["steps"] // 10))
         losses = tuple(loss for _, _, loss in cell["curve"])
         rounds["mechanism"].append(Ended(f"mechanism, seed {cell['seed']}", rates, tuple(steps), losses))
-    log = json.loads((EXAMPLES / "reference" / "log.json").read_text(encoding="utf-8"))
+    log = json.loads((EXAMPLES / "reference" / "first.json").read_text(encoding="utf-8"))
     points = [(row["step"], row["eval_loss"]) for row in log if row.get("eval_loss") and row["step"]]
     rates = rates_of("warmup_stable_decay", points[-1][0], 300, num_decay_steps=3800)
     rounds["reference"].append(Ended("reference", rates, *map(tuple, zip(*points, strict=True))))
@@ -315,7 +315,7 @@ with which the round ended. The rounds:
 
 - **mechanism**: {mechanism} cells of [all arms on one budget](mechanism.md) that are one round of 252 to 952 steps,
   with 6 to 23 evaluations; the loops and stacking have only two evaluations a round.
-- **reference**: the training of the embedded reference, 15,400 steps with a constant rate until the last quarter.
+- **reference**: the first stage of the embedded reference, 15,400 steps with a constant rate until the last quarter.
 - **fresh**: {fresh} rounds of {runs} runs made for this page from that reference, of 160 steps with 16 evaluations
   (one of 480 with 12): depths of 3 to 12, inherited and random, at rates of 1e-4 to 3e-3, under cosine, linear,
   constant and warm-up, stable, decay schedules, grown by both ways, one distilled. Losses are on 22 novels × 2
