@@ -62,6 +62,7 @@ ARMS = {
     "last-moved-scale": (1.8, "last/moved-scale"),
     "middle-moved-scale": (1.8, "middle/moved-scale"),
     "spaced": (1.8, "spaced"),
+    "continued-new": (0.067, "continued --train_files {work}/new.jsonl"),
 }
 
 
@@ -84,7 +85,7 @@ class Study:
         budget = self.recipe["budget_steps"]
         third, quarter = budget // 3, budget // 4
         looks = {"third_look": third // 8, "quarter_look": quarter // 11}
-        return ARMS[name][1].format(budget=budget, third=third, quarter=quarter, **looks).split()
+        return ARMS[name][1].format(work=self.work, budget=budget, third=third, quarter=quarter, **looks).split()
 
 
 EMBEDDED = Study(HERE, Path("mechanism"), (*ARMS, "half", "unscaled"), (1, 2, 3, 4, 5))
@@ -136,11 +137,12 @@ def main(words: list[str]) -> None:
 
 
 def prepare(files: list[str], folder: Path) -> None:
-    """Write three sets: to train on, the books of the reference itself; held out, those that it was not trained on."""
+    """Write four sets: the books of the reference to train on, and new ones; two held out, of books in neither."""
     books = split_books(files)
     test, selection = books["evaluation"][:TEST_BOOKS], books["evaluation"][TEST_BOOKS:][:SELECTION_BOOKS]
     held_out = {"test": test, "selection": selection}
-    rows = {"train": [{"id": book["id"], "text": book["text"]} for book in books["reference"]]}
+    whole = {"train": books["reference"], "new": books["demo"]}
+    rows = {name: [{"id": book["id"], "text": book["text"]} for book in part] for name, part in whole.items()}
     for name, part in held_out.items():
         rows[name] = []
         for book in part:
