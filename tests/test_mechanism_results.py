@@ -115,7 +115,7 @@ def test_claims_say_what_the_records_say(scripts, records):
         "(`skip` less `inherited`): -0.1200",
         "adds to last layers: +0.1000 (+0.1000 to +0.1000), established; that is 33% of their distance",
         "matched below full depth with 2 of 2 seeds (6, 6 layers)",
-        "Not run yet: `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-paper`",
+        "Not run yet: `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-heal-first`, `loop-paper`",
     ):
         assert sentence in text, sentence
     assert "at an end" not in text
@@ -152,6 +152,7 @@ def test_rounds_of_a_loop_are_parts_of_the_budget(scripts):
         words = study.words("loop-heal")
         values = dict(zip(words[1::2], words[2::2], strict=True))
         assert tuple(values[name] for name in ("--max_steps", "--steps_per_round", "--eval_steps")) == rounds
+        assert [values["--keep_layers"], study.words("loop-heal-first")[4]] == ["skip:9", "9"]
     assert run.EMBEDDED.words("skip-kd") == ["skip/kd", "--budget", "flops"]
     assert set(run.WIDE.arms) < set(run.EMBEDDED.arms)
 
@@ -189,3 +190,13 @@ def test_lazy_layers_are_told_of_both_references(scripts, records):
     text = scripts[1].page(records, {}, {**MADE, "unscaled": {"scaled": ranks, "unscaled": unscaled}})
     assert "- scaled: MaxRank of its layers from 5.0 to 36.0 (random weights: 4.0 to 4.5), near rank 1: none" in text
     assert "- unscaled: MaxRank of its layers from 1.1 to 20.0 (random weights: 4.0 to 4.5), near rank 1: 7;" in text
+
+
+def test_a_loop_by_order_is_held_against_one_from_first_layers_on(scripts, records):
+    """Tokens and operations to the match, over the seeds with which both matched."""
+    found = {**records, "loop-heal-first": record("inheritune", (5.15, 5.18), 7, "matched")}
+    assert "with 2 seeds, from first layers on with 2; where both did, after 100% of the tokens" in scripts[1].loops(
+        found
+    )
+    missed = {**records, "loop-heal-first": record("inheritune", (5.25, 5.28), 8, "no_more_layers")}
+    assert scripts[1].loops(missed) == "- as a loop it matched with 2 seeds, from first layers on with 0"

@@ -13,7 +13,7 @@ from inheritune_hf.figures import arm_panel, difference_panel, save_panels
 from inheritune_hf.records import decode, read_json, write_text
 
 HERE = Path(__file__).parent
-LOOPS = ("loop-paper", "loop-heal")
+LOOPS = ("loop-paper", "loop-heal", "loop-heal-first")
 GAIN, HALF = 0.01, 0.05  # what a reference worth matching gains at most, and what half its depth loses at least
 
 _PAGE = """# All arms on one budget
@@ -298,7 +298,25 @@ def against_random(records: Records) -> list[str]:
 
 def by_order(records: Records) -> list[str]:
     """Return lines on an order by loss."""
-    return [compared(records, "skip", "inherited", "an order by loss to first layers"), sooner(records)]
+    return [compared(records, "skip", "inherited", "an order by loss to first layers"), sooner(records), loops(records)]
+
+
+def loops(records: Records) -> str:
+    """Return what an order by loss saves a loop on its way to the match, seed by seed."""
+    if "loop-heal" not in records or "loop-heal-first" not in records:
+        return ""
+    by_loss, by_place = (
+        {cell.seed: cell for cell in matched_below(records[name])} for name in ("loop-heal", "loop-heal-first")
+    )
+    both = sorted(set(by_loss) & set(by_place))
+    found = f"- as a loop it matched with {len(by_loss)} seeds, from first layers on with {len(by_place)}"
+    if not both:
+        return found
+    tokens, flops = (
+        fmean(getattr(by_loss[seed], what) / getattr(by_place[seed], what) for seed in both)
+        for what in ("tokens", "flops")
+    )
+    return f"{found}; where both did, after {tokens:.0%} of the tokens and {flops:.0%} of the operations"
 
 
 def as_wide(records: Records) -> str:
@@ -335,17 +353,25 @@ def loop(records: Records, name: str) -> str:
     if name not in records:
         return ""
     record = records[name]
-    matched = [cell.layers for cell in record.cells if cell.outcome == "matched"]
-    below = [layers for layers in matched if layers < record.reference.layers]
-    ends = f" ({', '.join(map(str, below))} layers)" if below else ""
+    below = matched_below(record)
+    ends = ""
+    if below:
+        ends = (
+            f" ({', '.join(str(cell.layers) for cell in below)} layers), after {fmean(c.tokens for c in below):,.0f} "
+            f"tokens and {fmean(c.flops for c in below):.2e} operations on average"
+        )
     tolerance = float(record.recipe["tolerance"])
     continued = pair(records, name, "continued")
     further = "" if continued is None else f"; to the reference, trained further: {told(continued)}"
     return (
         f"- `{name}` (tolerance {tolerance:g}) matched below full depth with {len(below)} of {len(record.cells)} seeds"
-        f"{ends}, after {fmean(cell.tokens for cell in record.cells):,.0f} tokens. To the reference as it was: "
-        f"{told(to_reference(record))}{further}"
+        f"{ends}. To the reference as it was: {told(to_reference(record))}{further}"
     )
+
+
+def matched_below(record: ComparisonRecord) -> list[Cell]:
+    """Return the cells of a loop that matched with fewer layers than the reference has."""
+    return [cell for cell in record.cells if cell.outcome == "matched" and cell.layers < record.reference.layers]
 
 
 def sooner(records: Records) -> str:

@@ -43,21 +43,22 @@ from train_reference import passages_of, split_books  # noqa: E402
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 16, 8, 13
 RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
+HEAL = (
+    "inheritune --preset heal --keep_layers {order}9 --grow_by 1 --max_steps {budget} --steps_per_round {third} "
+    "--eval_steps {third_look}"
+)
 ARMS = {
     "continued": (0.2, "continued"),
     "inherited": (1.8, "inherited"),
     "skip": (1.8, "skip"),
     "random": (5.4, "random"),
-    "loop-heal": (
-        1.8,
-        "inheritune --preset heal --keep_layers skip:9 --grow_by 1 --max_steps {budget} --steps_per_round {third} "
-        "--eval_steps {third_look}",
-    ),
+    "loop-heal": (1.8, HEAL.replace("{order}", "skip:")),
     "skip-kd": (1.8, "skip/kd --budget flops"),
     "random-kd": (5.4, "random/kd --budget flops"),
     "last": (1.8, "last"),
     "middle": (1.8, "middle"),
     "random-2x": (5.4, "random-2x"),
+    "loop-heal-first": (1.8, HEAL.replace("{order}", "")),
     "loop-paper": (1.8, "inheritune --preset paper --steps_per_round {quarter} --eval_steps {quarter_look}"),
     "last-moved-scale": (1.8, "last/moved-scale"),
     "middle-moved-scale": (1.8, "middle/moved-scale"),
@@ -92,7 +93,7 @@ EMBEDDED = Study(HERE, Path("mechanism"), (*ARMS, "half", "unscaled"), (1, 2, 3,
 WIDE = Study(
     HERE / "wide",
     Path("mechanism-wide"),
-    ("inherited", "random", "skip", "continued", "loop-heal", "random-2x"),
+    ("inherited", "random", "skip", "continued", "loop-heal", "loop-heal-first", "random-2x"),
     (1, 2, 3),
 )
 #: What makes the wide reference, beside books, tokenizer and folder: 4 passes over the novels.
