@@ -383,6 +383,18 @@ def test_page_of_untrained_losses_is_what_was_measured():
     assert all(loss > found["uniform"] for loss in losses["rank"][:11])
 
 
+def test_page_of_lazy_layers_is_what_was_measured():
+    """Ranks and losses of the trained and the forced model are those of the record."""
+    found = json.loads((ROOT / "docs" / "results" / "lazy-layers.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "explanation" / "lazy-layers.md").read_text(encoding="utf-8").split())
+    trained, forced = found["trained"], found["forced"]
+    assert f"MaxRank between {min(trained['max_ranks']):.0f} and {max(trained['max_ranks']):.0f}" in page
+    assert f"The loss rose from {trained['loss']:.2f} to {forced['loss']:.2f} nats per token" in page
+    assert f"layer 2 falls from {trained['max_ranks'][2]:.0f} to {forced['max_ranks'][2]:.0f}" in page
+    assert [layer for layer, rank in enumerate(forced["max_ranks"]) if rank < 1.5] == [9, 10, 11]
+    assert len(forced["recommendation"]["layers"]) == 9
+
+
 def test_citation_and_changelog_have_the_version():
     """CITATION.cff and CHANGELOG.md speak of the version that is installed."""
     from inheritune_hf import __version__

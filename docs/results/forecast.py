@@ -316,7 +316,7 @@ with which the round ended. The rounds:
 - **mechanism**: {mechanism} cells of [all arms on one budget](mechanism.md) that are one round of 252 to 952 steps,
   with 6 to 23 evaluations; the loops and stacking have only two evaluations a round.
 - **reference**: the first stage of the embedded reference, 15,400 steps with a constant rate until the last quarter.
-- **fresh**: {fresh} rounds of {runs} runs made for this page from that reference, of 160 steps with 16 evaluations
+- **fresh**: {fresh} rounds of {runs} runs made for this page from its end, of 160 steps with 16 evaluations
   (one of 480 with 12): depths of 3 to 12, inherited and random, at rates of 1e-4 to 3e-3, under cosine, linear,
   constant and warm-up, stable, decay schedules, grown by both ways, one distilled. Losses are on 22 novels × 2
   sequences of 128 tokens.

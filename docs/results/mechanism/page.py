@@ -73,8 +73,6 @@ to another position keeps its own scale here, or takes that of the position (`mo
 
 ## Lazy layers
 
-Attention of the reference is scaled by depth. It was trained once more, on the same tokens, without that scaling.
-
 {lazy}
 
 ## As wide as GPT-2 small
@@ -326,7 +324,7 @@ def as_wide(records: Records) -> str:
     one = first(records)
     reference = one.reference
     return (
-        f"{reference.layers} layers, {reference.parameters:,} parameters, the tokenizer of GPT-2, {reference.tokens:,} "
+        f"{reference.layers} layers, {reference.parameters:,} parameters, {reference.tokens:,} "
         f"tokens of the same novels; every arm has {one.cells[0].tokens:,} and {len(one.compare.seeds)} seeds.\n\n"
         + lines(
             gained(records) if "continued" in records else "",
@@ -407,6 +405,7 @@ def lazy(records: Records, ranks: dict[str, Any] | None) -> str:
             f"The reference has none near rank 1, so that nothing here is evidence about lazy layers; {trained}.",
         ]
     if ranks is not None:
+        found += ["It was trained once more on the same tokens, with attention that is not scaled by depth:", ""]
         found += [f"- {name}: {rank_line(ranks[name])}" for name in ("scaled", "unscaled")]
     return "\n".join([found[0], "", *found[1:]]).strip()
 

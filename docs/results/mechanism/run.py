@@ -171,7 +171,7 @@ def run_half(books: list[str]) -> dict[str, Any]:
 
 
 def run_unscaled(books: list[str]) -> dict[str, Any]:
-    """Train the reference anew with attention that is not scaled by depth, and measure the attention of both."""
+    """Train the reference again with attention that is not scaled by depth, and measure the attention of both."""
     folder, reference = EMBEDDED.work / "unscaled", EMBEDDED.recipe["reference"]
     train(books, folder, "--unscaled", "--tokenizer", str(ROOT / reference))
     found = {}
