@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="mixed precision: twice as fast where bfloat16 has units")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU")
     given = parser.parse_args()
+    if given.tokenizer and not Path(given.tokenizer).is_dir():
+        parser.error(f"--tokenizer is a folder of a tokenizer, got {given.tokenizer!r}, which is none.")
 
     torch.set_num_threads(given.threads)
     given.output_dir.mkdir(parents=True, exist_ok=True)

@@ -51,8 +51,11 @@ def test_an_interrupted_stage_is_resumed(trained, tmp_path):
     assert len({*before, weights[0]}) == 3
 
 
-def test_attention_and_tokenizer_are_as_asked_for(trained):
+def test_attention_and_tokenizer_are_as_asked_for(trained, capsys):
     """Attention may be left unscaled, and the tokenizer be one that there is."""
+    with pytest.raises(SystemExit):
+        trained("none", "--tokenizer", "gpt3")
+    assert "--tokenizer is a folder of a tokenizer, got 'gpt3'" in capsys.readouterr().err
     first = trained("first", "--further_steps", "1")
     other = trained("other", "--further_steps", "1", "--unscaled", "--tokenizer", str(first / "tokenizer"))
     assert not (other / "tokenizer").exists()
