@@ -32,8 +32,6 @@ from documentation import (
 )
 from huggingface_hub.errors import EntryNotFoundError
 
-from inheritune_hf.experiments.results import arm_results, comma_separated
-
 RUNNABLE = [page for page in PAGES if any(block.language in {"python", "bash"} for block in blocks(page))]
 # Blocks of the page of costs: its recipe, its command, what that prints.
 PLAN_BLOCKS = ("yaml", "bash", "text")
@@ -356,18 +354,6 @@ def test_readme_tells_the_exit_statuses():
 
     table = dict(re.findall(r"^\| (\d+) \| `(\w+)`", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert {name: int(status) for status, name in table.items()} == EXIT_STATUS
-
-
-def test_page_of_all_arms_is_what_its_records_say():
-    """No figure of the page is typed: the committed records make the committed page and table."""
-    folder = ROOT / "docs" / "results"
-    spec = importlib.util.spec_from_file_location("mechanism", folder / "mechanism.py")
-    mechanism = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mechanism)
-    records = json.loads((folder / "mechanism.json").read_text(encoding="utf-8"))
-    assert mechanism.page(records) == (folder / "mechanism.md").read_text(encoding="utf-8")
-    table = comma_separated(arm_results(mechanism.read_comparison(records["comparison"])))
-    assert table == (folder / "mechanism.csv").read_text(encoding="utf-8")
 
 
 def test_page_of_untrained_losses_is_what_was_measured():

@@ -132,10 +132,11 @@ def test_a_reference_that_fails_the_gate_is_said_to(scripts, records):
     assert "0.002 of 0.002, 0.004, at an end" in text
 
 
-def test_the_records_of_the_gate_are_read(scripts):
-    """The committed record of half the depth says what the page makes of it."""
-    half = scripts[1].facts(FOLDER)["half"]
-    assert f"end {half['corpus']['match']['difference']:+.4f}" in scripts[1].gate({}, half)
+def test_the_page_is_what_its_records_say(scripts):
+    """No figure of the page is typed: the committed records make the committed page."""
+    page = scripts[1]
+    made = page.page(page.read_records(FOLDER), page.read_records(FOLDER / "wide"), page.facts(FOLDER))
+    assert made == page.PAGE.read_text(encoding="utf-8")
 
 
 def test_new_novels_are_told_apart(scripts, records):

@@ -6,7 +6,7 @@ Hold forecasts of how rounds end against rounds that have ended, and write docs/
 
 BOOKS are the English collection of ELTeC as JSON rows of `id` and `text`, as for examples/train_reference.py. `train`
 trains students of that reference on one thread (15 minutes) and keeps their losses in docs/results/forecast.json. The
-page is made from these, from mechanism.json and from the log of the reference itself.
+page is made from these, from the records in mechanism/ and from the log of the reference itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inheritune_hf import DataConfig, InherituneConfig, InherituneTrainer, forec
 from inheritune_hf.data import load_data_splits
 from inheritune_hf.data.embedded import embedded_reference
 from inheritune_hf.experiments.runs import loss_curve
-from inheritune_hf.records import write_json, write_text
+from inheritune_hf.records import read_json, write_json, write_text
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -148,19 +148,18 @@ def rates_of(kind: str, steps: int, warmup: int, **settings: Any) -> tuple[float
 def ended_rounds() -> dict[str, list[Ended]]:
     """Return the recorded rounds, by where they are from."""
     rounds: dict[str, list[Ended]] = {"mechanism": [], "reference": [], "fresh": []}
-    record = json.loads((HERE / "mechanism.json").read_text(encoding="utf-8"))
-    for cell in record["comparison"]["cells"]:
-        if cell["arm"].startswith("inheritune") or "stacking" in cell["arm"]:
-            continue  # their rounds and stages have two evaluations each
-        steps = [round(tokens / 1024) for tokens, _, _ in cell["curve"]]
-        rates = rates_of("cosine", cell["steps"], -(-cell["steps"] // 10))
-        losses = tuple(loss for _, _, loss in cell["curve"])
-        rounds["mechanism"].append(Ended(f"mechanism, seed {cell['seed']}", rates, tuple(steps), losses))
+    for path in sorted((HERE / "mechanism").glob("*.json")):
+        for cell in read_json(path).get("comparison", {}).get("cells", []):
+            if cell["outcome"] is None:  # not a loop: one round
+                steps = tuple(round(tokens * cell["steps"] / cell["tokens"]) for tokens, _, _ in cell["curve"])
+                rates = rates_of("cosine_with_min_lr", cell["steps"], -(-cell["steps"] // 20), min_lr_rate=0.1)
+                losses = tuple(loss for _, _, loss in cell["curve"])
+                rounds["mechanism"].append(Ended(f"mechanism, seed {cell['seed']}", rates, steps, losses))
     log = json.loads((EXAMPLES / "reference" / "first.json").read_text(encoding="utf-8"))
     points = [(row["step"], row["eval_loss"]) for row in log if row.get("eval_loss") and row["step"]]
     rates = rates_of("warmup_stable_decay", points[-1][0], 300, num_decay_steps=3800)
     rounds["reference"].append(Ended("reference", rates, *map(tuple, zip(*points, strict=True))))
-    for name, run in json.loads((HERE / "forecast.json").read_text(encoding="utf-8")).items():
+    for name, run in read_json(HERE / "forecast.json").items():
         for item in run["rounds"]:
             length = item["end"] - item["start"]
             settings = RUNS[name].get("lr_scheduler_kwargs", {})
@@ -313,8 +312,8 @@ At each evaluation of a round, from the third one and a quarter of its steps on,
 a 90 % interval ([how to read and use it](../how-to/grow.md#forecasts)). Here every forecast is compared with the loss
 with which the round ended. The rounds:
 
-- **mechanism**: {mechanism} cells of [all arms on one budget](mechanism.md) that are one round of 252 to 952 steps,
-  with 6 to 23 evaluations; the loops and stacking have only two evaluations a round.
+- **mechanism**: {mechanism} cells of [all arms on one budget](mechanism.md) that are one round, of {shortest:,} to
+  {longest:,} steps with {fewest} to {most} evaluations, under a cosine schedule that ends at a tenth.
 - **reference**: the first stage of the embedded reference, 15,400 steps with a constant rate until the last quarter.
 - **fresh**: {fresh} rounds of {runs} runs made for this page from its end, of 160 steps with 16 evaluations
   (one of 480 with 12): depths of 3 to 12, inherited and random, at rates of 1e-4 to 3e-3, under cosine, linear,
@@ -387,8 +386,13 @@ def page() -> None:
         ]
         rows.append(f"| {margin:+.2f} | {' | '.join(cells)} |")
     times = {choice: choices.count(choice) for choice in dict.fromkeys(choices)}
+    lengths, looks = zip(*((len(item.rates), len(item.steps)) for item in rounds["mechanism"]), strict=True)
     text = _PAGE.format(
         mechanism=len(rounds["mechanism"]),
+        shortest=min(lengths),
+        longest=max(lengths),
+        fewest=min(looks),
+        most=max(looks),
         fresh=len(rounds["fresh"]),
         runs=len(RUNS),
         tables="\n\n".join(tables),

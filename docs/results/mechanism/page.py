@@ -13,6 +13,7 @@ from inheritune_hf.figures import arm_panel, difference_panel, save_panels
 from inheritune_hf.records import decode, read_json, write_text
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "mechanism.md"
 LOOPS = ("loop-paper", "loop-heal", "loop-heal-first")
 GAIN, HALF = 0.01, 0.05  # what a reference worth matching gains at most, and what half its depth loses at least
 
@@ -107,26 +108,26 @@ def read_record(values: dict[str, Any]) -> ComparisonRecord:
 def write_page() -> None:
     """Write page and figures from the records beside this script."""
     records = read_records(HERE)
-    write_text(HERE.parent / "mechanism.md", page(records, read_records(HERE / "wide"), facts(HERE)))
+    write_text(PAGE, page(records, read_records(HERE / "wide"), facts(HERE)))
     rows = [
         (f"{name} ({depths(record.cells)})", found.difference, found.lower, found.upper)
         for name, record in by_loss(records).items()
         for found in [to_reference(record)]
     ]
     differences = difference_panel(rows, "test loss less the reference's (nats per token); layers in brackets")
-    save_panels(HERE.parent / "mechanism-differences.png", [differences])
+    save_panels(PAGE.with_name("mechanism-differences.png"), [differences])
     curves = {name: [curve(cell) for cell in record.cells] for name, record in by_loss(records).items()}
     means = {name: next(iter(mean_curves(record).values())) for name, record in by_loss(records).items()}
     level = first(records).reference.selection_loss
-    save_panels(HERE.parent / "mechanism.png", [arm_panel(means, level, curves)])
+    save_panels(PAGE.with_suffix(".png"), [arm_panel(means, level, curves)])
 
 
 def facts(folder: Path) -> dict[str, Any]:
     """Return by what the records were made, and what was measured of half the depth and without scaling, or None."""
     paths = {name: folder / f"{name}.json" for name in ("half", "unscaled")}
     kept = {name: read_json(path) if path.is_file() else None for name, path in paths.items()}
-    machine = next(read_json(path)["machine"] for path in sorted(folder.glob("*.json")))
-    return {**kept, "machine": machine}
+    machines = {read_json(path)["machine"] for path in folder.glob("*.json")}
+    return {**kept, "machine": " or ".join(sorted(machines))}
 
 
 def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
