@@ -24,12 +24,13 @@ _TAIL = 0.05
 _EXPONENT = 1 / 3
 _HORIZONS = np.exp(np.linspace(-6, 1, 8))  # summed rate, of the round's, from which the power law holds
 _ANNEALING = np.exp(np.linspace(-6, 0.5, 10))  # nats per token that the loss falls as the rate goes from its peak to 0
+_POWERS = (0.7, 1.0, 1.4)  # of the rate, as a share of its peak, to which that is proportional
 _HORIZON = (-2.2, 1.5)  # mean and standard deviation of the logarithm, before anything was seen
-_ANNEALED = (-2.2, 1.0)
+_ANNEALED = (-1.6, 1.0)
 _NOISE = 0.002  # variance of an evaluation at the peak rate
 _WALK = 0.08  # variance of what the law misses over the round, a random walk in the summed rate
 _SCALE = (0.36, 0.0015)  # degrees of freedom, and sum of squares in nats squared, before anything was seen
-_FLOOR = 0.002  # nats per token: no forecast is surer
+_FLOOR = 0.003  # nats per token: no forecast is surer
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,10 @@ def forecast_loss(steps: Sequence[int], losses: Sequence[float], rates: Sequence
     """
     Forecast the loss at later steps of a round.
 
-    The loss is taken to be a level, plus a power law in the learning rates summed up to a step, plus a part that is
-    proportional to the rate itself and goes when that decays (the two terms of arXiv 2408.11029), plus a random walk
-    and the noise of an evaluation. Level and size are fitted to the losses; where the power law begins and how much
-    the decay of the rate is worth are averaged over a grid, each point by how well it fits.
+    The loss is taken to be a level, plus a power law in the learning rates summed up to a step, plus a part that goes
+    when the rate itself decays (the two terms of arXiv 2408.11029), plus a random walk and the noise of an evaluation.
+    Level and size are fitted to the losses; where the power law begins, how much the decay of the rate is worth and to
+    which power of the rate that is proportional are averaged over a grid, each point by how well it fits.
 
     Args:
         steps (sequence of `int`): Steps of the round at which it was evaluated, ascending, from 1.
@@ -182,10 +183,10 @@ def forecast_loss(steps: Sequence[int], losses: Sequence[float], rates: Sequence
     places = np.concatenate([np.asarray(steps, dtype=np.int64), np.atleast_1d(at).astype(np.int64)])
     area, rate, count = summed[places] / summed[-1], next_rate[places] / max(rates), len(steps)
 
-    log_prior, power, annealing = _shapes(area)
+    log_prior, power, annealed = _shapes(area, rate)
     covariance = _WALK * np.minimum.outer(area, area) + np.diag(_NOISE * rate**2 + 1e-12)
     seen, shared = covariance[:count, :count], covariance[:count, count:]
-    columns = np.concatenate([np.ones((1, count)), power[:, :count], losses - annealing * rate[:count], shared.T])
+    columns = np.concatenate([np.ones((1, count)), power[:, :count], losses - annealed[:, :count], shared.T])
     white = np.linalg.solve(np.linalg.cholesky(seen), columns.T)
     one, seen_power, loss, link = np.split(white, np.cumsum([1, len(power), len(power)]), axis=1)
 
@@ -201,7 +202,7 @@ def forecast_loss(steps: Sequence[int], losses: Sequence[float], rates: Sequence
 
     # The same at the steps to forecast, given the walk so far; shape (shapes, steps).
     rest_one, rest_power = 1 - one.T @ link, power[:, count:] - seen_power.T @ link
-    means = annealing * rate[count:] + level[:, None] * rest_one + size[:, None] * rest_power + loss.T @ link
+    means = annealed[:, count:] + level[:, None] * rest_one + size[:, None] * rest_power + loss.T @ link
     fitted = (
         power_power[:, None] * rest_one**2 - 2 * one_power[:, None] * rest_one * rest_power + one_one * rest_power**2
     ) / determinant[:, None]
@@ -214,12 +215,13 @@ def forecast_loss(steps: Sequence[int], losses: Sequence[float], rates: Sequence
     return LossForecast(weights / weights.sum(), means, scales, freedom)
 
 
-def _shapes(area: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return log prior weights `(shapes,)`, curves that fall by 1 `(shapes, steps)`, and annealing `(shapes, 1)`."""
-    horizons, annealing = (grid.reshape(-1, 1) for grid in np.meshgrid(_HORIZONS, _ANNEALING, indexing="ij"))
+def _shapes(area: Floats, rate: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return log prior weights `(shapes,)`, curves that fall by 1, and what annealing adds, `(shapes, steps)`."""
+    grid = np.meshgrid(_HORIZONS, _ANNEALING, _POWERS, indexing="ij")
+    horizons, annealing, powers = (values.reshape(-1, 1) for values in grid)
     power, end = (1 + area / horizons) ** -_EXPONENT, (1 + 1 / horizons) ** -_EXPONENT
     log_prior = sum(
         -0.5 * ((np.log(values[:, 0]) - mean) / deviation) ** 2
         for values, (mean, deviation) in ((horizons, _HORIZON), (annealing, _ANNEALED))
     )
-    return np.asarray(log_prior), (power - end) / (1 - end), annealing
+    return np.asarray(log_prior), (power - end) / (1 - end), annealing * rate**powers
