@@ -406,7 +406,10 @@ def lazy(records: Records, ranks: dict[str, Any] | None) -> str:
             f"The reference has none near rank 1, so that nothing here is evidence about lazy layers; {trained}.",
         ]
     if ranks is not None:
-        found += ["It was trained once more on the same tokens, with attention that is not scaled by depth:", ""]
+        found += [
+            "Trained once more on the same tokens, with attention not scaled by depth and in mixed precision:",
+            "",
+        ]
         found += [f"- {name}: {rank_line(ranks[name])}" for name in ("scaled", "unscaled")]
     return "\n".join([found[0], "", *found[1:]]).strip()
 

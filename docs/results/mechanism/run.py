@@ -173,7 +173,7 @@ def run_half(books: list[str]) -> dict[str, Any]:
 def run_unscaled(books: list[str]) -> dict[str, Any]:
     """Train the reference again with attention that is not scaled by depth, and measure the attention of both."""
     folder, reference = EMBEDDED.work / "unscaled", EMBEDDED.recipe["reference"]
-    train(books, folder, "--unscaled", "--tokenizer", str(ROOT / reference))
+    train(books, folder, "--unscaled", "--bf16", "--tokenizer", str(ROOT / reference))
     found = {}
     for name, model in {"scaled": reference, "unscaled": folder / "model"}.items():
         verb("analyze", model, "--files", EMBEDDED.work / "test.jsonl", "--output", folder / name)
