@@ -26,9 +26,9 @@ _HORIZONS = np.exp(np.linspace(-6, 1, 8))  # summed rate, of the round's, from w
 _ANNEALING = np.exp(np.linspace(-6, 0.5, 10))  # nats per token that the loss falls as the rate goes from its peak to 0
 _POWERS = (0.7, 1.0, 1.4)  # of the rate, as a share of its peak, to which that is proportional
 _HORIZON = (-2.2, 1.5)  # mean and standard deviation of the logarithm, before anything was seen
-_ANNEALED = (-1.6, 1.0)
+_ANNEALED = (-1.2, 1.0)
 _NOISE = 0.002  # variance of an evaluation at the peak rate
-_WALK = 0.08  # variance of what the law misses over the round, a random walk in the summed rate
+_WALK = 0.32  # variance of what the law misses over the round, a random walk in the summed rate
 _SCALE = (0.36, 0.0015)  # degrees of freedom, and sum of squares in nats squared, before anything was seen
 _FLOOR = 0.003  # nats per token: no forecast is surer
 
