@@ -121,6 +121,13 @@ def test_claims_say_what_the_records_say(scripts, records):
     assert "at an end" not in text
 
 
+def test_the_advice_on_layers_is_what_was_measured(scripts):
+    """What choose-layers.md says of an order by loss is the difference that the records have."""
+    found = scripts[1].pair(scripts[1].read_records(FOLDER), "skip", "inherited")
+    advice = (ROOT / "docs" / "how-to" / "choose-layers.md").read_text(encoding="utf-8")
+    assert f"by `skip` ended {-found.difference:.3f} below first" in " ".join(advice.split())
+
+
 def test_a_reference_that_fails_the_gate_is_said_to(scripts, records):
     """Further training that gains more, and half a depth that loses less, are marked; so is a rate at an end."""
     further = record("continued", (5.10, 5.12), 8)
