@@ -115,7 +115,7 @@ def test_claims_say_what_the_records_say(scripts, records):
         "(`skip` less `inherited`): -0.1200",
         "adds to last layers: +0.1000 (+0.1000 to +0.1000), established; that is 33% of their distance",
         "matched below full depth with 2 of 2 seeds (6, 6 layers)",
-        "Not run yet: `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-heal-first`, `loop-paper`",
+        "Not run yet: `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-heal-first`, `loop-heal-10`, `loop-paper`",
     ):
         assert sentence in text, sentence
     assert "at an end" not in text
@@ -160,7 +160,11 @@ def test_rounds_of_a_loop_are_parts_of_the_budget(scripts):
         words = study.words("loop-heal")
         values = dict(zip(words[1::2], words[2::2], strict=True))
         assert tuple(values[name] for name in ("--max_steps", "--steps_per_round", "--eval_steps")) == rounds
-        assert [values["--keep_layers"], study.words("loop-heal-first")[4]] == ["skip:9", "9"]
+        depths = [
+            words[words.index("--keep_layers") + 1]
+            for words in map(study.words, ("loop-heal", "loop-heal-first", "loop-heal-10"))
+        ]
+        assert depths == ["skip:9", "9", "skip:10"]
     assert run.EMBEDDED.words("skip-kd") == ["skip/kd", "--budget", "flops"]
     assert set(run.WIDE.arms) < set(run.EMBEDDED.arms)
 

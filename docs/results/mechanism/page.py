@@ -14,7 +14,7 @@ from inheritune_hf.records import decode, read_json, write_text
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "mechanism.md"
-LOOPS = ("loop-paper", "loop-heal", "loop-heal-first")
+LOOPS = ("loop-paper", "loop-heal", "loop-heal-first", "loop-heal-10")
 GAIN, HALF = 0.01, 0.05  # what a reference worth matching gains at most, and what half its depth loses at least
 
 _PAGE = """# All arms on one budget

@@ -43,22 +43,24 @@ from train_reference import passages_of, split_books  # noqa: E402
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 16, 8, 13
 RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
-HEAL = (
-    "inheritune --preset heal --keep_layers {order}9 --grow_by 1 --max_steps {budget} --steps_per_round {third} "
-    "--eval_steps {third_look}"
+HEAL = "inheritune --preset heal --grow_by 1 --max_steps {budget} --keep_layers "
+FROM_9, FROM_10 = (
+    "9 --steps_per_round {third} --eval_steps {third_look}",
+    "10 --steps_per_round {half} --eval_steps {half_look}",
 )
 ARMS = {
     "continued": (0.2, "continued"),
     "inherited": (1.8, "inherited"),
     "skip": (1.8, "skip"),
     "random": (5.4, "random"),
-    "loop-heal": (0.6, HEAL.replace("{order}", "skip:")),
+    "loop-heal": (0.6, HEAL + "skip:" + FROM_9),
     "skip-kd": (1.8, "skip/kd --budget flops"),
     "random-kd": (5.4, "random/kd --budget flops"),
     "last": (1.8, "last"),
     "middle": (1.8, "middle"),
     "random-2x": (5.4, "random-2x"),
-    "loop-heal-first": (0.6, HEAL.replace("{order}", "")),
+    "loop-heal-first": (0.6, HEAL + FROM_9),
+    "loop-heal-10": (0.6, HEAL + "skip:" + FROM_10),
     "loop-paper": (1.8, "inheritune --preset paper --steps_per_round {quarter} --eval_steps {quarter_look}"),
     "last-moved-scale": (1.8, "last/moved-scale"),
     "middle-moved-scale": (1.8, "middle/moved-scale"),
@@ -82,11 +84,12 @@ class Study:
         return dict(yaml.safe_load((self.records / "recipe.yaml").read_text(encoding="utf-8")))
 
     def words(self, name: str) -> list[str]:
-        """Return what `compare` takes for an arm; a loop's rounds are a third or a quarter of the budget."""
+        """Return what `compare` takes for an arm; a loop's rounds are a half to a quarter of the budget."""
         budget = self.recipe["budget_steps"]
-        third, quarter = budget // 3, budget // 4
-        looks = {"third_look": third // 8, "quarter_look": quarter // 11}
-        return ARMS[name][1].format(work=self.work, budget=budget, third=third, quarter=quarter, **looks).split()
+        half, third, quarter = (budget // parts for parts in (2, 3, 4))
+        looks = {"half_look": half // 12, "third_look": third // 8, "quarter_look": quarter // 11}
+        parts = {"half": half, "third": third, "quarter": quarter, **looks}
+        return ARMS[name][1].format(work=self.work, budget=budget, **parts).split()
 
 
 EMBEDDED = Study(HERE, Path("mechanism"), (*ARMS, "half", "unscaled"), (1, 2, 3, 4, 5))
