@@ -71,12 +71,16 @@ def test_no_book_is_in_two_sets(scripts, tmp_path, monkeypatch):
     assert len(set.union(*books)) == 77
 
 
-def test_an_unknown_arm_is_answered_before_anything_is_written(scripts, tmp_path, monkeypatch, capsys):
+def test_wrong_words_are_answered_before_anything_is_written(scripts, tmp_path, monkeypatch, capsys):
     """The message says which there are."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        scripts[0].main(["books.jsonl", "--arms", "first"])
-    assert "--arms are some of continued, inherited" in capsys.readouterr().err
+    for words, answer in (
+        (["books.jsonl", "--arms", "first"], "--arms are some of continued, inherited"),
+        (["books.jsonl"], "books.jsonl is not there; BOOKS are JSONL files of novels"),
+    ):
+        with pytest.raises(SystemExit):
+            scripts[0].main(words)
+        assert answer in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,11 +183,13 @@ def test_a_wide_reference_is_trained_once_before_its_arms(scripts, tmp_path, mon
     monkeypatch.setattr(run, "train", lambda books, folder, *words: trained.append((books, folder, words)))
     monkeypatch.setattr(run, "prepare", lambda books, folder: (folder / "prepared").touch())
     monkeypatch.setattr(run, "run_arm", lambda found, name: ran.append(name) or {"comparison": {}})
+    books = tmp_path / "books.jsonl"
+    books.touch()
     for _ in range(2):
-        run.main(["books.jsonl", "--wide", "gpt2", "--arms", "inherited,skip"])
+        run.main([str(books), "--wide", "gpt2", "--arms", "inherited,skip"])
     assert ran == ["inherited", "skip"]
     assert {path.name for path in study.records.glob("*.json")} == {"inherited.json", "skip.json"}
-    assert [(books, folder) for books, folder, _ in trained] == [(["books.jsonl"], study.work / "reference")]
+    assert [(books, folder) for books, folder, _ in trained] == [([str(books)], study.work / "reference")]
     assert trained[0][2][-2:] == ("--tokenizer", "gpt2")
 
 

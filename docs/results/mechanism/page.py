@@ -132,11 +132,12 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
     """Return the page that the records of the embedded and of the wide reference make."""
-    from run import ARMS, SELECTION_BOOKS, TEST_BOOKS
+    from run import EMBEDDED, SELECTION_BOOKS, TEST_BOOKS
 
     one = first(records)
     reference, data = one.reference, one.data
-    left = [f"`{name}`" for name in ARMS if name not in records]
+    done = {*records, *(name for name in ("half", "unscaled") if made[name] is not None)}
+    left = [f"`{name}`" for name in EMBEDDED.arms if name not in done]
     notes = sorted({found.note for record in records.values() if (found := to_reference(record)).note})
     return _PAGE.format(
         machine=made["machine"],

@@ -42,12 +42,12 @@ from train_reference import passages_of, split_books  # noqa: E402
 
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 16, 8, 13
 RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's
-#: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
 HEAL = "inheritune --preset heal --grow_by 1 --max_steps {budget} --keep_layers "
 FROM_9, FROM_10 = (
     "9 --steps_per_round {third} --eval_steps {third_look}",
     "10 --steps_per_round {half} --eval_steps {half_look}",
 )
+#: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
 ARMS = {
     "continued": (0.2, "continued"),
     "inherited": (1.8, "inherited"),
@@ -122,6 +122,9 @@ def main(words: list[str]) -> None:
 
         write_page()
         return
+    absent = [name for name in options.books if not Path(name).is_file()]
+    if absent:
+        parser.error(f"{', '.join(absent)} is not there; BOOKS are JSONL files of novels, rows of `id` and `text`.")
     study.work.mkdir(exist_ok=True)
     with FileLock(study.work / "prepared.lock"):
         if not (study.work / "prepared").is_file():
