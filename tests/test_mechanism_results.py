@@ -119,7 +119,7 @@ def test_claims_say_what_the_records_say(scripts, records):
         "(`skip` less `inherited`): -0.1200",
         "adds to last layers: +0.1000 (+0.1000 to +0.1000), established; that is 33% of their distance",
         "matched below full depth with 2 of 2 seeds (6, 6 layers)",
-        "Not run yet: `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-heal-first`, `loop-heal-10`, `loop-paper`",
+        "Not run yet: `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-heal-first`, `loop-heal-quarter`",
     ):
         assert sentence in text, sentence
     assert "at an end" not in text
@@ -166,9 +166,11 @@ def test_rounds_of_a_loop_are_parts_of_the_budget(scripts):
         assert tuple(values[name] for name in ("--max_steps", "--steps_per_round", "--eval_steps")) == rounds
         depths = [
             words[words.index("--keep_layers") + 1]
-            for words in map(study.words, ("loop-heal", "loop-heal-first", "loop-heal-10"))
+            for words in map(study.words, ("loop-heal", "loop-heal-first", "loop-heal-quarter"))
         ]
         assert depths == ["skip:9", "9", "skip:10"]
+        longer = study.words("loop-heal-quarter")[-1]
+        assert study.recipe["reference_steps"] - 8 < int(longer) * 4 <= study.recipe["reference_steps"]
     assert run.EMBEDDED.words("skip-kd") == ["skip/kd", "--budget", "flops"]
     assert set(run.WIDE.arms) < set(run.EMBEDDED.arms)
 

@@ -43,10 +43,8 @@ from train_reference import passages_of, split_books  # noqa: E402
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 16, 8, 13
 RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's
 HEAL = "inheritune --preset heal --grow_by 1 --max_steps {budget} --keep_layers "
-FROM_9, FROM_10 = (
-    "9 --steps_per_round {third} --eval_steps {third_look}",
-    "10 --steps_per_round {half} --eval_steps {half_look}",
-)
+FROM_9 = "9 --steps_per_round {third} --eval_steps {third_look}"
+QUARTER = "10 --steps_per_round {eighth} --eval_steps {eighth_look} --max_steps {longer} --budget_steps {longer}"
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
 ARMS = {
     "continued": (0.2, "continued"),
@@ -60,7 +58,7 @@ ARMS = {
     "middle": (1.8, "middle"),
     "random-2x": (5.4, "random-2x"),
     "loop-heal-first": (0.6, HEAL + FROM_9),
-    "loop-heal-10": (0.6, HEAL + "skip:" + FROM_10),
+    "loop-heal-quarter": (0.6, HEAL + "skip:" + QUARTER),
     "loop-paper": (1.8, "inheritune --preset paper --steps_per_round {quarter} --eval_steps {quarter_look}"),
     "last-moved-scale": (1.8, "last/moved-scale"),
     "middle-moved-scale": (1.8, "middle/moved-scale"),
@@ -84,11 +82,11 @@ class Study:
         return dict(yaml.safe_load((self.records / "recipe.yaml").read_text(encoding="utf-8")))
 
     def words(self, name: str) -> list[str]:
-        """Return what `compare` takes for an arm; a loop's rounds are a half to a quarter of the budget."""
-        budget = self.recipe["budget_steps"]
-        half, third, quarter = (budget // parts for parts in (2, 3, 4))
-        looks = {"half_look": half // 12, "third_look": third // 8, "quarter_look": quarter // 11}
-        parts = {"half": half, "third": third, "quarter": quarter, **looks}
+        """Return what `compare` takes for an arm; a loop's rounds are parts of the budget, or of the reference's."""
+        budget, whole = self.recipe["budget_steps"], self.recipe["reference_steps"]
+        third, quarter, eighth = budget // 3, budget // 4, whole // 8
+        looks = {"third_look": third // 8, "quarter_look": quarter // 11, "eighth_look": eighth // 12}
+        parts = {"third": third, "quarter": quarter, "eighth": eighth, "longer": 2 * eighth, **looks}
         return ARMS[name][1].format(work=self.work, budget=budget, **parts).split()
 
 
