@@ -440,7 +440,7 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
 
 #: Settings of recipe and training by the name of a preset; what a file or the command line says wins over them.
 PRESETS: dict[str, dict[str, Any]] = {
-    # The paper's rule of growing and matching (arXiv 2404.08634v4, Algorithm 1 and section 4), and its optimizer.
+    # The paper's rule of growing and matching (arXiv 2404.08634v4, Algorithm 1 and section 4), weight decay and betas.
     "paper": {
         "keep_layers": "half",
         "grow_by": 2,
@@ -496,9 +496,9 @@ class RunConfig:
     )
     preset: Literal["paper", "heal"] | None = setting(
         None,
-        "Defaults for recipe and training; any setting that is given wins. 'paper': the paper's rule and optimizer. "
-        "'heal', for released models and small budgets: layers chosen by loss, growth that continues, the reference "
-        "as teacher, one schedule over max_steps.",
+        "Defaults for recipe and training; any setting that is given wins. 'paper': the paper's rule, weight decay and "
+        "betas. 'heal', for released models and small budgets: layers chosen by loss, growth that continues, the "
+        "reference as teacher, one schedule over max_steps.",
     )
     collapse_every: Positive | None = setting(
         None, "Measure the student's lazy layers at every n-th evaluation; never if not given."

@@ -113,7 +113,7 @@ MEASURES: dict[str, Measure] = {
     ),
     "loss": Measure(
         keeps="layers left when the least missed go one by one",
-        source="arXiv 2402.02834",
+        source="arXiv 2402.09025",
         axis="loss without the block\n(nats per token more)",
         score=_cost_of_skipping,
         remove=_least_missed,

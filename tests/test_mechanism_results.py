@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 import sys
 
@@ -130,6 +131,18 @@ def test_the_advice_on_layers_is_what_was_measured(scripts):
     found = scripts[1].pair(scripts[1].read_records(FOLDER), "skip", "inherited")
     advice = (ROOT / "docs" / "how-to" / "choose-layers.md").read_text(encoding="utf-8")
     assert f"by `skip` ended {-found.difference:.3f} below first" in " ".join(advice.split())
+
+
+def test_the_readme_says_what_was_measured(scripts):
+    """What training gains the reference is the record's; what the demo's controls lack is on the page of its seeds."""
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    gained = scripts[1].to_reference(scripts[1].read_records(FOLDER)["continued"])
+    assert f"it gains {-gained.difference:.3f}" in readme
+    seeds = " ".join((ROOT / "docs" / "results" / "embedded.md").read_text(encoding="utf-8").split())
+    twice = re.search(r"(\S+) to (\S+) after twice as many", seeds).groups()
+    assert "{:.1f} to {:.1f} nats above".format(*map(float, twice)) in readme
+    worse = re.search(r"without a teacher, ends (\S+) to (\S+) above", seeds).groups()
+    assert {f"gets {float(bound):.2f} worse" in readme for bound in worse} == {True}
 
 
 def test_a_reference_that_fails_the_gate_is_said_to(scripts, records):

@@ -55,9 +55,9 @@ The test set was opened once for each run, after its last round.
 In {grown} of {runs} runs a student of fewer layers than the reference matches. On the test sets students are
 {student} nats per token above the reference; random weights of their shape end {random} above them after as many
 steps, and {twice} after twice as many, at the rate at which the reference was trained. The reference, trained further
-for the students' steps, ends {continued} above where it started, so more training alone does not explain the students'
-losses. The reduction is small: a model trained on 24 tokens per parameter can lose few of its {layers} layers in
-minutes of training.
+for the students' steps at their rate, without a teacher, ends {continued} above where it started; at a rate of its own,
+and on its own novels, it [gains a little](mechanism.md#is-the-reference-worth-matching). The reduction is small: a
+model trained on 24 tokens per parameter can lose few of its {layers} layers in minutes of training.
 One reference, one kind of text and one budget say nothing about the sizes in the paper.
 """
 

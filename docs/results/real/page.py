@@ -24,9 +24,9 @@ make real BOOKS=novels ZERO_SHOT=tasks WORK=work
 
 Every student, and the reference that was *adapted*, trained further on the same novels, had {tokens:,} tokens (one
 seed, one learning rate, not tuned: `docs/results/real/recipe.yaml`). Losses are in nats per token, on {test}
-English novels that nobody was trained on ({test_tokens:,} tokens, spread over each). The starting reference is at
-{starting:.4f}, the adapted one at {adapted:.4f}. A student matches if the 95 % upper bound of its difference is at
-most {tolerance:g}.
+other English novels ({test_tokens:,} tokens, spread over each); whether the model itself has seen them is not known.
+The starting reference is at {starting:.4f}, the adapted one at {adapted:.4f}. A student matches if the 95 % upper bound
+of its difference is at most {tolerance:g}.
 
 ## Result
 
@@ -35,13 +35,13 @@ most {tolerance:g}.
 ![Selection loss of every arm against training tokens, and the level of both references](real.png)
 
 | arm | layers of {reference_layers} | untrained | test loss | to the starting reference | to the adapted reference | \
-Python, to the starting | operations |
+Python, to the starting | FLOPs |
 |---|---:|---:|---:|---:|---:|---:|---:|
 {rows}
 
 `skip` keeps the layers without which alone the loss would be highest, `first` the first ones. `distilled` students
 start from the adapted reference and have it as their teacher, `adapted` ones start from it and have none, the others
-start from the starting reference. Operations are those of the training, the teacher's included; what the adapted
+start from the starting reference. FLOPs are those of the training, the teacher's included; what the adapted
 reference took is not. In brackets: 95 % one-sided bounds, which cluster by document. *Python* is the source of
 Python's standard library ({library} modules), to see what the training did to other text. The untrained loss is that
 of the selection set.
@@ -186,10 +186,10 @@ def summary(arms: dict[str, dict[str, Any]]) -> str:
         if skip and first:
             begin, end = first["untrained"] - skip["untrained"], loss(first) - loss(skip)
             lines.append(
-                f"- {depth} first layers begin {begin:+.2f} nats from {depth} by `skip` and end {end:+.4f} from them."
+                f"- The first {depth} layers begin {apart(begin, 2)} {depth} by `skip` and end {apart(end)} them."
             )
         lines += [
-            f"- `{name}` passed what `{depth}-first` ends at, {first['curve'][-1][1]:.4f} on the selection set, after "
+            f"- `{name}` reached the final selection loss of `{depth}-first`, {first['curve'][-1][1]:.4f}, after "
             f"{tokens:,} of its {arm['tokens']:,} tokens."
             for name, arm in arms.items()
             if first and name.endswith("-skip") and len(arm["layers"]) <= int(depth)
@@ -198,12 +198,12 @@ def summary(arms: dict[str, dict[str, Any]]) -> str:
         ]
         taught, plain = arms.get(f"{depth}-skip-distilled"), arms.get(f"{depth}-skip-adapted")
         if taught and skip:
-            apart = [verdict(arm, "starting", 1)["difference"] for arm in (taught, skip)]
+            python = [verdict(arm, "starting", 1)["difference"] for arm in (taught, skip)]
             lines.append(
                 f"- Started from the adapted reference and taught by it, {depth} layers by `skip` end "
-                f"{loss(taught) - loss(skip):+.4f} from `{depth}-skip`, for {taught['flops'] / skip['flops']:.1f} "
-                f"times the operations and those of adapting; on Python {apart[0]:+.2f} from the starting reference, "
-                f"not {apart[1]:+.2f}."
+                f"{apart(loss(taught) - loss(skip))} `{depth}-skip`, for {taught['flops'] / skip['flops']:.1f} times "
+                f"the FLOPs and those of adapting; on Python {apart(python[0], 2)} the starting reference, "
+                f"`{depth}-skip` {apart(python[1], 2)} it."
             )
         if taught and plain:
             lines.append(
@@ -211,6 +211,11 @@ def summary(arms: dict[str, dict[str, Any]]) -> str:
                 f"from {loss(plain):.4f}."
             )
     return "\n".join(lines)
+
+
+def apart(difference: float, digits: int = 4) -> str:
+    """Return how far a loss lies above or below another."""
+    return f"{abs(difference):.{digits}f} nats {'above' if difference >= 0 else 'below'}"
 
 
 def verdict(record: dict[str, Any], against: str, corpus: int = 0) -> dict[str, Any]:
