@@ -8,18 +8,20 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # Names of environment variables that hold secrets.
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY", re.IGNORECASE)
 
 
 def run_python(
-    code: str, *arguments: str, tokens: bool = False, offline: bool = False
+    code: str, *arguments: str, request: str = "", tokens: bool = False, offline: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """
     Run code in a fresh process of Python, in an empty folder of its own, and return what it wrote.
 
-    What lies in the current folder cannot be imported there, and relative paths mean nothing: pass absolute ones. Only
+    It reads `request` from its standard input, which, unlike arguments, nobody else on the machine can list. What lies
+    in the current folder cannot be imported there, and relative paths mean nothing: pass absolute ones. Only
     with `tokens` does it know any, to fetch what needs one; `offline` it must do without the Hub.
     """
     environment = {name: value for name, value in os.environ.items() if tokens or not _SECRET.search(name)}
@@ -32,4 +34,5 @@ def run_python(
         environment["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-P", "-c", code, *arguments]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        how: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "check": False}
+        return subprocess.run(command, cwd=folder, env=environment, input=request, **how)

@@ -15,6 +15,7 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path, monkeypatch):
     assert subprocess.run([sys.executable, "-c", "import colorsys"], check=False).returncode == 9
     code = "import colorsys, os, sys; print(os.listdir(), sys.argv[1:])"
     assert run_python(code, "a", "b").stdout == "[] ['a', 'b']\n"
+    assert run_python("import sys; print(sys.stdin.read())", request="é").stdout == "é\n"
 
 
 def test_tokens_stay_here_unless_they_are_needed(monkeypatch):

@@ -88,17 +88,21 @@ def analyze(argv: Sequence[str], prog: str) -> int:
         heads=options.heads,
         **how,
     )
-    advice = recommend_layers(report, tau=options.tau)
     folder = Path(options.output or f"analysis-{Path(options.reference).name}")
     pictures = draw_report(report, folder, options.tau)
     report.to_json(folder / "collapse.json")
     report.to_pandas().to_csv(folder / "collapse.csv", index=False)
-    write_json(folder / "recommendation.json", encode(advice))
     terminal = Terminal()
     terminal.print(layer_table(report, options.tau))
-    for line in (*advice.evidence, *advice.disagreements):
-        terminal.print(f"· {line}")
-    terminal.print(f"keep_layers: {len(advice.layers)} of {advice.depth} (experimental; basis: {advice.basis})")
+    try:
+        advice = recommend_layers(report, tau=options.tau)
+    except ValueError as error:  # there is no attention to go by
+        terminal.print(f"· {error}")
+    else:
+        write_json(folder / "recommendation.json", encode(advice))
+        for line in (*advice.evidence, *advice.disagreements):
+            terminal.print(f"· {line}")
+        terminal.print(f"keep_layers: {len(advice.layers)} of {advice.depth} (experimental; basis: {advice.basis})")
     names = ["collapse.json", "collapse.csv", *(path.name for path in pictures)]
     if options.untrained:
         found = measure_untrained(model, sequences, **how)
@@ -203,7 +207,7 @@ def _evaluation_parser(prog: str) -> VerbParser:
     add("--apply-chat-template", action="store_true", help="Ask in turns of a conversation, by the chat template.")
     add("--max-gen-toks", type=int, help="Most tokens of a generated answer (default: the task's own number, or 256).")
     add("--task-limit", type=int, help="Rows of each task (default: all).")
-    add("--settings", nargs="+", default=["sdpa"], help="Attention to time: sdpa, eager, sdpa+compile, eager+compile.")
+    add("--settings", nargs="+", help="Attention to time: sdpa, eager, sdpa+compile, eager+compile.")
     add(
         "--generation-batches",
         nargs="+",

@@ -262,7 +262,9 @@ class StudentEvaluation:
         first, *others = self.corpora
         sentence = f"On {first.corpus} the student {_matches(first, 'its reference', self.tolerance)}."
         for other in others:
-            if first.match.matched:
+            if not (other.match.decided or other.match.matched):
+                kept = "There are too few documents to decide whether it matches"
+            elif first.match.matched:
                 kept = "The match holds" if other.match.matched else "The match does not hold"
             else:
                 kept = "It matches" if other.match.matched else "Neither does it match"

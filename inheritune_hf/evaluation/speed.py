@@ -34,7 +34,7 @@ def measure_efficiency(
     reference: str,
     *,
     batch_sizes: Sequence[int] = (1, 8),
-    settings: Sequence[str] = ("sdpa",),
+    settings: Sequence[str] | None = None,
     prompt_tokens: int = 64,
     new_tokens: int = 32,
     repeats: int = 7,
@@ -51,7 +51,8 @@ def measure_efficiency(
         student (`str`): Folder or Hub id of the student.
         reference (`str`): Folder or Hub id of the reference.
         batch_sizes (sequence of `int`, *optional*, defaults to `(1, 8)`): Sequences generated at a time.
-        settings (sequence of `str`, *optional*, defaults to `("sdpa",)`): Of `SETTINGS`.
+        settings (sequence of `str`, *optional*): Of `SETTINGS`; `sdpa` if not given, or `eager` where one of the two
+            models does not have it.
         prompt_tokens (`int`, *optional*, defaults to `64`): Tokens of a prompt; fewer if the context is short.
         new_tokens (`int`, *optional*, defaults to `32`): Tokens to generate; fewer if the context is short.
         repeats (`int`, *optional*, defaults to `7`): Timings of each job.
@@ -62,7 +63,7 @@ def measure_efficiency(
     Raises:
         ValueError: If a setting is none of `SETTINGS`.
     """
-    unknown = [name for name in settings if name not in SETTINGS]
+    unknown = [name for name in settings or () if name not in SETTINGS]
     if unknown:
         raise ValueError(f"settings must be of {', '.join(SETTINGS)}, got {', '.join(unknown)}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,7 +71,10 @@ def measure_efficiency(
         "student": (student, {"dtype": dtype}),
         "reference": (reference, {"dtype": dtype, **(reference_kwargs or {})}),
     }
-    context = min(open_reference(source, **options).context_length or 1024 for source, options in sources.values())
+    opened = [open_reference(source, **options) for source, options in sources.values()]
+    if settings is None:
+        settings = ("sdpa" if all(one.architecture.model_class._supports_sdpa for one in opened) else "eager",)
+    context = min(one.context_length or 1024 for one in opened)
     prompt_tokens = min(prompt_tokens, context // 2)
     new_tokens = min(new_tokens, context - prompt_tokens)
     # Before models are in memory here: these processes load each of them once more.
@@ -219,17 +223,17 @@ def peak_memory(model: str, prompt_tokens: int, new_tokens: int, device: str, **
     if device != "cuda" and not _STATUS.is_file():
         return None
     source = str(Path(model).absolute()) if Path(model).is_dir() else model
-    request = json.dumps([source, prompt_tokens, new_tokens, device, options])
+    request = json.dumps([source, prompt_tokens, new_tokens, device, options], default=str)  # of paths
     code = "from inheritune_hf.evaluation import speed; speed.print_peak()"
-    done = run_python(code, request, tokens=True)  # the model may be one that needs a token
+    done = run_python(code, request=request, tokens=True)  # the model may be one that needs a token
     if done.returncode != 0:
         raise RuntimeError(f"Measuring the memory of {model} failed: {done.stderr.strip()[-500:]}")
     return int(done.stdout.split()[-1])
 
 
 def print_peak() -> None:
-    """Print the peak memory that the command line asks for, in bytes; `peak_memory` starts it."""
-    sys.stdout.write(f"{_peak(*json.loads(sys.argv[1]))}\n")
+    """Print the peak memory that the standard input asks for, in bytes; `peak_memory` starts it."""
+    sys.stdout.write(f"{_peak(*json.load(sys.stdin))}\n")
 
 
 def _peak(model: str, prompt_tokens: int, new_tokens: int, device: str, options: dict[str, Any]) -> int:

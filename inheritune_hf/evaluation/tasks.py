@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..foreign_text import parse_json
 from ..records import Cache, digest_of, encode
 from .facts import TaskComparison, TaskSettings
 from .validation import preserve_state
@@ -163,8 +163,12 @@ def task_of_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; give a task's JSONL file, or a task's name without .jsonl.")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    kinds = {next((kind for kind, names in _COLUMNS.items() if row.keys() >= {*names}), None) for row in rows}
+    lines = path.read_text(encoding="utf-8").split("\n")  # strings in JSON may hold what else ends a line
+    rows = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    kinds = {
+        next((kind for kind, names in _COLUMNS.items() if isinstance(row, dict) and {*names} <= {*row}), None)
+        for row in rows
+    }
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:
         each = " or ".join(", ".join(names) for names in _COLUMNS.values())
@@ -277,7 +281,10 @@ def _compare(student: TaskScores, reference: TaskScores, key: str) -> TaskCompar
         gains = [one - other for one, other in zip(student.rows[key], reference.rows[key], strict=True)]
         difference = statistics.fmean(gains)
         error = statistics.stdev(gains) / math.sqrt(rows) if rows > 1 else None
-        p_value = exact_mcnemar(sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))
+        if {*gains} <= {-1.0, 0.0, 1.0}:
+            p_value = exact_mcnemar(gains.count(1.0), gains.count(-1.0))
+        else:
+            p_value = exchange_test(gains)
     elif key in student.likelihoods and key in reference.likelihoods:
         pairs = np.asarray([student.likelihoods[key], reference.likelihoods[key]])
         difference, error, p_value = _pair_likelihoods(metric, pairs)

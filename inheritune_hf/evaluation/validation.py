@@ -118,12 +118,21 @@ class ValidatedTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the loader of the whole evaluation set, in its order, and remember each sequence's document."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self._whole_set(self.eval_dataset if eval_dataset is None else eval_dataset):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Return the loader of the set that `predict` measures, as that of the evaluation set."""
+        with self._whole_set(test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _whole_set(self, dataset: Any) -> Iterator[None]:
         self._documents = document_ids(dataset)
         # Transformers drops the last partial batch of evaluation sets too when it is to drop that of the training set.
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last = drop_last
 

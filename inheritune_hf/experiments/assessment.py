@@ -30,7 +30,7 @@ from ..evaluation import (
     preserve_state,
     validate,
 )
-from ..evaluation.facts import Laziness, Sample
+from ..evaluation.facts import Draft, Laziness, Sample
 from ..evaluation.speed import context_of, fixed_generation
 from ..evaluation.tasks import check_tasks
 from ..records import (
@@ -140,11 +140,7 @@ def evaluate_student(
     kept_losses = None if cache_dir is None else Cache(cache_dir / "losses", Validation)
     keep(**_measure_in_turn(opened, corpora, tokenizer, parts, batch_size, dtype, found, kept_losses))
     if "draft" in parts:
-        logger.info("drafting")
-        draft, target = (_load(opened[name], dtype) for name in ("student", "reference"))
-        prompts = [torch.tensor([row], device=target.device) for row in _prompts(corpora[0])]
-        keep(drafts=measure_draft(draft, target, prompts, new_tokens=_new_tokens(target, prompts)))
-        del draft, target
+        keep(drafts=_measure_drafts(opened, corpora[0], dtype))
         gc.collect()
     if "efficiency" in parts:
         logger.info("efficiency")
@@ -237,6 +233,8 @@ def _measure_in_turn(
     losses, texts, collapses = [], [], []
     libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate}
     versions = {name: module.__version__ for name, module in libraries.items()}
+    if not {"loss", "samples", "layers"} & {*parts}:
+        return {"versions": versions}
     for name, model in opened.items():
         if name == "adapted" and "loss" not in parts:
             continue
@@ -272,6 +270,18 @@ def _measure_in_turn(
         comparison = compare_laziness(collapses[0], collapses[1], NEAR_RANK_ONE)
         changes["laziness"] = Laziness(SHARE, ranks[1], ranks[0], comparison)
     return changes
+
+
+def _measure_drafts(opened: Mapping[str, OpenedReference], corpus: Corpus, dtype: str) -> tuple[Draft, ...]:
+    """Return how the student drafts for its reference; nothing for models that Transformers does not assist."""
+    logger.info("drafting")
+    both = [opened[name] for name in ("student", "reference")]
+    if any(one.architecture.model_class._is_stateful for one in both):
+        logger.warning("drafting is left out: Transformers drafts for no model that keeps a state, as these do")
+        return ()
+    draft, target = (_load(one, dtype) for one in both)
+    prompts = [torch.tensor([row], device=target.device) for row in _prompts(corpus)]
+    return measure_draft(draft, target, prompts, new_tokens=_new_tokens(target, prompts))
 
 
 def _measure_loss(

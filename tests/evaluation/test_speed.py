@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from inheritune_hf.evaluation import measure_draft, measure_efficiency, speed
 from inheritune_hf.evaluation.facts import Draft, Efficiency, Spread
@@ -37,6 +37,7 @@ def test_every_figure_is_there_for_both(found):
         ("tokens per second", 1),
         ("tokens per second", 2),
     ]
+    assert {item.setting for item in found.speeds} == {"sdpa"}
     for item in found.speeds:
         for spread in (item.student, item.reference, item.gain):
             assert 0 < spread.low <= spread.median <= spread.high
@@ -62,6 +63,27 @@ def test_memory_is_measured_before_models_are_loaded(pair, monkeypatch):
     monkeypatch.setattr(speed, "_load", lambda *given: order.append("load") or load(*given))
     measure_efficiency(pair.student, pair.reference, batch_sizes=(1,), new_tokens=1, repeats=1, device="cpu")
     assert order == ["memory", "memory", "load", "load"]
+
+
+def test_where_a_model_comes_from_is_on_no_command_line(pair, tmp_path, monkeypatch):
+    """Others on the machine can list the arguments of processes: a token is not among them; folders may be paths."""
+    listed = []
+    run = speed.run_python
+    monkeypatch.setattr(speed, "run_python", lambda *words, **how: listed.append(words) or run(*words, **how))
+    assert peak_memory(pair.student, 4, 2, "cpu", token="hf_secret", cache_dir=tmp_path) > 0
+    assert len(listed) == 1
+    assert "hf_secret" not in str(listed)
+
+
+def test_models_without_fused_attention_are_timed_too(tmp_path, monkeypatch):
+    """Unless settings are given, attention is what both models have."""
+    monkeypatch.setattr(speed, "peak_memory", lambda *_, **__: None)
+    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2)).save_pretrained(tmp_path)
+    few = {"batch_sizes": (1,), "prompt_tokens": 4, "new_tokens": 2, "repeats": 1, "device": "cpu"}
+    found = measure_efficiency(str(tmp_path), str(tmp_path), **few)
+    assert {item.setting for item in found.speeds} == {"eager"}
+    with pytest.raises(ValueError, match="does not support"):
+        measure_efficiency(str(tmp_path), str(tmp_path), settings=("sdpa",), **few)
 
 
 def test_memory_says_what_failed(tmp_path):

@@ -301,6 +301,13 @@ def test_pairs_have_an_exact_test():
     assert (unpaired.difference, unpaired.p_value, unpaired.reference_error) == (None, None, None)
     same = compare_tasks([one], [one])[0]
     assert (same.difference, same.difference_error, same.p_value) == (0, 0, 1)
+    # Many small gains and a few great losses: the sign alone would say the opposite of the mean.
+    partial = {"f1": (0.51,) * 20 + (0.0,) * 5}, {"f1": (0.5,) * 20 + (1.0,) * 5}
+    parts = [TaskScores("t", {"f1": (0.4, 0.1)}, rows, {}, ((0.0,),) * 25) for rows in partial]
+    (found,) = compare_tasks(*([part] for part in parts))
+    assert found.difference < 0
+    assert found.p_value > 0.05
+    assert exact_mcnemar(20, 5) < 0.01
     # Binomial tails worked out by hand: 2 * (1 + 10) / 2**10 and 2 / 2**6.
     assert exact_mcnemar(9, 1) == pytest.approx(22 / 1024)
     assert exact_mcnemar(0, 6) == pytest.approx(1 / 32)
@@ -445,6 +452,21 @@ def test_rows_of_no_kind_are_refused(tmp_path):
             match=r"Every row of .* must have query, choices, gold or context, continuation or question, answer, and",
         ):
             task_of_file(write_rows(tmp_path / "rows.jsonl", rows))
+
+
+def test_strings_may_hold_what_ends_a_line_elsewhere(tmp_path):
+    """A row ends at a line feed, not at a separator of Unicode; what is no mapping, or no JSON, is named."""
+    path = tmp_path / "rows.jsonl"
+    row = {"question": "one\u2028two\x85", "answer": "3"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    (found,) = task_of_file(path)["custom_dataset"]()["test"]
+    assert found == row
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="Every row of"):
+        task_of_file(path)
+    path.write_text(json.dumps(row) + "\n{'question'}\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is not valid JSON"):
+        task_of_file(path)
 
 
 def test_missing_harness_is_named(monkeypatch):

@@ -100,6 +100,16 @@ def test_it_is_known_whether_sequences_are_grouped(model, rows, tmp_path):
     assert grouped.validations["eval"] == replace(alone.validations["eval"], grouped=True)
 
 
+def test_what_is_predicted_has_its_own_documents(model, rows, tmp_path):
+    """`predict` groups by the documents of its own set, before an evaluation and after one."""
+    documents = [0, 0, 1, 3, 3, 3, 4, 5, 5, 9, 9]
+    trainer, _ = measure(model, rows, tmp_path, 4, documents, dataloader_drop_last=True)
+    other = Dataset.from_dict({"input_ids": rows, "document": [7] * 10 + [8]})
+    metrics = trainer.predict(other).metrics
+    assert trainer.validations["test"].documents == (7, 8)
+    assert metrics["test_loss"] == pytest.approx(trainer.validations["eval"].loss)
+
+
 def test_dropping_the_last_training_batch_keeps_the_evaluation_set_whole(model, rows, tmp_path):
     """`dataloader_drop_last` is about training: every sequence is evaluated."""
     trainer, _ = measure(model, rows, tmp_path, 4, dataloader_drop_last=True)

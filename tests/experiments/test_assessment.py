@@ -7,8 +7,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from documentation import build_workspace
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 import inheritune_hf.experiments.assessment as assessment
 from inheritune_hf.cli import main
@@ -214,6 +215,39 @@ def test_full_depth_student_is_its_reference(pair, tmp_path):
         assert (item.match.matched, item.match.difference, item.match.upper) == (True, 0, 0)
     assert found.laziness.student == found.laziness.reference
     assert "The match holds on" in found.verdict()
+
+
+def test_models_that_keep_a_state_do_not_draft(pair, tmp_path):
+    """Transformers has no drafting for them: that part is left out, and the others are measured."""
+    torch.manual_seed(0)
+    corpus, tokenizer = corpus_of(pair, "0*")
+    last = tokenizer.eos_token_id
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "state_size": 2, "num_hidden_layers": 2}
+    MambaForCausalLM(MambaConfig(**sizes, bos_token_id=last, eos_token_id=last, pad_token_id=last)).save_pretrained(
+        tmp_path / "reference"
+    )
+    save_inherited(str(tmp_path / "reference"), 1, tmp_path / "student")
+    found = evaluate_student(str(tmp_path / "student"), None, [corpus], tokenizer, parts=["loss", "draft"])
+    assert found.drafts == ()
+    assert found.corpora
+
+
+def test_a_further_corpus_may_leave_it_open(pair, tmp_path):
+    """One document decides nothing, which is another answer than no."""
+    save_inherited(str(pair / "reference"), 4, tmp_path / "whole")
+    (tmp_path / "one.txt").write_text("Text number 0. " * 40)
+    corpus, tokenizer = corpus_of(pair)
+    one = read_corpus([str(tmp_path / "one.txt")], tokenizer, len(tokenizer), 64)
+    student, reference = str(tmp_path / "whole"), str(pair / "reference")
+    found = evaluate_student(student, reference, [corpus, one], tokenizer, parts=["loss"], tolerance=0.0)
+    first, other = found.corpora
+    assert not other.match.decided
+    for matched in (True, False):
+        judged = replace(first, match=replace(first.match, matched=matched))
+        open_one = replace(other, match=replace(other.match, matched=False))
+        verdict = replace(found, corpora=(judged, open_one)).verdict()
+        assert "There are too few documents to decide whether it matches on" in verdict
+        assert "Neither" not in verdict
 
 
 def test_what_cannot_be_measured_is_refused(pair, monkeypatch):
