@@ -393,10 +393,16 @@ def _is_computed(config: PreTrainedConfig, name: str) -> bool:
     return isinstance(getattr(type(config), config.attribute_map.get(name, name), None), property)
 
 
+def attending_layers(config: PreTrainedConfig) -> list[int]:
+    """Return the layers with softmax attention."""
+    kinds = _as_list(getattr(config, "layer_types", None)) or [""] * int(config.num_hidden_layers)
+    return [layer for layer, kind in enumerate(kinds) if kind not in _WITHOUT_ATTENTION]
+
+
 def _require_needed_kinds(config: PreTrainedConfig, layers: Sequence[int]) -> None:
     """Refuse layers without one that every model of the family must have, or has at its end."""
     kinds = _as_list(getattr(config, "layer_types", None))
-    attending = [layer for layer, kind in enumerate(kinds) if kind not in _WITHOUT_ATTENTION]
+    attending = attending_layers(config)
     if attending and not set(attending) & set(layers):
         raise ValueError(
             f"keep_layers={describe(layers)!r} keeps no layer with softmax attention, and Transformers cannot generate "

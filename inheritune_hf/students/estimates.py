@@ -25,7 +25,7 @@ from ..annotations import Within, annotations_of, conform
 from ..config import InherituneConfig
 from ..growth import confidence_of_look, looks, planned_rounds, rule_from_recipe
 from ..measures import SEQUENCES, TOKENS, order_passes
-from .architectures import inspect_architecture, is_cuttable, logit_shaping, sliced_config
+from .architectures import attending_layers, inspect_architecture, is_cuttable, logit_shaping, sliced_config
 from .inspection import InheritancePlan, plan_inheritance
 from .losses import Head, Method, choose_loss, chunk_tokens, loss_of_hidden, mean_loss, sums_of_hidden
 from .reference import Reference, open_reference
@@ -326,10 +326,11 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
     Return the floating-point operations of training on one token of a sequence of `block_size`, forward and backward.
 
     Six for every weight that a token is multiplied with (the head too, tied or not; of experts those that it is sent
-    to), and twelve for every pair of positions and channel of attention.
+    to), and twelve for every pair of positions and channel of softmax attention. What other layers do with states is
+    not counted.
     """
     architecture = inspect_architecture(config)
-    share = 1.0
+    share, experts = 1.0, None
     if architecture.sparse_blocks:
         experts = next(
             shape[0] for name, shape in architecture.parameters.items() if "experts" in name and len(shape) == 3
@@ -339,8 +340,20 @@ def operations_per_token(config: PreTrainedConfig, block_size: int) -> float:
     weights = 0.0
     for name, shape in architecture.parameters.items():
         if len(shape) >= 2 and architecture.parts[name] in ("attention", "mlp", "lm_head"):
-            weights += math.prod(shape) * (share if "experts" in name and len(shape) == 3 else 1.0)
-    return 6 * weights + 12 * architecture.depth * int(config.hidden_size) * block_size
+            weights += math.prod(shape) * (share if len(shape) == 3 and shape[0] == experts else 1.0)
+    return 6 * weights + 12 * _attention_channels(config) * block_size
+
+
+def _attention_channels(config: Any) -> float:
+    """Return the channels of softmax attention in all layers together: the mean of those of queries and of values."""
+    channels = 0.0
+    for layer in attending_layers(config):
+        own = config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
+        size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+        if getattr(own, "qk_nope_head_dim", None):  # of latent attention head_dim is another size
+            size = own.qk_nope_head_dim + own.qk_rope_head_dim
+        channels += own.num_attention_heads * (size + (getattr(own, "v_head_dim", None) or size)) / 2
+    return channels
 
 
 # Memory: models of which no tensor has content are run, and the bytes counted that would be alive

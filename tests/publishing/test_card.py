@@ -190,7 +190,7 @@ def test_size_budget_and_pictures_are_shown():
     )
     assert "| layers | 14 | 24 | 58.3% |" in text
     assert "| parameters | 60 | 100 | 60.0% |" in text
-    assert "| operations for each token | 300 | 500 | 60.0% |" in text
+    assert "| training FLOPs for each token | 300 | 500 | 60.0% |" in text
     assert "200 optimizer steps, 12,800 tokens, 2e+09 floating-point operations" in text
     assert "(layers.png)" in text
     assert "(losses.png)" not in text

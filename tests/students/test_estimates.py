@@ -1,5 +1,6 @@
 """What a run would take, estimated before anything is read: rounds, memory, time."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from families import CASES
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from inheritune_hf import InherituneConfig
+from inheritune_hf.evaluation.speed import flops_per_token
 from inheritune_hf.students import (
     KNOWN_OPTIMIZERS,
     StepTime,
@@ -19,6 +21,7 @@ from inheritune_hf.students import (
     measure_step,
     open_reference,
 )
+from inheritune_hf.students.architectures import inspect_architecture
 from inheritune_hf.students.estimates import measuring_memory, operations_per_token, training_memory
 
 
@@ -153,6 +156,39 @@ def test_experts_are_counted_by_what_a_family_calls_them(kind, number, field, va
         for value in values
     )
     assert one < mean == two
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "channels"),
+    [
+        ("llama", {"head_dim": 16}, 6 * 2 * 16),
+        ("gemma4_text", {}, 6 * 16 * 1.5),
+        ("deepseek_v3", {}, 6 * 12),
+        ("lfm2", {}, 2 * 16),
+        ("mamba", {}, 0),
+    ],
+)
+def test_attention_is_counted_where_there_is_some(kind, values, channels):
+    """Heads as wide as they are, in the layers that attend; a forward pass is a third of training."""
+    config = AutoConfig.for_model(kind, **{**CASES[kind][0], **values})
+    short, long = (operations_per_token(config, length) for length in (16, 32))
+    assert (long - short) / 16 == pytest.approx(12 * channels)
+    if kind in ("llama", "gemma4_text", "deepseek_v3"):
+        model = AutoModelForCausalLM.from_config(config)
+        passes = [flops_per_token(model, length) for length in (8, 16)]
+        assert (passes[1] - passes[0]) / 8 == pytest.approx(4 * channels)
+
+
+def test_experts_of_other_names_are_counted_as_far_as_they_are_used():
+    """JetMoE's are no part that is named so, and only some of them are used for a token."""
+    values = CASES["jetmoe"][0]
+    few, more = (
+        operations_per_token(AutoConfig.for_model("jetmoe", **{**values, "num_experts_per_tok": used}), 16)
+        for used in (1, 2)
+    )
+    architecture = inspect_architecture(AutoConfig.for_model("jetmoe", **values))
+    each = sum(math.prod(shape[1:]) for shape in architecture.parameters.values() if len(shape) == 3)
+    assert more - few == pytest.approx(6 * each)
 
 
 SMALL = GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=500, n_positions=64, bos_token_id=0, eos_token_id=0)
