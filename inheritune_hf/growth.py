@@ -60,7 +60,7 @@ def rule_from_recipe(
     """
     limit, steps = recipe.max_layers or depth, recipe.steps_per_round or 0
     if recipe.schedule:
-        students = _scheduled_students(recipe, depth)
+        students = _scheduled_students(recipe, depth, prefix_sizes)
         _check_limit(recipe, len(students[0]), depth)
         return GrowthRule(students[0], follow([item for item in students if len(item) <= limit]), steps)
     if is_measured(recipe.keep_layers):
@@ -219,13 +219,13 @@ def _was_cut(last: Round, rule: GrowthRule) -> bool:
     return not last.abandoned and last.end_step - last.start_step < rule.steps_per_round
 
 
-def _scheduled_students(recipe: InherituneConfig, depth: int) -> list[Layers]:
+def _scheduled_students(recipe: InherituneConfig, depth: int, sizes: Sequence[int] | None) -> list[Layers]:
     if recipe.keep_layers != "half":
         raise ValueError(
             f"Give keep_layers or schedule, not both: got keep_layers={recipe.keep_layers!r} and a schedule that "
             f"begins with {recipe.schedule[0]!r}."
         )
-    students = [resolve_layers(item, depth) for item in recipe.schedule]
+    students = [resolve_layers(item, depth, sizes) for item in recipe.schedule]
     for before, after, text in zip(students, students[1:], recipe.schedule[1:], strict=False):
         if not set(before) < set(after):
             raise ValueError(

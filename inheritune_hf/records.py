@@ -244,7 +244,8 @@ class Round:
         end_step (`int`): Optimizer step at which it was judged, counted over all rounds.
         tokens (`int`): Tokens trained on in this round.
         flops (`float`): Floating-point operations of this round's training, by Transformers' own estimate.
-        seconds (`float`): Wall time of this round's training and evaluation, in the session that ended it.
+        seconds (`float`): Wall time of this round's training and evaluation; of a session that was killed, until
+            its last checkpoint.
         loss (`float`): The student's loss on the selection set, in nats per token.
         target (`float`): The loss it had to reach, in nats per token.
         match (`Match`): The comparison.

@@ -291,7 +291,10 @@ def _read(
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping[str, Any]) -> argparse.Namespace:
     """Return what the command line says, else what a file does, else what a preset does; unknown names are refused."""
     chosen = _first_words(argv).preset or given.get("preset")
-    parser.set_defaults(**{**(PRESETS.get(chosen, {}) if isinstance(chosen, str) else {}), **given})
+    preset = PRESETS.get(chosen, {}) if isinstance(chosen, str) else {}
+    if "schedule" in given or any(word.partition("=")[0] == "--schedule" for word in argv):
+        preset = {**preset, "keep_layers": InherituneConfig.keep_layers}  # which the schedule takes the place of
+    parser.set_defaults(**{**preset, **given})
     for action in parser._actions:
         action.required = action.required and action.dest not in given
     options, unknown = parser.parse_known_args(list(argv))
@@ -367,6 +370,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "keep_layers": _number_or_word,
     "target": str,
     "confidence": str,
+    "abandon": str,
     "sources": _mapping,
     "distillation_quantization": _word_or_mapping,
 }

@@ -68,7 +68,7 @@ def set_fingerprint(dataset: Any) -> str:
             for row in dataset.__getitems__(range(start, min(start + 1024, len(dataset)))):
                 tokens.update(row[TOKENS].astype("<i4").tobytes())
                 lengths.update(np.array([len(row[TOKENS])], dtype="<i8").tobytes())
-    # Without labels that differ from the tokens, the fingerprint is that of the tokens alone.
+    # Without a column of labels, the fingerprint is that of the tokens alone.
     given = labels.digest() if labels.digest() != hashlib.sha256().digest() else b""
     return hashlib.sha256(tokens.digest() + lengths.digest() + documents.digest() + given).hexdigest()
 

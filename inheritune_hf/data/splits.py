@@ -371,11 +371,11 @@ def _finish(
     )
     logger.info("data: %s", facts)
     if facts.shared_documents:
-        logger.warning(
-            "%d selection or test documents are, word for word, in another set too: losses on them are too low%s",
-            facts.shared_documents,
-            "; the others were removed." if facts.removed_documents else " (duplicates 'remove' removes the others).",
-        )
+        found = f"{facts.shared_documents:,} selection or test documents are, word for word, in another set too"
+        if request.config.duplicates == "remove":
+            logger.info("%s: the others were removed", found)
+        else:
+            logger.warning("%s: losses on them are too low (duplicates 'remove' removes the others).", found)
     return DataSplits(train, windows["selection"], windows["test"], facts)
 
 

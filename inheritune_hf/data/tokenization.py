@@ -366,7 +366,8 @@ def _rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> list[Any]:
     if layout.rows == "tokens":
         return [(column[index], None if labels is None else labels[index]) for index in present]
     if layout.rows == "messages":
-        return [json.loads(row) if isinstance(row := column[index], str) else row for index in present]
+        chats = [json.loads(row) if isinstance(row := column[index], str) else row for index in present]
+        return [chat for chat in chats if chat]
     return [column[index] for index in present]
 
 

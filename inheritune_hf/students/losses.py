@@ -195,7 +195,7 @@ def mean_loss(head: Head, hidden: Tensor, targets: Tensor, num_items_in_batch: A
     """
     flat = targets.reshape(-1)
     total = summed_loss(head, hidden.reshape(-1, hidden.shape[-1]), flat, method)
-    items = (flat != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    items = (flat != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
 

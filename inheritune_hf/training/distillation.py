@@ -21,7 +21,7 @@ from .. import __version__
 from ..config import InherituneConfig
 from ..distillation_losses import DISTILLATION_LOSSES, losses_of_kind
 from ..foreign_text import first_line
-from ..records import cache_folder, digest_of, read_json, write_json
+from ..records import cache_folder, digest_of
 from ..students import OpenedReference, find_blocks
 from ..students.losses import IGNORED, Head, chunk_tokens, computes_from_hidden, loss_of_hidden, loss_of_logits
 
@@ -198,7 +198,7 @@ class Teacher:
         def finish(total: Tensor, targets: Tensor, items: Any) -> Tensor:
             if self.compares_states:
                 total = total + states_sum(states, given, targets, self.weights)
-            items = (targets != IGNORED).sum() if items is None else items
+            items = (targets != IGNORED).sum().clamp(min=1) if items is None else items
             return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
         def of_logits(logits: Tensor, targets: Tensor, items: Any) -> Tensor:
@@ -374,17 +374,14 @@ class TopKStore:
 
     A folder holds two files for each process of each run: sequences' digests, and records of one size, in the same
     order. A record is written before its digest, so that what a killed process left half written is never read. The
-    folder is of one teacher, one temperature and one k; sequences shorter than `tokens` are padded in their record.
-
-    Raises:
-        ValueError: If the folder holds records of another size.
+    folder is of one teacher, one temperature, one k and one size; sequences shorter than `tokens` are padded in their
+    record.
     """
 
     def __init__(self, folder: Path, tokens: int, k: int, process: int = 0) -> None:
         self.folder, self.tokens, self.k = folder, tokens, k
         self._type = np.dtype([("token", "<i4", (tokens, k)), ("log_probability", "<f4", (tokens, k))])
         folder.mkdir(parents=True, exist_ok=True)
-        self._check_shape()
         self._places: dict[bytes, tuple[Path, int]] = {}
         for index in sorted(folder.glob("*.digests")):
             self._read(index)
@@ -444,13 +441,6 @@ class TopKStore:
             file.write(name)
         self._places[name] = (self._own.with_suffix(".records"), self._count)
         self._count += 1
-
-    def _check_shape(self) -> None:
-        path, shape = self.folder / "shape.json", {"tokens": self.tokens, "k": self.k}
-        if not path.is_file():
-            write_json(path, shape)
-        elif read_json(path) != shape:
-            raise ValueError(f"{self.folder} holds records of another size than {shape}; remove the folder.")
 
     def _read(self, index: Path) -> None:
         names, records = index.read_bytes(), index.with_suffix(".records")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from transformers import PreTrainedModel
 
 from ..students import logit_shaping
 from ..students.losses import choose_loss, chunk_tokens
-
-logger = logging.getLogger(__name__)
 
 
 def choose_method(

@@ -27,6 +27,7 @@ from transformers import (
     get_scheduler,
     set_seed,
 )
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..analysis import measure_order, sample_sequences, scores_folder
@@ -228,6 +229,11 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         self.growth_rule = self.rule(run.order)
         if run.outcome is not None:
             run = reopen(run, self.growth_rule, self.budget)
+        lowered = run.outcome is None and run.rounds and 0 < self.budget <= run.start_step
+        if lowered and last_checkpoint(self.output_dir, run.round_index, digest_of(run.identity)) is None:
+            kept = run.rounds[-1].kept_layers
+            run = replace(run, outcome="budget_exhausted", layers=kept, staged=False, start=None)
+            self.write_run(run)
         if run.reference is None and self.inheritune_config.target == "reference":
             run = replace(run, reference=self.measure_reference())
             self.write_run(run)
@@ -807,7 +813,6 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         log: TrainerState = TrainerState(global_step=self.run.start_step)
         untyped: Any = log
         untyped.total_flos = sum(item.flops for item in self.run.rounds)
-        untyped.stateful_callbacks = self.state.stateful_callbacks
         if self.run.reference is not None:
             log.log_history = [{**self.figures(self.run.reference, "reference"), "step": 0}]
         return log
@@ -866,12 +871,26 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
                 item.start_step = self.run.start_step
 
     def restore_student(self) -> None:
-        """Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log."""
+        """
+        Leave the last student as a user expects it: not wrapped, with the reference's cache setting and its log.
+
+        Raises:
+            ValueError: If the student must be loaded, and the checkpoint that ended its round is gone or damaged.
+        """
         index = self.run.round_index if self.outcome == "interrupted" else len(self.rounds)
         found = last_checkpoint(self.output_dir, index, self.run_digest)
         folder = found[0] if found else round_folder(self.output_dir, index)  # which matched untrained
+        absent = self.sharding != "none" or self.student.device.type == "meta"
+        if absent and self.outcome != "interrupted":
+            last = self.rounds[-1]
+            ended = round_end_folder(self.output_dir, index, last.start_step, last.end_step)
+            if folder != ended:
+                raise ValueError(
+                    f"{ended}, the checkpoint that ended round {index}, is gone or damaged, so the student cannot be "
+                    f"loaded from it. What this run has saved in {self.output_dir} is left as it is."
+                )
         if folder.is_dir():
-            if self.sharding != "none" or self.student.device.type == "meta":
+            if absent:
                 self.set_model(self.load_student(folder))
             if found is None or self.state.global_step != found[1].step:
                 self.state = read_trainer_state(folder)
@@ -924,6 +943,15 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         if self.stream is None:
             return super().get_train_dataloader()
         return self.stream.loader(self.args, self._train_batch_size, self.data_collator)
+
+    def get_batch_samples(self, *words: Any) -> tuple[list[Any], Tensor | int | None]:
+        """
+        Return the batches of a step and its tokens, one at least.
+
+        A step of which no token counts, such as of a long message of the user, has a loss of 0 then, and not none.
+        """
+        batches, items = super().get_batch_samples(*words)
+        return batches, items.clamp(min=1) if isinstance(items, Tensor) else items
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -1063,22 +1091,17 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         start, steps = self.run.start_step, self.inheritune_config.steps_per_round or 0
         continues = self.inheritune_config.lr_schedule == "continue"
         length = self.budget if continues else steps
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.args.learning_rate)
         settings: Any = self.args.lr_scheduler_kwargs or {}
-        scheduler = get_scheduler(
+        scheduler: Any = get_scheduler(
             self.args.lr_scheduler_type,
-            optimizer,
+            torch.optim.SGD([torch.zeros(1)], lr=self.args.learning_rate),
             self.args.get_warmup_steps(length),
             length,
             scheduler_specific_kwargs=settings,
         )
-        rates = []
-        for _ in range(length):
-            rates.append(float(scheduler.get_last_lr()[0]))
-            optimizer.step()
-            scheduler.step()
         end = round_end(self.run, self.growth_rule, self.budget)
-        return rates[start:end] if continues else rates[: end - start]
+        steps_of_round = range(start, end) if continues else range(end - start)
+        return [float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step)) for step in steps_of_round]
 
     def evaluate_sharded(self, *settings: Any) -> dict[str, float]:
         """Evaluate outside training as within: a copy of the model is sharded, so that the model itself stays whole."""
@@ -1174,6 +1197,9 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         )
         state: Any = self.state
         state.compute_steps(self.args, max_steps)  # read with the state, they would be those of before
+        for item in (*self.callback_handler.callbacks, self.control):  # of those that the state's file does not know
+            if isinstance(item, ExportableState):
+                state.stateful_callbacks.setdefault(type(item).__name__, item.state())
         if self.run.start is not None and self.state.global_step == self.run.start_step:
             self.state.log_history.append({**self.figures(self.run.start, "start"), "step": self.run.start_step})
         if self.stream is not None:

@@ -62,6 +62,22 @@ def test_identity_is_compared_as_json(tmp_path):
         check_identity(tmp_path, state.identity, {"layers": (0, 1), "seed": 2, "lr": 0.1})
 
 
+def test_a_reference_of_the_same_weights_may_be_named_otherwise(tmp_path):
+    """A path may be written in two ways, and a branch be named for its commit; other weights are another run."""
+    there = {"reference": "ref", "reference.revision": None, "reference.weights": "abc"}
+    check_identity(tmp_path, there, {**there, "reference": "/data/ref", "reference.revision": "main"})
+    with pytest.raises(ValueError, match=r"- reference: 'ref' there, 'other' now\n- reference.weights"):
+        check_identity(tmp_path, there, {**there, "reference": "other", "reference.weights": "def"})
+    with pytest.raises(ValueError, match=r"- reference: 'ref' there, 'other' now"):
+        check_identity(tmp_path, {"reference": "ref"}, {"reference": "other"})
+
+
+def test_files_named_like_checkpoints_are_none(tmp_path):
+    """What somebody packed beside the checkpoints is passed over."""
+    (tmp_path / "checkpoint-4.tar.gz").write_bytes(b"")
+    assert last_checkpoint(tmp_path, 1, "me") is None
+
+
 def test_last_sealed_checkpoint_of_a_round(tmp_path):
     """Only sealed checkpoints of the round count, by step and not by name or time."""
     for step, index in ((5, 1), (100, 1), (20, 1), (200, 2)):

@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, TrainerCallback
 from inheritune_hf import InheritedGPT2, InherituneConfig, InherituneTrainer, from_pretrained_inherited
 from inheritune_hf.data import CausalCollator
 from inheritune_hf.evaluation import ValidatedTrainer
+from inheritune_hf.records import read_json
+from inheritune_hf.training import ReferenceLossStopCallback
 from inheritune_hf.training.checkpoints import rotate_checkpoints
 
 
@@ -259,6 +261,83 @@ def test_finished_run_is_not_trained_again(reference, tmp_path):
     assert again.rounds == first.rounds
     assert output.global_step == 30
     assert tiny.weights_hash(again.student) == tiny.weights_hash(first.student)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_saved_student_is_not_replaced_by_another(reference, tmp_path, left):
+    """If the checkpoint that ended a run is gone, the same command again leaves the student as it was saved."""
+    recipe = {"max_layers": 1, "steps_per_round": 4}
+    trainer = tiny.make_trainer(tmp_path, reference, recipe, save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    saved = (tmp_path / "model.safetensors").read_bytes()
+    for checkpoint in sorted(tmp_path.glob("checkpoint-*"))[left:]:
+        shutil.rmtree(checkpoint)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == left
+    with pytest.raises(ValueError, match=r"checkpoint-4, the checkpoint that ended round 1, is gone or damaged"):
+        tiny.make_trainer(tmp_path, reference, recipe, save_steps=2).train()
+    assert (tmp_path / "model.safetensors").read_bytes() == saved
+
+
+def test_lowering_the_budget_below_the_round_in_progress_ends_the_run(reference, tmp_path):
+    """A round that has no checkpoint yet is not begun when no step is left for it."""
+    recipe = {"steps_per_round": 4}
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 5
+
+    trainer = tiny.make_trainer(tmp_path, reference, recipe, callbacks=[Stop()], save_strategy="no")
+    trainer.train()
+    assert trainer.outcome == "interrupted"
+    shutil.rmtree(tmp_path / "checkpoint-5")
+    again = tiny.make_trainer(tmp_path, reference, recipe, max_steps=4, save_strategy="no")
+    again.train()
+    assert (again.outcome, len(again.rounds), again.state.global_step) == ("budget_exhausted", 1, 4)
+    assert again.student.config.n_layer == 1
+    more = tiny.make_trainer(tmp_path, reference, recipe, max_steps=8, save_strategy="no")
+    more.train()
+    assert [item.end_step for item in more.rounds] == [4, 8]
+
+
+def test_a_callback_with_a_state_may_be_added_later(reference, tmp_path):
+    """One that is added after the trainer was made is saved with the checkpoints, as by Transformers."""
+    trainer = tiny.make_trainer(tmp_path, reference, {"max_layers": 1, "steps_per_round": 4})
+    trainer.add_callback(ReferenceLossStopCallback(target=0.1))
+    trainer.train()
+    saved = read_json(tmp_path / "checkpoint-4" / "trainer_state.json")
+    assert "ReferenceLossStopCallback" in saved["stateful_callbacks"]
+    again = tiny.make_trainer(tmp_path, reference, {"max_layers": 2, "steps_per_round": 4})
+    again.add_callback(ReferenceLossStopCallback(target=0.1))
+    again.train()
+    assert len(again.rounds) == 2
+
+
+def test_a_step_of_which_no_token_counts(reference, tmp_path):
+    """Such a batch, of a long message of the user, moves nothing, and the run goes on."""
+    row = [1, 2, 3, 4] * 4
+    rows = [{"input_ids": row, "labels": [-100] * 16 if number == 3 else row} for number in range(16)]
+    settings = {"per_device_train_batch_size": 1, "logging_steps": 1}
+    for loss in ("full", "chunked"):
+        recipe = {"max_layers": 1, "steps_per_round": 16, "loss": loss, "confidence": None}
+        trainer = tiny.make_trainer(tmp_path / loss, reference, recipe, train=Dataset.from_list(rows), **settings)
+        trainer.train()
+        losses = [item["loss"] for item in trainer.state.log_history if "loss" in item]
+        assert len(losses) == 16
+        assert losses.count(0.0) == 1
+
+
+@pytest.mark.parametrize("schedule", ["cosine_with_min_lr", "warmup_stable_decay", "inverse_sqrt", "constant"])
+def test_the_rates_of_a_round_are_those_it_is_trained_at(reference, tmp_path, schedule):
+    """They are computed, not stepped through, and equal what the scheduler gives."""
+    kwargs = {"cosine_with_min_lr": {"min_lr_rate": 0.1}, "warmup_stable_decay": {"num_decay_steps": 3}}.get(schedule)
+    recipe = {"max_layers": 1, "steps_per_round": 8}
+    settings = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": kwargs, "logging_steps": 1}
+    trainer = tiny.make_trainer(tmp_path, reference, recipe, **settings)
+    trainer.train()
+    logged = [item["learning_rate"] for item in trainer.state.log_history if "learning_rate" in item]
+    trainer.run = replace(trainer.run, rounds=(), start_step=0)
+    assert logged == trainer.learning_rates()
 
 
 def test_another_run_in_the_folder_is_refused(reference, tmp_path):
