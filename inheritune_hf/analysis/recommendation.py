@@ -15,7 +15,7 @@ from ..layers import describe, is_prefix
 from ..measures import MEASURES, parse_measured
 from ..records import Cache, LayerOrder
 from ..students import OpenedReference, Reference, cuttable_order, is_cuttable
-from .collapse import NEAR_RANK_ONE, SHARE, resampled_max_ranks
+from .collapse import NEAR_RANK_ONE, SHARE, SHARES, resampled_max_ranks
 from .influence import loss_without
 from .measurement import VERSIONS, batches_of, evaluating, load_model, measure_collapse, open_model
 from .report import CollapseReport
@@ -86,7 +86,7 @@ def recommend_layers(
     elif sequences is None:
         raise ValueError("recommend_layers needs sequences to measure the reference on, or a CollapseReport of it.")
     else:
-        report = measure_collapse(reference, sequences, **{"controls": False, **kwargs})
+        report = measure_collapse(reference, sequences, **{"controls": False, "shares": (*SHARES, tau), **kwargs})
     values = report.max_ranks(tau)
     if all(value is None for value in values):
         raise ValueError(f"{report.model} has no layer with softmax attention, so ranks say nothing about its depth.")

@@ -72,6 +72,8 @@ def measure_untrained(
         raise ValueError(f"Two sequences or more are needed, to order layers and to measure losses; got {len(tokens)}.")
     depth = opened.depth
     wanted = tuple(sorted(set(depths or (-(-depth * part // 6) for part in (3, 4, 5)))))
+    if not 1 <= wanted[0] <= wanted[-1] <= depth:
+        raise ValueError(f"depths must be from 1 to {depth}, the layers of {opened.name}, got {list(wanted)}.")
     how: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
     orders = {"first": tuple(range(depth))}
     report = measure_collapse(opened, tokens[::2], controls=False, **how)

@@ -187,7 +187,10 @@ def find_private(folder: Path, secrets: tuple[str | None, ...] = ()) -> list[str
 
 def mentions_user(folder: Path, repo_id: str) -> list[str]:
     """Return the names of files in which this machine's user is named, although the repository is not named so."""
-    user = getpass.getuser()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container may run under a number that has no name
+        return []
     if len(user) < 4 or user in {"root", "user", "ubuntu"} or user in repo_id:
         return []
     named = re.compile(rf"\b{re.escape(user)}\b")

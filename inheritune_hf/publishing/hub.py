@@ -27,6 +27,7 @@ from ..students import (
     open_reference,
     plan_inheritance,
 )
+from ..students.checkpoints import SOURCE_ARGUMENTS
 from ..students.download import CONNECTION_ERRORS
 from .bundle import PUBLISHED, exclusion_reason, find_private, mentions_user, read_record, stage, try_out
 from .card import CardFacts, gather_facts, obligation, render_card, update_card
@@ -96,7 +97,8 @@ def save_inherited(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; choose another one, so that nothing is overwritten.")
-    opened = open_reference(reference)
+    source = {name: kwargs.pop(name) for name in (*SOURCE_ARGUMENTS, "text_model") if name in kwargs}
+    opened = open_reference(reference, **source)
     recipe = InherituneConfig(keep_layers=keep_layers, inherit=inherit, attention_scale=cast(Any, attention_scale))
     plan = plan_inheritance(opened, keep_layers, inherit, attention_scale)
     if show is not None:

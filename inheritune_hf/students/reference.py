@@ -582,7 +582,7 @@ def _add_files(digest: Any, source: Source) -> None:
     if source.gguf_file is None:
         digest.update(find_config(source).read_bytes())
     weights = find_weights(source)
-    for path in sorted({weights.path, *(weights.path.with_name(shard) for shard in weights.files.values())}):
+    for path in sorted({weights.path, *(weights.path.parent / shard for shard in weights.files.values())}):
         digest.update(path.name.encode() + digest_file(path, _sha256))
 
 

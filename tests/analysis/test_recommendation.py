@@ -91,6 +91,11 @@ def test_without_a_lazy_tail_half_is_named_a_practice(model, sequences):
     assert any("half is the paper's practice, not a finding" in line for line in advice.evidence)
 
 
+def test_any_share_may_be_asked_for(model, sequences):
+    """Ranks are measured at the share that is asked for, whether or not it is one of the usual ones."""
+    assert recommend_layers(model, sequences, tau=0.99).layers == (0, 1, 2)
+
+
 def test_uncertain_ranks_give_a_wide_interval():
     """Where sequences disagree about a layer, the interval spans what they say."""
     unsure = [1] * 20 + [3] * 20

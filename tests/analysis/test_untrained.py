@@ -44,8 +44,8 @@ def test_depths_may_be_given(model, sequences):
     assert measure_untrained(model, sequences[:2], [6, 2]).depths == (2, 6)
     with pytest.raises(ValueError, match=r"Two sequences or more are needed, .* got 1"):
         measure_untrained(model, sequences[:1])
-    with pytest.raises(ValueError, match="keep_layers must be between 1 and 6"):
-        measure_untrained(model, sequences[:2], [7])
+    with pytest.raises(ValueError, match=r"depths must be from 1 to 6, .* got \[2, 7\]"):
+        measure_untrained(model, sequences[:2], [2, 7])
 
 
 @pytest.mark.slow

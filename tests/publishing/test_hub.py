@@ -108,6 +108,13 @@ def test_save_inherited(reference, tmp_path):
     assert saved.config.n_layer == 3
 
 
+def test_save_inherited_of_a_revision(reference, tmp_path):
+    """Where the reference comes from is given with it; what is loaded already comes from nowhere else."""
+    assert save_inherited(reference, 1, tmp_path / "student", token=False).kept_layers == (0,)
+    with pytest.raises(ValueError, match="leave out revision"):
+        save_inherited(open_reference(reference), 1, tmp_path / "other", revision="main")
+
+
 def test_full_folder_is_refused(reference, tmp_path):
     """A folder with something in it is left as it is."""
     (tmp_path / "kept.txt").write_text("mine")
@@ -179,7 +186,7 @@ def test_a_loaded_student_goes_up(hub, on_hub, saved):
 def test_a_push_that_fails_can_be_made_again(hub, on_hub, reference, tmp_path):
     """A push that breaks half way leaves the student and the repository whole; the next one goes on from there."""
     saved = tmp_path / "deeper"
-    save_inherited(reference, 3, saved)
+    save_inherited(reference, "0,2,3", saved)  # no other test has put the picture of these layers on this Hub
     before = hub_files(saved)
     hub.break_by({"server": "hub", "path": "/commit/", "kind": "status", "status": 500, "times": 1})
     message = on_hub(publish_untried, saved, "me/half-way", push=True, token="hf_writer")
@@ -387,6 +394,12 @@ def test_a_users_name_is_noted(saved, monkeypatch):
     readme.write_text(readme.read_text() + "\nTrained by somebody.\n")
     assert "README.md names this machine's user." in publish_student(saved, "me/student").notes
     assert "README.md names this machine's user." not in publish_student(saved, "somebody/student").notes
+
+    def nobody():
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(bundle.getpass, "getuser", nobody)
+    assert publish_student(saved, "me/student").files
 
 
 def test_a_card_in_a_folder_is_updated(student, tmp_path):

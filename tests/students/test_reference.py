@@ -76,6 +76,23 @@ def test_the_fingerprint_follows_the_content(gpt2, gpt2_folder, tmp_path):
     assert loaded != open_reference(gpt2).fingerprint()
 
 
+def test_the_fingerprint_of_shards_in_a_folder(gpt2, tmp_path):
+    """An index may name shards in a folder beside it."""
+    gpt2.save_pretrained(tmp_path, max_shard_size="100KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    (tmp_path / "shards").mkdir()
+    for shard in set(content["weight_map"].values()):
+        (tmp_path / shard).rename(tmp_path / "shards" / shard)
+    content["weight_map"] = {name: f"shards/{shard}" for name, shard in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+    before = open_reference(tmp_path).fingerprint()
+    assert len(list((tmp_path / "shards").iterdir())) > 1
+    shard = sorted((tmp_path / "shards").iterdir())[-1]
+    shard.write_bytes(shard.read_bytes()[:-1] + bytes([shard.read_bytes()[-1] ^ 1]))
+    assert open_reference(tmp_path).fingerprint() != before
+
+
 def test_a_changed_file_is_read_again(gpt2_folder):
     """The hash of a file is kept for as long as the file is: one that was replaced is read anew."""
     weights = gpt2_folder / "model.safetensors"
