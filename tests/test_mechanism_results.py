@@ -48,6 +48,8 @@ def test_a_rate_is_chosen_inside_the_grid(scripts, monkeypatch, best, looked, fi
         "comparison": {"cells": [{"learning_rate": best * 1e-3}], "seeds": SEEDS}
     }
     assert asked == [*(("skip", rates, (1,)) for rates in looked), ("skip", final, SEEDS)]
+    scripts[0].run_arm(scripts[0].EMBEDDED, "spaced")
+    assert asked[-1] == ("spaced", final, (1,))
 
 
 def test_no_book_is_in_two_sets(scripts, tmp_path, monkeypatch):
@@ -116,18 +118,18 @@ def test_claims_say_what_the_records_say(scripts, records):
         "it ends -0.0030",
         "less than the gain of 0.01 nats that was allowed",
         "| `skip` | 4 | 0.002 of 0.001, 0.002, 0.004 |",
-        "(`random` less `inherited`): +0.5000",
-        "(`skip` less `inherited`): -0.1200",
+        "(`random` minus `inherited`): +0.5000",
+        "(`skip` minus `inherited`): -0.1200",
         "adds to last layers: +0.1000 (+0.1000 to +0.1000), established; that is 33% of their distance",
         "matched below full depth with 2 of 2 seeds (6, 6 layers)",
-        "Not run yet: `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-heal-first`, `loop-heal-quarter`",
+        "Not run yet: `loop-skip`, `loop-first`, `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-paper`",
     ):
         assert sentence in text, sentence
     assert "at an end" not in text
 
 
 def test_the_advice_on_layers_is_what_was_measured(scripts):
-    """What choose-layers.md says of an order by loss is the difference that the records have."""
+    """What choose-layers.md says of layers by `skip` is the difference that the records have."""
     found = scripts[1].pair(scripts[1].read_records(FOLDER), "skip", "inherited")
     advice = (ROOT / "docs" / "how-to" / "choose-layers.md").read_text(encoding="utf-8")
     assert f"by `skip` ended {-found.difference:.3f} below first" in " ".join(advice.split())
@@ -172,18 +174,17 @@ def test_new_novels_are_told_apart(scripts, records):
 def test_rounds_of_a_loop_are_parts_of_the_budget(scripts):
     """Both studies give a tenth of the reference's steps to an arm, and a loop looks as often at each width."""
     run = scripts[0]
-    for study, rounds in ((run.EMBEDDED, ("1848", "616", "77")), (run.WIDE, ("400", "133", "16"))):
+    for study, rounds in ((run.EMBEDDED, ("1848", "924", "77")), (run.WIDE, ("400", "200", "16"))):
         assert study.recipe["budget_steps"] * 10 == study.recipe["reference_steps"]
         words = study.words("loop-heal")
         values = dict(zip(words[1::2], words[2::2], strict=True))
         assert tuple(values[name] for name in ("--max_steps", "--steps_per_round", "--eval_steps")) == rounds
         depths = [
             words[words.index("--keep_layers") + 1]
-            for words in map(study.words, ("loop-heal", "loop-heal-first", "loop-heal-quarter"))
+            for words in map(study.words, ("loop-skip", "loop-first", "loop-heal"))
         ]
         assert depths == ["skip:9", "9", "skip:10"]
-        longer = study.words("loop-heal-quarter")[-1]
-        assert study.recipe["reference_steps"] - 8 < int(longer) * 4 <= study.recipe["reference_steps"]
+        assert "--preset heal" in " ".join(study.words("loop-heal"))
     assert run.EMBEDDED.words("skip-kd") == ["skip/kd", "--budget", "flops"]
     assert set(run.WIDE.arms) < set(run.EMBEDDED.arms)
 
@@ -212,7 +213,12 @@ def test_a_wide_reference_has_its_own_section(scripts, records):
     """Without records the page says what is needed; with them it has the claims."""
     assert "needs a GPU" in scripts[1].page(records, {}, MADE)
     text = scripts[1].page(records, records, MADE).partition("## As wide as GPT-2 small")[2]
-    for sentence in ("8 layers", "it ends -0.0030", "(`random` less `inherited`): +0.5000", "matched below full depth"):
+    for sentence in (
+        "8 layers",
+        "it ends -0.0030",
+        "(`random` minus `inherited`): +0.5000",
+        "matched below full depth",
+    ):
         assert sentence in text, sentence
 
 
@@ -227,9 +233,21 @@ def test_lazy_layers_are_told_of_both_references(scripts, records):
 
 def test_a_loop_by_order_is_held_against_one_from_first_layers_on(scripts, records):
     """Tokens and operations to the match, over the seeds with which both matched."""
-    found = {**records, "loop-heal-first": record("inheritune", (5.15, 5.18), 7, "matched")}
-    assert "with 2 seeds, from first layers on with 2; where both did, after 100% of the tokens" in scripts[1].loops(
-        found
-    )
-    missed = {**records, "loop-heal-first": record("inheritune", (5.25, 5.28), 8, "no_more_layers")}
-    assert scripts[1].loops(missed) == "- as a loop it matched with 2 seeds, from first layers on with 0"
+    by_skip = {"loop-skip": record("inheritune", (5.13, 5.16), 6, "matched")}
+    found = {**by_skip, "loop-first": record("inheritune", (5.15, 5.18), 7, "matched")}
+    said = scripts[1].matches(found)
+    assert "matched with 2 seeds, `loop-first` with 2; where both did, after 100% of the tokens" in said
+    missed = {**by_skip, "loop-first": record("inheritune", (5.25, 5.28), 8, "no_more_layers")}
+    assert scripts[1].matches(missed) == "- `loop-skip` matched with 2 seeds, `loop-first` with 0"
+    assert "(`loop-skip` minus `loop-first`): -0.1200" in "".join(scripts[1].by_order(missed))
+
+
+def test_an_arm_of_one_seed_is_told_so(scripts, records):
+    """It has no spread, is paired with the same seed of others, and is named where seeds are counted."""
+    one = record("spaced", (5.50,))
+    one = dataclasses.replace(one, compare=dataclasses.replace(one.compare, seeds=[1]))
+    text = scripts[1].page({**records, "spaced": one}, {}, MADE)
+    assert "seeds were run with it (but for `spaced`: one)" in text
+    assert "| 5.5000 | +0.3500" in text
+    assert "(`spaced` minus `inherited`): +0.1000" in text
+    assert "what another seed changes is not covered" in text

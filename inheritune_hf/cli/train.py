@@ -84,7 +84,8 @@ def adapt(argv: Sequence[str], prog: str) -> int:
 
 def compare(argv: Sequence[str], prog: str) -> int:
     """Run the comparison that the recipe describes."""
-    defaults = {**EMBEDDED_DEFAULTS, "output_dir": "inheritune-comparison"}
+    # Which arms have a teacher, their names say.
+    defaults = {**EMBEDDED_DEFAULTS, "distillation": None, "output_dir": "inheritune-comparison"}
     settings, config = parse_comparison(argv, defaults, prog)
 
     from ..experiments import run_comparison

@@ -94,6 +94,15 @@ def check_loop(compare: CompareConfig, recipe: InherituneConfig, opened: OpenedR
         )
 
 
+def check_teacher(compare: CompareConfig, recipe: InherituneConfig) -> None:
+    """Raise a `ValueError` if the recipe names distillation losses, and no arm would be trained with them."""
+    if recipe.distillation and not any(variant.distilled for variant in variants_of(compare)):
+        raise ValueError(
+            f"distillation={recipe.distillation!r} is for arms with /kd alone, and there is none: write inheritune/kd, "
+            "with layers and budget_steps, or set distillation to none."
+        )
+
+
 def with_round(compare: CompareConfig, recipe: InherituneConfig) -> InherituneConfig:
     """Return the recipe, whose rounds are the budget where the loop, which alone has rounds, is not run."""
     if recipe.steps_per_round is not None or LOOP in {variant.arm.name for variant in variants_of(compare)}:
@@ -243,10 +252,12 @@ def run_comparison(
         console (`rich.console.Console`): Where progress and the table are shown; of the main process.
 
     Raises:
-        ValueError: If settings, data and reference do not fit together; nothing has been trained then.
+        ValueError: If settings, data and reference do not fit together, or the recipe names distillation losses that no
+            arm uses; nothing has been trained then.
         BlockingIOError: If another process runs a comparison in the same folder.
         KeyboardInterrupt: If a cell was interrupted; the same call resumes it.
     """
+    check_teacher(compare, recipe)
     recipe = with_round(compare, recipe)
     check_arguments(args, recipe)
     chosen_run, text = with_embedded(run, data)
@@ -664,10 +675,12 @@ def estimate_comparison(
         `ComparisonEstimate`: Per arm, and in all.
 
     Raises:
-        ValueError: If `steps_per_round` is not set, the throughput is not above 0, both a throughput and a measurement
-            are asked for, or the reference cannot be cut so.
+        ValueError: If `steps_per_round` is not set, the recipe names distillation losses that no arm uses, the
+            throughput is not above 0, both a throughput and a measurement are asked for, or the reference cannot be
+            cut so.
         OSError: If there is no model at `reference`.
     """
+    check_teacher(compare, recipe)
     recipe = with_round(compare, recipe)
     if recipe.steps_per_round is None:
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")

@@ -458,6 +458,17 @@ def test_arms_that_cannot_be_built_are_left_out_and_said(material, tmp_path):
     assert "Left out: `stacking`" in (tmp_path / "comparison.md").read_text()
 
 
+def test_losses_that_no_arm_uses_are_refused(material, tmp_path):
+    """A recipe's teacher is for arms with /kd: where there is none it would be left out without a word."""
+    recipe = {"distillation": "cross_entropy=0.3,forward_kl=0.7"}
+    message = r"distillation='cross_entropy=0.3,forward_kl=0.7' is for arms with /kd alone, .* write inheritune/kd"
+    with pytest.raises(ValueError, match=message):
+        compare(material, tmp_path, ["inheritune", "random"], [1], recipe=recipe)
+    with pytest.raises(ValueError, match=message):
+        planned(material, arms=["inheritune", "random"], recipe=recipe)
+    assert not (tmp_path / "comparison.json").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -14,7 +14,7 @@ from inheritune_hf.records import decode, read_json, write_text
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "mechanism.md"
-LOOPS = ("loop-paper", "loop-heal", "loop-heal-first", "loop-heal-quarter")
+LOOPS = ("loop-heal", "loop-skip", "loop-first", "loop-paper")
 GAIN, HALF = 0.01, 0.05  # what a reference worth matching gains at most, and what half its depth loses at least
 
 _PAGE = """# All arms on one budget
@@ -28,12 +28,12 @@ python docs/results/mechanism/run.py page
 
 The reference is the one in the package: GPT-2 with {layers} layers, {parameters:,} parameters, attention scaled by
 depth as in the paper, trained on 45 English novels (ELTeC) for {seen:,} tokens, {each} for each parameter. Every arm
-has a tenth of that, {tokens:,} tokens, but `random-2x` twice as many and `loop-heal-quarter` a quarter. They are from
-the {train} novels that the reference was trained on, as in the paper; an arm that chooses layers takes {kept}. Test and
-selection set are {test} and {selection} passages of {books} other novels. Each learning rate was tuned with one seed
-until the best lay between two others, and {seeds} seeds were run with it. Losses are in nats per token. Differences are
-paired by passage and seed, with a 95 % interval that covers other passages and other seeds; one is *established* if its
-interval excludes zero. The reference's test loss is {loss:.4f}; *trained further* is `continued`.
+has a tenth of that, {tokens:,} tokens, but `random-2x` twice as many. They are from the {train} novels that the
+reference was trained on, as in the paper; an arm that chooses layers takes {kept}. Test and selection set are {test}
+and {selection} passages of {books} other novels. Each learning rate was tuned with one seed until the best lay between
+two others, and {seeds} seeds were run with it{alone}. Losses are in nats per token. Differences are paired by passage
+and seed, with a 95 % interval that covers other passages and other seeds; one is *established* if its interval excludes
+zero. The reference's test loss is {loss:.4f}; *trained further* is `continued`.
 
 ## Is the reference worth matching
 
@@ -41,7 +41,7 @@ interval excludes zero. The reference's test loss is {loss:.4f}; *trained furthe
 
 ## Result
 
-| arm | layers | learning rate | tokens | operations | test loss | to the reference | to the reference trained further |
+| arm | layers | learning rate | tokens | FLOPs | test loss | to the reference | to the reference trained further |
 |---|---:|---:|---:|---:|---:|---:|---:|
 {table}{notes}
 
@@ -62,13 +62,20 @@ to another position keeps its own scale here, or takes that of the position (`mo
 
 ## Where the loop ends
 
+`loop-heal` is `preset: heal` from 10 layers by `skip` on, in two rounds, with the reference as teacher. `loop-skip` and
+`loop-first` are the same without a teacher, from 9 layers by `skip` or the first 9 on, in three rounds. All three get
+one layer after a miss, keep what was trained, and have one schedule over all rounds. `loop-paper` is `preset: paper`:
+the first 6, then two more, inherited afresh, in four rounds.
+
 {loops}
 
-## An order by loss against first layers
+## Layers by `skip` against first layers
+
+`skip` keeps the layers without which alone the reference's loss would be highest.
 
 {order}
 
-## Distillation, for the same operations
+## Distillation, for the same FLOPs
 
 {distillation}
 
@@ -138,6 +145,7 @@ def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
     reference, data = one.reference, one.data
     done = {*records, *(name for name in ("half", "unscaled") if made[name] is not None)}
     left = [f"`{name}`" for name in EMBEDDED.arms if name not in done]
+    single = [f"`{name}`" for name, record in records.items() if len(record.compare.seeds) == 1]
     notes = sorted({found.note for record in records.values() if (found := to_reference(record)).note})
     return _PAGE.format(
         machine=made["machine"],
@@ -152,7 +160,8 @@ def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
         selection=data.selection.documents,
         books=TEST_BOOKS + SELECTION_BOOKS,
         books_of_test=TEST_BOOKS,
-        seeds=len(one.compare.seeds),
+        seeds=max(len(record.compare.seeds) for record in records.values()),
+        alone=f" (but for {' and '.join(single)}: one)" if single else "",
         loss=reference.test.loss,
         gate=gate(records, made["half"]),
         table="\n".join(row(name, record, records) for name, record in by_loss(records).items()),
@@ -168,7 +177,7 @@ def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
         order=lines(*by_order(records)),
         distillation=lines(
             compared(records, "random-kd", "random", "random weights, with a teacher to without"),
-            compared(records, "skip-kd", "skip", "an order by loss, with a teacher to without"),
+            compared(records, "skip-kd", "skip", "layers by `skip`, with a teacher to without"),
         ),
         lazy=lazy(records, made["unscaled"]),
         wide=as_wide(wide),
@@ -203,7 +212,7 @@ def pair(records: Records, name: str, other: str) -> SeedDifference | None:
     if name not in records or other not in records:
         return None
     found = {cell.seed: cell.test for cell in records[other].cells}
-    both = [(cell.test, found[cell.seed]) for cell in records[name].cells]
+    both = [(cell.test, found[cell.seed]) for cell in records[name].cells if cell.seed in found]
     return compare_over_seeds([one for one, _ in both if one], [two for _, two in both if two])
 
 
@@ -216,7 +225,7 @@ def told(found: SeedDifference) -> str:
 def compared(records: Records, name: str, other: str, what: str) -> str:
     """Return a line on the difference of two arms; empty if one was not run."""
     found = pair(records, name, other)
-    return "" if found is None else f"- {what} (`{name}` less `{other}`): {told(found)}"
+    return "" if found is None else f"- {what} (`{name}` minus `{other}`): {told(found)}"
 
 
 def lines(*found: str) -> str:
@@ -242,9 +251,10 @@ def row(name: str, record: ComparisonRecord, records: Records) -> str:
     rate = f"{cells[0].learning_rate:g}"
     edge = "" if rates[0] != rate != rates[-1] else ", at an end"
     continued = pair(records, name, "continued") if name != "continued" else None
+    spread = f" ± {stdev(losses):.4f}" if len(losses) > 1 else ""
     return (
         f"| `{name}` | {depths(cells)} | {rate} of {', '.join(rates)}{edge} | {fmean(c.tokens for c in cells):,.0f} | "
-        f"{fmean(c.flops for c in cells):.2e} | {fmean(losses):.4f} ± {stdev(losses):.4f} | "
+        f"{fmean(c.flops for c in cells):.2e} | {fmean(losses):.4f}{spread} | "
         f"{difference(to_reference(record))} | {difference(continued)} |"
     )
 
@@ -291,32 +301,37 @@ def against_random(records: Records) -> list[str]:
     return [
         compared(records, "random", "inherited", "random weights to first layers, the same tokens"),
         compared(records, "random-2x", "inherited", "random weights, twice the tokens, to first layers"),
-        compared(records, "random", "skip", "random weights to an order by loss, the same tokens"),
-        compared(records, "random-2x", "skip", "random weights, twice the tokens, to an order by loss"),
+        compared(records, "random", "skip", "random weights to layers by `skip`, the same tokens"),
+        compared(records, "random-2x", "skip", "random weights, twice the tokens, to layers by `skip`"),
     ]
 
 
 def by_order(records: Records) -> list[str]:
-    """Return lines on an order by loss."""
-    return [compared(records, "skip", "inherited", "an order by loss to first layers"), sooner(records), loops(records)]
+    """Return lines on layers by `skip`."""
+    return [
+        compared(records, "skip", "inherited", "6 layers by `skip` to the first 6"),
+        sooner(records, "skip", "inherited"),
+        compared(records, "loop-skip", "loop-first", "a loop from 9 layers by `skip` on to one from the first 9"),
+        sooner(records, "loop-skip", "loop-first"),
+        matches(records),
+    ]
 
 
-def loops(records: Records) -> str:
-    """Return what an order by loss saves a loop on its way to the match, seed by seed."""
-    if "loop-heal" not in records or "loop-heal-first" not in records:
+def matches(records: Records) -> str:
+    """Return with how many seeds either of the two loops matched, and after what."""
+    pairs = ("loop-skip", "loop-first")
+    if not set(pairs) <= set(records):
         return ""
-    by_loss, by_place = (
-        {cell.seed: cell for cell in matched_below(records[name])} for name in ("loop-heal", "loop-heal-first")
-    )
-    both = sorted(set(by_loss) & set(by_place))
-    found = f"- as a loop it matched with {len(by_loss)} seeds, from first layers on with {len(by_place)}"
+    by_skip, by_place = ({cell.seed: cell for cell in matched_below(records[name])} for name in pairs)
+    both = sorted(set(by_skip) & set(by_place))
+    found = f"- `loop-skip` matched with {len(by_skip)} seeds, `loop-first` with {len(by_place)}"
     if not both:
         return found
     tokens, flops = (
-        fmean(getattr(by_loss[seed], what) / getattr(by_place[seed], what) for seed in both)
+        fmean(getattr(by_skip[seed], what) / getattr(by_place[seed], what) for seed in both)
         for what in ("tokens", "flops")
     )
-    return f"{found}; where both did, after {tokens:.0%} of the tokens and {flops:.0%} of the operations"
+    return f"{found}; where both did, after {tokens:.0%} of the tokens and {flops:.0%} of the FLOPs"
 
 
 def as_wide(records: Records) -> str:
@@ -358,7 +373,7 @@ def loop(records: Records, name: str) -> str:
     if below:
         ends = (
             f" ({', '.join(str(cell.layers) for cell in below)} layers), after {fmean(c.tokens for c in below):,.0f} "
-            f"tokens and {fmean(c.flops for c in below):.2e} operations on average"
+            f"tokens and {fmean(c.flops for c in below):.2e} FLOPs on average"
         )
     tolerance = float(record.recipe["tolerance"])
     continued = pair(records, name, "continued")
@@ -374,24 +389,23 @@ def matched_below(record: ComparisonRecord) -> list[Cell]:
     return [cell for cell in record.cells if cell.outcome == "matched" and cell.layers < record.reference.layers]
 
 
-def sooner(records: Records) -> str:
-    """Return after how many of its tokens an order by loss passed what first layers end at, seed by seed."""
-    if "skip" not in records or "inherited" not in records:
+def sooner(records: Records, name: str, other: str) -> str:
+    """Return after how many of its tokens and FLOPs an arm reached what another one ended at, seed by seed."""
+    if name not in records or other not in records:
         return ""
-    ends = {cell.seed: cell.selection.loss for cell in records["inherited"].cells}
-    found = [
-        next((tokens for tokens, loss in curve(cell) if loss <= ends[cell.seed]), None)
-        for cell in records["skip"].cells
-    ]
-    whole = records["skip"].cells[0].tokens
-    if None in found:
-        return f"- it passed what first layers end at with {len(found) - found.count(None)} of {len(found)} seeds"
-    share = fmean(tokens for tokens in found if tokens is not None) / whole
-    matches = sum(cell.first_match is not None for name in ("skip", "inherited") for cell in records[name].cells)
+    ends = {cell.seed: cell.selection.loss for cell in records[other].cells}
+    cells = records[name].cells
+    found = [next((place for place in cell.curve if place[2] <= ends[cell.seed]), None) for cell in cells]
+    reached = [(place, cell) for place, cell in zip(found, cells, strict=True) if place is not None]
+    if len(reached) < len(cells):
+        return f"- `{name}` reached the final selection loss of `{other}` with {len(reached)} of {len(cells)} seeds"
+    tokens, flops = (
+        fmean(place[at] / whole for (place, cell) in reached for whole in [getattr(cell, what)])
+        for at, what in enumerate(("tokens", "flops"))
+    )
     return (
-        f"- it passed what first layers end at after {share:.0%} of its tokens, and of its operations (mean of "
-        f"{len(found)} seeds, {len(records['skip'].cells[0].curve)} looks each); {matches} of {2 * len(found)} runs of "
-        "either matched the reference itself"
+        f"- `{name}` reached the final selection loss of `{other}` after {tokens:.0%} of its tokens and {flops:.0%} of "
+        f"its FLOPs (mean of {len(cells)} seeds, {len(cells[0].curve)} evaluations each)"
     )
 
 

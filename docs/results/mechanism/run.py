@@ -8,11 +8,11 @@ Compare arms on one reference, half as deep, after a tenth of its tokens: one re
 BOOKS are JSONL files of novels, one to a row, with `id` and `text`: those that the embedded reference was made from
 (examples/train_reference.py). Arms are trained on the same novels as the reference, as in the paper, and measured on
 those that it was not trained on. Each arm is run by `inheritune compare` with recipe.yaml beside this script: first
-with one seed at three learning rates, to which the next is added while the best is at an end, then with all seeds. Its
-record is kept in this folder, and an arm that has one is skipped; the same command resumes what was interrupted, and
-several processes share the arms. `--wide` trains a reference as wide as GPT-2 small on a GPU first, with the tokenizer
-in a folder, and compares arms on it with wide/recipe.yaml. `page` writes docs/results/mechanism.md from the records
-that there are.
+with one seed at three learning rates, to which the next is added while the best is at an end, then with all seeds, but
+for those of ONE_SEED. Its record is kept in this folder, and an arm that has one is skipped; the same command resumes
+what was interrupted, and several processes share the arms. `--wide` trains a reference as wide as GPT-2 small on a GPU
+first, with the tokenizer in a folder, and compares arms on it with wide/recipe.yaml. `page` writes
+docs/results/mechanism.md from the records that there are.
 """
 
 from __future__ import annotations
@@ -42,23 +42,26 @@ from train_reference import passages_of, split_books  # noqa: E402
 
 TEST_BOOKS, SELECTION_BOOKS, PASSAGES = 16, 8, 13
 RATES = (0.022, 0.067, 0.2, 0.6, 1.8, 5.4, 16.2, 48.6)  # multiples of the recipe's
-HEAL = "inheritune --preset heal --grow_by 1 --max_steps {budget} --keep_layers "
+LOOP = " --grow_by 1 --max_steps {budget} --keep_layers "
+CONTINUED = "inheritune --growth continue --optimizer_state keep --lr_schedule continue" + LOOP
 FROM_9 = "9 --steps_per_round {third} --eval_steps {third_look}"
-QUARTER = "10 --steps_per_round {eighth} --eval_steps {eighth_look} --max_steps {longer} --budget_steps {longer}"
+FROM_10 = "10 --steps_per_round {half} --eval_steps {half_look}"
+#: Arms on which no claim rests: they keep to the first seed.
+ONE_SEED = ("spaced", "loop-paper", "continued-new")
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
 ARMS = {
     "continued": (0.2, "continued"),
     "inherited": (1.8, "inherited"),
     "skip": (1.8, "skip"),
     "random": (5.4, "random"),
-    "loop-heal": (0.6, HEAL + "skip:" + FROM_9),
+    "loop-heal": (0.6, "inheritune/kd --preset heal" + LOOP + "skip:" + FROM_10),
+    "loop-skip": (0.6, CONTINUED + "skip:" + FROM_9),
+    "loop-first": (0.6, CONTINUED + FROM_9),
     "skip-kd": (1.8, "skip/kd --budget flops"),
     "random-kd": (5.4, "random/kd --budget flops"),
     "last": (1.8, "last"),
     "middle": (1.8, "middle"),
     "random-2x": (5.4, "random-2x"),
-    "loop-heal-first": (0.6, HEAL + FROM_9),
-    "loop-heal-quarter": (0.6, HEAL + "skip:" + QUARTER),
     "loop-paper": (1.8, "inheritune --preset paper --steps_per_round {quarter} --eval_steps {quarter_look}"),
     "last-moved-scale": (1.8, "last/moved-scale"),
     "middle-moved-scale": (1.8, "middle/moved-scale"),
@@ -82,11 +85,11 @@ class Study:
         return dict(yaml.safe_load((self.records / "recipe.yaml").read_text(encoding="utf-8")))
 
     def words(self, name: str) -> list[str]:
-        """Return what `compare` takes for an arm; a loop's rounds are parts of the budget, or of the reference's."""
-        budget, whole = self.recipe["budget_steps"], self.recipe["reference_steps"]
-        third, quarter, eighth = budget // 3, budget // 4, whole // 8
-        looks = {"third_look": third // 8, "quarter_look": quarter // 11, "eighth_look": eighth // 12}
-        parts = {"third": third, "quarter": quarter, "eighth": eighth, "longer": 2 * eighth, **looks}
+        """Return what `compare` takes for an arm; a loop's rounds are a half to a quarter of the budget."""
+        budget = self.recipe["budget_steps"]
+        half, third, quarter = (budget // parts for parts in (2, 3, 4))
+        looks = {"half_look": half // 12, "third_look": third // 8, "quarter_look": quarter // 11}
+        parts = {"half": half, "third": third, "quarter": quarter, **looks}
         return ARMS[name][1].format(work=self.work, budget=budget, **parts).split()
 
 
@@ -94,7 +97,7 @@ EMBEDDED = Study(HERE, Path("mechanism"), (*ARMS, "half", "unscaled"), (1, 2, 3,
 WIDE = Study(
     HERE / "wide",
     Path("mechanism-wide"),
-    ("inherited", "random", "skip", "continued", "loop-heal", "loop-heal-first", "random-2x"),
+    ("inherited", "random", "skip", "continued", "loop-heal", "loop-skip", "loop-first", "random-2x"),
     (1, 2, 3),
 )
 #: What makes the wide reference, beside books, tokenizer and folder: 4 passes over the novels.
@@ -205,7 +208,8 @@ def run_arm(study: Study, name: str) -> dict[str, Any]:
         elif high < len(RATES) - 1 and math.isclose(chosen, RATES[high]):
             high += 1
         else:
-            return {"comparison": compare(study, name, RATES[low : high + 1], study.seeds)}
+            seeds = study.seeds[:1] if name in ONE_SEED else study.seeds
+            return {"comparison": compare(study, name, RATES[low : high + 1], seeds)}
 
 
 def compare(study: Study, name: str, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
