@@ -88,6 +88,8 @@ def test_a_measure_grows_along_its_order():
 def test_a_schedule_lists_the_students():
     """The rounds that a recipe lists are those that are run, up to max_layers."""
     listed = recipe(schedule=["0:2,11", "0:4,11", "0:8,11"])
+    by_size = rule_from_recipe(recipe(schedule=["params:20", "params:40"]), 12, [10 * depth for depth in range(1, 13)])
+    assert list(students_of(by_size)) == [(0, 1), (0, 1, 2, 3)]
     assert [len(item) for item in students_of(rule_from_recipe(listed, 12))] == [3, 5, 9]
     listed.max_layers = 5
     assert [len(item) for item in students_of(rule_from_recipe(listed, 12))] == [3, 5]

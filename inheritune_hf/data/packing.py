@@ -60,7 +60,8 @@ def set_fingerprint(dataset: Any) -> str:
             tokens.update(_flat(rows).astype("<i4").tobytes())
             lengths.update(np.asarray(rows.value_lengths()).astype("<i8").tobytes())
             if "document" in columns:
-                documents.update(batch["document"].to_numpy().astype("<i8").tobytes())
+                numbers = [whole_number(item) for item in batch["document"].to_pylist()]
+                documents.update(np.array(numbers, dtype="<i8").tobytes())
             if LABELS in columns:
                 labels.update(_flat(batch[LABELS].combine_chunks()).astype("<i4").tobytes())
     else:  # sequences in token files, all of one length
@@ -71,6 +72,15 @@ def set_fingerprint(dataset: Any) -> str:
     # Without a column of labels, the fingerprint is that of the tokens alone.
     given = labels.digest() if labels.digest() != hashlib.sha256().digest() else b""
     return hashlib.sha256(tokens.digest() + lengths.digest() + documents.digest() + given).hexdigest()
+
+
+def whole_number(document: Any) -> int:
+    """Return the number of a document; a `ValueError` says what it is if it is none."""
+    if not isinstance(document, int):
+        raise ValueError(
+            f"The column document must hold whole numbers, which say which rows belong together, got {document!r}."
+        )
+    return document
 
 
 @dataclass(frozen=True)

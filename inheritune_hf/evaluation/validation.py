@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import CausalCollator, set_fingerprint
 from ..data.embedded import embedded_file
-from ..data.packing import cut_windows
+from ..data.packing import cut_windows, whole_number
 from ..data.sources import Layout, Source, read_source
 from ..data.tokenization import Encoder, check_tokenizer, tokenize_documents
 from ..records import Validation
@@ -191,7 +191,7 @@ def document_ids(dataset: Any) -> Sequence[int]:
     Return the document of each sequence: the column `document`, or the sequence's own number if there is none.
 
     Raises:
-        ValueError: If the data set has no length, or is a dictionary of several.
+        ValueError: If the data set has no length or is a dictionary of several, or documents are no whole numbers.
     """
     if isinstance(dataset, Mapping):
         raise ValueError(
@@ -203,7 +203,7 @@ def document_ids(dataset: Any) -> Sequence[int]:
             "load it as a map-style data set so that every evaluation sees the same sequences."
         )
     if "document" in (getattr(dataset, "column_names", None) or ()):
-        return [int(item) for item in dataset["document"]]
+        return [whole_number(item) for item in dataset["document"]]
     return range(len(dataset))
 
 

@@ -123,6 +123,23 @@ def test_any_setting_wins_over_a_preset(tmp_path, base):
     assert parse_settings(["--distillation", "none", *heal]).recipe.distillation is None
 
 
+def test_a_schedule_takes_the_place_of_what_a_preset_keeps(tmp_path, base):
+    """Layers that a preset or the embedded default would keep are no contradiction; those that are given are one."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("schedule: ['0:2', '0:4']\n")
+    for words in (["--schedule", "0:2", "0:4"], ["--config", str(path)]):
+        recipe = parse_settings(["--preset", "heal", *words, *base], {"keep_layers": "skip:10"}).recipe
+        assert (recipe.schedule, recipe.keep_layers) == (["0:2", "0:4"], "half")
+    given = parse_settings(["--keep_layers", "3", "--schedule", "0:2", "0:4", *base]).recipe
+    assert given.keep_layers == 3  # which the growth rule refuses
+
+
+def test_abandoning_can_be_switched_off(base):
+    """As its message says, and as confidence can."""
+    assert parse_settings(["--abandon", "none", *base]).recipe.abandon is None
+    assert parse_settings(["--abandon", "0.95", *base]).recipe.abandon == 0.95
+
+
 def test_what_a_run_keeps_needs_no_preset(tmp_path, base):
     """Its settings are written out, so that what was switched off stays so."""
     path = tmp_path / "recipe.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import tracemalloc
 
@@ -151,7 +152,19 @@ def test_shared_documents_are_counted_and_said(tmp_path, tokenizer, caplog):
         test_files=[write_texts(tmp_path / "test", TEXTS[22:25])],
     )
     assert splits.facts.shared_documents == 3
-    assert "3 selection or test documents are, word for word, in another set too" in caplog.text
+    assert "3 selection or test documents are, word for word, in another set too: losses on them are" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        removed = load(
+            tokenizer,
+            train_files=[str(tmp_path / "train" / "*")],
+            selection_files=[str(tmp_path / "selection" / "*")],
+            test_files=[str(tmp_path / "test" / "*")],
+            duplicates="remove",
+        )
+    assert removed.facts.removed_documents == 3
+    assert "in another set too: the others were removed" in caplog.text
+    assert "too low" not in caplog.text
 
 
 def test_null_and_blank_documents_are_skipped_and_counted(tmp_path, tokenizer):

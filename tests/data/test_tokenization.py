@@ -149,6 +149,15 @@ def test_chats_are_rendered_by_the_template(tmp_path, build_tokenizer):
     assert tokenizer.decode(counted).strip().startswith("kept ")
 
 
+def test_a_chat_without_messages_is_no_document(tmp_path, build_tokenizer):
+    """From a file, where messages are read as text, as from a table."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    rows = [*chats(), {"messages": []}]
+    facts = load(tokenizer, train_files=[write_jsonl(tmp_path / "chat.jsonl", rows)], rows="messages").facts
+    assert facts.skipped_documents == 1
+
+
 def test_a_chat_that_ends_itself_is_ended_once(tmp_path, build_tokenizer):
     """A template that writes the end-of-text token after the last turn gives the same tokens under either chat_loss."""
     tokenizer = build_tokenizer()

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
-from inheritune_hf.data import CausalCollator
+from inheritune_hf.data import CausalCollator, set_fingerprint
 from inheritune_hf.evaluation import ValidatedTrainer, document_ids, sequence_sums
 from inheritune_hf.evaluation.validation import sum_by_document
 from inheritune_hf.records import loss_text
@@ -169,6 +169,10 @@ def test_documents_of_a_set():
     """A column says the documents; without one each sequence is its own; sets without a length are refused."""
     assert document_ids(Dataset.from_dict({"input_ids": [[1], [2]], "document": [4, 4]})) == [4, 4]
     assert list(document_ids([{"input_ids": [1]}, {"input_ids": [2]}])) == [0, 1]
+    named = Dataset.from_dict({"input_ids": [[1], [2]], "document": ["a.txt", "b.txt"]})
+    for read in (document_ids, set_fingerprint):
+        with pytest.raises(ValueError, match=r"The column document must hold whole numbers, .* got 'a.txt'"):
+            read(named)
     stream = IterableDataset.from_generator(lambda: iter(()))
     with pytest.raises(ValueError, match="must have a length, got a IterableDataset"):
         document_ids(stream)
