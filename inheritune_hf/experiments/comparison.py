@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -570,13 +570,7 @@ def _last_validation(trainer: InherituneTrainer) -> Validation:
     if found is None and trainer.args.should_save:
         checkpoint = last_checkpoint(trainer.output_dir, len(trainer.rounds), trainer.run_digest)
         found = checkpoint[1].validation if checkpoint else None
-    validation: Validation | None = on_main_process(found)
-    if validation is None:
-        raise ValueError(
-            f"{trainer.output_dir} says that its training has ended, but its last checkpoint is gone or damaged; "
-            "remove this folder to train the cell again."
-        )
-    return validation
+    return cast(Validation, on_main_process(found))  # without its checkpoint the trainer has refused to go on
 
 
 # What a comparison would take

@@ -887,7 +887,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             if folder != ended:
                 raise ValueError(
                     f"{ended}, the checkpoint that ended round {index}, is gone or damaged, so the student cannot be "
-                    f"loaded from it. What this run has saved in {self.output_dir} is left as it is."
+                    f"loaded from it. What this run has saved in {self.output_dir} is left as it is; remove the folder "
+                    "to train it again."
                 )
         if folder.is_dir():
             if absent:
