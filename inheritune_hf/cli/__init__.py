@@ -57,7 +57,7 @@ options:
 
 exit status of demo and train: 0 matched, 3 no_more_layers, 4 budget_exhausted, 75 interrupted (run it again), 2 usage,
   1 error
-exit status of adapt and compare: 0 complete, 75 interrupted (run it again), 2 usage, 1 error
+exit status of adapt, compare and data: 0 complete, 75 interrupted (run it again), 2 usage, 1 error
 exit status of the others: 0 done (verify: nothing failed), 1 error (doctor: it cannot be cut), 2 usage
 """
 
