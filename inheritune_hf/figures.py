@@ -196,7 +196,7 @@ def _clean(root: ElementTree.Element, name: str) -> None:
         for key, value in element.attrib.items():
             value = re.sub(r"url\(#", f"url(#{name}-", value)
             value = re.sub(r"#[0-9a-f]{6}\b", lambda found: f"var(--{_NAMES[found[0]]})", value)
-            element.set(key, re.sub(r"(font: [\d.]+px) [^;]*", r"\1 system-ui, sans-serif", value))
+            element.set(key, re.sub(r"(font: [\d.]+px|font-family:) [^;]*", r"\1 system-ui, sans-serif", value))
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
         "style": "stroke-linejoin: round; stroke-linecap: butt",

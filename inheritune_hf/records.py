@@ -361,7 +361,7 @@ class RunRecord:
         """Return the command that builds the student from `reference` as it was before training, in `output`."""
         layers = self.recipe.get("keep_layers", InherituneConfig.keep_layers)
         words = ["inheritune", "inherit", reference]
-        words += ["--keep-layers", str(layers) if isinstance(layers, int | str) else ",".join(map(str, layers))]
+        words += ["--keep-layers", str(layers) if isinstance(layers, int | str) else describe(layers)]
         for name in ("inherit", "attention_scale"):
             default = getattr(InherituneConfig, name)
             if self.recipe.get(name, default) != default:
@@ -529,7 +529,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` so that a reader finds the old file or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, text, path.with_name(f".{path.name}.tmp"))
+    _write_whole(path, text, path.with_name(f".{path.name}.{os.getpid()}.tmp"))
 
 
 def _write_whole(path: Path, text: str, temporary: Path) -> None:

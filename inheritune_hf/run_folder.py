@@ -65,8 +65,9 @@ COURSE = (
 
 
 def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without empty ones; a confidence of none is kept: it says that means are compared."""
-    return {name: value for name, value in values.items() if value not in (None, [], {}) or name == "confidence"}
+    """Return settings without empty ones, but for those whose none says something: means are compared, no teacher."""
+    said = ("confidence", "distillation")
+    return {name: value for name, value in values.items() if value not in (None, [], {}) or name in said}
 
 
 def read_state(output_dir: Path) -> RunState | None:

@@ -189,7 +189,7 @@ def _matrices(attention: Tensor, share: float, name: str) -> Tensor:
     if not matrices.is_floating_point():
         matrices = matrices.double()
     # A sum is finite only if every entry is: this check needs no copy of the layer.
-    if not bool(torch.isfinite(matrices.sum())):
+    if not bool(torch.isfinite(matrices.sum(dtype=torch.promote_types(matrices.dtype, torch.float32)))):
         raise ValueError("Attention holds numbers that are not finite; check the model's weights and its precision.")
     return matrices
 

@@ -273,7 +273,7 @@ def batches_of(tokens: Tensor, model: PreTrainedModel) -> list[Tensor]:
 
 def open_model(model: Reference, **kwargs: Any) -> OpenedReference:
     """Return the model opened; unless `dtype` says otherwise it is measured in the precision that it was saved in."""
-    if isinstance(model, PreTrainedModel):  # any loaded model, also of an architecture without students
+    if isinstance(model, PreTrainedModel) and not kwargs.get("text_model"):  # also of an architecture without students
         return OpenedReference(model.name_or_path or type(model).__name__, model.config, model, None, None)
     opened = open_reference(model, **kwargs)
     return opened if "dtype" in opened.options else open_reference(opened, dtype="auto")
@@ -281,7 +281,7 @@ def open_model(model: Reference, **kwargs: Any) -> OpenedReference:
 
 def load_model(opened: OpenedReference) -> PreTrainedModel:
     """Return the model itself if it is loaded, else load it."""
-    return opened.load() if opened.model is None else opened.model
+    return opened.load() if opened.model is None or opened.multimodal is not None else opened.model
 
 
 def scores_folder() -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..measures import MEASURES
-from ..students import Reference
+from ..students import Reference, cuttable_order
 from .influence import loss_without
 from .measurement import batches_of, evaluating, load_model, measure_collapse, open_model
 from .recommendation import layer_order
@@ -80,6 +80,8 @@ def measure_untrained(
     for name, measure in MEASURES.items():
         by_report = measure.remove is None
         orders[name] = measure.order(report) if by_report else layer_order(opened, name, tokens[::2], wanted[0], **how)
+    # As a run would cut them: of a hybrid, each student has what its family needs.
+    orders = {name: cuttable_order(opened.config, order, wanted[0]) for name, order in orders.items()}
     layers = {name: tuple(tuple(sorted(order[:count])) for count in wanted) for name, order in orders.items()}
     model = load_model(opened)
     check_tokens(model, tokens)

@@ -248,7 +248,7 @@ def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, pr
         raise ValueError("Give --config or --files, not both.")
     if options.config:
         # Only its data and its seed are of use here: the run may be of a machine with other hardware.
-        run, _ = parse_plan([options.config], lambda parser: parser.add_argument("source"), prog)
+        run, _ = parse_plan(["--config", options.config], lambda parser: parser.add_argument("source", nargs="?"), prog)
         known = {"vocab_size": text.vocab_size, "context_length": getattr(text, "max_position_embeddings", None)}
         splits = load_data_splits(run.data, tokenizer, block_size=options.block_size, seed=run.args.seed, **known)
         first = Corpus(f"test set of {Path(options.config).name}", splits.test, set_fingerprint(splits.test))

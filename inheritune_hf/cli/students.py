@@ -154,7 +154,8 @@ def publish(argv: Sequence[str], prog: str) -> int:
         each = {"revision": f"round-{index}", "commit_message": f"Student of round {index}", **where}
         part = publish_student(folder, options.repo_id, **each)
         went = part.url or f"not uploaded; branch round-{index}"
-        text = f"{part.files['model.safetensors']:,} bytes of weights: {went}"
+        weights = sum(size for name, size in part.files.items() if name.endswith(".safetensors"))
+        text = f"{weights:,} bytes of weights: {went}"
         terminal.print_facts([(f"round {index}", text)])
     if not options.push:
         terminal.print("Nothing was uploaded. Add --push to upload.")

@@ -44,7 +44,7 @@ from .sources import (
     training_sources,
 )
 from .token_files import TokenFile, TokenSequences, copy_documents, open_token_file, read_documents, token_digests
-from .tokenization import Encoder, check_tokenizer, row_digest, seeded_hash, tokenize_documents
+from .tokenization import Encoder, check_tokenizer, definition, row_digest, seeded_hash, tokenize_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -479,9 +479,13 @@ def _load_stream(request: _Request) -> DataSplits:
         index,
         frozenset(name for name, value in settings.items() if value == "remove"),
     )
-    # In another order it is another stream: a run cannot resume in it.
-    order = f":{config.shuffle_documents}:{request.data_seed}" if config.shuffle_documents else ""
-    fingerprint = hashlib.sha256(f"{sources_fingerprint(sources)}{order}".encode()).hexdigest()
+    # In another order, or of other documents, it is another stream: a run cannot resume in it.
+    order = (config.shuffle_documents, request.data_seed) if config.shuffle_documents else None
+    near = (config.near_duplicates, config.near_duplicate_threshold)
+    left_out = (config.duplicates, *near, seed, *request.shares.items())
+    made = (request.block_size, config.chat_loss, config.document_boundaries, definition(request.tokenizer))
+    what = (sources_fingerprint(sources), order, left_out, made)
+    fingerprint = hashlib.sha256(repr(what).encode()).hexdigest()
     train = PackedStream(
         [
             StreamSource(rows, encoder, weight)

@@ -57,7 +57,9 @@ def adapt_reference(run: RunConfig, recipe: InherituneConfig, data: DataConfig, 
         raise ValueError(
             f"output_dir is the reference's own folder, {folder}: choose another one to save the result in."
         )
-    settings = run_settings(run, recipe, data, args)  # of the student's run, which may follow with the same ones
+    # Of the student's run, which may follow with the same ones, and this ordinary folder as its reference.
+    there = replace(run, revision=None, text_model=False, gguf_file=None)
+    settings = run_settings(there, recipe, data, args)
     recipe = InherituneConfig(keep_layers="every:1", steps_per_round=recipe.steps_per_round, loss=recipe.loss)
     own = with_changes(args, data_seed=(args.seed if args.data_seed is None else args.data_seed) + _DATA_SEED)
     with hold_output_dir(args):

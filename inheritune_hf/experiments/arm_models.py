@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .. import __version__
 from ..arms import SUBMODULES, Arm, Variant, each_twice, twice
-from ..config import InherituneConfig
+from ..config import PARTS, InherituneConfig
 from ..growth import rule_from_recipe
 from ..layers import resolve_layers
 from ..records import Lineage, encode
@@ -116,7 +116,7 @@ def with_parts(inputs: ArmInputs, parts: str) -> PreTrainedModel:
 def random_weights(inputs: ArmInputs) -> PreTrainedModel:
     """Return a model with the shape of the reference's first layers and none of its weights."""
     model = random_model(sliced_config(inputs.reference.config, range(inputs.layers)), inputs.seed)
-    return _with_lineage(model, inputs.reference, inputs.layers, (), inputs.seed)
+    return _with_lineage(model, inputs.reference, inputs.reference.depth, (), inputs.seed)
 
 
 def stacked(inputs: ArmInputs) -> PreTrainedModel:
@@ -237,7 +237,8 @@ def _with_lineage(
     model: PreTrainedModel, reference: OpenedReference, depth: int, layers: Sequence[int], seed: int
 ) -> PreTrainedModel:
     versions = {"inheritune_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
-    own: dict[str, Any] = {"reference_layers": depth, "kept_layers": tuple(layers), "inherited": (), "seed": seed}
+    own: dict[str, Any] = {"reference_layers": depth, "kept_layers": tuple(layers), "seed": seed}
+    own["inherited"] = PARTS if layers else ()
     lineage = Lineage(**reference.origin, **own, versions=versions)
     model.config.inheritune = encode(lineage)
     return model

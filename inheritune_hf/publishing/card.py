@@ -18,7 +18,7 @@ from ..config import PARTS, InherituneConfig
 from ..evaluation.abilities import unmeasured_abilities
 from ..evaluation.facts import StudentEvaluation
 from ..foreign_text import parse_yaml
-from ..outcomes import conclude_record, describe_evidence, describe_rule, matched_word
+from ..outcomes import conclude_record, describe_evidence, describe_rule, matched_word, student_depth
 from ..records import Match, RunRecord, perplexity, read_record
 from ..run_folder import EVALUATION_FILE
 from ..students import open_reference
@@ -40,23 +40,6 @@ _BLOCK_SIZE = 1024
 _MAX_CARD, _MAX_WORD = 4_000_000, 200
 
 _DEFAULTS = InherituneConfig().to_dict()
-_SHOWN_ARGUMENTS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "max_grad_norm",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-)
-
 # Licences that ask for something in a published derivative: what they are called, and what they ask for.
 _OBLIGATIONS = (
     (
@@ -223,6 +206,7 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         obligation=obligation(facts.license, facts.license_name),
         link=_safe_link(facts.license_link),
         recipe=_recipe(record),
+        depth=student_depth(record),
         command=record.inherit_command(record.lineage.reference_name, "student"),
         at_random=[part for part in PARTS if part not in record.lineage.inherited],
         number=lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.3g}",
@@ -270,7 +254,7 @@ def _recipe(record: RunRecord) -> str:
         "reference": lineage.reference_name,
         **lineage.where,
         **{name: value for name, value in record.recipe.items() if value != _DEFAULTS.get(name, _DEFAULTS)},
-        **{name: value for name, value in record.training.items() if name in _SHOWN_ARGUMENTS and value is not None},
+        **{name: value for name, value in record.training.items() if name != "world_size" and value is not None},
     }
     return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False).strip()
 

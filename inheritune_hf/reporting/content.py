@@ -191,7 +191,8 @@ def _run_facts(run: RunSummary) -> Iterator[tuple[str, str]]:
     """Yield what a reader looks for first: what was kept, beside what, size, loss, perplexity, speed and cost."""
     lineage, found, rounds = run.record.lineage, run.evaluation, run.record.rounds
     student, reference = run.result("student"), run.result("reference")
-    yield "layers kept", f"{run.depth}, layers {describe(lineage.kept_layers)}"
+    which = f"layers {describe(lineage.kept_layers)}" if lineage.kept_layers else "none inherited"
+    yield "layers kept", f"{run.depth}, {which}"
     yield "compared with", lineage.reference_name + (", and it trained further" if found and found.adapted else "")
     timed = found.efficiency if found else None
     mine, whole = (

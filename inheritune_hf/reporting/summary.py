@@ -170,10 +170,11 @@ def _unfinished(folder: Path, state: RunState) -> FinishedRun:
 
 def _logged(folder: Path) -> tuple[Curve, tuple[Forecast, ...], int]:
     """Return the selection losses and forecasts in the log of the last checkpoint, and its step."""
-    checkpoints = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    if not checkpoints:
+    found = {path.name.rpartition("-")[2]: path / "trainer_state.json" for path in folder.glob("checkpoint-*")}
+    logs = {int(step): path for step, path in found.items() if step.isdecimal() and path.is_file()}
+    if not logs:
         return (), (), 0
-    last = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])) / "trainer_state.json"
+    last = logs[max(logs)]
     log = decode(_TrainerLog, read_json(last), str(last), only_known=False)
     points = [(item.get("step"), item["eval_loss"]) for item in log.log_history if "eval_loss" in item]
     curve = decode(tuple[tuple[Count, float], ...], points, f"{last}: log_history")

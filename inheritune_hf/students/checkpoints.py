@@ -205,7 +205,7 @@ def find_weights(source: Source, use_safetensors: bool | None = None, weights_on
         if use_safetensors is not None and use_safetensors != (kind == "safetensors"):
             continue
         name, is_index = _with_variant(plain_name, source.variant), plain_name.endswith(".json")
-        path = None if source.force_download else source.find_cached(name)
+        path = None if source.force_download and not source.is_local else source.find_cached(name)
         if path is None and is_index:
             path = source.find(name)
         elif path is None and size_on_hub(source, name) is not None:

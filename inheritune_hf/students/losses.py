@@ -210,7 +210,8 @@ def choose_loss(
     if setting == "full":
         return "full", "as set"
     if dtype == torch.float16:
-        return "full", "gradients of a loss in float16 must be scaled before they are computed"
+        why = "gradients of a loss in float16 must be scaled before they are computed"
+        return "full", why if setting == "auto" else f"not {setting}: {why}"
     if setting == "auto" and vocabulary < LARGE_VOCABULARY:
         return "full", f"a vocabulary of {vocabulary:,} tokens is small"
     missing = {

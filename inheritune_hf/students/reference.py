@@ -100,8 +100,9 @@ class OpenedReference:
 
     Every function that takes a reference takes an opened one, and then opens nothing again. `name` is as it was given,
     or of a loaded model its `name_or_path` or class; `options` is what else `from_pretrained` is given to load it, such
-    as `dtype`, and `changes` the config fields that were asked for. What is read later is of the same `commit`. Where
-    the reference is the text model inside a multimodal model, `multimodal` is the type of that.
+    as `dtype`, `changes` the config fields that were asked for, and `replaced` says that a whole config was given in
+    place of that in its files. What is read later is of the same `commit`. Where the reference is the text model inside
+    a multimodal model, `multimodal` is the type of that.
     """
 
     name: str
@@ -112,6 +113,7 @@ class OpenedReference:
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     multimodal: str | None = None
+    replaced: bool = False
 
     @property
     def is_rebuilt(self) -> bool:
@@ -190,6 +192,10 @@ class OpenedReference:
         second for each gigabyte).
         """
         settings = {**self.changes, "dtype": self.options.get("dtype")}
+        loaded = ("quantization_config", "use_safetensors")
+        settings |= {name: self.options[name] for name in loaded if name in self.options}
+        if self.replaced:
+            settings["config"] = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
         if self.multimodal is not None:
             settings["text_model"] = self.multimodal
         digest = hashlib.sha256(json.dumps({name: str(settings[name]) for name in sorted(settings)}).encode())
@@ -303,6 +309,8 @@ def open_reference(reference: Reference, **kwargs: Any) -> OpenedReference:
         opened = OpenedReference(name, config, reference, None, commit, options, changes)
     else:
         opened = _open_files(reference, given, options, text_model)
+    if given is not None:
+        opened = replace(opened, replaced=True)
     _refuse_quantized_config(opened)
     if text_model and opened.multimodal is None:
         opened = _text_model_of(opened)

@@ -238,8 +238,9 @@ class Teacher:
 
     def _compare_with(self, head: Head | None) -> Compare:
         def compare(scores: Tensor, targets: Tensor, *taught: Tensor) -> Tensor:
-            with torch.no_grad():
-                logits = (taught[0] if head is None else head.logits(taught[0])).float()
+            # As its body, the teacher's head is computed in the teacher's own precision, whatever the student's is.
+            with torch.no_grad(), torch.autocast(taught[0].device.type, enabled=False):
+                logits = (taught[0] if head is None else head.logits(taught[0].to(head.weight.dtype))).float()
             return weighted_sum(scores, logits, targets, self.weights, self.temperature)
 
         return compare

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from families import CASES
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.analysis import layer_order, loss_without, measure_untrained
@@ -46,6 +47,15 @@ def test_depths_may_be_given(model, sequences):
         measure_untrained(model, sequences[:1])
     with pytest.raises(ValueError, match=r"depths must be from 1 to 6, .* got \[2, 7\]"):
         measure_untrained(model, sequences[:2], [2, 7])
+
+
+def test_students_are_those_that_a_run_would_cut(sequences):
+    """Of a hybrid each student keeps a layer that attends, whatever a measure says."""
+    kinds = ["conv", "conv", "full_attention", "conv"]
+    values = {**CASES["lfm2"][0], "num_hidden_layers": 4, "layer_types": kinds}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("lfm2", **values))
+    found = measure_untrained(model, sequences[:2] % model.config.vocab_size, [1, 2])
+    assert all(2 in kept for students in found.layers.values() for kept in students)
 
 
 @pytest.mark.slow

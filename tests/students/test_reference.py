@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
 from inheritune_hf.students import NoTokenizer, find_blocks, inspect_architecture, open_reference, plan_inheritance
@@ -74,6 +74,16 @@ def test_the_fingerprint_follows_the_content(gpt2, gpt2_folder, tmp_path):
     with torch.no_grad():
         next(gpt2.parameters())[0, 0] += 1
     assert loaded != open_reference(gpt2).fingerprint()
+
+
+def test_the_fingerprint_follows_a_config_that_is_given(gpt2_folder):
+    """A whole config in place of that in the files makes another model; so do quantization and other files."""
+    config = AutoConfig.from_pretrained(gpt2_folder)
+    config.layer_norm_epsilon = 10.0
+    plain = open_reference(gpt2_folder)
+    others = [open_reference(gpt2_folder, config=config), open_reference(plain, config=config)]
+    others.append(open_reference(gpt2_folder, use_safetensors=False))
+    assert len({plain.fingerprint(), *(one.fingerprint() for one in others)}) == 3
 
 
 def test_the_fingerprint_of_shards_in_a_folder(gpt2, tmp_path):
