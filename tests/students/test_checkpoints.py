@@ -353,8 +353,8 @@ def test_a_mapped_file_that_is_emptied_while_it_is_copied_is_named(tmp_path, mon
 
 def test_a_file_that_ends_early_is_named(published, monkeypatch):
     """If a file gives fewer bytes than its header says, that is an error and not zeros."""
-    check, file = checkpoints._check_unchanged, published / "model.safetensors"
-    monkeypatch.setattr(checkpoints, "_check_unchanged", lambda *args: None if args[0] == file else check(*args))
+    check, whole = checkpoints._check_unchanged, published / "model.safetensors"
+    monkeypatch.setattr(checkpoints, "_check_unchanged", lambda *args: None if args[0] == whole else check(*args))
     (unread, *_) = open_safetensors(published / "model.safetensors").values()
     read = unread.read.__closure__
     assert read
