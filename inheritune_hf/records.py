@@ -529,7 +529,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` so that a reader finds the old file or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, text, path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+    _write_whole(path, text, path.with_name(f".{path.name}.tmp"))
 
 
 def _write_whole(path: Path, text: str, temporary: Path) -> None:
