@@ -39,10 +39,23 @@ from inheritune_hf.records import (
     write_record,
     write_text,
 )
+from inheritune_hf.run_folder import without_nothing
 
 ROUND = Round(1, (0, 1), 0, 10, 640, 1e9, 1.5, 3.1, 3.0, Match(False, False, 0.1, None, None, 4, "few"))
 LINEAGE = Lineage("gpt2", None, 12, (0, 1), {"torch": "2"})
 RUN = RunRecord({"keep_layers": 2}, LINEAGE, (ROUND,), "no_more_layers", 3.0)
+
+
+def test_the_command_that_cuts_one_layer_names_it():
+    """A list of one layer is no count of first layers."""
+    for layers, word in (([5], "5:6"), ([0], "0:1"), (2, "2"), ([0, 1, 2, 5], "0:3,5")):
+        assert f" --keep-layers {word} " in replace(RUN, recipe={"keep_layers": layers}).inherit_command("ref", "out")
+
+
+def test_what_none_says_is_kept_in_settings():
+    """Without a teacher, and by means: where a default would say otherwise, none is written."""
+    values = {"confidence": None, "distillation": None, "schedule": [], "target": 2.0, "revision": None}
+    assert without_nothing(values) == {"confidence": None, "distillation": None, "target": 2.0}
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,15 @@ def test_a_stream_leaves_them_out(tmp_path, tokenizer):
     assert (exact["left_out"], exact["near"]) == (2, 2)
 
 
+def test_a_stream_of_other_documents_is_another(tmp_path, tokenizer):
+    """What leaves documents out, and how text becomes sequences, is in a stream's fingerprint, which a run keeps."""
+    files, _ = given_sets(tmp_path)
+    changes = ({}, {"near_duplicates": "remove"}, {"duplicates": "remove"}, {"document_boundaries": True})
+    found = [load(tokenizer, **files, streaming=True, **change).train.fingerprint for change in (*changes, {})]
+    assert found[0] == found[-1]
+    assert len(set(found)) == len(changes)
+
+
 DIGESTS = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), min_size=3, max_size=60)
 small = settings(deadline=None, database=None, derandomize=True)
 

@@ -88,6 +88,10 @@ def test_random_weights_have_nothing_of_the_reference(reference):
         torch.equal(tensor, outside(whole)[name]) for name, tensor in outside(first).items() if "wte" in name
     )
     assert arm_models.random_weights(inputs(reference)).config.n_layer == DEPTH
+    lineage = first.config.inheritune
+    assert (lineage["reference_layers"], lineage["kept_layers"], lineage["inherited"]) == (DEPTH, [], [])
+    parts = arm_models.build_arm(ARMS["last"], inputs(reference, 4)).config.inheritune["inherited"]
+    assert "attention" in parts
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def test_forecasts_are_shown_beside_what_came(interrupted):
         Forecast(at, end, loss, 5.1, 5.3, 0.1) for at, end, loss in ((50, 120, 5.31), (60, 120, 5.23), (90, 120, 5.22))
     ]
     log = [{"step": item.at_step, **item.logged()} for item in (*made, Forecast(180, 240, 5.19, 5.15, 5.25))]
-    write_json(interrupted / "checkpoint-190" / "trainer_state.json", {"global_step": 190, "log_history": log})
+    for name in ("checkpoint-190", "checkpoint-190-backup"):
+        write_json(interrupted / name / "trainer_state.json", {"global_step": 190, "log_history": log})
     blocks = blocks_of(build_report(read_run(interrupted)), "losses")
     table = next(item for item in blocks if getattr(item, "caption", "").startswith("Forecasts"))
     assert table.rows == (

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from inheritune_hf import InheritedModelForCausalLM
+from inheritune_hf.analysis import measure_collapse
 from inheritune_hf.publishing import save_inherited
 from inheritune_hf.students import open_reference, plan_inheritance, verify_student
 from inheritune_hf.students.architectures import MULTIMODAL_TYPES
@@ -163,6 +164,8 @@ def test_the_text_model_is_the_one_inside(kind, build, tokens, tmp_path):
     alone = opened.load(dtype=torch.float32)
     assert torch.equal(logits(alone, tokens), logits(whole, tokens))
     assert "ForCausalLM" in type(alone).__name__
+    measured = [measure_collapse(one, tokens, text_model=True, controls=False) for one in (whole, opened)]
+    assert measured[0].blocks.loss == measured[1].blocks.loss
     in_memory = open_reference(whole, text_model=True).load()
     assert torch.equal(logits(in_memory, tokens), logits(whole, tokens))
     plan = save_inherited(opened, "1,2,5", tmp_path / "student")
