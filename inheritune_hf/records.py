@@ -520,19 +520,20 @@ def write_record(path: str | os.PathLike[str], record: Any) -> None:
     write_json(path, {"format": getattr(record, "FORMAT", 1), **encode(record)})
 
 
-def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Write `values` to `path` as JSON so that a reader finds the old file or the new one, never a part."""
-    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: str | os.PathLike[str], values: Mapping[str, Any], shared: bool = False) -> None:
+    """Write `values` to `path` as JSON, as `write_text` writes text."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n", shared)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` so that a reader finds the old file or the new one, never a part."""
+def write_text(path: str | os.PathLike[str], text: str, shared: bool = False) -> None:
+    """
+    Write `text` to `path` so that a reader finds the old file or the new one, never a part.
+
+    With `shared` other processes may write it at once.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, text, path.with_name(f".{path.name}.tmp"))
-
-
-def _write_whole(path: Path, text: str, temporary: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -737,8 +738,7 @@ class Cache(Generic[Record]):
         """Keep `record` under `key`; processes may do so at once."""
         path = self.path(key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"key": encode(key), "value": encode(record)}, ensure_ascii=False)
-            _write_whole(path, text + "\n", path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+            write_text(path, text + "\n", shared=True)
         except OSError as error:
             logger.warning("%s cannot be written (%s); it is not kept.", path, error)

@@ -52,6 +52,16 @@ def test_the_command_that_cuts_one_layer_names_it():
         assert f" --keep-layers {word} " in replace(RUN, recipe={"keep_layers": layers}).inherit_command("ref", "out")
 
 
+def test_processes_may_write_a_shared_file_at_once(tmp_path):
+    """What another process has begun to write is not touched."""
+    (tmp_path / ".source.json.tmp").write_text("half")
+    (tmp_path / ".source.json.1.tmp").write_text("half")
+    write_json(tmp_path / "source.json", {"a": 1}, shared=True)
+    assert read_json(tmp_path / "source.json") == {"a": 1}
+    assert {path.read_text() for path in tmp_path.glob(".*.tmp")} == {"half"}
+    assert len(list(tmp_path.glob(".*.tmp"))) == 2
+
+
 def test_what_none_says_is_kept_in_settings():
     """Without a teacher, and by means: where a default would say otherwise, none is written."""
     values = {"confidence": None, "distillation": None, "schedule": [], "target": 2.0, "revision": None}

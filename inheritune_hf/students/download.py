@@ -221,7 +221,7 @@ def _fetch_header(file: RemoteFile, location: _Location) -> Header:
     if 8 + length + end != location.size:
         raise OSError(f"{file} is not whole: its tensors end at byte {8 + length + end}, not at {location.size}.")
     header = Header(location.commit, location.etag, location.size, 8 + length, tensors)
-    write_json(file.folder(location.commit) / _SOURCE, vars(header))
+    write_json(file.folder(location.commit) / _SOURCE, vars(header), shared=True)
     return header
 
 
