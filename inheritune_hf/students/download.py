@@ -214,10 +214,12 @@ def _fetch_header(file: RemoteFile, location: _Location) -> Header:
     try:
         tensors = json.loads(text)
         tensors.pop("__metadata__", None)
-        ends = [_checked_end(name, entry) for name, entry in tensors.items()]
+        spans = sorted((entry["data_offsets"][0], _checked_end(name, entry)) for name, entry in tensors.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(f"{file} is not a safetensors file: its header cannot be read ({error}).") from error
-    end = max(ends, default=0)
+    end = max((end for _, end in spans), default=0)
+    if any(begin != before for (_, before), (begin, _) in pairwise([(0, 0), *spans])):
+        raise OSError(f"{file} is not a safetensors file: by its header tensors overlap, or leave bytes between them.")
     if 8 + length + end != location.size:
         raise OSError(f"{file} is not whole: its tensors end at byte {8 + length + end}, not at {location.size}.")
     header = Header(location.commit, location.etag, location.size, 8 + length, tensors)

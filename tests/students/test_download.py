@@ -308,14 +308,21 @@ def zero(tensors):
         tensor.zero_()
 
 
+OVERLAP = (
+    b'{"a": {"dtype": "F32", "shape": [10], "data_offsets": [0, 40]},'
+    b' "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}'
+)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1" * 9, "its header cannot be"),
         ((20).to_bytes(8, "little") + b"{" * 2000, "its header cannot be read"),
         ((2).to_bytes(8, "little") + b"{}" + b"x" * 500, "is not whole: its tensors end at byte 10, not at 510"),
+        (len(OVERLAP).to_bytes(8, "little") + OVERLAP + b"x" * 40, "tensors overlap, or leave bytes between them"),
     ],
-    ids=["pointer", "no-json", "truncated"],
+    ids=["pointer", "no-json", "truncated", "overlap"],
 )
 def test_what_is_no_safetensors_file_is_named(content, message, hub, on_hub, publish, cache):
     """A file with a broken header is named, and nothing more is fetched of it."""
