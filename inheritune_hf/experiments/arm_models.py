@@ -90,7 +90,7 @@ def assemble(reference: Reference, blocks: Sequence[int | None], seed: int, keep
             new[place].load_state_dict(old[kept.index(layer)].state_dict())
     if keep_scale and getattr(opened.config, "scale_attn_by_inverse_layer_idx", False):
         scale_queries(model, [(place + 1) / (layer + 1) for place, layer in enumerate(places)])
-    return _with_lineage(model, opened, opened.depth, places, seed)
+    return _with_lineage(model, opened, places, seed)
 
 
 def check_order(config: PreTrainedConfig, blocks: Sequence[int]) -> None:
@@ -116,7 +116,7 @@ def with_parts(inputs: ArmInputs, parts: str) -> PreTrainedModel:
 def random_weights(inputs: ArmInputs) -> PreTrainedModel:
     """Return a model with the shape of the reference's first layers and none of its weights."""
     model = random_model(sliced_config(inputs.reference.config, range(inputs.layers)), inputs.seed)
-    return _with_lineage(model, inputs.reference, inputs.reference.depth, (), inputs.seed)
+    return _with_lineage(model, inputs.reference, (), inputs.seed)
 
 
 def stacked(inputs: ArmInputs) -> PreTrainedModel:
@@ -181,7 +181,7 @@ def half_width(inputs: ArmInputs) -> PreTrainedModel:
         for name, tensor in model.state_dict().items():
             parts = 3 if config.model_type == "gpt2" and f".{_FUSED}." in name else 1
             tensor.copy_(_leading(given[name], tensor.shape, parts))
-    return _with_lineage(model, opened, opened.depth, range(opened.depth), seed)
+    return _with_lineage(model, opened, range(opened.depth), seed)
 
 
 def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -234,12 +234,11 @@ def _leading(tensor: Tensor, shape: Sequence[int], parts: int) -> Tensor:
 
 
 def _with_lineage(
-    model: PreTrainedModel, reference: OpenedReference, depth: int, layers: Sequence[int], seed: int
+    model: PreTrainedModel, reference: OpenedReference, layers: Sequence[int], seed: int
 ) -> PreTrainedModel:
     versions = {"inheritune_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
-    own: dict[str, Any] = {"reference_layers": depth, "kept_layers": tuple(layers), "seed": seed}
-    own["inherited"] = PARTS if layers else ()
-    lineage = Lineage(**reference.origin, **own, versions=versions)
+    own: dict[str, Any] = {"kept_layers": tuple(layers), "inherited": PARTS if layers else (), "seed": seed}
+    lineage = Lineage(**reference.origin, reference_layers=reference.depth, **own, versions=versions)
     model.config.inheritune = encode(lineage)
     return model
 

@@ -195,8 +195,8 @@ OUTCOME = ("layers", "parameters", "test loss", "to the reference", "to the refe
 COST = ("rate", "tokens", "FLOPs", "epochs", "tokens to match", "FLOPs to match", "minutes", "lazy layers")
 
 _BUDGETS = {
-    "tokens": "The budget of every arm is the same tokens{more}.",
-    "flops": "The budget of every arm is the same FLOPs{more}, but for the controls "
+    "tokens": "The budget of every arm is the same tokens.",
+    "flops": "The budget of every arm is the same FLOPs, but for the controls "
     f"({', '.join(f'`{name}`' for name in CONTROLS)}): they take as many steps as the student did over all its rounds, "
     "whatever that costs, because a control that saw less text would be easier to beat.",
 }
@@ -236,7 +236,7 @@ def table_notes(rows: Sequence[ArmResult], record: ComparisonRecord) -> list[str
     notes = sorted({item.note for row in rows for item in (row.to_reference, row.to_continued) if item and item.note})
     more = [f"`{row.arm}`" for row in rows if (arm := ARMS.get(row.arm)) and (arm.budgets > 1 or arm.after_reference)]
     return [
-        _BUDGETS[record.compare.budget].format(more=f" ({' and '.join(more)}: more, see there)" if more else ""),
+        _BUDGETS[record.compare.budget] + (f" More by design: {', '.join(more)}." if more else ""),
         f"Test loss in nats per token, mean over {len(record.compare.seeds)} seed(s) ± standard deviation. Differences "
         "are paired by document and seed, with a 95 % interval that covers other documents and other seeds. Tokens and "
         "FLOPs count all rounds and stages, failed ones included; the reference's own training counts in its row and "

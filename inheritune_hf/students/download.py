@@ -316,7 +316,7 @@ def merge(spans: Sequence[Span]) -> list[tuple[int, int]]:
     ranges: list[tuple[int, int]] = []
     for index, (begin, end, _) in enumerate(spans):
         if index and index - 1 in joined:
-            ranges[-1] = ranges[-1][0], max(ranges[-1][1], end)
+            ranges[-1] = ranges[-1][0], end
         else:
             ranges.append((begin, end))
     return ranges

@@ -174,8 +174,8 @@ def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
 
 def unseal_checkpoint(checkpoint: Path) -> None:
     """Declare a checkpoint incomplete before it is written again; what a kill left of a seal goes too."""
-    for path in (checkpoint / _SEAL, *checkpoint.glob(f".{_SEAL}.*tmp")):
-        path.unlink(missing_ok=True)
+    for name in (_SEAL, f".{_SEAL}.tmp"):
+        (checkpoint / name).unlink(missing_ok=True)
 
 
 def rotate_checkpoints(output_dir: Path, step: int, most: int | None) -> None:

@@ -947,9 +947,9 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
 
     def get_batch_samples(self, *words: Any) -> tuple[list[Any], Tensor | int | None]:
         """
-        Return the batches of a step and its tokens, one at least.
+        Return the batches of a step and how many of their tokens count, but at least 1.
 
-        A step of which no token counts, such as of a long message of the user, has a loss of 0 then, and not none.
+        Where none counts, as within a long user message, the loss is then 0 and not NaN.
         """
         batches, items = super().get_batch_samples(*words)
         return batches, items.clamp(min=1) if isinstance(items, Tensor) else items

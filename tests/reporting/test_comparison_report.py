@@ -1,11 +1,12 @@
 """What the report of a comparison says, and that every figure is a record's."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from recorded_runs import CELLS, LINEAGE, RECIPE, ROUNDS, cell, comparison_record, write_comparison
 
-from inheritune_hf.experiments.results import arm_results, table_cells
+from inheritune_hf.experiments.results import arm_results, table_cells, table_notes
 from inheritune_hf.records import RunRecord, encode, write_json
 from inheritune_hf.reporting import read_run, write_report
 from inheritune_hf.reporting.content import Chart, Table, Texts, build_comparison, build_report
@@ -150,3 +151,12 @@ def test_what_is_no_finished_comparison_is_said(comparison, tmp_path):
     (write_comparison(tmp_path / "broken") / "comparison.json").write_text("{")
     with pytest.raises(ValueError, match=r"comparison\.json is damaged"):
         write_report(tmp_path / "broken")
+
+
+def test_arms_that_get_more_are_named():
+    """The budget is the same for all but those whose name says otherwise, and only those that were run are named."""
+    record = comparison_record()
+    rows = arm_results(record)
+    assert table_notes(rows, record)[0] == "The budget of every arm is the same tokens."
+    more = [*rows, *(replace(rows[-1], arm=name) for name in ("random-2x", "random-long"))]
+    assert table_notes(more, record)[0].endswith("same tokens. More by design: `random-2x`, `random-long`.")

@@ -314,7 +314,7 @@ def test_a_callback_with_a_state_may_be_added_later(reference, tmp_path):
 
 
 def test_a_step_of_which_no_token_counts(reference, tmp_path):
-    """Such a batch, of a long message of the user, moves nothing, and the run goes on."""
+    """A batch within a long user message has no loss: it is logged as 0, and training continues."""
     row = [1, 2, 3, 4] * 4
     rows = [{"input_ids": row, "labels": [-100] * 16 if number == 3 else row} for number in range(16)]
     settings = {"per_device_train_batch_size": 1, "logging_steps": 1}

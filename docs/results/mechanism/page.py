@@ -121,7 +121,7 @@ def write_page() -> None:
         for name, record in by_loss(records).items()
         for found in [to_reference(record)]
     ]
-    differences = difference_panel(rows, "test loss less the reference's (nats per token); layers in brackets")
+    differences = difference_panel(rows, "test loss minus the reference's (nats per token); layers in brackets")
     save_panels(PAGE.with_name("mechanism-differences.png"), [differences])
     curves = {name: [curve(cell) for cell in record.cells] for name, record in by_loss(records).items()}
     means = {name: next(iter(mean_curves(record).values())) for name, record in by_loss(records).items()}
