@@ -54,6 +54,16 @@ def by_hand(student, teacher, targets, weights, temperature):
     return total
 
 
+def test_the_teachers_head_keeps_its_precision():
+    """Within the student's mixed precision the teacher's logits are those that it has outside, as its body's are."""
+    teacher = Teacher(tiny.reference_model(), {"forward_kl": 1.0}, 1.0, (0,))
+    compare = teacher._compare_with(Head(20 * draw(11, 8).float()))
+    scores, hidden, targets = draw(7, 11, seed=1).float(), draw(7, 8, seed=2).float(), torch.arange(7)
+    outside = compare(scores, targets, hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compare(scores, targets, hidden), outside)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_losses_are_what_their_formulas_say(temperature):
     """Every loss, summed over the tokens that count; none between equal distributions."""
