@@ -14,7 +14,7 @@ from inheritune_hf.records import decode, read_json, write_text
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "mechanism.md"
-LOOPS = ("loop-heal", "loop-skip", "loop-first", "loop-paper")
+LOOPS = ("loop-heal", "loop-long", "loop-skip", "loop-first", "loop-paper")
 GAIN, HALF = 0.01, 0.05  # what a reference worth matching gains at most, and what half its depth loses at least
 
 _PAGE = """# All arms on one budget
@@ -28,12 +28,12 @@ python docs/results/mechanism/run.py page
 
 The reference is the one in the package: GPT-2 with {layers} layers, {parameters:,} parameters, attention scaled by
 depth as in the paper, trained on 45 English novels (ELTeC) for {seen:,} tokens, {each} for each parameter. Every arm
-has a tenth of that, {tokens:,} tokens, but `random-2x` twice as many. They are from the {train} novels that the
-reference was trained on, as in the paper; an arm that chooses layers takes {kept}. Test and selection set are {test}
-and {selection} passages of {books} other novels. Each learning rate was tuned with one seed until the best lay between
-two others, and {seeds} seeds were run with it{alone}. Losses are in nats per token. Differences are paired by passage
-and seed, with a 95 % interval that covers other passages and other seeds; one is *established* if its interval excludes
-zero. The reference's test loss is {loss:.4f}; *trained further* is `continued`.
+has a tenth of that, {tokens:,} tokens, but `random-2x` twice and `loop-long` three times as many. They are from the
+{train} novels that the reference was trained on, as in the paper; an arm that chooses layers takes {kept}. Test and
+selection set are {test} and {selection} passages of {books} other novels. Each learning rate was tuned with one seed
+until the best lay between two others, and {seeds} seeds were run with it{alone}. Losses are in nats per token.
+Differences are paired by passage and seed, with a 95 % interval that covers other passages and other seeds; one is
+*established* if its interval excludes zero. The reference's test loss is {loss:.4f}; *trained further* is `continued`.
 
 ## Is the reference worth matching
 
@@ -65,7 +65,8 @@ to another position keeps its own scale here, or takes that of the position (`mo
 `loop-heal` is `preset: heal` from 10 layers by `skip` on, in two rounds, with the reference as teacher. `loop-skip` and
 `loop-first` are the same without a teacher, from 9 layers by `skip` or the first 9 on, in three rounds. All three get
 one layer after a miss, keep what was trained, and have one schedule over all rounds. `loop-paper` is `preset: paper`:
-the first 6, then two more, inherited afresh, in four rounds.
+the first 6, then two more, inherited afresh, in four rounds. `loop-long` is one long round of `preset: heal` with 9
+layers by `skip`, at the rate of `loop-heal`: no deeper student is tried.
 
 {loops}
 
@@ -249,7 +250,7 @@ def row(name: str, record: ComparisonRecord, records: Records) -> str:
     cells, losses = record.cells, tests(record)
     rates = sorted(next(iter(record.sweep.values())), key=float)
     rate = f"{cells[0].learning_rate:g}"
-    edge = "" if rates[0] != rate != rates[-1] else ", at an end"
+    edge = "" if rates[0] != rate != rates[-1] else ", not tuned" if len(rates) == 1 else ", at an end"
     continued = pair(records, name, "continued") if name != "continued" else None
     spread = f" ± {stdev(losses):.4f}" if len(losses) > 1 else ""
     return (

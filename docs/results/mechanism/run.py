@@ -9,9 +9,9 @@ BOOKS are JSONL files of novels, one to a row, with `id` and `text`: those that 
 (examples/train_reference.py). Arms are trained on the same novels as the reference, as in the paper, and measured on
 those that it was not trained on. Each arm is run by `inheritune compare` with recipe.yaml beside this script: first
 with one seed at three learning rates, to which the next is added while the best is at an end, then with all seeds, but
-for those of ONE_SEED. Its record is kept in this folder, and an arm that has one is skipped; the same command resumes
-what was interrupted, and several processes share the arms. `--wide` trains a reference as wide as GPT-2 small on a GPU
-first, with the tokenizer in a folder, and compares arms on it with wide/recipe.yaml. `page` writes
+for those of ONE_RATE and ONE_SEED. Its record is kept in this folder, and an arm that has one is skipped; the same
+command resumes what was interrupted, and several processes share the arms. `--wide` trains a reference as wide as GPT-2
+small on a GPU first, with the tokenizer in a folder, and compares arms on it with wide/recipe.yaml. `page` writes
 docs/results/mechanism.md from the records that there are.
 """
 
@@ -46,8 +46,11 @@ LOOP = " --grow_by 1 --max_steps {budget} --keep_layers "
 CONTINUED = "inheritune --growth continue --optimizer_state keep --lr_schedule continue" + LOOP
 FROM_9 = "9 --steps_per_round {third} --eval_steps {third_look}"
 FROM_10 = "10 --steps_per_round {half} --eval_steps {half_look}"
+ONCE = " --keep_layers skip:9 --max_layers 9 --steps_per_round {long} --max_steps {long} --budget_steps {long}"
 #: Arms on which no claim rests: they keep to the first seed.
-ONE_SEED = ("spaced", "loop-paper", "continued-new")
+ONE_SEED = ("spaced", "loop-paper", "continued-new", "loop-long")
+#: The arm whose rate is not tuned: it takes the one that was best for the loop of a third of its length.
+ONE_RATE = ("loop-long",)
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
 ARMS = {
     "continued": (0.2, "continued"),
@@ -66,6 +69,7 @@ ARMS = {
     "last-moved-scale": (1.8, "last/moved-scale"),
     "middle-moved-scale": (1.8, "middle/moved-scale"),
     "spaced": (1.8, "spaced"),
+    "loop-long": (1.8, "inheritune/kd --preset heal --grow_by 1 --eval_steps {long_look}" + ONCE),
     "continued-new": (0.067, "continued --train_files {work}/new.jsonl"),
 }
 
@@ -85,11 +89,11 @@ class Study:
         return dict(yaml.safe_load((self.records / "recipe.yaml").read_text(encoding="utf-8")))
 
     def words(self, name: str) -> list[str]:
-        """Return what `compare` takes for an arm; a loop's rounds are a half to a quarter of the budget."""
+        """Return what `compare` takes for an arm; a loop's rounds are a part of the budget, or three times as long."""
         budget = self.recipe["budget_steps"]
-        half, third, quarter = (budget // parts for parts in (2, 3, 4))
-        looks = {"half_look": half // 12, "third_look": third // 8, "quarter_look": quarter // 11}
-        parts = {"half": half, "third": third, "quarter": quarter, **looks}
+        rounds = {"half": budget // 2, "third": budget // 3, "quarter": budget // 4, "long": 3 * budget}
+        looks = {"half_look": 12, "third_look": 8, "quarter_look": 11, "long_look": 24}
+        parts = {**rounds, **{look: rounds[look[:-5]] // count for look, count in looks.items()}}
         return ARMS[name][1].format(work=self.work, budget=budget, **parts).split()
 
 
@@ -199,13 +203,13 @@ def run_unscaled(books: list[str]) -> dict[str, Any]:
 def run_arm(study: Study, name: str) -> dict[str, Any]:
     """Find an arm's learning rate with the first seed, run it with all seeds, and return its record."""
     middle = RATES.index(ARMS[name][0])
-    low, high = middle - 1, middle + 1
+    low, high = (middle, middle) if name in ONE_RATE else (middle - 1, middle + 1)
     while True:
         found = compare(study, name, RATES[low : high + 1], study.seeds[:1])
         chosen = found["cells"][0]["learning_rate"] / study.recipe["learning_rate"]
-        if low > 0 and math.isclose(chosen, RATES[low]):
+        if 0 < low < high and math.isclose(chosen, RATES[low]):
             low -= 1
-        elif high < len(RATES) - 1 and math.isclose(chosen, RATES[high]):
+        elif low < high < len(RATES) - 1 and math.isclose(chosen, RATES[high]):
             high += 1
         else:
             seeds = study.seeds[:1] if name in ONE_SEED else study.seeds
