@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import pickle
@@ -39,6 +38,7 @@ from .download import (
     fetch_tensors,
     fetched_names,
     file_size,
+    local_header,
     read_header,
 )
 
@@ -425,12 +425,9 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
             pass  # it checks that header and length belong together
     except SafetensorError as error:
         raise OSError(f"{path} is not a complete safetensors file ({error}). Download it again.") from error
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+    begin, header = local_header(path)
     return _lazy_tensors(
-        header, str(path), lambda entry: _in_file(path, signature, 8 + length + entry["data_offsets"][0], entry)
+        header, str(path), lambda entry: _in_file(path, signature, begin + entry["data_offsets"][0], entry)
     )
 
 

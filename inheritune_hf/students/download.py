@@ -143,7 +143,7 @@ def etag_of(file: RemoteFile) -> str | None:
 
 def fetched_names(file: RemoteFile) -> frozenset[str]:
     """Return the names of the tensors that are in the cache."""
-    return frozenset(name for names in _parts(file.folder()).values() for name in names)
+    return frozenset(_held(file.folder()))
 
 
 def fetch_tensors(file: RemoteFile, choose: Choose, refresh: bool = False) -> list[Path]:
@@ -158,8 +158,10 @@ def fetch_tensors(file: RemoteFile, choose: Choose, refresh: bool = False) -> li
         OSError: If the Hub does not give the file, or connections break again and again; running it again resumes.
     """
     known = None if refresh else cached_header(file)
-    if known is not None and not _missing(file.folder(), choose(known.tensors)):
-        return _files_with(file.folder(), choose(known.tensors))
+    if known is not None:
+        wanted, held = choose(known.tensors), _held(file.folder())
+        if set(wanted) <= set(held):
+            return sorted({held[name] for name in wanted})
     location = _Location(file)
     folder = file.folder(location.commit)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,35 +171,28 @@ def fetch_tensors(file: RemoteFile, choose: Choose, refresh: bool = False) -> li
                 part.unlink(missing_ok=True)
         header = known or _fetch_header(file, location)
         wanted = choose(header.tensors)
-        missing = _missing(folder, wanted)
+        missing = sorted(set(wanted) - set(_held(folder)))
         if missing:
             _fetch(file, location, header, missing, folder)
-    return _files_with(folder, wanted)
+        held = _held(folder)
+    return sorted({held[name] for name in wanted})
 
 
 # What the cache holds
 
 
-def _parts(folder: Path) -> dict[Path, list[str]]:
-    """Return the names of the tensors in each file that was fetched."""
-    return {path: list(_read_own_header(path)) for path in sorted(folder.glob("*.safetensors"))}
+def _held(folder: Path) -> dict[str, Path]:
+    """Return the tensors that were fetched, each with the file that holds it."""
+    return {name: path for path in sorted(folder.glob("*.safetensors")) for name in local_header(path)[1]}
 
 
-def _read_own_header(path: Path) -> dict[str, Any]:
+def local_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return where the data begin in a safetensors file on this machine, and what its header says of each tensor."""
     with path.open("rb") as file:
-        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return header
-
-
-def _missing(folder: Path, wanted: Iterable[str]) -> list[str]:
-    there = {name for names in _parts(folder).values() for name in names}
-    return sorted(set(wanted) - there)
-
-
-def _files_with(folder: Path, wanted: Iterable[str]) -> list[Path]:
-    names = set(wanted)
-    return [path for path, held in _parts(folder).items() if names & set(held)]
+    return 8 + length, header
 
 
 # What is fetched
