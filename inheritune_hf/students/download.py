@@ -14,7 +14,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -236,8 +235,7 @@ def _checked_end(name: str, entry: Any) -> int:
 
 def _read(location: _Location, begin: int, end: int) -> bytes:
     found = bytearray()
-    if begin < end:
-        _read_range(location, begin, end, lambda _, piece: found.extend(piece))
+    _read_range(location, begin, end, lambda _, piece: found.extend(piece))
     return bytes(found)
 
 
@@ -334,29 +332,31 @@ def _fetch_pieces(
     stopping, writing = threading.Event(), threading.Lock()
 
     def fetch(piece: tuple[int, int]) -> None:
-        with path.open("r+b", buffering=0) as target:
+        with path.open("r+b") as target:
 
             def write(position: int, content: bytes) -> None:
                 if stopping.is_set():
                     raise InterruptedError("another connection failed")
                 for offset, part in _placed(spans, position, content):
                     target.seek(offset)
-                    _write_all(target, part)
+                    target.write(part)
                 with writing:
                     bar.update(len(content))
 
             _read_range(location, *piece, write)
+            target.flush()
             os.fsync(target.fileno())
         with writing:
             journal.write(f"{piece[0]}-{piece[1]}\n")
             journal.flush()
 
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(CONNECTIONS))
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        stack.callback(stopping.set)
-        for future in as_completed([pool.submit(fetch, piece) for piece in pieces]):
-            future.result()
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        try:
+            for future in as_completed([pool.submit(fetch, piece) for piece in pieces]):
+                future.result()
+        finally:
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _placed(spans: Sequence[Span], position: int, content: bytes) -> Iterator[tuple[int, memoryview]]:
@@ -369,11 +369,6 @@ def _placed(spans: Sequence[Span], position: int, content: bytes) -> Iterator[tu
         if first < last:
             yield span.target + first - span.begin, view[first - position : last - position]
         index += 1
-
-
-def _write_all(target: Any, part: memoryview) -> None:
-    while part:
-        part = part[target.write(part) :]
 
 
 def _read_journal(journal: Path) -> set[tuple[int, int]]:
