@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -43,18 +43,6 @@ from .download import (
 )
 
 logger = logging.getLogger(__name__)
-
-#: Arguments of `from_pretrained` that say where files come from.
-SOURCE_ARGUMENTS = (
-    "revision",
-    "token",
-    "cache_dir",
-    "subfolder",
-    "local_files_only",
-    "force_download",
-    "variant",
-    "gguf_file",
-)
 
 # In the order of `PreTrainedModel.from_pretrained`.
 _WEIGHT_FILES: tuple[tuple[Literal["safetensors", "bin"], str], ...] = (
@@ -115,8 +103,10 @@ class Source:
 
     def remote(self, name: str) -> RemoteFile:
         """Return the file `name` as one of the Hub."""
-        path = f"{self.subfolder}/{name}" if self.subfolder else name
-        return RemoteFile(self.reference, path, self.revision, self.token, self.cache_dir)
+        return RemoteFile(self.reference, self._path(name), self.revision, self.token, self.cache_dir)
+
+    def _path(self, name: str) -> str:
+        return f"{self.subfolder}/{name}" if self.subfolder else name
 
     def find(self, name: str) -> Path | None:
         """
@@ -126,13 +116,12 @@ class Source:
             OSError: If the repository does not exist, or may not be read.
         """
         if self.is_local:
-            path = Path(self.reference) / (self.subfolder or "") / name
+            path = Path(self.reference) / self._path(name)
             return path if path.is_file() else None
         try:
             found = hf_hub_download(
                 self.reference,
-                name,
-                subfolder=self.subfolder or None,
+                self._path(name),
                 revision=self.revision,
                 cache_dir=self.cache_dir,
                 force_download=self.force_download,
@@ -152,11 +141,14 @@ class Source:
         """Return the path of the file `name` if it is on this machine; nothing is fetched."""
         if self.is_local:
             return self.find(name)
-        subfolder = f"{self.subfolder}/" if self.subfolder else ""
         found = try_to_load_from_cache(
-            self.reference, f"{subfolder}{name}", cache_dir=self.cache_dir, revision=self.revision
+            self.reference, self._path(name), cache_dir=self.cache_dir, revision=self.revision
         )
         return Path(found) if isinstance(found, str) else None
+
+
+#: Arguments of `from_pretrained` that say where files come from.
+SOURCE_ARGUMENTS = tuple(field.name for field in fields(Source) if field.name != "reference")
 
 
 @dataclass(frozen=True)
