@@ -240,13 +240,18 @@ def open_tensors(weights: Weights, choose: Choose = everything) -> dict[str, Laz
         OSError: If one is incomplete, or cannot be fetched.
     """
     tensors: dict[str, LazyTensor] = {}
-    for path in needed_files(weights, choose):
-        if weights.format == "gguf":
-            opened = open_gguf(path)
-        else:
-            opened = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, weights.weights_only)
-        tensors.update({given: opened[name] for name, given in choose(opened).items()})
+    for name in weights.files_with(choose):
+        for path in _needed_parts(weights, name, choose):
+            opened = open_file(weights, path)
+            tensors.update({given: opened[name] for name, given in choose(opened).items()})
     return tensors
+
+
+def open_file(weights: Weights, path: Path) -> dict[str, LazyTensor]:
+    """Return the tensors of one file of the weights, unread as far as its format allows."""
+    if weights.format == "gguf":
+        return open_gguf(path)
+    return open_safetensors(path) if weights.format == "safetensors" else open_bin(path, weights.weights_only)
 
 
 def tensor_names(weights: Weights) -> frozenset[str]:
@@ -258,12 +263,8 @@ def tensor_names(weights: Weights) -> frozenset[str]:
     return frozenset(weights.files or open_tensors(weights))
 
 
-def needed_files(weights: Weights, choose: Choose) -> list[Path]:
-    """Return files on this machine that hold the kept tensors, as `open_tensors` reads them; the rest is fetched."""
-    return [path for name in weights.files_with(choose) for path in _needed_parts(weights, name, choose)]
-
-
 def _needed_parts(weights: Weights, name: str, choose: Choose) -> list[Path]:
+    """Return files on this machine that hold the kept tensors of the file `name`; what is missing is fetched."""
     source = weights.source
     path = None if source.force_download else source.find_cached(name)
     if path is not None:

@@ -18,8 +18,7 @@ from .checkpoints import (
     lazy_copy,
     lazy_header,
     missing_file,
-    open_bin,
-    open_safetensors,
+    open_file,
     open_state,
     size_on_hub,
 )
@@ -234,7 +233,7 @@ def _plan_file(cut: Cut, weights: Weights, name: str) -> tuple[FilePlan, dict[st
         # It is read whole or not at all.
         if weights.format == "gguf" or (weights.format == "bin" and not zipfile.is_zipfile(path)):
             return FilePlan(name, size, size, True, True), None
-        tensors = open_safetensors(path) if weights.format == "safetensors" else open_bin(path, True)
+        tensors = open_file(weights, path)
         kept = drop_tied(cut.after, {given: tensors[item] for item, given in cut.choose(tensors).items()})
         return FilePlan(name, size, sum(item.nbytes for item in kept.values()), True, True), tensors
     header = None
