@@ -35,7 +35,7 @@ from .architectures import (
     with_tied_names,
     wrapper_names,
 )
-from .checkpoints import LazyTensor, lazy_copy, open_state, open_tensors
+from .checkpoints import LazyTensor, lazy_copy
 from .reference import (
     OpenedReference,
     Reference,
@@ -326,8 +326,9 @@ def _inherit(
         raise ValueError(f"{name} cannot be combined with keep_layers, which says how deep the student is.")
 
     cut = plan_cut(opened, recipe)
-    names: list[str] = []
-    tensors = drop_tied(cut.after, _kept_tensors(cut, names, use_safetensors, weights_only))
+    _require_whole(cut)
+    kept, names = opened.open_tensors(cut.choose, use_safetensors, weights_only)
+    tensors = drop_tied(cut.after, kept)
     unknown = cut.check(tensors, names)
     if unknown:
         _report_unknown(opened.name, unknown, strict)
@@ -402,29 +403,13 @@ def _require_model_type(name: str, model_type: str | None, only_model_type: str 
         )
 
 
-def _kept_tensors(
-    cut: Cut, names: list[str], use_safetensors: bool | None, weights_only: bool
-) -> dict[str, LazyTensor]:
-    """Return the kept tensors under their names for the student, not yet read; adds to `names` all that are there."""
+def _require_whole(cut: Cut) -> None:
+    """Raise a `ValueError` if kept weights of a reference are offloaded, or changed by an adapter beside them."""
     opened = cut.reference
-
-    def choose(found: Iterable[str]) -> Mapping[str, str]:
-        found = list(found)
-        names.extend(found)
-        return cut.choose(found)
-
-    if opened.model is not None:
-        state = opened.model.state_dict()
-        kept = choose(state)
-        absent = [name for name in kept if state[name].is_meta]
-        if absent:
-            raise ValueError(
-                f"{opened.name!r} is not wholly in memory ({absent[0]} is not): load it without offloading."
-            )
-        lazy = open_state(state, lazy_copy)
-        return {given: lazy[name] for name, given in kept.items()}
+    state = {} if opened.model is None else opened.model.state_dict()
+    for name in cut.choose(name for name, tensor in state.items() if getattr(tensor, "is_meta", False)):
+        raise ValueError(f"{opened.name!r} is not wholly in memory ({name} is not): load it without offloading.")
     refuse_adapter(opened)
-    return open_tensors(opened.find_weights(use_safetensors, weights_only), choose)
 
 
 def _keeps_some_in_float32(model_class: Any) -> bool:

@@ -15,11 +15,9 @@ from .architectures import drop_tied, dropped_kinds, prediction_layers
 from .checkpoints import (
     LazyTensor,
     Weights,
-    lazy_copy,
     lazy_header,
     missing_file,
     open_file,
-    open_state,
     size_on_hub,
 )
 from .download import NoRanges, cached_header, fetched_names, read_header
@@ -200,8 +198,7 @@ def plan_inheritance(
 def _plan_files(cut: Cut) -> tuple[tuple[FilePlan, ...], tuple[str, ...]]:
     """Return what is needed of each file, and the tensors that the architecture does not know, as far as is seen."""
     if cut.reference.model is not None:
-        state = open_state(cut.reference.model.state_dict(), lazy_copy)
-        return (), cut.check({given: state[name] for name, given in cut.choose(state).items()}, state)
+        return (), cut.check(*cut.reference.open_tensors(cut.choose))
     refuse_adapter(cut.reference)
     try:
         weights = cut.reference.find_weights()

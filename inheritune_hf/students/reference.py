@@ -44,6 +44,7 @@ from .architectures import (
 )
 from .checkpoints import (
     SOURCE_ARGUMENTS,
+    Choose,
     LazyTensor,
     Source,
     Weights,
@@ -217,6 +218,22 @@ class OpenedReference:
             raise FileNotFoundError(f"{self.name!r} is a model in memory: it has no files.")
         return find_weights(self.source, use_safetensors, weights_only)
 
+    def open_tensors(
+        self, choose: Choose, use_safetensors: bool | None = None, weights_only: bool = True
+    ) -> tuple[dict[str, LazyTensor], list[str]]:
+        """Return its kept tensors, not yet read, by their names for the student, and the names of all that it holds."""
+        if self.model is not None:
+            state = open_state(self.model.state_dict(), lazy_copy)
+            return {given: state[name] for name, given in choose(state).items()}, list(state)
+        names: list[str] = []
+
+        def note_and_choose(found: Iterable[str]) -> Mapping[str, str]:
+            found = list(found)
+            names.extend(found)
+            return choose(found)
+
+        return open_tensors(self.find_weights(use_safetensors, weights_only), note_and_choose), names
+
     def load(self, **options: Any) -> PreTrainedModel:
         """Return the whole model, loaded from its files, or a copy of that in memory, which follows `dtype` only."""
         options = {**self.options, **options}
@@ -241,17 +258,8 @@ class OpenedReference:
 
     def _build(self, options: dict[str, Any]) -> PreTrainedModel:
         """Return the whole model, made of its tensors: Transformers would load another, or leave it quantized."""
-        whole, names = self.architecture, []
-
-        def choose(found: Iterable[str]) -> dict[str, str]:
-            names.extend(found := list(found))
-            return kept_names(whole, range(whole.depth), found)
-
-        if self.model is None:
-            tensors = open_tensors(self.find_weights(), choose)
-        else:
-            state = open_state(self.model.state_dict(), lazy_copy)
-            tensors = {given: state[name] for name, given in choose(state).items()}
+        whole = self.architecture
+        tensors, names = self.open_tensors(partial(kept_names, whole, range(whole.depth)))
         refuse_quantized(self, tensors, names)
         options["dtype"] = resolve_dtype(options.get("dtype", "auto"), self.config, tensors)
         model_class: Any = whole.model_class

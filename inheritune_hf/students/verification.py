@@ -131,13 +131,12 @@ def _against_reference(
     checks = [Check("lineage", fits, detail)]
     if not fits:
         return checks
-    before = opened.architecture
     blank = inspect_architecture(sliced_config(opened.config, lineage.kept_layers))
     checks.append(_shapes(inspect_architecture(config), blank))
     if trained:
         checks.append(Check("identity", None, "the student was trained, so its tensors are its own"))
     else:
-        checks.append(_identity(opened, before, blank, lineage, stored))
+        checks.append(_identity(opened, blank, lineage, stored))
     return checks
 
 
@@ -149,18 +148,10 @@ def _shapes(student: Architecture, expected: Architecture) -> Check:
 
 
 def _identity(
-    opened: OpenedReference,
-    before: Architecture,
-    blank: Architecture,
-    lineage: Lineage,
-    stored: Mapping[str, LazyTensor],
+    opened: OpenedReference, blank: Architecture, lineage: Lineage, stored: Mapping[str, LazyTensor]
 ) -> Check:
-    choose = partial(kept_names, before, lineage.kept_layers, parts=lineage.inherited)
-    if opened.source is None:
-        state: Any = opened.model.state_dict() if opened.model is not None else {}
-        theirs: dict[str, Any] = {given: state[name] for name, given in choose(state).items()}
-    else:
-        theirs = dict(open_tensors(find_weights(opened.source), choose))
+    before = opened.architecture
+    theirs, _ = opened.open_tensors(partial(kept_names, before, lineage.kept_layers, parts=lineage.inherited))
     inherited = kept_names(blank, range(blank.depth), stored, lineage.inherited)
     mine = {given: stored[name] for name, given in inherited.items()}
     compared, different = 0, []

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 
-from inheritune_hf.students import InheritedGPT2, Source, checkpoints, find_weights, inherit
+from inheritune_hf.students import InheritedGPT2, Source, checkpoints, find_weights
 from inheritune_hf.students.checkpoints import open_bin, open_safetensors, open_tensors
 
 LAYOUTS = ["safetensors", "safetensors-sharded", "bin", "bin-sharded", "legacy-bin"]
@@ -310,7 +310,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(layout, change, publish, 
     """A file that is replaced, rewritten, shortened or emptied after its header was read gives an error, no weights."""
     folder = publish(layout)
     (file,) = [path for path in folder.iterdir() if path.suffix != ".json"]
-    opened = inherit.open_tensors
+    opened = checkpoints.open_tensors
 
     def open_then_change(*args):
         found = opened(*args)
@@ -324,7 +324,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(layout, change, publish, 
             os.truncate(file, file.stat().st_size - 1 if change == "shorten" else 0)
         return found
 
-    monkeypatch.setattr(inherit, "open_tensors", open_then_change)
+    monkeypatch.setattr("inheritune_hf.students.reference.open_tensors", open_then_change)
     with pytest.raises(OSError, match=r"was changed while it was read; run it again when it is whole\."):
         InheritedGPT2.from_pretrained(folder, keep_layers=2)
 
