@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel
 from .. import __version__
 from ..config import PARTS, InherituneConfig
 from ..layers import is_prefix, resolve_layers
-from ..records import Lineage, encode
+from ..records import Lineage, encode, read_json
 from .architectures import (
     Architecture,
     drop_tied,
@@ -39,9 +39,9 @@ from .checkpoints import LazyTensor, lazy_copy
 from .reference import (
     OpenedReference,
     Reference,
+    find_config,
     locate,
     open_reference,
-    read_config,
     refuse_adapter,
     refuse_quantized,
     resolve_dtype,
@@ -388,8 +388,8 @@ def _load_whole(
     if isinstance(given, PreTrainedConfig):
         model_type = given.model_type
     else:
-        config = read_config(source if given is None else replace(source, reference=os.fspath(given)))
-        model_type = config.get("model_type")
+        config_source = source if given is None else replace(source, reference=os.fspath(given))
+        model_type = read_json(find_config(config_source)).get("model_type")
     _require_model_type(source.reference, model_type, only_model_type)
     loader: Any = AutoModelForCausalLM if only_model_type is None else GPT2LMHeadModel
     return loader.from_pretrained(reference, *model_args, **options)

@@ -44,7 +44,6 @@ from .architectures import (
 )
 from .checkpoints import (
     SOURCE_ARGUMENTS,
-    Choose,
     LazyTensor,
     Source,
     Weights,
@@ -55,6 +54,7 @@ from .checkpoints import (
     open_tensors,
     tensor_names,
 )
+from .download import Choose
 
 # Arguments that a config would swallow although they are meant for the model.
 _MODEL_ARGUMENTS = (
@@ -386,11 +386,6 @@ def load_tokenizer(model: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTo
     return tokenizer
 
 
-def read_config(source: Source) -> dict[str, Any]:
-    """Return config.json as it is written, which must be a JSON object."""
-    return read_json(find_config(source))
-
-
 def find_config(source: Source) -> Path:
     """Return the path of config.json; a `FileNotFoundError` if there is none."""
     path = source.find("config.json")
@@ -504,12 +499,12 @@ def _open_files(reference: Any, given: Any, options: dict[str, Any], text_model:
         return OpenedReference(source.reference, copy.deepcopy(given), None, source, commit, options)
     config_source = source if given is None else replace(source, reference=os.fspath(given), revision=None)
     # Read before Transformers does: an unknown model type is refused here, and its remote code never runs.
-    values = read_config(config_source)
+    path = find_config(config_source)
+    values = read_json(path)
     if text_model:
         require_multimodal(values.get("model_type"), repr(source.reference))
     else:
         require_causal_lm(values, repr(source.reference))
-    path = find_config(config_source)
     for_config = {name: value for name, value in options.items() if name not in _MODEL_ARGUMENTS}
     try:
         config, unused = AutoConfig.from_pretrained(
