@@ -454,12 +454,8 @@ def _moved_pattern(value: int | str, before: list[Any], after: list[Any]) -> int
         wanted = [letters[kind] for kind in after]
         holds = wanted == [value[layer % len(value)] for layer in range(len(after))]
         return value if holds else "".join(wanted)
-    for first in (
-        1,
-        0,
-    ):  # the marked layers are those with (layer + 1) % period == 0, or those with layer % period == 0
-        if value < 2:
-            break
+    # The marked layers are those with (layer + 1) % period == 0, or those with layer % period == 0.
+    for first in (1, 0) if value > 1 else ():
 
         def marked(period: int, count: int, first: int = first) -> list[bool]:
             return [(layer + first) % period == 0 for layer in range(count)]
@@ -573,7 +569,6 @@ class Architecture:
     model needs. `in_multimodal` says that files call the tensors as those of a text model inside a multimodal one.
     """
 
-    model_type: str
     model_class: type[PreTrainedModel]
     block_list: str
     depth: int
@@ -598,6 +593,14 @@ class Architecture:
         """Parameters of a student of the first layer, of the first two, and so on to the whole."""
         outside = self.parameter_count - sum(self.block_sizes)
         return tuple(outside + size for size in itertools.accumulate(self.block_sizes))
+
+    def sharing(self, name: str) -> list[str]:
+        """Return the tensor `name` itself, and those that share its storage."""
+        return [name, *(item for pair in self.tied.items() if name in pair for item in pair if item != name)]
+
+    def is_inherited(self, name: str, parts: Sequence[str]) -> bool:
+        """Return whether a tensor is inherited with `parts`; tied ones are with either part."""
+        return any(self.parts[item] in parts for item in self.sharing(name))
 
 
 # By class and content of a config: building even an empty model takes 50 ms and more, and each step asks for it.
@@ -626,10 +629,7 @@ def inspect_architecture(config: PreTrainedConfig) -> Architecture:
 
 def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """Return the list of the model's blocks."""
-    blocks = model.get_submodule(inspect_architecture(model.config).block_list)
-    if not isinstance(blocks, nn.ModuleList):
-        raise RuntimeError(f"The blocks of {type(model).__name__} are no list but a {type(blocks).__name__}.")
-    return blocks
+    return cast(nn.ModuleList, model.get_submodule(inspect_architecture(model.config).block_list))
 
 
 def _inspect(config: PreTrainedConfig) -> Architecture:
@@ -645,7 +645,6 @@ def _inspect(config: PreTrainedConfig) -> Architecture:
     block_list = _find_block_list(model, depth)
     conversions: Any = get_model_conversion_mapping(model)
     return Architecture(
-        model_type=str(config.model_type),
         model_class=type(model),
         block_list=block_list,
         depth=depth,
@@ -685,7 +684,7 @@ def kept_names(
     kept = {}
     for name in names:
         renamed, joined = _name_in_model(architecture, name)
-        if renamed is None or not _is_inherited(architecture, renamed, parts):
+        if renamed is None or not architecture.is_inherited(renamed, parts):
             continue
         given = _own_name(architecture, name) if joined else renamed
         if renamed.startswith(blocks):
@@ -771,24 +770,10 @@ def join_sources(config: PreTrainedConfig, student: Architecture, sources: Mappi
     return joined
 
 
-def with_tied_names(student: Architecture, names: Iterable[str]) -> set[str]:
-    """Return `names` and those of the student's tensors that share their storage."""
-    filled = set(names)
-    for target, origin in student.tied.items():
-        if target in filled or origin in filled:
-            filled |= {target, origin}
-    return filled
-
-
 def drop_tied(architecture: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return `tensors`, by name in the model, without those that are tied to another one and are the same object."""
     tied = architecture.tied
     return {name: item for name, item in tensors.items() if name not in tied or tensors.get(tied[name]) is not item}
-
-
-def left_out_names(student: Architecture, parts: Sequence[str]) -> list[str]:
-    """Return which of the student's tensors are not inherited with `parts`; tied ones are with either part."""
-    return [name for name in student.parameters if not _is_inherited(student, name, parts)]
 
 
 def name_in_reference(architecture: Architecture, layers: Sequence[int], name: str) -> str:
@@ -867,13 +852,6 @@ def _converted_name(architecture: Architecture, name: str) -> tuple[str, str | N
     renamed, pattern = rename_source_key(name, renamings, converters, prefix, known)
     # As Transformers does: a rule that leads nowhere is not followed.
     return (name, None) if renamed not in known and name in known else (renamed, pattern)
-
-
-def _is_inherited(architecture: Architecture, name: str, parts: Sequence[str]) -> bool:
-    shared = {name, architecture.tied.get(name, name)} | {
-        target for target, origin in architecture.tied.items() if origin == name
-    }
-    return any(architecture.parts[item] in parts for item in shared)
 
 
 def _parts(model: PreTrainedModel, block_list: str) -> dict[str, str]:

@@ -25,14 +25,12 @@ from .architectures import (
     drop_tied,
     inspect_architecture,
     kept_names,
-    left_out_names,
     name_in_reference,
     prediction_layers,
     random_tensors,
     sliced_config,
     sources_of,
     unknown_names,
-    with_tied_names,
     wrapper_names,
 )
 from .checkpoints import LazyTensor, lazy_copy
@@ -196,7 +194,7 @@ class Cut:
     @property
     def left_out(self) -> list[str]:
         """Names of the student's tensors that are not inherited and begin random."""
-        return left_out_names(self.after, self.parts)
+        return [name for name in self.after.parameters if not self.after.is_inherited(name, self.parts)]
 
     def choose(self, names: Iterable[str]) -> dict[str, str]:
         """Return, for every kept tensor of `names` in files, its name for the student."""
@@ -222,8 +220,8 @@ class Cut:
                 f"{self.reference.name!r} is not a causal language model: its files hold {head} in place of a head "
                 "that predicts tokens. Give the language model that it was made from."
             )
-        filled = with_tied_names(self.after, sources) | set(self.left_out)
-        missing = [name for name in self.after.parameters if name not in filled]
+        needed = self.after.parameters.keys() - set(self.left_out)
+        missing = [name for name in needed if sources.keys().isdisjoint(self.after.sharing(name))]
         mismatched = []
         for name, given in sources.items():
             shape = self.after.parameters[name]

@@ -178,8 +178,7 @@ def _pairs(
     """Yield every tensor of the student with what the reference has for it, joined where only one of them is."""
     given = sources_of(blank, theirs)
     for name, sources in sources_of(blank, mine).items():
-        tied = [name, *(item for pair in blank.tied.items() if name in pair for item in pair)]
-        others = next((given[item] for item in tied if item in given), None)
+        others = next((given[item] for item in blank.sharing(name) if item in given), None)
         if others is not None and set(others) == set(sources):
             for item in sources:
                 yield item, mine[item][...], theirs[item][...]
