@@ -43,10 +43,8 @@ def resolve_layers(
     """
     if isinstance(choice, bool) or not isinstance(choice, int | str | Sequence):
         raise ValueError(f"keep_layers must be {GRAMMAR}, got {choice!r}.")
-    if isinstance(choice, int):
-        return tuple(range(_count(choice, depth)))
-    if isinstance(choice, str):
-        return _resolve_text(choice.strip(), depth, prefix_sizes)
+    if isinstance(choice, int | str):
+        return _resolve_text(str(choice).strip(), depth, prefix_sizes)
     return _checked(choice, depth, choice)
 
 
@@ -84,7 +82,7 @@ def _resolve_text(text: str, depth: int, prefix_sizes: Sequence[int] | None) -> 
         return _resolve_size(argument, text, prefix_sizes)
     if word in ("first", "last", "every", "spaced", "ends"):
         return _resolve_form(word, argument, text, depth)
-    if re.fullmatch(r"\d+\s*-\s*\d+", text) or re.search(r"\d\s*-\s*\d", text):
+    if re.search(r"\d\s*-\s*\d", text):
         raise ValueError(
             f"keep_layers={text!r} has a dash, which leaves open whether the last layer is meant; write a half-open "
             f"range with a colon: {re.sub(r'(?<=[0-9])[ ]*-[ ]*(?=[0-9])', ':', text)!r} leaves the last number out."

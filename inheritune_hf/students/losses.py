@@ -214,18 +214,11 @@ def choose_loss(
         return "full", why if setting == "auto" else f"not {setting}: {why}"
     if setting == "auto" and vocabulary < LARGE_VOCABULARY:
         return "full", f"a vocabulary of {vocabulary:,} tokens is small"
-    missing = {
-        "chunked": None,
-        "linear": _no_linear(dtype, cap),
-        "liger": _no_liger(device),
-    }
-    if setting != "auto" and missing[setting] is None:
-        return setting, "as set"
-    order = ("liger", "linear", "chunked") if device == "cuda" else ("linear", "chunked")
-    found = next(name for name in order if missing[name] is None)
+    missing = {"liger": _no_liger(device), "linear": _no_linear(dtype, cap), "chunked": None}
+    fastest = next(name for name, why in missing.items() if why is None)
     if setting == "auto":
-        return found, f"a vocabulary of {vocabulary:,} tokens on {device}"
-    return found, f"not {setting}: {missing[setting]}"
+        return fastest, f"a vocabulary of {vocabulary:,} tokens on {device}"
+    return (setting, "as set") if missing[setting] is None else (fastest, f"not {setting}: {missing[setting]}")
 
 
 def _no_linear(dtype: torch.dtype, cap: float | None) -> str | None:
