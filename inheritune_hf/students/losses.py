@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ def loss_of_hidden(model: PreTrainedModel, compute: LossOfHidden) -> Iterator[No
 
     The head is handed no token, so that it computes nothing, and the model's `loss_function` is set meanwhile.
     """
-    head: Any = _head_module(model)
+    head: Any = cast(Any, model).get_output_embeddings()
     factor, cap = logit_shaping(model.config)
     taken: list[Tensor] = []
 
@@ -95,7 +95,7 @@ def computes_from_hidden(model: PreTrainedModel) -> bool:
     The head is handed hidden states made up here, so large that a factor or a cap cannot be overlooked. The random
     state stays as it was.
     """
-    head: Any = _head_module(model)
+    head: Any = cast(Any, model).get_output_embeddings()
     if type(head) is not nn.Linear:
         return False
     made: list[Tensor] = []
@@ -300,11 +300,6 @@ class _ChunkedLoss(torch.autograd.Function):
             raise RuntimeError("The gradients of this loss are used up; call backward once.")
         gradients, ctx.gradients = ctx.gradients, None
         return (*(None if item is None else item.mul_(outer[0]) for item in gradients), None, None, None, None)
-
-
-def _head_module(model: PreTrainedModel) -> Any:
-    untyped: Any = model
-    return untyped.get_output_embeddings()
 
 
 def _loss_function(compute: LossOfLogits) -> Any:

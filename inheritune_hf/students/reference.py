@@ -237,23 +237,21 @@ class OpenedReference:
     def load(self, **options: Any) -> PreTrainedModel:
         """Return the whole model, loaded from its files, or a copy of that in memory, which follows `dtype` only."""
         options = {**self.options, **options}
-        if self.is_rebuilt and (self.model is None or self.multimodal is not None):
+        if self.multimodal is not None or self.origin["gguf_file"] is not None:
             return self._build(options)
-        if self.model is not None:
+        if self.source is None:
             copied: Any = copy.deepcopy(self.model)
             dtype = options.get("dtype")
             loaded: PreTrainedModel = copied.to(dtype) if isinstance(dtype, torch.dtype) else copied
             return loaded
         auto: Any = AutoModelForCausalLM
-        source = {} if self.source is None else self.source.arguments
         model: PreTrainedModel = auto.from_pretrained(
-            self.name, **{"config": copy.deepcopy(self.config), **source, **options}
+            self.name, **{"config": copy.deepcopy(self.config), **self.source.arguments, **options}
         )
-        if self.source is not None:
-            # Its files are on this machine by now. Transformers reads weights of 8 bits as if their scales were 1.
-            weights = find_weights(replace(self.source, force_download=False))
-            tensors = {} if weights.format == "bin" else open_tensors(weights)
-            refuse_quantized(self, tensors, list(tensors))
+        # Its files are on this machine by now. Transformers reads weights of 8 bits as if their scales were 1.
+        weights = find_weights(replace(self.source, force_download=False))
+        tensors = {} if weights.format == "bin" else open_tensors(weights)
+        refuse_quantized(self, tensors, list(tensors))
         return model
 
     def _build(self, options: dict[str, Any]) -> PreTrainedModel:

@@ -90,11 +90,8 @@ def verify_student(student: str | os.PathLike[str], reference: Reference | None 
     if not isinstance(lineage, dict):
         checks = [Check("lineage", False, "config.json has no lineage (field `inheritune`)")]
     else:
-        checks = list(
-            _against_reference(
-                stored, config, decode(Lineage, lineage, "config.inheritune"), trained, reference, kwargs
-            )
-        )
+        found = decode(Lineage, lineage, "config.inheritune")
+        checks = _against_reference(stored, config, found, trained, reference, kwargs)
     checks.extend(_in_use(folder))
     return Verification(str(student), trained, tuple(checks))
 
@@ -110,9 +107,8 @@ def _against_reference(
     lineage: Lineage,
     trained: bool,
     reference: Reference | None,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> list[Check]:
-    options = dict(options)
     where = {} if isinstance(reference, PreTrainedModel | OpenedReference) else lineage.where
     if reference is not None:
         where.pop("revision", None)
