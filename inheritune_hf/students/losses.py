@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -77,15 +77,13 @@ def loss_of_hidden(model: PreTrainedModel, compute: LossOfHidden) -> Iterator[No
         hidden = taken.pop()
         return compute(Head(head.weight, head.bias, factor, cap), hidden, targets.to(hidden.device), items)
 
-    with _hooked(model, head, take, _loss_function(of_taken)):
+    with head.register_forward_pre_hook(take), _own_function(model, _loss_function(of_taken)):
         yield
 
 
-@contextmanager
-def loss_of_logits(model: PreTrainedModel, compute: LossOfLogits) -> Iterator[None]:
+def loss_of_logits(model: PreTrainedModel, compute: LossOfLogits) -> AbstractContextManager[None]:
     """Let `model`, called with labels within this context, take its loss from `compute`, which gets all its logits."""
-    with _own_function(model, _loss_function(compute)):
-        yield
+    return _own_function(model, _loss_function(compute))
 
 
 def computes_from_hidden(model: PreTrainedModel) -> bool:
@@ -116,7 +114,12 @@ def computes_from_hidden(model: PreTrainedModel) -> bool:
     model.train(False)
     try:
         # No graph is compiled for these few tokens.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), _hooked(model, head, replace, loss):
+        with (
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            head.register_forward_pre_hook(replace),
+            _own_function(model, loss),
+        ):
             logits: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).logits.float()
             if len(made) != 1 or made[0].shape[:-1] != tokens.shape or calls != [logits.shape]:
                 return False
@@ -320,16 +323,6 @@ def _loss_function(compute: LossOfLogits) -> Any:
         return compute(logits, shift_labels.to(logits.device), num_items_in_batch)
 
     return loss
-
-
-@contextmanager
-def _hooked(model: PreTrainedModel, head: nn.Module, before_head: Any, loss: Any) -> Iterator[None]:
-    handle = head.register_forward_pre_hook(before_head)
-    try:
-        with _own_function(model, loss):
-            yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
