@@ -192,7 +192,7 @@ def _require_language_model(config: Mapping[str, Any], reference: str) -> list[t
             f"Give a model of one of the types that Transformers has itself: {supported}."
         )
     field, text = _text_model(config)
-    obstacles = [*_obstacles(config), *(_obstacles(text, f"{field}.") if text else ())]
+    obstacles = [*_obstacles(config), *_obstacles(text, f"{field}.")]
     if model_type in MULTIMODAL_TYPES and not obstacles:
         raise ValueError(
             f"{reference} is a multimodal model (model_type {model_type!r}): to cut the text model inside it, say "
@@ -785,20 +785,19 @@ def name_in_reference(architecture: Architecture, layers: Sequence[int], name: s
     return f"{blocks}{layers[int(position)]}.{rest}"
 
 
-def random_tensors(config: PreTrainedConfig, names: Iterable[str], seed: int) -> dict[str, torch.Tensor]:
+def random_tensors(config: PreTrainedConfig, names: Sequence[str], seed: int) -> dict[str, torch.Tensor]:
     """
     Return tensors of a fresh model of `config`, as its architecture initialises them under `seed`.
 
     The values of a tensor depend on config and seed only, not on which others are asked for; the caller's random state
     is left as it was.
     """
-    wanted = list(names)
-    if not wanted:
+    if not names:
         return {}
     model_class = cast(Any, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
     with seeded(seed):
         state = model_class(copy.deepcopy(config)).state_dict()
-    return {name: state[name] for name in wanted}
+    return {name: state[name] for name in names}
 
 
 @contextlib.contextmanager

@@ -36,9 +36,6 @@ MIXED_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: Optimizers whose memory is known: those that step on tensors without content. Others need packages of their own.
 KNOWN_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd")
 
-# Layers between the two depths of which a step is measured.
-_STRIDE = 2
-
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -551,7 +548,7 @@ def measure_step(
         ImportError: If the optimizer's package is not installed.
     """
     cuttable = [count for count in range(1, len(layers) + 1) if is_cuttable(config, layers[:count])]
-    deeper = next((count for count in cuttable if count >= cuttable[0] + _STRIDE), cuttable[-1])
+    deeper = next((count for count in cuttable if count >= cuttable[0] + 2), cuttable[-1])
     depths = sorted({cuttable[0], deeper})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     method = planned_loss(config, setup, loss)

@@ -12,14 +12,7 @@ import torch
 from ..config import InherituneConfig
 from ..layers import is_prefix
 from .architectures import drop_tied, dropped_kinds, prediction_layers
-from .checkpoints import (
-    LazyTensor,
-    Weights,
-    lazy_header,
-    missing_file,
-    open_file,
-    size_on_hub,
-)
+from .checkpoints import LazyTensor, Weights, lazy_header, missing_file, open_file, size_on_hub
 from .download import NoRanges, cached_header, fetched_names, read_header
 from .inherit import Choice, Cut, moves_scaled_blocks, plan_cut
 from .reference import Reference, open_reference, refuse_adapter
