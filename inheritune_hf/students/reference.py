@@ -487,12 +487,13 @@ def _text_model_of(opened: OpenedReference) -> OpenedReference:
 
 def _open_files(reference: Any, given: Any, options: dict[str, Any], text_model: bool) -> OpenedReference:
     source = locate(reference, options)
-    if source.gguf_file is not None and given is None:
-        return _open_gguf(source, options)
-    path = source.find("config.json")
+    from_gguf = source.gguf_file is not None and given is None
+    path = source.find(str(source.gguf_file) if from_gguf else "config.json")
     # From here on everything is read at one commit, even if the repository moves on.
     commit = commit_of(path) if path is not None else None
     source = replace(source, revision=commit or source.revision)
+    if from_gguf:
+        return OpenedReference(source.reference, _gguf_config(source, path), None, source, commit, options)
     if isinstance(given, PreTrainedConfig):
         return OpenedReference(source.reference, copy.deepcopy(given), None, source, commit, options)
     config_source = source if given is None else replace(source, reference=os.fspath(given), revision=None)
@@ -514,22 +515,19 @@ def _open_files(reference: Any, given: Any, options: dict[str, Any], text_model:
     return OpenedReference(source.reference, config, None, source, commit, options, changes)
 
 
-def _open_gguf(source: Source, options: dict[str, Any]) -> OpenedReference:
-    name = str(source.gguf_file)
-    path = source.find(name)
+def _gguf_config(source: Source, path: Path | None) -> PreTrainedConfig:
     if path is None:
-        raise FileNotFoundError(f"There is no {name} at {source.reference!r}: gguf_file is the name of a file there.")
+        raise FileNotFoundError(
+            f"There is no {source.gguf_file} at {source.reference!r}: gguf_file is the name of a file there."
+        )
     try:
-        config = AutoConfig.from_pretrained(str(path.parent), gguf_file=str(path.absolute()))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(str(path.parent), gguf_file=str(path.absolute()))
     except (*UNUSABLE_CONFIG, ImportError, OSError, struct.error) as error:
         raise ValueError(
             f"{path} cannot be read as GGUF: {first_line(error)} Older files and architectures need the package gguf "
             "(pip install 'inheritune-hf[gguf]'); else give the original model."
         ) from error
-    commit = commit_of(path)
-    return OpenedReference(
-        source.reference, config, None, replace(source, revision=commit or source.revision), commit, options
-    )
+    return config
 
 
 def _refuse_quantized_config(opened: OpenedReference) -> None:
