@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
@@ -299,16 +299,12 @@ def merge(spans: Sequence[Span]) -> list[tuple[int, int]]:
     Together the gaps are at most 1 % of what is wanted, whatever the order of the tensors in the file.
     """
     room = int(_WASTE * sum(end - begin for begin, end, _ in spans))
-    joined = set()
-    gaps = sorted((after.begin - before.end, index) for index, (before, after) in enumerate(pairwise(spans)))
-    for gap, index in gaps:
-        if gap > room:
-            break
-        room -= gap
-        joined.add(index)
+    gaps = sorted((after.begin - before.end, after.begin) for before, after in pairwise(spans))
+    sizes = accumulate(gap for gap, _ in gaps)
+    read_over = {begin for (_, begin), size in zip(gaps, sizes, strict=True) if size <= room}
     ranges: list[tuple[int, int]] = []
-    for index, (begin, end, _) in enumerate(spans):
-        if index and index - 1 in joined:
+    for begin, end, _ in spans:
+        if begin in read_over:
             ranges[-1] = ranges[-1][0], end
         else:
             ranges.append((begin, end))
