@@ -35,16 +35,7 @@ _QUERY = re.compile(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>)]+")
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """
-    Return the values of a JSON text.
-
-    Args:
-        text (`str` or `bytes`): The text, in UTF-8.
-        where (`str`): Named in errors.
-
-    Raises:
-        ValueError: If it is not JSON, or nests too deep.
-    """
+    """Return the values of a JSON text, in UTF-8; a `ValueError` names `where` if it is none, or nests too deep."""
     try:
         values = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except ValueError as error:
@@ -64,12 +55,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     Return the values of a YAML text, which may have no aliases: by them few bytes stand for gigabytes.
 
-    Args:
-        text (`str`): The text.
-        where (`str`): Named in errors.
-
-    Raises:
-        ValueError: If it is not YAML, is too long, nests too deep, or has aliases or tags.
+    A `ValueError` names `where` if it is not YAML, is too long, nests too deep, or has aliases or tags.
     """
     if len(text) > MAX_YAML:
         raise ValueError(f"{where} is longer than {MAX_YAML:,} characters.")

@@ -144,12 +144,7 @@ def require_causal_lm(config: Mapping[str, Any], reference: str) -> None:
     """
     Refuse a model that is not a causal language model, cannot be cut, or whose architecture is not proven here.
 
-    Args:
-        config (`Mapping`): The reference's config as a dictionary.
-        reference (`str`): How messages name the reference.
-
-    Raises:
-        ValueError: If the model cannot be inherited from; the message names the field and the reason.
+    The `ValueError` names the model by `reference`, the field of its config, and the reason.
     """
     obstacles = _require_language_model(config, reference)
     for field in _DEPTH_FIELDS:

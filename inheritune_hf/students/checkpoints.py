@@ -472,12 +472,7 @@ def open_bin(path: Path, weights_only: bool) -> dict[str, LazyTensor]:
 
 
 def open_gguf(path: Path) -> dict[str, LazyTensor]:
-    """
-    Return the tensors of a GGUF file, by the model's names for them, as Transformers dequantizes them: in float32.
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
+    """Return the tensors of a GGUF file, by their names in the model, as Transformers dequantizes them: in float32."""
     logger.warning("%s is GGUF: all its %s bytes are read, and dequantized.", path, f"{path.stat().st_size:,}")
     auto: Any = AutoModelForCausalLM
     # Versions that leave weights in their blocks where they have kernels for them are told not to.
