@@ -200,7 +200,7 @@ class Cut:
         """Return, for every kept tensor of `names` in files, its name for the student."""
         return kept_names(self.before, self.layers, names, self.parts)
 
-    def check(self, tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> tuple[str, ...]:
+    def check(self, tensors: Mapping[str, LazyTensor], names: Sequence[str]) -> tuple[str, ...]:
         """
         Refuse tensors that do not fill the student, and return what else the files hold for its layers.
 
@@ -211,7 +211,6 @@ class Cut:
             ValueError: If the weights are quantized, or their head is not one for language.
             RuntimeError: If a tensor is missing, or has another shape.
         """
-        names = list(names)
         refuse_quantized(self.reference, tensors, names)
         sources = sources_of(self.after, tensors)
         head = next((name for name in names if _OTHER_HEAD.match(name)), None)

@@ -197,19 +197,14 @@ def _plan_files(cut: Cut) -> tuple[tuple[FilePlan, ...], tuple[str, ...]]:
         weights = cut.reference.find_weights()
     except FileNotFoundError:
         return (), ()
-    files: list[FilePlan] = []
-    names: list[str] = list(weights.files)
-    kept: dict[str, LazyTensor] = {}
-    all_seen = True
-    for name in weights.files_with(cut.choose):
-        file, tensors = _plan_file(cut, weights, name)
-        files.append(file)
-        if tensors is None:
-            all_seen = False
-            continue
-        names.extend(tensors)
-        kept.update({given: tensors[item] for item, given in cut.choose(tensors).items()})
-    return tuple(files), cut.check(drop_tied(cut.after, kept), names) if all_seen else ()
+    planned = [_plan_file(cut, weights, name) for name in weights.files_with(cut.choose)]
+    files = tuple(file for file, _ in planned)
+    seen = [tensors for _, tensors in planned if tensors is not None]
+    if len(seen) < len(planned):
+        return files, ()
+    tensors = {name: tensor for held in seen for name, tensor in held.items()}
+    kept = {given: tensors[name] for name, given in cut.choose(tensors).items()}
+    return files, cut.check(drop_tied(cut.after, kept), [*weights.files, *tensors])
 
 
 def _plan_file(cut: Cut, weights: Weights, name: str) -> tuple[FilePlan, dict[str, LazyTensor] | None]:

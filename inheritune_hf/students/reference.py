@@ -119,8 +119,7 @@ class OpenedReference:
     @property
     def is_rebuilt(self) -> bool:
         """Whether Transformers alone would not load it: a model in memory, inside a multimodal one, or from GGUF."""
-        gguf_file = self.origin["gguf_file"]
-        return self.model is not None or self.multimodal is not None or gguf_file is not None
+        return self.model is not None or self.multimodal is not None or self.origin["gguf_file"] is not None
 
     def require_quantizable(self) -> None:
         """Raise a `ValueError` if it cannot be quantized while it is read, as `distillation_quantization` does."""
