@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME
 
 from ..config import InherituneConfig
 from ..growth import GrowthRule
-from ..students import OpenedReference, Reference, find_blocks, from_pretrained_inherited, inspect_architecture
+from ..students import Reference, find_blocks, from_pretrained_inherited, inspect_architecture
 from ..students.inherit import query_rows, scale_queries
 
 # How states of optimizers follow a parameter that is multiplied by a factor, and its gradient divided: its powers.
@@ -59,15 +58,6 @@ class Trained:
         return model
 
 
-def build_student(
-    reference: OpenedReference, layers: Sequence[int], recipe: InherituneConfig, seed: int, before: Trained | None
-) -> PreTrainedModel:
-    """Return the student with which a round begins: inherited afresh, or the one `before` with blocks added."""
-    if before is None or recipe.growth == "reinherit":
-        return from_pretrained_inherited(reference, dataclasses.replace(recipe, keep_layers=list(layers)), seed=seed)
-    return expand_student(before.load(), before.layers, reference, layers, recipe, seed)
-
-
 def expand_student(
     student: PreTrainedModel,
     layers: Sequence[int],
@@ -94,7 +84,10 @@ def expand_student(
     origin = {wanted.index(layer): place for place, layer in enumerate(layers)}
     new = [place for place in range(len(wanted)) if place not in origin]
     scales = moved_scales(deeper, origin, recipe.attention_scale)
-    _copy_learned(student, deeper, origin)
+    learned, tensors = student.state_dict(), deeper.state_dict()
+    with torch.no_grad():
+        for name, old in learned_names(deeper, origin).items():
+            tensors[name].copy_(learned[old])
     old_blocks, new_blocks = find_blocks(student), find_blocks(deeper)
     if recipe.new_blocks == "random":
         # A whole model of this shape: many architectures initialise a block by how deep the model is.
@@ -133,24 +126,22 @@ def moved_scales(model: PreTrainedModel, origin: Mapping[int, int], attention_sc
     return {place: (place + 1) / (old + 1) for place, old in origin.items() if place != old}
 
 
-def parameter_origins(
-    model: PreTrainedModel, layers: Sequence[int], deeper: PreTrainedModel, wanted: Sequence[int]
-) -> dict[str, str]:
-    """Return, for each parameter name of the deeper student that was trained before, its name in the student."""
+def learned_names(deeper: PreTrainedModel, origin: Mapping[int, int]) -> dict[str, str]:
+    """
+    Return, for each tensor of the deeper student that was trained before, the name that it had, by its name.
+
+    `origin` gives the place that each trained block had, by its new one.
+    """
     prefix = f"{inspect_architecture(deeper.config).block_list}."
-    origins = {}
-    names = {name for name, _ in model.named_parameters()}
-    for name, _ in deeper.named_parameters():
-        old = name
-        if name.startswith(prefix):
-            place, _, rest = name.removeprefix(prefix).partition(".")
-            layer = wanted[int(place)]
-            if layer not in layers:
-                continue
-            old = f"{prefix}{list(layers).index(layer)}.{rest}"
-        if old in names:
-            origins[name] = old
-    return origins
+    names = {}
+    for name in deeper.state_dict():
+        if not name.startswith(prefix):
+            names[name] = name
+            continue
+        place, _, rest = name.removeprefix(prefix).partition(".")
+        if int(place) in origin:
+            names[name] = f"{prefix}{origin[int(place)]}.{rest}"
+    return names
 
 
 def make_identity(model: PreTrainedModel, place: int) -> None:
@@ -211,37 +202,35 @@ def carry_states(
     before: Trained,
     student: PreTrainedModel,
     layers: Sequence[int],
+    recipe: InherituneConfig,
     prepare: Callable[[PreTrainedModel], tuple[torch.optim.Optimizer, Any]],
-    keep_state: bool,
-    keep_rates: bool,
     by_names: bool,
-    attention_scale: str,
 ) -> dict[str, Any]:
     """
-    Return the optimizer and scheduler states with which a round begins, by file name.
+    Return the optimizer and scheduler states that the recipe keeps for a round of `layers`, by file name.
 
-    `prepare` returns a new optimizer and scheduler for a model. `keep_state` keeps the moments of trained parameters,
-    `keep_rates` the schedule. `by_names` says that states are saved by parameter name, as FSDP does. `attention_scale`
-    is the recipe's.
+    `prepare` returns a new optimizer and scheduler for a model. `by_names` says that states are saved by parameter
+    name, as FSDP does.
 
     Raises:
         ValueError: If states cannot be carried over; see `carry_optimizer` and `rescale_moments`.
     """
-    trained = before.load()
-    optimizer, _ = prepare(trained)
-    names = group_names(optimizer, trained)
-    fresh, scheduler = prepare(student)
-    fresh_names = group_names(fresh, student)
-    origins = parameter_origins(trained, before.layers, student, layers)
+    keep_state, keep_rates = recipe.optimizer_state == "keep", recipe.lr_schedule == "continue"
     file = OPTIMIZER_NAME_BIN if by_names else OPTIMIZER_NAME
     saved = torch.load(before.checkpoint / file, map_location="cpu", weights_only=True)
+    if not by_names:
+        trained = before.load()
+        saved = rekeyed(saved, dict(enumerate(parameter_names(prepare(trained)[0], trained))))
+    optimizer, scheduler = prepare(student)
+    names = parameter_names(optimizer, student)
+    fresh = rekeyed(optimizer.state_dict(), dict(enumerate(names)))
+    origin = {place: before.layers.index(layer) for place, layer in enumerate(layers) if layer in before.layers}
+    carried = carry_optimizer(saved, fresh, learned_names(student, origin), keep_state, keep_rates)
+    rescale_moments(carried["state"], student, moved_scales(student, origin, recipe.attention_scale))
     if by_names:
-        names, saved = [list(group["params"]) for group in saved["param_groups"]], by_place(saved)
-    carried = carry_optimizer(saved, names, fresh.state_dict(), fresh_names, origins, keep_state, keep_rates)
-    moved = {place: before.layers.index(layer) for place, layer in enumerate(layers) if layer in before.layers}
-    rescale_moments(carried["state"], _flat(fresh_names), student, moved_scales(student, moved, attention_scale))
-    if by_names:
-        carried = by_name(carried, fresh_names, fresh)
+        carried["state"] = complete_state(carried["state"], names, optimizer)
+    else:
+        carried = rekeyed(carried, {name: place for place, name in enumerate(names)})
     schedule = scheduler.state_dict()
     if keep_rates:
         schedule = torch.load(before.checkpoint / SCHEDULER_NAME, weights_only=True)
@@ -261,72 +250,63 @@ def loss_scale(scaler: Any, before: Path | None) -> dict[str, Any]:
     return {SCALER_NAME: {**scaler.state_dict(), "scale": scaler._init_scale, "_growth_tracker": 0}}
 
 
-def group_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
-    """Return the parameter names of each of an optimizer's groups, in the order of its state."""
+def parameter_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """Return the names of an optimizer's parameters, in the order of its state."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def rekeyed(saved: Mapping[str, Any], keys: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return an optimizer's state dictionary by names, as FSDP saves it, in place of places, or the other way round."""
+    groups = [{**group, "params": [keys[key] for key in group["params"]]} for group in saved["param_groups"]]
+    return {**saved, "state": {keys[key]: state for key, state in saved["state"].items()}, "param_groups": groups}
 
 
 def carry_optimizer(
-    saved: Mapping[str, Any],
-    saved_names: Sequence[Sequence[str]],
-    fresh: Mapping[str, Any],
-    fresh_names: Sequence[Sequence[str]],
-    origins: Mapping[str, str],
-    keep_state: bool,
-    keep_rates: bool,
+    saved: Mapping[str, Any], fresh: Mapping[str, Any], origins: Mapping[str, str], keep_state: bool, keep_rates: bool
 ) -> dict[str, Any]:
     """
     Return the state dictionary with which a deeper student's optimizer begins.
 
     `saved` and `fresh` are state dictionaries of the shallower student's optimizer and of a new one for the deeper
-    student, each with its parameter names by group. `origins` gives the name in the shallower student, by that in the
-    deeper one, of what was trained.
+    student, by parameter name. `origins` gives the name in the shallower student, by that in the deeper one, of what
+    was trained.
 
     Raises:
         ValueError: If a trained parameter has no state, or the groups do not correspond.
     """
-    result = copy.deepcopy(dict(fresh))
-    result["state"] = {}
-    if len(saved["param_groups"]) != len(result["param_groups"]):
+    before, groups = saved["param_groups"], fresh["param_groups"]
+    if len(before) != len(groups):
         raise ValueError(
-            f"The optimizer had {len(saved['param_groups'])} parameter groups and now has "
-            f"{len(result['param_groups'])}; its state cannot be carried over: use optimizer_state 'reset'."
+            f"The optimizer had {len(before)} parameter groups and now has {len(groups)}; its state cannot be carried "
+            "over: use optimizer_state 'reset'."
         )
-    if keep_state:
-        places = {name: place for place, name in enumerate(_flat(saved_names))}
-        for place, name in enumerate(_flat(fresh_names)):
-            if name not in origins:
-                continue
-            before = places.get(origins[name])
-            if before is None or before not in saved["state"]:
-                raise ValueError(
-                    f"The optimizer has no state for {origins[name]}, which was trained; it cannot be kept: use "
-                    "optimizer_state 'reset'."
-                )
-            result["state"][place] = saved["state"][before]
+    state = {}
+    for name in [name for group in groups for name in group["params"] if keep_state and name in origins]:
+        if origins[name] not in saved["state"]:
+            raise ValueError(
+                f"The optimizer has no state for {origins[name]}, which was trained; it cannot be kept: use "
+                "optimizer_state 'reset'."
+            )
+        state[name] = saved["state"][origins[name]]
     if keep_rates:
-        for group, before in zip(result["param_groups"], saved["param_groups"], strict=True):
-            group.update({name: value for name, value in before.items() if name != "params"})
-    return result
+        groups = [{**new, **old, "params": new["params"]} for new, old in zip(groups, before, strict=True)]
+    return {**fresh, "state": state, "param_groups": groups}
 
 
-def rescale_moments(
-    states: dict[int, dict[str, Any]], names: Sequence[str], model: PreTrainedModel, scales: Mapping[int, float]
-) -> None:
+def rescale_moments(states: Mapping[str, dict[str, Any]], model: PreTrainedModel, scales: Mapping[int, float]) -> None:
     """
-    Rescale the moments of queries that were multiplied by `scales`, by block: their gradients are divided by it.
+    Rescale, in place, the moments of queries that were multiplied by `scales`, by block: gradients are divided by it.
 
     Raises:
         ValueError: If the optimizer has a state of which it is not known how it follows.
     """
     architecture = inspect_architecture(model.config)
-    for place, name in enumerate(names):
+    for name, state in states.items():
         found = query_rows(architecture, name) if scales else None
-        if found is None or found[0] not in scales or place not in states:
+        if found is None or found[0] not in scales:
             continue
-        states[place] = dict(states[place])
-        for key, value in states[place].items():
+        for key, value in state.items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 continue
             if key not in _POWERS:
@@ -334,36 +314,13 @@ def rescale_moments(
                     f"The optimizer's state {key} of {name} cannot be carried over: that block's queries are rescaled "
                     "as it moves. Use optimizer_state 'reset', an AdamW, or attention_scale 'position'."
                 )
-            states[place][key] = value.clone()
-            states[place][key][..., : found[1]] *= scales[found[0]] ** _POWERS[key]
+            value[..., : found[1]] *= scales[found[0]] ** _POWERS[key]
 
 
-def by_place(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state dictionary that is keyed by name, as FSDP saves it, keyed by place."""
-    places = {name: place for place, name in enumerate(_flat([group["params"] for group in saved["param_groups"]]))}
-    return {
-        "state": {places[name]: state for name, state in saved["state"].items()},
-        "param_groups": [
-            {**group, "params": [places[name] for name in group["params"]]} for group in saved["param_groups"]
-        ],
-    }
-
-
-def by_name(
-    carried: Mapping[str, Any], names: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """
-    Return an optimizer's state dictionary with names instead of places, and complete, as FSDP loads it.
-
-    A parameter without state in `carried` begins with zeros of what `optimizer`, a new one, would hold.
-    """
-    unborn = _state_before_first_step(optimizer)
-    groups = [{**group, "params": list(own)} for group, own in zip(carried["param_groups"], names, strict=True)]
-    state = {name: carried["state"].get(place, unborn[place]) for place, name in enumerate(_flat(names))}
-    return {"state": state, "param_groups": groups}
-
-
-def _state_before_first_step(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+def complete_state(
+    state: Mapping[str, Any], names: Sequence[str], optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, Any]]:
+    """Return the state of all parameters, as FSDP loads it: what has none begins with zeros of what a new one holds."""
     # What an optimizer holds it makes at its first step: one without gradients at a rate of nothing changes no weight.
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -371,26 +328,9 @@ def _state_before_first_step(optimizer: torch.optim.Optimizer) -> dict[int, dict
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    return {
-        place: {name: torch.zeros_like(torch.as_tensor(value)) for name, value in state.items()}
-        for place, state in optimizer.state_dict()["state"].items()
-    }
+    new = optimizer.state_dict()["state"]
 
+    def zeros(of: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {key: torch.zeros_like(torch.as_tensor(value)) for key, value in of.items()}
 
-def _flat(names: Sequence[Sequence[str]]) -> list[str]:
-    return [name for group in names for name in group]
-
-
-def _copy_learned(student: PreTrainedModel, deeper: PreTrainedModel, origin: Mapping[int, int]) -> None:
-    """Copy every tensor of the student to where it belongs in the deeper one."""
-    prefix = f"{inspect_architecture(deeper.config).block_list}."
-    learned = student.state_dict()
-    with torch.no_grad():
-        for name, tensor in deeper.state_dict().items():
-            old = name
-            if name.startswith(prefix):
-                place, _, rest = name.removeprefix(prefix).partition(".")
-                if int(place) not in origin:
-                    continue
-                old = f"{prefix}{origin[int(place)]}.{rest}"
-            tensor.copy_(learned[old])
+    return {name: state.get(name) or zeros(new[place]) for place, name in enumerate(names)}

@@ -68,7 +68,7 @@ from ..records import (
     loss_text,
 )
 from ..run_folder import read_state, write_state
-from ..students import Reference, open_reference, student_skeleton
+from ..students import Reference, from_pretrained_inherited, open_reference, student_skeleton
 from ..students.losses import Method, loss_of_hidden, mean_loss
 from ..tabular import Table, Tabular
 from .arguments import check_arguments
@@ -105,7 +105,7 @@ from .distributed import (
     sharding_of,
     weights_are_finite,
 )
-from .expansion import Baseline, Trained, build_student, carry_states, loss_scale
+from .expansion import Baseline, Trained, carry_states, expand_student, loss_scale
 from .identity import dataset_fingerprint, run_identity
 from .losses import choose_method, describe_method
 from .reference_loss import loss_cache, loss_key
@@ -264,18 +264,9 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             if run.order is not None:
                 student.config.inheritune["order"] = encode(run.order)
             states: dict[str, Any] = {}
-            keep_state, keep_rates = recipe.optimizer_state == "keep", recipe.lr_schedule == "continue"
-            if trained is not None and (keep_state or keep_rates):
-                states = carry_states(
-                    trained,
-                    student,
-                    run.layers,
-                    self.new_optimizer,
-                    keep_state,
-                    keep_rates,
-                    self.is_fsdp_enabled,
-                    recipe.attention_scale,
-                )
+            keep_state = recipe.optimizer_state == "keep"
+            if trained is not None and (keep_state or recipe.lr_schedule == "continue"):
+                states = carry_states(trained, student, run.layers, recipe, self.new_optimizer, self.is_fsdp_enabled)
                 self.set_model(self.skeleton(run.layers))
             states |= loss_scale(self.accelerator.scaler, before if keep_state else None)
             log = round_trainer_state(read_trainer_state(before) if before else self.first_log(), self.args)
@@ -308,13 +299,13 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
 
     def build_student(self, before: Trained | None) -> PreTrainedModel:
         """Return the student with which the round begins; `before` is the last round's, if any."""
-        run = self.run
+        run, recipe, seed = self.run, self.inheritune_config, self.args.seed
         if self.baseline.build is not None:
             return self.baseline.build(run.layers, before.checkpoint if before else None)
-        # Random blocks of different rounds differ.
-        continues = before is not None and self.inheritune_config.growth == "continue"
-        seed = self.args.seed + (run.round_index if continues else 0)
-        return build_student(self.reference, run.layers, self.inheritune_config, seed, before)
+        if before is None or recipe.growth == "reinherit":
+            return from_pretrained_inherited(self.reference, replace(recipe, keep_layers=list(run.layers)), seed=seed)
+        seed += run.round_index  # random blocks of different rounds differ
+        return expand_student(before.load(), before.layers, self.reference, run.layers, recipe, seed)
 
     def train_round(self) -> tuple[float, Seal | None]:
         """

@@ -12,7 +12,7 @@ from test_trainer import run_program
 
 from inheritune_hf import InherituneConfig
 from inheritune_hf.training.distributed import REFUSED_SHARDING, check_launch, check_sharding
-from inheritune_hf.training.expansion import by_name, by_place, group_names
+from inheritune_hf.training.expansion import complete_state, parameter_names, rekeyed
 
 KEEP = {**CONTINUE, "optimizer_state": "keep"}
 FSDP = {"fsdp": True, "per_device_train_batch_size": 2, "save_steps": 2}
@@ -117,16 +117,18 @@ def test_optimizer_states_by_name_are_complete():
         "state": {"0.weight": {"step": torch.tensor(3.0), "exp_avg": torch.ones(3, 2), "exp_avg_sq": torch.ones(3, 2)}},
         "param_groups": [{"params": ["0.weight", "1.weight"], "lr": 0.5}, {"params": ["0.bias", "1.bias"], "lr": 0.1}],
     }
-    places = by_place(saved)
+    names = parameter_names(optimizer, model)
+    places = rekeyed(saved, {name: place for place, name in enumerate(names)})
     assert places["param_groups"] == [{"params": [0, 1], "lr": 0.5}, {"params": [2, 3], "lr": 0.1}]
     assert list(places["state"]) == [0]
-    named = by_name(places, group_names(optimizer, model), optimizer)
+    named = rekeyed(places, dict(enumerate(names)))
     assert named["param_groups"] == saved["param_groups"]
-    assert named["state"]["0.weight"] is saved["state"]["0.weight"]
+    state = complete_state(named["state"], names, optimizer)
+    assert state["0.weight"] is saved["state"]["0.weight"]
     for name, parameter in model.named_parameters():
-        assert named["state"][name]["exp_avg"].shape == parameter.shape
-        assert named["state"][name]["step"] == (3 if name == "0.weight" else 0)
-    assert not named["state"]["1.bias"]["exp_avg_sq"].any()
+        assert state[name]["exp_avg"].shape == parameter.shape
+        assert state[name]["step"] == (3 if name == "0.weight" else 0)
+    assert not state["1.bias"]["exp_avg_sq"].any()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -30,10 +30,11 @@ from inheritune_hf.students import SUPPORTED_MODEL_TYPES, is_cuttable
 from inheritune_hf.training.expansion import (
     carry_optimizer,
     expand_student,
-    group_names,
+    learned_names,
     make_identity,
     moved_scales,
-    parameter_origins,
+    parameter_names,
+    rekeyed,
     rescale_moments,
 )
 
@@ -182,24 +183,27 @@ def step(model, optimizer):
     optimizer.zero_grad()
 
 
+def by_name(optimizer, model):
+    return rekeyed(optimizer.state_dict(), dict(enumerate(parameter_names(optimizer, model))))
+
+
 def test_optimizer_state_is_carried_by_name(trained, reference):
     """Each trained parameter finds its own moments again, each added one none, and the groups stay right."""
     old = adamw(trained)
     step(trained, old)
     deeper = expand(trained, reference, "reference")
     new = adamw(deeper)
-    origins = parameter_origins(trained, (0, 1, 4), deeper, (0, 1, 2, 4, 5))
-    carried = carry_optimizer(
-        old.state_dict(), group_names(old, trained), new.state_dict(), group_names(new, deeper), origins, True, True
-    )
-    new.load_state_dict(carried)
+    origins = learned_names(deeper, {0: 0, 1: 1, 3: 2})
+    carried = carry_optimizer(by_name(old, trained), by_name(new, deeper), origins, True, True)
+    places = {name: place for place, name in enumerate(parameter_names(new, deeper))}
+    new.load_state_dict(rekeyed(carried, places))
     names = {id(parameter): name for name, parameter in deeper.named_parameters()}
     found = {names[id(parameter)]: state for parameter, state in new.state.items()}
     assert not [name for name in found if name.startswith(("transformer.h.2.", "transformer.h.4."))]
-    by_name = dict(trained.named_parameters())
-    assert len(found) == len(by_name)
+    learned = dict(trained.named_parameters())
+    assert len(found) == len(learned)
     for name, state in found.items():
-        assert torch.equal(state["exp_avg"], old.state[by_name[origins[name]]]["exp_avg"])
+        assert torch.equal(state["exp_avg"], old.state[learned[origins[name]]]["exp_avg"])
     step(deeper, new)
     assert len(new.state) == len(dict(deeper.named_parameters()))
 
@@ -209,13 +213,12 @@ def test_missing_state_is_an_error(trained, reference):
     old = adamw(trained)
     deeper = expand(trained, reference, "reference")
     new = adamw(deeper)
-    origins = parameter_origins(trained, (0, 1, 4), deeper, (0, 1, 2, 4, 5))
-    names = (group_names(old, trained), group_names(new, deeper))
+    origins, fresh = learned_names(deeper, {0: 0, 1: 1, 3: 2}), by_name(new, deeper)
     with pytest.raises(ValueError, match=r"has no state for transformer\.wte\.weight, which was trained"):
-        carry_optimizer(old.state_dict(), names[0], new.state_dict(), names[1], origins, True, False)
+        carry_optimizer(by_name(old, trained), fresh, origins, True, False)
     one = torch.optim.AdamW(trained.parameters())
     with pytest.raises(ValueError, match="had 1 parameter groups and now has 2"):
-        carry_optimizer(one.state_dict(), [[]], new.state_dict(), names[1], origins, True, False)
+        carry_optimizer(by_name(one, trained), fresh, origins, True, False)
 
 
 def test_other_model_is_left_in_its_mode(reference):
@@ -299,26 +302,25 @@ def test_moments_of_rescaled_queries_follow(scaled):
     for model in (student, deeper):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         step(model, optimizer)
-        states.append((optimizer.state_dict()["state"], [name for name, _ in model.named_parameters()]))
-    (old, old_names), (wanted, names) = states
+        states.append(by_name(optimizer, model)["state"])
+    old, wanted = states
     name, before = "transformer.h.2.attn.c_attn.weight", "transformer.h.1.attn.c_attn.weight"
-    place = names.index(name)
-    carried = {place: old[old_names.index(before)]}
+    carried = {name: old[before]}
     untouched = copy.deepcopy(carried)
     scales = moved_scales(deeper, {0: 0, 2: 1}, "keep")
-    rescale_moments(carried, names, deeper, scales)
+    rescale_moments(carried, deeper, scales)
 
     def far(state, key, columns):
-        (one, other) = (given[place][key][:, columns] for given in (state, wanted))
+        (one, other) = (given[name][key][:, columns] for given in (state, wanted))
         return float((one - other).norm() / other.norm())
 
     for key in ("exp_avg", "exp_avg_sq"):
         assert far(carried, key, slice(0, 16)) < 1e-3 < 0.3 < far(untouched, key, slice(0, 16))
         assert far(carried, key, slice(16, None)) == far(untouched, key, slice(16, None)) < 1e-3
     assert moved_scales(deeper, {0: 0, 2: 1}, "position") == {}
-    carried = {place: {"row_means": torch.ones(16)}}
+    carried = {name: {"row_means": torch.ones(16)}}
     with pytest.raises(ValueError, match=rf"state row_means of {name} cannot be carried over: that block's queries"):
-        rescale_moments(carried, names, deeper, scales)
+        rescale_moments(carried, deeper, scales)
 
 
 def test_a_copy_of_another_kind_of_block_is_refused():
