@@ -329,8 +329,8 @@ class RunState:
     @property
     def training(self) -> dict[str, Any]:
         """Training arguments that change the numbers of the run."""
-        named = ((name.partition(".")[2], value) for name, value in self.identity.items() if name.startswith("args."))
-        return dict(named)
+        given = self.identity.items()
+        return {name.removeprefix("args."): value for name, value in given if name.startswith("args.")}
 
 
 @dataclass(frozen=True)
@@ -469,13 +469,9 @@ def decode(kind: type[Record], values: Any, where: str, only_known: bool = True)
     return found
 
 
-def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     Read a JSON file that holds one mapping.
-
-    Args:
-        path (`str` or `os.PathLike`): File.
-        max_bytes (`int`, *optional*, defaults to `MAX_BYTES`): Largest size to read.
 
     Raises:
         OSError: If the file is not there or cannot be read.
@@ -483,9 +479,9 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> dict[
     """
     path = Path(path)
     with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise RecordError(f"{path} is larger than {max_bytes:,} bytes: it is not one of this package's files.")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise RecordError(f"{path} is larger than {MAX_BYTES:,} bytes: it is not one of this package's files.")
     try:
         values = parse_json(content, f"{path} is damaged: it")
     except ValueError as error:
@@ -495,7 +491,7 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> dict[
     return values
 
 
-def read_record(kind: type[Record], path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Record:
+def read_record(kind: type[Record], path: str | os.PathLike[str]) -> Record:
     """
     Read a record from a file that `write_record` wrote.
 
@@ -503,7 +499,7 @@ def read_record(kind: type[Record], path: str | os.PathLike[str], max_bytes: int
         OSError: If the file is not there or cannot be read.
         RecordError: If the file is damaged, its format is later than this version's, or a field cannot be used.
     """
-    values = read_json(path, max_bytes)
+    values = read_json(path)
     known, found = getattr(kind, "FORMAT", 1), values.pop("format", 1)
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise RecordError(f"{path}: format must be a whole number of 1 or more, got {found!r}.")

@@ -16,6 +16,7 @@ import pytest
 from holding import held_by_another
 from safetensors import SafetensorError
 
+from inheritune_hf import records
 from inheritune_hf.foreign_text import MAX_NESTING
 from inheritune_hf.records import (
     EXIT_STATUS,
@@ -158,11 +159,12 @@ def test_a_record_checks_more_than_types():
         (b" " * 2_000 + b"{}", "is larger than 1,000 bytes"),
     ],
 )
-def test_what_is_no_file_of_facts_is_refused(content, message, tmp_path):
+def test_what_is_no_file_of_facts_is_refused(content, message, tmp_path, monkeypatch):
     """Size and nesting are bounded, and what is not one JSON mapping is said."""
+    monkeypatch.setattr(records, "MAX_BYTES", 1_000 if b" " in content else 1 << 20)
     (tmp_path / "facts.json").write_bytes(content)
     with pytest.raises(RecordError, match=f"facts.json.*{message}"):
-        read_json(tmp_path / "facts.json", max_bytes=1_000 if b" " in content else 1 << 20)
+        read_json(tmp_path / "facts.json")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
