@@ -257,14 +257,14 @@ class Teacher:
         mask = inputs.get("attention_mask")
         lengths = [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(1).tolist()
         rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        for row, kept in zip(rows, store.find(rows), strict=True):
-            if kept is None:
-                store.keep(row, *self._top(row, store.k))
         shape = (*tokens.shape, store.k)
         places, logs = torch.zeros(shape, dtype=torch.long), torch.full(shape, -math.log(2 * store.k))
-        for place, kept in enumerate(store.find(rows)):
-            if kept is not None:
-                places[place, : len(kept[0])], logs[place, : len(kept[1])] = kept
+        for place, row in enumerate(rows):
+            kept = store.find(row)
+            if kept is None:
+                kept = self._top(row, store.k)
+                store.keep(row, *kept)
+            places[place, : len(row)], logs[place, : len(row)] = kept
         return places.flatten(0, 1).to(tokens.device), logs.flatten(0, 1).to(tokens.device)
 
     def _top(self, row: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -336,15 +336,11 @@ def check_quantization(recipe: InherituneConfig, device: torch.device) -> None:
 def _check_width(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     own, taught = (item.config.get_text_config(decoder=True).hidden_size for item in (student, teacher))
     if own != taught:
+        names = " and ".join(losses_of_kind("states"))
         raise ValueError(
-            f"{_states_named()} compare states of one width, and the student's have {own} channels, the teacher's "
-            f"{taught}: leave them out of distillation."
+            f"{names} compare states of one width, and the student's have {own} channels, the teacher's {taught}: "
+            "leave them out of distillation."
         )
-
-
-def _states_named() -> str:
-    *others, last = losses_of_kind("states")
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 @contextlib.contextmanager
@@ -385,7 +381,10 @@ class TopKStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._places: dict[bytes, tuple[Path, int]] = {}
         for index in sorted(folder.glob("*.digests")):
-            self._read(index)
+            names, records = index.read_bytes(), index.with_suffix(".records")
+            size = records.stat().st_size if records.is_file() else 0
+            for number in range(min(len(names) // _DIGEST, size // self._type.itemsize)):
+                self._places[names[number * _DIGEST : (number + 1) * _DIGEST]] = (records, number)
         # Of this object alone: several runs with one teacher keep records in one folder at once.
         self._own, self._count = folder / f"{process:05d}-{secrets.token_hex(8)}", 0
 
@@ -393,30 +392,21 @@ class TopKStore:
         """Return the number of sequences that can be found."""
         return len(self._places)
 
-    def find(self, rows: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | None]:
+    def find(self, row: Tensor) -> tuple[Tensor, Tensor] | None:
         """
-        Return, for each row of token ids, what is kept of it, or None.
+        Return what is kept of a row of token ids, or None.
 
-        Each is a pair of tensors of shape `(tokens, k)`: tokens, and their log-probabilities in float32.
+        It is a pair of tensors of shape `(tokens, k)`: tokens, and their log-probabilities in float32.
         """
-        found: list[tuple[Tensor, Tensor] | None] = []
-        for row in rows:
-            place = self._places.get(digest(row))
-            if place is None:
-                found.append(None)
-                continue
-            path, number = place
-            with path.open("rb") as file:
-                file.seek(number * self._type.itemsize)
-                record = np.frombuffer(file.read(self._type.itemsize), self._type)[0]
-            length = len(row)
-            found.append(
-                (
-                    torch.from_numpy(record["token"][:length].astype(np.int64)),
-                    torch.from_numpy(record["log_probability"][:length].copy()),
-                )
-            )
-        return found
+        place = self._places.get(digest(row))
+        if place is None:
+            return None
+        path, number = place
+        with path.open("rb") as file:
+            file.seek(number * self._type.itemsize)
+            record = np.frombuffer(file.read(self._type.itemsize), self._type)[0]
+        tokens = record["token"][: len(row)].astype(np.int64)
+        return torch.from_numpy(tokens), torch.from_numpy(record["log_probability"][: len(row)].copy())
 
     def keep(self, row: Tensor, tokens: Tensor, log_probabilities: Tensor) -> None:
         """
@@ -442,12 +432,6 @@ class TopKStore:
             file.write(name)
         self._places[name] = (self._own.with_suffix(".records"), self._count)
         self._count += 1
-
-    def _read(self, index: Path) -> None:
-        names, records = index.read_bytes(), index.with_suffix(".records")
-        whole = min(len(names) // _DIGEST, records.stat().st_size // self._type.itemsize if records.is_file() else 0)
-        for number in range(whole):
-            self._places[names[number * _DIGEST : (number + 1) * _DIGEST]] = (records, number)
 
 
 def digest(row: Tensor) -> bytes:
