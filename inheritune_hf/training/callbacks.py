@@ -146,15 +146,8 @@ class ReferenceLossStopCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run restores."""
-        return {
-            "args": {
-                "target": self.target,
-                "tolerance": self.tolerance,
-                "evaluations": self.evaluations,
-                "metric": self.metric,
-            },
-            "attributes": {"in_a_row": self.in_a_row},
-        }
+        given = ("target", "tolerance", "evaluations", "metric")
+        return {"args": {name: getattr(self, name) for name in given}, "attributes": {"in_a_row": self.in_a_row}}
 
 
 class RoundProgress(ProgressCallback):
@@ -373,17 +366,13 @@ def figures(report: CollapseReport, tolerance: float = NEAR_RANK_ONE) -> dict[st
     }
 
 
-#: Folder of TensorBoard's events, in a run's folder.
-EVENTS_FOLDER = "runs"
-
-
 def merge_tracker_runs(callbacks: Sequence[TrainerCallback], output_dir: Path) -> list[TrainerCallback]:
     """Return callbacks of which each tracker shows a run as one, unless its user has set it up otherwise."""
     ready: list[TrainerCallback] = []
     for item in callbacks:
         if isinstance(item, TensorBoardCallback) and item.logging_dir is None:
             # Figures may come before training begins, when it would choose the working directory.
-            item.logging_dir = str(output_dir / EVENTS_FOLDER)
+            item.logging_dir = str(output_dir / "runs")
         ready.append(_OWN[type(item)]() if type(item) in _OWN else item)
     return ready
 

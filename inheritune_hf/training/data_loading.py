@@ -25,12 +25,8 @@ _COUNTS = ("damaged", "left_out", "shared", "near")
 
 def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
     """Return a token to pad with; padding is masked and not counted, so any will do."""
-    if tokenizer is None:
-        return 0
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
+    tokens = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((int(token) for token in tokens if token is not None), 0)
 
 
 def check_data(train: Any, selection: Any, config: Any) -> None:

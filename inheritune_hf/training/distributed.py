@@ -20,6 +20,8 @@ from ..records import hold_folder
 #: Environment variables in which launchers give the number of processes.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
+_GATHERS = "stage3_gather_16bit_weights_on_model_save"
+
 #: What of FSDP and DeepSpeed is refused: (is it, given accelerate's state and the recipe?, why, and what to do).
 REFUSED_SHARDING: dict[str, tuple[Callable[[Any, InherituneConfig], bool], str]] = {
     "fsdp without a device": (
@@ -54,8 +56,8 @@ REFUSED_SHARDING: dict[str, tuple[Callable[[Any, InherituneConfig], bool], str]]
         lambda state, recipe: _is_deepspeed(state) and "scheduler" in state.deepspeed_plugin.deepspeed_config,
         "it knows nothing of rounds; leave it out and set lr_scheduler_type and warmup_steps",
     ),
-    "stage3_gather_16bit_weights_on_model_save": (
-        lambda state, recipe: _is_deepspeed(state) and _zero(state).get("stage") == 3 and not _gathers(state),
+    _GATHERS: (
+        lambda state, recipe: sharding_of(state) == "zero3" and not _zero(state).get(_GATHERS),
         "without it ZeRO-3 saves no whole student for the next round to begin with; use true",
     ),
     "distributed_type": (
@@ -160,7 +162,3 @@ def _is_deepspeed(state: Any) -> bool:
 def _zero(state: Any) -> Mapping[str, Any]:
     section: Mapping[str, Any] = state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
     return section
-
-
-def _gathers(state: Any) -> bool:
-    return bool(_zero(state).get("stage3_gather_16bit_weights_on_model_save"))
