@@ -36,10 +36,7 @@ class GrowthRule:
 
 
 def rule_from_recipe(
-    recipe: InherituneConfig,
-    depth: int,
-    prefix_sizes: Sequence[int] | None = None,
-    order: LayerOrder | None = None,
+    recipe: InherituneConfig, depth: int, prefix_sizes: Sequence[int] | None = None, order: LayerOrder | None = None
 ) -> GrowthRule:
     """
     Return the growth rule of a recipe: its `schedule`, or `grow_by` layers added in order after its `keep_layers`.
