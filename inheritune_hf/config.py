@@ -247,7 +247,7 @@ class InherituneConfig:
     def distillation_weights(self) -> dict[str, float]:
         """The losses that `distillation` names, with their weights; none without it."""
         weights: dict[str, float] = {}
-        for item in (self.distillation or "").split(",") if self.distillation is not None else ():
+        for item in [] if self.distillation is None else self.distillation.split(","):
             name, _, text = (part.strip() for part in item.partition("="))
             weight = number(text)
             if name not in DISTILLATION_LOSSES or name in weights or weight is None or not weight > 0:
@@ -301,10 +301,7 @@ class DataConfig:
         ValueError: If a value cannot be used; the message says what came and what is allowed.
     """
 
-    dataset_name: str | None = setting(
-        None,
-        "Hub id, or local folder, of a data set with a text column.",
-    )
+    dataset_name: str | None = setting(None, "Hub id, or local folder, of a data set with a text column.")
     dataset_config: str | None = setting(None, "Configuration name of the Hub data set.")
     train_split: str = setting("train", "Split of the Hub data set to train on.")
     selection_split: str | None = setting(
@@ -504,8 +501,7 @@ class RunConfig:
         None, "Measure the student's lazy layers at every n-th evaluation; never if not given."
     )
     reference_cache: bool = setting(
-        True,
-        "Cache the reference's loss, and reuse it if it was measured before on the same data.",
+        True, "Cache the reference's loss, and reuse it if it was measured before on the same data."
     )
     require_match: bool = setting(False, "Let the example script end with the outcome's exit status, not 0, on a miss.")
 
@@ -535,15 +531,7 @@ class CompareConfig:
     """
 
     arms: list[str] = setting(
-        [
-            "inheritune",
-            "inherited",
-            "random",
-            "stacking",
-            "hybrid-stacking",
-            "half-width",
-            "last",
-        ],
+        ["inheritune", "inherited", "random", "stacking", "hybrid-stacking", "half-width", "last"],
         f"Arms to compare, out of {', '.join(ARMS)}; optionally with /moved-scale or /kd after the name.",
     )
     controls: bool = setting(
@@ -558,12 +546,10 @@ class CompareConfig:
         "lowest selection loss, and the loop the one with its shallowest match.",
     )
     budget: Literal["tokens", "flops"] = setting(
-        "tokens",
-        "What is equal for all arms: 'tokens' or 'flops'; controls take the loop's steps under either.",
+        "tokens", "What is equal for all arms: 'tokens' or 'flops'; controls take the loop's steps under either."
     )
     budget_steps: Positive | None = setting(
-        None,
-        "The budget in optimizer steps; if not given, what the loop took over all its rounds, seed by seed.",
+        None, "The budget in optimizer steps; if not given, what the loop took over all its rounds, seed by seed."
     )
     layers: Positive | None = setting(
         None, "Depth of the other arms' models; if not given, that of the loop's last student, seed by seed."

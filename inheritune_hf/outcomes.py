@@ -54,8 +54,7 @@ def conclusion(
         return Conclusion("undecided", None, f"Whether a student matches {goal}, up to {student}, is undecided: {few}")
     if outcome == "adapted":
         return Conclusion("trained further", None, "The reference was trained further as a whole")
-    state = "was interrupted" if outcome == "interrupted" else "has not ended"
-    word = "interrupted" if outcome == "interrupted" else "not finished"
+    word, state = ("interrupted", "was interrupted") if outcome == "interrupted" else ("not finished", "has not ended")
     return Conclusion(word, None, f"The run {state}: whether its student of {student} matches {goal} is not decided")
 
 
