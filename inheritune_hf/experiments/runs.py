@@ -269,7 +269,7 @@ def _result_rows(
 ) -> list[ResultRow]:
     recipe = trainer.inheritune_config
     last = trainer.rounds[-1]
-    whole = student_skeleton(trainer.reference_config, range(trainer.reference_depth))
+    whole = student_skeleton(trainer.reference.config, range(trainer.reference.depth))
 
     # One look, at the whole confidence: the test set is opened once.
     target = reference if recipe.target == "reference" else float(recipe.target)
@@ -278,7 +278,7 @@ def _result_rows(
         return compare_losses(validation, target, recipe.tolerance, recipe.confidence)
 
     rows = [
-        ResultRow("reference", trainer.reference_depth, whole.num_parameters(), 0, 0, reference.loss),
+        ResultRow("reference", trainer.reference.depth, whole.num_parameters(), 0, 0, reference.loss),
         ResultRow(
             "student",
             last.layers,

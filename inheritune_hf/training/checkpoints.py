@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import logging
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -68,11 +67,6 @@ class _SealedFile:
     crc32: Count
 
 
-@dataclass(frozen=True)
-class _SealedFiles:
-    files: Mapping[str, _SealedFile]
-
-
 def check_identity(output_dir: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """
     Raise a `ValueError` that names every difference if `output_dir` holds another run (`there`) than `identity`.
@@ -117,8 +111,8 @@ def stage_round(
     round_index: int,
     student: PreTrainedModel,
     trainer_state: TrainerState,
-    carried: Mapping[str, Any] | None = None,
-    copied: Sequence[Path] = (),
+    carried: Mapping[str, Any],
+    copied: Sequence[Path],
 ) -> None:
     """
     Put a round's starting point on disk: the student's weights, and the step count and log so far.
@@ -134,7 +128,7 @@ def stage_round(
         temporary.mkdir(parents=True)
         student.save_pretrained(temporary)
         trainer_state.save_to_json(str(temporary / TRAINER_STATE_NAME))
-        for name, values in (carried or {}).items():
+        for name, values in carried.items():
             torch.save(values, temporary / name)
         for file in copied:
             shutil.copyfile(file, temporary / file.name)
@@ -147,14 +141,6 @@ def read_trainer_state(checkpoint: Path) -> TrainerState:
     """Return the step count and log of a checkpoint."""
     state: TrainerState = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     return state
-
-
-def round_trainer_state(before: TrainerState, args: TrainingArguments) -> TrainerState:
-    """Return the step count and log with which a round begins, given those with which the one before ended."""
-    state: Any = copy.copy(before)
-    state.train_batch_size = args.train_batch_size
-    result: TrainerState = state
-    return result
 
 
 def seal_checkpoint(checkpoint: Path, seal: Seal) -> None:
@@ -194,7 +180,7 @@ def read_seal(checkpoint: Path) -> Seal | None:
     """Return what a checkpoint says of itself, or None if it is not complete or its seal is damaged."""
     try:
         values = read_json(checkpoint / _SEAL)
-        decode(_SealedFiles, {"files": values.pop("files")}, str(checkpoint / _SEAL))
+        decode(dict[str, _SealedFile], values.pop("files"), f"{checkpoint / _SEAL}: files")
         return decode(Seal, values, str(checkpoint / _SEAL))
     except (FileNotFoundError, NotADirectoryError, KeyError, RecordError):
         return None

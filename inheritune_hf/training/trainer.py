@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -81,7 +80,6 @@ from .checkpoints import (
     rotate_checkpoints,
     round_end_folder,
     round_folder,
-    round_trainer_state,
     seal_checkpoint,
     stage_round,
     unseal_checkpoint,
@@ -201,7 +199,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
                         self.write_run(replace(self.run, outcome="interrupted"))
                         logger.info("interrupted at step %d; the same command resumes there", self.state.global_step)
                     else:
-                        finished = self.finish_round(seal, self.compare(seal.validation))  # compare
+                        finished = self.finish_round(seal)  # compare
                         self.write_run(conclude(self.run, finished, self.growth_rule, self.budget))  # grow, or stop
                         self.log_round(finished)
             self.restore_student()
@@ -269,7 +267,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
                 states = carry_states(trained, student, run.layers, recipe, self.new_optimizer, self.is_fsdp_enabled)
                 self.set_model(self.skeleton(run.layers))
             states |= loss_scale(self.accelerator.scaler, before if keep_state else None)
-            log = round_trainer_state(read_trainer_state(before) if before else self.first_log(), self.args)
+            log: Any = read_trainer_state(before) if before else self.first_log()
+            log.train_batch_size = self.args.train_batch_size
             random_states = sorted(before.glob("rng_state*.pth")) if before and recipe.continues_data else []
             stage_round(self.output_dir, run.round_index, student, log, states, random_states)
         self.write_run(replace(run, staged=True))
@@ -391,12 +390,10 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
     def matches_untrained(self) -> bool:
         """Tell whether the student is as deep as the reference and matches before it is trained: training may harm."""
         start = self.run.start
-        return start is not None and len(self.run.layers) == self.reference_depth and self.compare(start).matched
+        return start is not None and len(self.run.layers) == self.reference.depth and self.compare(start).matched
 
-    def compare(self, validation: Validation | None) -> Match:
+    def compare(self, validation: Validation) -> Match:
         """Compare a student's loss with the target at this look's confidence; the main process decides for all."""
-        if validation is None:
-            raise ValueError("The checkpoint that ends a round holds no evaluation.")
         decided: Match = on_main_process(judge(self.growth_rule, self.run.layers, self._match(validation)))
         return decided
 
@@ -459,7 +456,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             as_sequences(name, dataset, processing_class, self.reference, args)
             for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))
         )
-        check_data(train_dataset, eval_dataset, self.reference_config)
+        check_data(train_dataset, eval_dataset, self.reference.config)
         self.run = RunState(identity={}, layers=self.growth_rule.first)
         self.progress = RoundCounts()
         self.teacher = None
@@ -492,11 +489,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         self.stream: ResumableStream | None = None
         if isinstance(train_dataset, PackedStream):
             self.stream = ResumableStream(
-                train_dataset,
-                self.args.process_index,
-                self.args.world_size,
-                self.accelerator.gather,
-                self.args.device,
+                train_dataset, self.args.process_index, self.args.world_size, self.accelerator.gather, self.args.device
             )
         # By name: the class for notebooks can be imported in notebooks alone.
         standard = {"ProgressCallback", "NotebookProgressCallback"}
@@ -528,16 +521,6 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         return self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
 
     @property
-    def reference_config(self) -> PreTrainedConfig:
-        """The reference's config."""
-        return self.reference.config
-
-    @property
-    def reference_depth(self) -> int:
-        """Depth of the reference, in layers."""
-        return self.reference.depth
-
-    @property
     def sharding(self) -> str:
         """How a model is spread over devices while it trains: `none`, `fsdp` or `zero1` to `zero3`."""
         return sharding_of(self.accelerator.state)
@@ -559,7 +542,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
     def conclude(self, test: Match | None = None) -> Conclusion:
         """Return what the run came to, in words; `test` compares its student on the test set, once that is opened."""
         goal, decided = goal_of(self.inheritune_config.target), all(item.match.decided for item in self.rounds[-1:])
-        return conclusion(self.outcome, len(self.run.layers), self.reference_depth, goal, decided, test)
+        return conclusion(self.outcome, len(self.run.layers), self.reference.depth, goal, decided, test)
 
     @property
     def reference_validation(self) -> Validation | None:
@@ -603,7 +586,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             "sharding": self.sharding,
             "reference": reference.name if reference.model is None else reference.model.name_or_path,
             "reference.revision": None if reference.source is None else reference.source.revision,
-            "reference.layers": self.reference_depth,
+            "reference.layers": self.reference.depth,
             # Weights, not names: a folder's may be replaced, a branch may move, and a loaded model has no name.
             "reference.weights": on_main_process(reference.fingerprint() if args.process_index == 0 else None),
             "train_dataset": dataset_fingerprint(self.train_dataset),
@@ -619,7 +602,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         sizes = self.reference.architecture.prefix_sizes
         recipe, given = self.inheritune_config, self.baseline.growth_rule
         order = order or self.reference.order_before(recipe.keep_layers)
-        return given or rule_from_recipe(recipe, self.reference_depth, sizes, order)
+        return given or rule_from_recipe(recipe, self.reference.depth, sizes, order)
 
     def measure_order(self) -> LayerOrder:
         """
@@ -679,7 +662,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             self.validations[metric_key_prefix] = found
             self.log(self.figures(found, metric_key_prefix))
         where = metric_key_prefix.removeprefix("reference").replace("_", " ")
-        logger.info("reference%s · %d layers · %s%s", where, self.reference_depth, loss_text(found.loss), source)
+        logger.info("reference%s · %d layers · %s%s", where, self.reference.depth, loss_text(found.loss), source)
         if self.rounds and self.outcome is not None:
             self.restore_student()
         return found
@@ -688,7 +671,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
 
     def skeleton(self, layers: Sequence[int]) -> PreTrainedModel:
         """Return the student of `layers` without weights."""
-        return student_skeleton(self.reference_config, layers)
+        return student_skeleton(self.reference.config, layers)
 
     def write_run(self, run: RunState) -> None:
         """Write down where the run stands, before anything else happens."""
@@ -746,9 +729,9 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
                 self.validations["eval"] = seal.validation
                 self.progress.match = self.compare(seal.validation)
 
-    def finish_round(self, seal: Seal, match: Match) -> Round:
+    def finish_round(self, seal: Seal) -> Round:
         """
-        Return the record of the round that ended with the checkpoint of `seal`, and keep its losses per document.
+        Judge the round that ended with the checkpoint of `seal`: return its record, and keep its losses per document.
 
         Raises:
             ValueError: If that checkpoint was not evaluated.
@@ -770,7 +753,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             seconds=round(seal.seconds, 3),
             loss=validation.loss,
             target=self.target_loss() or float("nan"),
-            match=match,
+            match=self.compare(validation),
             start_loss=None if run.start is None else run.start.loss,
             abandoned=seal.abandoned,
         )
@@ -781,7 +764,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             return
         came = f"missed by {item.match.difference:+.4f}" if item.match.decided else "undecided"
         if item.match.matched:
-            came = "matched, no reduction" if item.layers == self.reference_depth else "matched"
+            came = "matched, no reduction" if item.layers == self.reference.depth else "matched"
         logger.info(
             "round %d · %d layers · %s · target %.4f · %s%s%s",
             item.index,
@@ -887,7 +870,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             if found is None or self.state.global_step != found[1].step:
                 self.state = read_trainer_state(folder)
         self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        self.student.config.use_cache = getattr(self.reference_config, "use_cache", True)
+        self.student.config.use_cache = getattr(self.reference.config, "use_cache", True)
 
     def set_model(self, model: Any, discard_after: bool = False) -> None:
         """
@@ -896,9 +879,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         With `discard_after` it is not needed after it was evaluated, so that sharding makes no copy of it.
         """
         self._discard_after, self._loss_method = discard_after, None
-        before: Any = self.model
-        was_empty = before.device.type == "meta"
-        del before
+        was_empty = self.student.device.type == "meta"
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = self.deepspeed = None
         self.callback_handler.model = model

@@ -733,7 +733,7 @@ def test_a_trained_cell_whose_model_could_not_be_saved_is_finished_later(materia
 def test_a_cell_killed_after_its_last_checkpoint_is_finished_later(material, whole, tmp_path, monkeypatch):
     """Killed between the last checkpoint and its judgement, a cell is judged by what the checkpoint says."""
 
-    def killed(trainer, seal, match):
+    def killed(trainer, seal):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
