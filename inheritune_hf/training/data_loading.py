@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from torch import Tensor
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
@@ -96,19 +95,11 @@ class ResumableStream:
     A `PackedStream` that training reads and resumes exactly where a checkpoint stopped.
 
     Each batch of a stream carries the state of its reader. What is saved is the state after the last batch that was
-    trained on, not the last that was read ahead. `gather` gathers a tensor of shape `(1, counts)` from all processes.
+    trained on, not the last that was read ahead.
     """
 
-    def __init__(
-        self,
-        stream: PackedStream,
-        process: int,
-        processes: int,
-        gather: Callable[[Tensor], Tensor],
-        device: torch.device,
-    ) -> None:
-        self.stream, self.process, self.processes = stream, process, processes
-        self._gather, self._device = gather, device
+    def __init__(self, stream: PackedStream, accelerator: Accelerator) -> None:
+        self.stream, self.accelerator, self.process = stream, accelerator, accelerator.process_index
         self.state = StreamState()
         #: Passes, and what was counted in the stream, of all processes together when they last synchronised.
         self.counts: dict[str, int] = {}
@@ -138,7 +129,7 @@ class ResumableStream:
     def loader(self, args: TrainingArguments, batch_size: int, collator: Any) -> DataLoader[Any]:
         """Return a loader that begins where this process is."""
         return DataLoader(
-            self.stream.begin(self.process, self.processes, self.state),
+            self.stream.begin(self.process, self.accelerator.num_processes, self.state),
             batch_size=batch_size,
             collate_fn=StreamCollator(collator),
             num_workers=args.dataloader_num_workers,
@@ -158,7 +149,7 @@ class ResumableStream:
     def sync_counts(self) -> float:
         """Share how far each process is; returns the whole passes over the stream by all of them."""
         own = [self.state.passes, *(self.state.total(name) for name in _COUNTS)]
-        found = self._gather(torch.tensor([own], device=self._device))
+        found = self.accelerator.gather(torch.tensor([own], device=self.accelerator.device))
         totals = dict(zip(_COUNTS, found[:, 1:].sum(0).tolist(), strict=True))
         self.counts = {"passes": int(found[:, 0].min()), **totals}
         return self.passes

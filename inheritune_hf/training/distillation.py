@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 
 from .. import __version__
@@ -286,10 +286,9 @@ def open_teacher(
     reference: OpenedReference,
     student: PreTrainedModel,
     recipe: InherituneConfig,
-    device: torch.device,
+    args: TrainingArguments,
     precision: str,
     block_size: int,
-    process: int,
 ) -> Teacher | None:
     """
     Load the reference beside a student that it is to teach; None if the recipe has no distillation.
@@ -303,19 +302,19 @@ def open_teacher(
     options: dict[str, Any] = {"dtype": getattr(torch, recipe.distillation_dtype)}
     if recipe.quantization_config is not None:
         options["quantization_config"] = AutoQuantizationConfig.from_dict(recipe.quantization_config)
-        options["device_map"] = {"": device}  # quantized weights may not move
+        options["device_map"] = {"": args.device}  # quantized weights may not move
     model: Any = reference.load(**options)
     if compares_states(recipe):
         _check_width(student, model)
     kept = tuple(student.config.inheritune["kept_layers"])
     if recipe.quantization_config is None:
-        model.to(device)
+        model.to(args.device)
     store = None
     if recipe.distillation_top_k is not None:
         k, temperature = recipe.distillation_top_k, recipe.distillation_temperature
         facts = [reference.fingerprint(), recipe.distillation_dtype, temperature, k, block_size, precision, __version__]
         facts += [] if recipe.quantization_config is None else [recipe.quantization_config]
-        store = TopKStore(cache_folder("teacher-tokens") / digest_of(facts), block_size, k, process)
+        store = TopKStore(cache_folder("teacher-tokens") / digest_of(facts), block_size, k, args.process_index)
     return Teacher(model, weights, recipe.distillation_temperature, kept, store)
 
 

@@ -333,15 +333,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             return float("nan"), seal
         self.begin_round(seal, folder)
         self.args.max_steps = end
-        self.teacher = open_teacher(
-            self.reference,
-            self.student,
-            self.inheritune_config,
-            self.args.device,
-            str(self.accelerator.mixed_precision),
-            row_length(self.train_dataset),
-            self.args.process_index,
-        )
+        precision, length = str(self.accelerator.mixed_precision), row_length(self.train_dataset)
+        self.teacher = open_teacher(self.reference, self.student, self.inheritune_config, self.args, precision, length)
         # A DeepSpeed engine has nothing of its own in a staged folder to resume from.
         self._staged_folder = str(folder) if self.is_deepspeed_enabled and seal is None else None
         try:
@@ -488,9 +481,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         check_sharding(self.accelerator.state, inheritune_config)
         self.stream: ResumableStream | None = None
         if isinstance(train_dataset, PackedStream):
-            self.stream = ResumableStream(
-                train_dataset, self.args.process_index, self.args.world_size, self.accelerator.gather, self.args.device
-            )
+            self.stream = ResumableStream(train_dataset, self.accelerator)
         # By name: the class for notebooks can be imported in notebooks alone.
         standard = {"ProgressCallback", "NotebookProgressCallback"}
         shown: list[Any] = self.callback_handler.callbacks
@@ -784,11 +775,10 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
 
     def first_log(self) -> TrainerState:
         """Return the log of a run without a checkpoint: the reference's figures, and where its last round ended."""
-        log: TrainerState = TrainerState(global_step=self.run.start_step)
-        untyped: Any = log
-        untyped.total_flos = sum(item.flops for item in self.run.rounds)
-        if self.run.reference is not None:
-            log.log_history = [{**self.figures(self.run.reference, "reference"), "step": 0}]
+        run = self.run
+        history = [] if run.reference is None else [{**self.figures(run.reference, "reference"), "step": 0}]
+        flops = sum(item.flops for item in run.rounds)
+        log: TrainerState = TrainerState(global_step=run.start_step, total_flos=flops, log_history=history)
         return log
 
     def begin_checkpoint(self) -> None:
