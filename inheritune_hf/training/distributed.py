@@ -22,46 +22,46 @@ _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 
 _GATHERS = "stage3_gather_16bit_weights_on_model_save"
 
-#: What of FSDP and DeepSpeed is refused: (is it, given accelerate's state and the recipe?, why, and what to do).
-REFUSED_SHARDING: dict[str, tuple[Callable[[Any, InherituneConfig], bool], str]] = {
+#: What of FSDP and DeepSpeed is refused: (is it, given `sharding_of`, the state and the recipe?, why, and what to do).
+REFUSED_SHARDING: dict[str, tuple[Callable[[str, Any, InherituneConfig], bool], str]] = {
     "fsdp without a device": (
-        lambda state, recipe: _asked("ACCELERATE_USE_FSDP") and not _is_fsdp(state),
+        lambda kind, state, recipe: _asked("ACCELERATE_USE_FSDP") and kind != "fsdp",
         "Accelerate does not shard on processors and would train by DDP without saying so; leave FSDP out",
     ),
     "deepspeed without an engine": (
-        lambda state, recipe: _asked("ACCELERATE_USE_DEEPSPEED") and not _is_deepspeed(state),
+        lambda kind, state, recipe: _asked("ACCELERATE_USE_DEEPSPEED") and not kind.startswith("zero"),
         "Accelerate is set to use the CPU and would train without DeepSpeed; leave one of them out",
     ),
     "fsdp_version": (
-        lambda state, recipe: _is_fsdp(state) and state.fsdp_plugin.fsdp_version == 1,
+        lambda kind, state, recipe: kind == "fsdp" and state.fsdp_plugin.fsdp_version == 1,
         "FSDP1 flattens parameters, and what has no name cannot be carried to the next round; use 2",
     ),
     "fsdp_state_dict_type": (
-        lambda state, recipe: _is_fsdp(state) and "FULL" not in str(state.fsdp_plugin.state_dict_type),
+        lambda kind, state, recipe: kind == "fsdp" and "FULL" not in str(state.fsdp_plugin.state_dict_type),
         "a sharded checkpoint holds no whole student for the next round to begin with; use FULL_STATE_DICT",
     ),
     "fsdp_cpu_ram_efficient_loading": (
-        lambda state, recipe: _is_fsdp(state) and bool(state.fsdp_plugin.cpu_ram_efficient_loading),
+        lambda kind, state, recipe: kind == "fsdp" and bool(state.fsdp_plugin.cpu_ram_efficient_loading),
         "only the main process would load weights, but every process measures the reference; use false",
     ),
     "deepspeed with optimizer_state 'keep'": (
-        lambda state, recipe: _is_deepspeed(state) and recipe.optimizer_state == "keep",
+        lambda kind, state, recipe: kind.startswith("zero") and recipe.optimizer_state == "keep",
         "ZeRO partitions the optimizer's state by position, not by parameter; use 'reset', or DDP or FSDP2",
     ),
     "deepspeed with lr_schedule 'continue'": (
-        lambda state, recipe: _is_deepspeed(state) and recipe.lr_schedule == "continue",
+        lambda kind, state, recipe: kind.startswith("zero") and recipe.lr_schedule == "continue",
         "each round begins with an engine of its own, and its schedule; use 'restart', or DDP or FSDP2",
     ),
     "scheduler in the DeepSpeed configuration": (
-        lambda state, recipe: _is_deepspeed(state) and "scheduler" in state.deepspeed_plugin.deepspeed_config,
+        lambda kind, state, recipe: kind.startswith("zero") and "scheduler" in state.deepspeed_plugin.deepspeed_config,
         "it knows nothing of rounds; leave it out and set lr_scheduler_type and warmup_steps",
     ),
     _GATHERS: (
-        lambda state, recipe: sharding_of(state) == "zero3" and not _zero(state).get(_GATHERS),
+        lambda kind, state, recipe: kind == "zero3" and not _zero(state).get(_GATHERS),
         "without it ZeRO-3 saves no whole student for the next round to begin with; use true",
     ),
     "distributed_type": (
-        lambda state, recipe: state.distributed_type == DistributedType.MEGATRON_LM,
+        lambda kind, state, recipe: state.distributed_type == DistributedType.MEGATRON_LM,
         "Megatron-LM builds its own models; use DDP, FSDP2 or DeepSpeed ZeRO",
     ),
 }
@@ -115,7 +115,8 @@ def check_launch(environment: Mapping[str, str], processes: int) -> None:
 
 def check_sharding(state: Any, recipe: InherituneConfig) -> None:
     """Raise a `ValueError` that names what of FSDP and DeepSpeed, in accelerate's state, cannot work with rounds."""
-    complaints = [f"{name}: {why}." for name, (refused, why) in REFUSED_SHARDING.items() if refused(state, recipe)]
+    kind = sharding_of(state)
+    complaints = [f"{name}: {why}." for name, (is_it, why) in REFUSED_SHARDING.items() if is_it(kind, state, recipe)]
     if complaints:
         raise ValueError("This cannot work with growth on several devices:\n- " + "\n- ".join(complaints))
 
@@ -127,9 +128,9 @@ def build_whole_models() -> None:
 
 def sharding_of(state: Any) -> str:
     """Return how a model is spread over devices while it trains: `none`, `fsdp` or `zero1` to `zero3`."""
-    if _is_deepspeed(state):
+    if state.distributed_type == DistributedType.DEEPSPEED:
         return f"zero{_zero(state).get('stage', 0)}"
-    return "fsdp" if _is_fsdp(state) else "none"
+    return "fsdp" if state.distributed_type == DistributedType.FSDP else "none"
 
 
 def weights_are_finite(model: nn.Module, device: torch.device, reduce: Callable[..., torch.Tensor]) -> bool:
@@ -149,14 +150,6 @@ def _own_part(parameter: Any) -> torch.Tensor:
 
 def _asked(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() == "true"
-
-
-def _is_fsdp(state: Any) -> bool:
-    return bool(state.distributed_type == DistributedType.FSDP)
-
-
-def _is_deepspeed(state: Any) -> bool:
-    return bool(state.distributed_type == DistributedType.DEEPSPEED)
 
 
 def _zero(state: Any) -> Mapping[str, Any]:
