@@ -282,7 +282,8 @@ def carry_optimizer(
             "over: use optimizer_state 'reset'."
         )
     state = {}
-    for name in [name for group in groups for name in group["params"] if keep_state and name in origins]:
+    kept = [name for group in groups for name in group["params"] if name in origins] if keep_state else []
+    for name in kept:
         if origins[name] not in saved["state"]:
             raise ValueError(
                 f"The optimizer has no state for {origins[name]}, which was trained; it cannot be kept: use "
