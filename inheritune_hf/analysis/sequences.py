@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.embedded import embedded_file
 from ..data.packing import spread
-from ..data.sources import Layout, read_files
+from ..data.sources import Layout, Source, read_source
 from ..data.stream import PackedStream
 from ..measures import SEQUENCES, TOKENS
 from ..students import Reference, open_reference
@@ -54,9 +54,8 @@ def default_sequences(
         ValueError: If no document is long enough.
     """
     # Nothing is trained on these passages: attention to memorised text says little about a model.
-    layout = Layout()  # documents are in the column `text`
-    texts = read_files(files or [embedded_file("selection")], layout, "files")[layout.column]
-    return cut_sequences(texts, tokenizer, count, tokens)
+    source = Source("files", Layout(), tuple(files) or (embedded_file("selection"),))
+    return cut_sequences(read_source(source)["text"], tokenizer, count, tokens)
 
 
 def cut_sequences(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, count: int, tokens: int) -> Tensor:

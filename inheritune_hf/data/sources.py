@@ -58,8 +58,7 @@ _COMPRESSED = (".gz", ".xz", ".zst", ".zstd")
 _JSON = (".jsonl", ".ndjson", ".json")
 _TABLES = {".parquet": "Parquet", ".arrow": "Arrow", ".csv": "CSV", ".tsv": "TSV"}
 _FILE_ERRORS = (EOFError, lzma.LZMAError, OSError, zlib.error)
-# UnicodeDecodeError: of names in the head of a table.
-_TABLE_ERRORS = (pa.ArrowException, OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError, ValueError)
+_TABLE_ERRORS = (*_FILE_ERRORS, pa.ArrowException, ValueError)
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,6 @@ class Source:
                 "give them as two sources."
             )
         return bool(binary)
-
-    def find_files(self) -> list[Path]:
-        """Return its files, see `find_files`."""
-        return find_files(self.files, self.setting, self.layout.skip)
 
 
 @dataclass(frozen=True)
@@ -204,7 +199,7 @@ def read_source(source: Source, cache_dir: Path | None = None, streaming: bool =
     other splits, which `datasets` would fetch and copy, may be too large.
     """
     if source.name is None:
-        return read_files(source.files, source.layout, source.setting, cache_dir)
+        return _read_files(source, cache_dir)
     cached, place = None if cache_dir is None else str(cache_dir), f"{source.name} ({source.split})"
     if streaming:
         stream = stream_source(source)
@@ -232,7 +227,7 @@ def cache_of(source: Source, cache_dir: Path | None) -> Path | None:
 def stream_source(source: Source) -> IterableDataset:
     """Open a source as a stream; nothing is copied to disk. Each file is a shard."""
     if source.name is None:
-        options = {"stamps": _stamps(source.find_files()), "layout": source.layout}
+        options = {"stamps": _stamps(source), "layout": source.layout}
         return IterableDataset.from_generator(_rows_of_files, features=source.layout.features, gen_kwargs=options)
     with _naming_data_set(source):
         dataset = _load_local(source.name, source.split)
@@ -240,8 +235,7 @@ def stream_source(source: Source) -> IterableDataset:
             stream = load_dataset(source.name, source.config, split=source.split, streaming=True)
         else:
             stream = dataset.to_iterable_dataset(num_shards=max(1, min(64, len(dataset))))
-        if stream.features is None:
-            stream = stream._resolve_features()
+        stream = stream._resolve_features()
     place = f"{source.name} ({source.split})"
     if stream.features is None:
         raise ValueError(f"{place} has no row; give another split, or leave it out.")
@@ -267,7 +261,7 @@ def source_identity(source: Source) -> dict[str, Any]:
     values = dataclasses.asdict(source)
     values.pop("setting")
     if source.name is None:
-        values["files"] = _identify(source.find_files())
+        values["files"] = _identify(find_files(source))
     elif Path(source.name).is_dir():
         # Without what is hidden, and what `datasets` caches or has not finished there.
         folder = Path(source.name)
@@ -299,20 +293,20 @@ class BadRow(ValueError):
     """A row that cannot be read: the message names the file and the row, and says what to do."""
 
 
-def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir: Path | None = None) -> Dataset:
+def _read_files(source: Source, cache_dir: Path | None) -> Dataset:
     """
     Read the rows of files, in the order of the patterns, sorted within each.
 
     A file that is neither JSON nor a table is one document of UTF-8 text. The rows are cached by `datasets` under the
     paths, sizes and times of change of the files.
     """
-    stamps = _stamps(find_files(patterns, setting, layout.skip))
+    stamps = _stamps(source)
     try:
         dataset = Dataset.from_generator(
             _rows_of_files,
-            features=layout.features,
+            features=source.layout.features,
             # Tuples: datasets takes a list for work that can be divided among processes.
-            gen_kwargs={"stamps": tuple(stamps), "layout": layout},
+            gen_kwargs={"stamps": tuple(stamps), "layout": source.layout},
             writer_batch_size=64,
             cache_dir=None if cache_dir is None else str(cache_dir),
         )
@@ -323,17 +317,18 @@ def read_files(patterns: Sequence[str], layout: Layout, setting: str, cache_dir:
         if isinstance(cause, OSError):
             place = cache_dir or "the cache of datasets (HF_DATASETS_CACHE)"
             raise OSError(
-                f"{setting}: what was read cannot be written to {place}: {cause}; give it more room."
+                f"{source.setting}: what was read cannot be written to {place}: {cause}; give it more room."
             ) from error
         raise
-    logger.debug("%s: %d documents from %d files", setting, len(dataset), len(stamps))
+    logger.debug("%s: %d documents from %d files", source.setting, len(dataset), len(stamps))
     return dataset
 
 
-def find_files(patterns: Sequence[str], setting: str, skip: bool = False) -> list[Path]:
-    """Return the files that `patterns` match, each once, and refuse empty ones, unless they are to be skipped later."""
+def find_files(source: Source) -> list[Path]:
+    """Return the files of a source, each once, and refuse empty ones, unless they are to be skipped later."""
     found: dict[Path, Path] = {}
-    for pattern in patterns:
+    setting = source.setting
+    for pattern in source.files:
         named = Path(pattern).expanduser()
         matches = sorted(Path(match) for match in glob.glob(str(named), recursive=True))  # noqa: PTH207 (absolute globs)
         files = [named] if named.is_file() else [match for match in matches if match.is_file()]
@@ -349,12 +344,13 @@ def find_files(patterns: Sequence[str], setting: str, skip: bool = False) -> lis
         for path in files:
             found.setdefault(path.resolve(), path)
     for path in found.values():
-        if path.stat().st_size == 0 and not skip:
+        if path.stat().st_size == 0 and (source.holds_token_files or not source.layout.skip):
             raise ValueError(f"{setting}: {path} is empty; leave it out or give a file with text.")
     return list(found.values())
 
 
-def _stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+def _stamps(source: Source) -> list[tuple[str, int, int]]:
+    paths = find_files(source)
     return [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
@@ -499,11 +495,10 @@ def _read_table(path: Path, layout: Layout) -> Iterator[_Item]:
     if compression and kind in (".parquet", ".arrow"):
         raise BadRow(f"{path}: a {kind} file is compressed within; give it without {compression}.")
     number = 0
-    batches = {".parquet": _parquet_batches, ".arrow": _arrow_batches}.get(kind, _csv_batches)
+    rows = {".parquet": _parquet_rows, ".arrow": _arrow_rows}.get(kind, _csv_rows)
     try:
-        for before, rows in batches(path, layout):
-            for number, row in enumerate(rows, start=before + 1):
-                yield f"{path}, row {number}", row
+        for number, row in rows(path, layout):
+            yield f"{path}, row {number}", row
     except BadRow:
         raise
     except _TABLE_ERRORS as error:
@@ -513,32 +508,28 @@ def _read_table(path: Path, layout: Layout) -> Iterator[_Item]:
         ) from error
 
 
-# The number of rows before a batch, and its rows.
-_Batch = tuple[int, list[Any]]
-
-
-def _parquet_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
-    """Yield batches, or what is wrong with a row group: the builder of `datasets` gives up the rest of the file."""
+def _parquet_rows(path: Path, layout: Layout) -> Iterator[tuple[int, Any]]:
+    """Yield numbered rows, or what is wrong with a row group: the builder of `datasets` gives up the rest of a file."""
     # Mapped: otherwise the columns that are used of a whole row group, which may be the file, are read at once.
     with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
         columns = _content_columns(file.schema_arrow, str(path), layout)
-        after = 0
+        after = 1
         for group in range(file.metadata.num_row_groups):
             number, after = after, after + file.metadata.row_group(group).num_rows
             reason: object = "fewer rows than the file says"
             try:
                 for batch in file.iter_batches(batch_size=_ROWS_PER_READ, columns=columns, row_groups=[group]):
                     batch.validate(full=True)
-                    yield number, batch.to_pylist()
+                    yield from enumerate(batch.to_pylist(), start=number)
                     number += len(batch)
             except _TABLE_ERRORS as error:
                 reason = error
             if number < after:
-                bad = f"{path}, rows {number + 1} to {after}: damaged ({reason}); fetch or write it again."
-                yield number, [BadRow(bad)]
+                bad = f"{path}, rows {number} to {after - 1}: damaged ({reason}); fetch or write it again."
+                yield number, BadRow(bad)
 
 
-def _arrow_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
+def _arrow_rows(path: Path, layout: Layout) -> Iterator[tuple[int, Any]]:
     with pa.memory_map(str(path)) as source:
         try:
             stream: Any = pa.ipc.open_stream(source)
@@ -547,30 +538,28 @@ def _arrow_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
             stream = pa.ipc.open_file(source)
             batches = (stream.get_batch(index) for index in range(stream.num_record_batches))
         columns = _content_columns(stream.schema, str(path), layout)
-        number = 0
+        number = 1
         for batch in batches:
             for start in range(0, len(batch), _ROWS_PER_READ):
                 rows = batch.select(columns).slice(start, _ROWS_PER_READ)
                 # Arrow does not check offsets and characters by itself: wrong ones would crash the process.
                 rows.validate(full=True)
-                yield number + start, rows.to_pylist()
+                yield from enumerate(rows.to_pylist(), start=number + start)
             number += len(batch)
 
 
-def _csv_batches(path: Path, layout: Layout) -> Iterator[_Batch]:
+def _csv_rows(path: Path, layout: Layout) -> Iterator[tuple[int, Any]]:
     separator = "\t" if _kind_of(path)[0] == ".tsv" else ","
     with _open(path) as file:
         # As written: a text may be "NA" or "007".
         frames = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, chunksize=_ROWS_PER_READ)
-        number = 0
         for frame in frames:
             if layout.column not in frame:
                 raise _missing_column(str(path), layout, frame.columns)
             if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first fields for names of rows
                 raise BadRow(f"{path}: rows have more fields than the header has columns; name every column.")
-            texts = frame[layout.column].tolist()
-            yield number, [{layout.column: text if isinstance(text, str) else None} for text in texts]
-            number += len(texts)
+            for index, text in frame[layout.column].items():
+                yield index + 1, {layout.column: text if isinstance(text, str) else None}
 
 
 def _content_columns(schema: Any, place: str, layout: Layout) -> list[str]:

@@ -273,7 +273,7 @@ def _read_token_files(request: _Request) -> _Documents:
         raise ValueError("Token files (.bin) are read by memory map, which needs no streaming; leave it out.")
 
     def read(source: Source) -> dict[TokenFile, Dataset]:
-        files = [open_token_file(path, config.token_dtype) for path in find_files(source.files, source.setting)]
+        files = [open_token_file(path, config.token_dtype) for path in find_files(source)]
         return {file: read_documents(file, request.vocab_size, request.tokenizer) for file in files}
 
     train, sets = read(request.sources[0]), {}
@@ -508,7 +508,7 @@ def _stream_weights(sources: Sequence[Source]) -> list[float]:
         return [source.weight or 0.0 for source in sources]
     if any(source.name is not None for source in sources):
         return [1.0] * len(sources)
-    return [float(max(1, sum(path.stat().st_size for path in source.find_files()))) for source in sources]
+    return [float(max(1, sum(path.stat().st_size for path in find_files(source)))) for source in sources]
 
 
 def _hold_out_of_stream(
