@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,15 +27,6 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-@dataclass(frozen=True)
-class Overlaps:
-    """How many documents are in two sets, word for word or nearly (None: not searched for), and were removed."""
-
-    shared: int
-    near: int | None = None
-    removed: int = 0
-
-
 def count_shared(sets: Mapping[str, Dataset], train: Sequence[Dataset]) -> int:
     """Return how many selection and test documents are, word for word, in another set too."""
     selection, test = (read_column(sets[name], "digest") for name in ("selection", "test"))
@@ -46,12 +36,13 @@ def count_shared(sets: Mapping[str, Dataset], train: Sequence[Dataset]) -> int:
 
 def remove_overlaps(
     sets: Mapping[str, Dataset], train: Sequence[Dataset], config: DataConfig
-) -> tuple[dict[str, Dataset], list[Dataset], Overlaps]:
+) -> tuple[dict[str, Dataset], list[Dataset], dict[str, int | None]]:
     """
     Count the documents that are in two sets, and remove them if `config` says so: training documents first, then
     selection documents, so that what evaluates stays.
 
-    Takes and returns the tokenized selection and test sets and training documents (none for a stream).
+    Takes and returns the tokenized selection and test sets and training documents (none for a stream); returns the
+    counts by their names in `DataFacts`, too.
     """
     test = read_column(sets["test"], "digest")
     evaluated = np.concatenate([read_column(sets["selection"], "digest"), test])
@@ -73,8 +64,12 @@ def remove_overlaps(
         for one, other in zip(same, near, strict=True)
     ]
     kept = [filter_rows(item, ~mask) for item, mask in zip(everything, drop, strict=True)]
-    overlaps = Overlaps(count_shared(sets, train), count, sum(int(mask.sum()) for mask in drop))
-    return {**sets, "selection": kept[0]}, kept[1:], overlaps
+    counts = {
+        "shared_documents": count_shared(sets, train),
+        "near_duplicates": count,
+        "removed_documents": sum(int(mask.sum()) for mask in drop),
+    }
+    return {**sets, "selection": kept[0]}, kept[1:], counts
 
 
 class NgramIndex:

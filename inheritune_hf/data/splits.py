@@ -20,7 +20,6 @@ from ..records import DataFacts, SetFacts, SourceFacts
 from .duplicates import (
     Integers,
     NgramIndex,
-    Overlaps,
     concat,
     filter_rows,
     isin,
@@ -150,7 +149,8 @@ def load_data_splits(
     known = len(tokenizer) if vocab_size is None else vocab_size
     check_tokenizer(tokenizer, known)
     asked = config.block_size if block_size is None else block_size
-    _check_block_size(asked)
+    if asked is not None and asked < 2:
+        raise ValueError(f"block_size must be 2 tokens or more, got {asked}.")
     if config.dataset_name:
         from .prepared import is_prepared, load_prepared, refuse_unfinished
 
@@ -217,11 +217,6 @@ def sequences_of_rows(
     found = mark_long_texts(found.select_columns([layout.content_column]), layout, name)
     documents = tokenize_documents(found, Encoder(tokenizer, layout, vocab_size=vocab_size, source=name))
     return pack_sequences(documents, block_size) if name == "train_dataset" else cut_windows(documents, block_size)
-
-
-def _check_block_size(block_size: int | None) -> None:
-    if block_size is not None and block_size < 2:
-        raise ValueError(f"block_size must be 2 tokens or more, got {block_size}.")
 
 
 @dataclass(frozen=True)
@@ -297,7 +292,7 @@ def _count_bad(dataset: Dataset) -> int:
     return len(reasons)
 
 
-def _pack(request: _Request, found: _Documents, overlaps: Overlaps) -> DataSplits:
+def _pack(request: _Request, found: _Documents, overlaps: Mapping[str, int | None]) -> DataSplits:
     """Make sequences of the training documents, and finish."""
     size, sources = request.block_size, request.sources
     lengths = [read_column(documents, "length") for documents in found.train]
@@ -320,7 +315,7 @@ def _pack(request: _Request, found: _Documents, overlaps: Overlaps) -> DataSplit
             for source, own, text, share in zip(sources, lengths, texts, passes, strict=True)
         ],
         found.sets,
-        overlaps,
+        **overlaps,
         dropped_tokens=sum(int(own.sum()) % size for own in lengths),
         longest_document=max(int(own.max()) for own in lengths if len(own)),
         skipped_documents=found.skipped,
@@ -347,7 +342,6 @@ def _finish(
     train_facts: SetFacts,
     sources: Sequence[SourceFacts],
     sets: Mapping[str, Dataset],
-    overlaps: Overlaps,
     **counts: Any,
 ) -> DataSplits:
     """Cut the evaluation sets, log what the three sets hold, and warn if documents are in two of them."""
@@ -363,9 +357,6 @@ def _finish(
         train=train_facts,
         selection=set_facts["selection"],
         test=set_facts["test"],
-        shared_documents=overlaps.shared,
-        near_duplicates=overlaps.near,
-        removed_documents=overlaps.removed,
         sources=tuple(sources),
         **counts,
     )
@@ -384,10 +375,10 @@ def _finish(
 
 def _hold_out(train: list[Dataset], shares: Mapping[str, float], seed: int) -> tuple[list[Dataset], dict[str, Dataset]]:
     """Return the training documents without those that are held out for the evaluation sets, and those sets."""
+    if not shares:
+        return train, {}
     digests = [read_column(documents, "digest") for documents in train]
     chosen = choose_held_out(np.concatenate(digests), shares, seed)
-    if not chosen:
-        return train, {}
     taken = {**chosen, "train": np.concatenate(list(chosen.values()))}
     found = {name: [isin(own, wanted) for own in digests] for name, wanted in taken.items()}
     rest = [filter_rows(documents, ~mask) for documents, mask in zip(train, found.pop("train"), strict=True)]
@@ -400,8 +391,6 @@ def _hold_out(train: list[Dataset], shares: Mapping[str, float], seed: int) -> t
 
 def choose_held_out(digests: Integers, shares: Mapping[str, float], seed: int) -> dict[str, Integers]:
     """Choose the distinct documents that are held out for each set: those whose hash comes first, at least one each."""
-    if not shares:
-        return {}
     distinct = np.unique(digests)
     if len(distinct) <= len(shares):
         raise ValueError(
@@ -499,7 +488,7 @@ def _load_stream(request: _Request) -> DataSplits:
         equal_passes=sources[0].weight is None,
     )
     facts = [SourceFacts(source.label, weight=source.weight) for source in sources]
-    return _finish(request, train, SetFacts(None, None, None, fingerprint), facts, sets, overlaps)
+    return _finish(request, train, SetFacts(None, None, None, fingerprint), facts, sets, **overlaps)
 
 
 def _stream_weights(sources: Sequence[Source]) -> list[float]:
