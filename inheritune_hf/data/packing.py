@@ -24,8 +24,9 @@ def pack_sequences(documents: Dataset, block_size: int) -> Dataset:
     Only the last partial sequence is dropped. The grouping of Transformers' run_clm drops one for every thousand
     documents, and takes longer: 511,000 tokens per second from text to saved sequences, 703,000 with this one.
     """
+    features = Features(dict.fromkeys(_columns(documents), TOKEN_LIST))
     packer = _Packer(block_size)
-    return map_documents(documents.with_format("arrow"), packer, _features(documents), desc="Packing").with_format(None)
+    return map_documents(documents.with_format("arrow"), packer, features, desc="Packing").with_format(None)
 
 
 def cut_windows(documents: Dataset, block_size: int, max_per_document: int | None = None) -> Dataset:
@@ -38,7 +39,7 @@ def cut_windows(documents: Dataset, block_size: int, max_per_document: int | Non
     windows = map_documents(
         documents.with_format("arrow"),
         _cut_documents,
-        Features({**_features(documents), "document": Value("int64")}),
+        Features({**dict.fromkeys(_columns(documents), TOKEN_LIST), "document": Value("int64")}),
         fn_kwargs={"block_size": block_size, "max_per_document": max_per_document},
         with_indices=True,
         desc="Cutting into sequences",
@@ -142,8 +143,8 @@ def _positions(tokens: Tensor, end: int) -> Tensor:
     return positions - starts.cummax(0).values
 
 
-def _features(documents: Dataset) -> Features:
-    return Features({name: TOKEN_LIST for name in (TOKENS, LABELS) if name in documents.column_names})
+def _columns(documents: Any) -> list[str]:
+    return [name for name in (TOKENS, LABELS) if name in documents.column_names]
 
 
 class _Packer:
@@ -155,13 +156,12 @@ class _Packer:
 
     def __call__(self, batch: Any) -> dict[str, Any]:
         packed = {}
-        for name in (TOKENS, LABELS):
-            if name in batch.column_names:
-                rest = self.rest.get(name, np.empty(0, dtype=np.int32))
-                values = np.concatenate([rest, _flat(batch[name].combine_chunks())])
-                whole = len(values) // self.block_size * self.block_size
-                self.rest[name] = values[whole:].copy()
-                packed[name] = values[:whole].reshape(-1, self.block_size)
+        for name in _columns(batch):
+            rest = self.rest.get(name, np.empty(0, dtype=np.int32))
+            values = np.concatenate([rest, _flat(batch[name].combine_chunks())])
+            whole = len(values) // self.block_size * self.block_size
+            self.rest[name] = values[whole:].copy()
+            packed[name] = values[:whole].reshape(-1, self.block_size)
         return packed
 
 
@@ -180,7 +180,7 @@ def spread(items: Sequence[Any], most: int | None) -> Sequence[Any]:
 def _cut_documents(
     batch: Any, indices: list[int], block_size: int, max_per_document: int | None
 ) -> dict[str, list[Any]]:
-    columns = [name for name in (TOKENS, LABELS) if name in batch.column_names]
+    columns = _columns(batch)
     cut: dict[str, list[Any]] = {name: [] for name in (*columns, "document")}
     lengths = batch[TOKENS].combine_chunks().value_lengths().to_pylist()
     starts = [spread(range(0, length - 1, block_size), max_per_document) for length in lengths]

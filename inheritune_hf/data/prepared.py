@@ -120,7 +120,6 @@ def prepare_data(
     )
     work = folder / _WORK
     if not is_prepared(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
         with hold_folder(folder):
             if not is_prepared(str(folder)):  # another process may have finished it in between
                 work.mkdir(exist_ok=True)

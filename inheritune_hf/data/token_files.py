@@ -162,13 +162,8 @@ class TokenSequences:
         self.run_ends = np.concatenate([[0], np.cumsum(np.concatenate(run_lengths))])
         self._open: list[np.ndarray[Any, Any]] | None = None
 
-    @property
-    def tokens(self) -> int:
-        """All tokens, those of the last partial sequence included."""
-        return int(self.run_ends[-1])
-
     def __len__(self) -> int:
-        return self.tokens // self.block_size
+        return int(self.run_ends[-1]) // self.block_size
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers map the files themselves.

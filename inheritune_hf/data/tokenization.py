@@ -156,8 +156,9 @@ def tokenize_documents(
     for start in range(0, len(dataset), DOCUMENTS_PER_PART):
         stop = min(start + DOCUMENTS_PER_PART, len(dataset))
         # By a fingerprint of our own: a tokenizer changes its pickle when used, and datasets would tokenize again.
-        definition = (dataset._fingerprint, start, stop, labelled, *encoder.identity)
-        fingerprint = Hasher.hash(("tokenize_documents", *definition))
+        fingerprint = Hasher.hash(
+            ("tokenize_documents", dataset._fingerprint, start, stop, labelled, *encoder.identity)
+        )
         parts.append(
             map_documents(
                 dataset if stop - start == len(dataset) else dataset.select(range(start, stop)),
@@ -378,9 +379,7 @@ def _from_texts(rows: Sequence[Any], texts: list[str], tokenizer: PreTrainedToke
         ended = len(document) > 0 and document[-1] == end  # as chat templates do
         tokens = np.full(len(document) + (not ended), end, dtype=np.int32)
         tokens[: len(document)] = document
-        data = text.encode()
-        digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True) if row is text else _digest(row)
-        found.append(Encoded(tokens, None, digest, len(data)))
+        found.append(Encoded(tokens, None, _digest(row), len(text.encode())))
     return found
 
 
