@@ -37,22 +37,13 @@ _COUNTS = ("documents", "tokens", "passes", "damaged", "left_out", "shared", "ne
 
 @dataclass(frozen=True)
 class Exclusion:
-    """
-    Which documents of a stream are also in an evaluation set: those are left out, or counted.
+    """Which documents of a stream are also in an evaluation set: those are left out, or counted."""
 
-    Args:
-        seed (`int`): Chooses what is held out.
-        share (`float`): Share of the documents that is held out, by the hash of their text, wherever they are.
-        digests (`frozenset[int]`): Documents of the evaluation sets.
-        near (`NgramIndex`, *optional*): The same documents, if others that are near to one are searched for.
-        remove (`frozenset[str]`): What is left out: `shared` documents, `near` ones; held-out ones always are.
-    """
-
-    seed: int = 0
-    share: float = 0.0
-    digests: frozenset[int] = frozenset()
-    near: NgramIndex | None = None
-    remove: frozenset[str] = frozenset()
+    seed: int = 0  # chooses what is held out
+    share: float = 0.0  # of the documents that is held out, by the hash of their text, wherever they are
+    digests: frozenset[int] = frozenset()  # of the documents of the evaluation sets
+    near: NgramIndex | None = None  # the same documents, if others that are near to one are searched for
+    remove: frozenset[str] = frozenset()  # what is left out: `shared` documents, `near` ones; held-out ones always are
 
     def __call__(self, documents: Sequence[Encoded]) -> list[str]:
         """Return for each document `held_out`, `shared`, `near`, or an empty string."""
@@ -82,6 +73,7 @@ class StreamSource:
     weight: float = 1.0
 
 
+@dataclass(eq=False, repr=False)
 class PackedStream(TorchIterableDataset[dict[str, Any]]):
     """
     Join the documents of one or several sources into sequences of exactly `block_size` tokens, without end.
@@ -91,76 +83,49 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
     another. Of several sources, the next document comes from the one that is furthest behind its share of the tokens;
     with `equal_passes`, of those with the fewest passes. Each sequence carries the state of its reader after it; a
     reader that starts from a state yields the sequences that would have come next, token by token.
-
-    Args:
-        sources (`Sequence[StreamSource]`): Where documents come from.
-        block_size (`int`): Tokens of one sequence.
-        exclusion (`Exclusion`, *optional*): What is not trained on.
-        fingerprint (`str`, *optional*): Identity of the stream.
-        shuffle_documents (`int`, *optional*, defaults to `0`):
-            Documents that are shuffled together; a reader's files are shuffled too. 0 keeps the order.
-        seed (`int`, *optional*, defaults to `0`): Determines the order, another one in each pass.
-        equal_passes (`bool`, *optional*, defaults to `False`):
-            Whether a source that was read to its end waits for the others, so that a pass has every document once.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[StreamSource],
-        block_size: int,
-        exclusion: Exclusion | None = None,
-        fingerprint: str = "",
-        shuffle_documents: int = 0,
-        seed: int = 0,
-        equal_passes: bool = False,
-    ) -> None:
-        self.sources = tuple(sources)
-        self.block_size = block_size
-        self.exclusion = exclusion or Exclusion()
-        self.fingerprint = fingerprint
-        self.shuffle_documents = shuffle_documents
-        self.seed = seed
-        self.equal_passes = equal_passes
-        self.rank, self.world_size = 0, 1
-        self.state = StreamState()
+    sources: Sequence[StreamSource]
+    block_size: int  # tokens of one sequence
+    exclusion: Exclusion = Exclusion()  # what is not trained on
+    fingerprint: str = ""  # identity of the stream
+    shuffle_documents: int = 0  # that are shuffled together; a reader's files are shuffled too; 0 keeps the order
+    seed: int = 0  # determines the order, another one in each pass
+    equal_passes: bool = False  # whether a source that was read waits for the others: a pass has every document once
+    rank: int = field(default=0, init=False)
+    world_size: int = field(default=1, init=False)
+    state: StreamState | None = field(default=None, init=False)
 
     def begin(self, rank: int = 0, world_size: int = 1, state: StreamState | None = None) -> PackedStream:
         """Return this stream for one process of `world_size`, from the start or from the state of that process."""
         stream = copy.copy(self)
         stream.rank, stream.world_size = rank, world_size
-        stream.state = copy.deepcopy(state) if state else StreamState()
+        stream.state = copy.deepcopy(state)
         return stream
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield `input_ids` (and `labels`), arrays of `block_size` tokens, and `reader_state`."""
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
+        state = self.state or StreamState()
         # A loader asks its worker 0 first: it takes the part of the worker that is next after the last batch.
-        worker = (worker + self.state.next) % workers
+        worker = (worker + state.next) % workers
         number, count = self.rank * workers + worker, self.world_size * workers
-        for row in _read(self, number, count, self.state.workers.get(str(worker))):
+        for row in _read(self, number, count, state.workers.get(str(worker))):
             row[READER_STATE] = dataclasses.replace(row[READER_STATE], worker=worker, workers=workers)
             yield row
 
 
 @dataclass(frozen=True)
 class SourceState:
-    """
-    Where a reader is in one source: before a document.
-
-    Args:
-        rows (*optional*): State of `datasets` at the row at which a window begins; None at the start.
-        window (`int`): The window's number in the pass.
-        passed (`int`): Rows of the window before the current group of documents.
-        taken (`int`): Documents of that group that were taken.
-        counts (`dict[str, int]`): What happened to the documents.
-    """
+    """Where a reader is in one source: before a document."""
 
     shard: Count = 0
-    rows: Any = None
-    window: Count = 0
-    passed: Count = 0
-    taken: Count = 0
+    rows: Any = None  # state of `datasets` at the row at which a window begins; None at the start
+    window: Count = 0  # its number in the pass
+    passed: Count = 0  # rows of the window before the current group of documents
+    taken: Count = 0  # documents of that group that were taken
+    # What happened to the documents.
     counts: dict[str, Count] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
 
     @property
