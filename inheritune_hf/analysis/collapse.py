@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def approximate_rank(attention: Tensor, tau: float = SHARE) -> Tensor:
     Raises:
         ValueError: If `tau` is outside `(0, 1]`, or `attention` holds no matrices of finite numbers.
     """
-    matrices = _matrices(attention, tau, "tau")
+    matrices = _matrices(attention, (tau,), "tau")
     return ranks(matrices, (tau,))[:, 0].reshape(attention.shape[:-2])
 
 
@@ -66,7 +66,7 @@ def column_mass(attention: Tensor, eta: float = SHARE) -> Tensor:
     Raises:
         ValueError: If `eta` is outside `(0, 1]`, or `attention` holds no matrices of finite numbers.
     """
-    matrices = _matrices(attention, eta, "eta")
+    matrices = _matrices(attention, (eta,), "eta")
     return torch.cat(by_groups(lambda part: _masses(part, (eta,)), matrices)).reshape(attention.shape[:-2])
 
 
@@ -90,27 +90,17 @@ def uniform_attention(tokens: int, window: int | None = None) -> Tensor:
     return visible / visible.sum(-1, keepdim=True)
 
 
-class AttentionScores(NamedTuple):
-    """The measures of one layer's attention on a batch of sequences, on the CPU."""
-
-    ranks: Tensor  # (shares, batch, heads)
-    masses: Tensor  # (shares, batch, heads)
-    entropy: Tensor  # (batch, heads), in nats
-    sink: Tensor  # (batch, heads)
-
-
-def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> AttentionScores:
+def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
-    Return all measures of one layer's attention of shape `(batch, heads, query, key)`.
+    Return all measures of one layer's attention of shape `(batch, heads, query, key)`, on the CPU.
 
-    Besides the attention, never more than a few matrices are in memory.
+    Ranks and column masses are of shape `(shares, batch, heads)`, entropy, in nats, and sink share of shape
+    `(batch, heads)`. Besides the attention, never more than a few matrices are in memory.
 
     Raises:
         ValueError: If a share is outside `(0, 1]`, or `attention` is not finite.
     """
-    for share in shares:
-        _check_share(share, "tau")
-    matrices = _matrices(attention, shares[0], "tau")
+    matrices = _matrices(attention, shares, "tau")
     batch, heads = attention.shape[:2]
     by_head = (len(shares), batch, heads)
 
@@ -120,29 +110,17 @@ def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> Atte
 
     parts = zip(*by_groups(measure, matrices), strict=True)
     ranks, masses, entropy = (torch.cat(part) for part in parts)
-    return AttentionScores(
-        ranks=ranks.mT.reshape(by_head).cpu(),
-        masses=masses.mT.reshape(by_head).cpu(),
-        entropy=entropy.reshape(batch, heads).cpu(),
-        sink=sink_share(attention).cpu(),
+    return (
+        ranks.mT.reshape(by_head).cpu(),
+        masses.mT.reshape(by_head).cpu(),
+        entropy.reshape(batch, heads).cpu(),
+        sink_share(attention).cpu(),
     )
 
 
 def max_rank(ranks: ArrayLike) -> float:
     """Return MaxRank(l) of `(sequences, heads)`, the largest of the heads' means over sequences (PAPER: eq. 3)."""
     return float(np.asarray(ranks, dtype=np.float64).mean(0).max())
-
-
-def avg_rank(max_ranks: Sequence[float]) -> float:
-    """
-    Return AvgRank of a group of layers, the mean of their MaxRanks (PAPER: eq. 4).
-
-    Raises:
-        ValueError: If the group is empty.
-    """
-    if len(max_ranks) == 0:
-        raise ValueError("AvgRank needs at least one layer with softmax attention, got an empty group.")
-    return float(np.mean(max_ranks))
 
 
 def resampled_max_ranks(ranks: ArrayLike) -> NDArray[np.float64] | None:
@@ -181,8 +159,10 @@ def _counted(energies: Tensor, shares: Sequence[float], off: Tensor) -> Tensor:
     return count_leading(energies.sort(-1, descending=True)[0], wanted)
 
 
-def _matrices(attention: Tensor, share: float, name: str) -> Tensor:
-    _check_share(share, name)
+def _matrices(attention: Tensor, shares: Sequence[float], name: str) -> Tensor:
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, got {share!r}.")
     if attention.ndim < 2 or 0 in attention.shape[-2:]:
         raise ValueError(f"Attention must be of shape (..., query, key), got {tuple(attention.shape)}.")
     matrices = attention.detach().reshape(-1, *attention.shape[-2:])
@@ -192,11 +172,6 @@ def _matrices(attention: Tensor, share: float, name: str) -> Tensor:
     if not bool(torch.isfinite(matrices.sum(dtype=torch.promote_types(matrices.dtype, torch.float32)))):
         raise ValueError("Attention holds numbers that are not finite; check the model's weights and its precision.")
     return matrices
-
-
-def _check_share(share: float, name: str) -> None:
-    if not 0 < share <= 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, got {share!r}.")
 
 
 def ranks(matrices: Tensor, taus: Sequence[float]) -> Tensor:

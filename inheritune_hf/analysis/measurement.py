@@ -25,15 +25,7 @@ from ..students import OpenedReference, Reference, find_blocks, open_reference
 from ..students.architectures import seeded
 from . import influence
 from .attention import attention_kinds, narrow_window, require_attention, watch_attention
-from .collapse import (
-    SHARES,
-    approximate_rank,
-    attention_entropy,
-    column_mass,
-    score_attention,
-    sink_share,
-    uniform_attention,
-)
+from .collapse import SHARES, score_attention, uniform_attention
 from .report import AttentionMap, CollapseReport, LayerScores, Uniform
 from .sequences import as_tokens, check_tokens, tokens_fingerprint
 
@@ -205,13 +197,9 @@ def random_twin(model: PreTrainedModel) -> PreTrainedModel:
 
 def uniform_scores(tokens: int, shares: Sequence[float], window: int | None = None) -> Uniform:
     """Return the measures of uniform causal attention."""
-    attention = uniform_attention(tokens, window)
+    ranks, masses, entropy, sink = score_attention(uniform_attention(tokens, window)[None, None], shares)
     return Uniform(
-        ranks=tuple(int(approximate_rank(attention, share)) for share in shares),
-        masses=tuple(int(column_mass(attention, share)) for share in shares),
-        entropy=float(attention_entropy(attention)),
-        sink=float(sink_share(attention)),
-        window=window,
+        tuple(ranks.flatten().tolist()), tuple(masses.flatten().tolist()), float(entropy), float(sink), window
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..evaluation import LazinessComparison
 from ..records import decode, encode, read_json, write_text
 from ..tabular import Table, Tabular
-from .collapse import NEAR_RANK_ONE, SHARE, avg_rank, max_rank, resampled_max_ranks
+from .collapse import NEAR_RANK_ONE, SHARE, max_rank, resampled_max_ranks
 from .influence import BlockScores
 
 if TYPE_CHECKING:
@@ -31,24 +31,15 @@ def _counts(name: str, values: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
 
 @dataclass(frozen=True)
 class LayerScores:
-    """
-    The measures of one layer's attention.
+    """The measures of one layer's attention; empty without softmax attention."""
 
-    Args:
-        layer (`int`): Its number, 0-based.
-        kind (`str`): `attention`, `sliding_attention`, or what a layer without softmax attention mixes tokens with.
-        ranks (`tuple`): Approximate rank by share, sequence and head; empty without softmax attention.
-        masses (`tuple`): Column mass by share, sequence and head.
-        entropy (`tuple[float, ...]`): Mean entropy of each head's rows, in nats.
-        sink (`tuple[float, ...]`): Mean attention of each head to the first token.
-    """
-
-    layer: int
-    kind: str
-    ranks: Any = ()  # checked as a whole: there may be millions
+    layer: int  # 0-based
+    kind: str  # `attention`, `sliding_attention`, or what a layer without softmax attention mixes tokens with
+    # Approximate rank and column mass by share, sequence and head; checked as a whole: there may be millions.
+    ranks: Any = ()
     masses: Any = ()
-    entropy: tuple[float, ...] = ()
-    sink: tuple[float, ...] = ()
+    entropy: tuple[float, ...] = ()  # mean of each head's rows, in nats
+    sink: tuple[float, ...] = ()  # mean attention of each head to the first token
 
     @property
     def heads(self) -> int:
@@ -71,22 +62,13 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class Uniform:
-    """
-    Control: uniform causal attention over as many tokens.
+    """Control: uniform causal attention over as many tokens."""
 
-    Args:
-        ranks (`tuple[int, ...]`): Its approximate rank at each share.
-        masses (`tuple[int, ...]`): Its column mass at each share.
-        entropy (`float`): Mean entropy of its rows, in nats.
-        sink (`float`): Mean attention to the first token.
-        window (`int`, *optional*): Tokens that a query sees, itself included; all before it if not given.
-    """
-
-    ranks: tuple[int, ...]
-    masses: tuple[int, ...]
-    entropy: float
-    sink: float
-    window: int | None = None
+    ranks: tuple[int, ...]  # approximate rank at each share
+    masses: tuple[int, ...]  # column mass at each share
+    entropy: float  # mean of the rows, in nats
+    sink: float  # mean attention to the first token
+    window: int | None = None  # tokens that a query sees, itself included; None: all before it
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,10 +155,13 @@ class CollapseReport(Tabular):
         return intervals
 
     def avg_rank(self, layers: Sequence[int] | None = None, tau: float = SHARE) -> float:
-        """Return AvgRank of a group of layers, or of all (PAPER: eq. 4)."""
+        """Return AvgRank of a group of layers, or of all: the mean of their MaxRanks (PAPER: eq. 4)."""
         values = self.max_ranks(tau)
         chosen = range(self.depth) if layers is None else layers
-        return avg_rank([value for layer in chosen if (value := values[layer]) is not None])
+        known = [value for layer in chosen if (value := values[layer]) is not None]
+        if not known:
+            raise ValueError("AvgRank needs at least one layer with softmax attention, got an empty group.")
+        return float(np.mean(known))
 
     def avg_masses(self, eta: float = SHARE) -> list[float | None]:
         """Return AvgMass of each layer (PAPER: appendix C), None where there is no softmax attention."""

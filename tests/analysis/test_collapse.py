@@ -12,7 +12,6 @@ from inheritune_hf.analysis import collapse
 from inheritune_hf.analysis.collapse import (
     approximate_rank,
     attention_entropy,
-    avg_rank,
     column_mass,
     max_rank,
     resampled_max_ranks,
@@ -141,8 +140,8 @@ def test_threads_change_nothing(one_thread, monkeypatch):
     alone = score_attention(attention, TAUS)
     torch.set_num_threads(3)
     together = score_attention(attention, TAUS)
-    for name in ("ranks", "masses", "entropy", "sink"):
-        assert torch.equal(getattr(alone, name), getattr(together, name))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
     names = set()
     collapse.by_groups(lambda part: names.add((threading.get_ident(), torch.get_num_threads())), attention[0])
     assert all(threads == 1 for _, threads in names)
@@ -226,22 +225,19 @@ def test_scores_are_those_of_the_measures():
     """A layer's scores are the single measures, by share, sequence and head; the attention is left as it was."""
     attention = causal(torch.randn(2, 3, 60, 60, generator=torch.Generator().manual_seed(0)))
     before = attention.clone()
-    scores = score_attention(attention, TAUS)
+    ranks, masses, entropy, sink = score_attention(attention, TAUS)
     assert torch.equal(attention, before)
-    assert scores.ranks.shape == scores.masses.shape == (4, 2, 3)
+    assert ranks.shape == masses.shape == (4, 2, 3)
     for place, share in enumerate(TAUS):
-        assert torch.equal(scores.ranks[place], approximate_rank(attention, share))
-        assert torch.equal(scores.masses[place], column_mass(attention, share))
-    assert torch.equal(scores.entropy, attention_entropy(attention))
-    assert torch.equal(scores.sink, sink_share(attention))
+        assert torch.equal(ranks[place], approximate_rank(attention, share))
+        assert torch.equal(masses[place], column_mass(attention, share))
+    assert torch.equal(entropy, attention_entropy(attention))
+    assert torch.equal(sink, sink_share(attention))
 
 
 def test_aggregation_is_the_papers():
-    """Rank is a mean over sequences, MaxRank the largest over heads, AvgRank the mean over layers."""
+    """Rank is a mean over sequences, MaxRank the largest over heads."""
     assert max_rank([[1, 3], [1, 6]]) == 4.5  # two sequences, two heads
-    assert avg_rank([1.0, 4.5]) == 2.75
-    with pytest.raises(ValueError, match="AvgRank needs at least one layer with softmax attention"):
-        avg_rank([])
 
 
 def test_resamples_of_the_sequences():

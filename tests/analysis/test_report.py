@@ -45,7 +45,7 @@ def test_shares_that_were_not_measured_are_refused(model, sequences):
 
 
 def test_lazy_by_definition_and_nearly(model, sequences):
-    """A layer is lazy at MaxRank 1 exactly, near rank-1 within a tolerance."""
+    """A layer is lazy at MaxRank 1 exactly, near rank-1 within a tolerance; AvgRank is the mean over layers."""
     report = fast(model, sequences[:2], shares=(0.9,))
     ranks = {0: ((1,), (1,)), 1: ((1,), (2,)), 2: ((2,), (2,))}
     layers = tuple(LayerScores(n, "attention", (rows,), (rows,), (0.0,), (0.0,)) for n, rows in ranks.items())
@@ -53,6 +53,9 @@ def test_lazy_by_definition_and_nearly(model, sequences):
     assert report.lazy_layers() == [0]
     assert report.lazy_layers(0.5) == [0, 1]
     assert report.max_rank_intervals() == [None] * 3  # too few sequences
+    assert report.avg_rank([1, 2]) == 1.75
+    with pytest.raises(ValueError, match="AvgRank needs at least one layer with softmax attention"):
+        report.avg_rank([])
 
 
 def test_the_papers_question_is_answered(model, collapsed, sequences):
