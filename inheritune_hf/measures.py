@@ -17,29 +17,18 @@ LossWithout = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Measure:
-    """
-    A measure of how important each layer of a reference is: it orders all layers, and a student has the first of them.
+    """A measure of how important each layer of a reference is: it orders all, and a student has the first of them."""
 
-    Args:
-        keeps (`str`): Which layers it keeps, in a phrase.
-        source (`str`): Where it comes from.
-        axis (`str`): What its scores are, with their unit, for the axis of a figure.
-        score (`Callable[[CollapseReport, float], Sequence[float]]`):
-            Returns a score for each layer from a report at a share tau; a layer of a higher score is more important.
-        blocks (`bool`, *optional*, defaults to `True`): Whether its scores need the report's scores of blocks.
-        nested (`Callable[[CollapseReport], Sequence[int]]`, *optional*):
-            Returns all layers from a report, the most important first; by their scores if not given.
-        remove (`Callable[[Sequence[int], LossWithout], int]`, *optional*):
-            Returns which of the remaining layers is removed next: layers are removed one by one, and losses are
-            measured again after each. By a report alone if not given.
-    """
-
-    keeps: str
-    source: str
-    axis: str
+    keeps: str  # which layers, in a phrase
+    source: str  # where it comes from
+    axis: str  # what its scores are, with their unit, for the axis of a figure
+    # Returns a score for each layer from a `CollapseReport` at a share tau; a higher one is more important.
     score: Callable[[Any, float], Sequence[float]]
-    blocks: bool = True
+    blocks: bool = True  # whether its scores need the report's scores of blocks
+    # Returns all layers from a report, the most important first; by their scores if not given.
     nested: Callable[[Any], Sequence[int]] | None = None
+    # Returns which of the remaining layers is removed next: layers are removed one by one, and losses are measured
+    # again after each. By a report alone if not given.
     remove: Callable[[Sequence[int], LossWithout], int] | None = None
 
     def order(self, report: Any, tau: float = 0.9) -> tuple[int, ...]:
@@ -121,9 +110,9 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def examples(count: int = 12) -> str:
+def examples() -> str:
     """Return a choice by each measure as it is written in a recipe: `'rank:12', 'influence:12'` and so on."""
-    return ", ".join(f"'{name}:{count}'" for name in MEASURES)
+    return ", ".join(f"'{name}:12'" for name in MEASURES)
 
 
 def order_passes(choice: Any, depth: int) -> int:
