@@ -233,10 +233,7 @@ def peak_memory(model: str, prompt_tokens: int, new_tokens: int, device: str, **
 
 def print_peak() -> None:
     """Print the peak memory that the standard input asks for, in bytes; `peak_memory` starts it."""
-    sys.stdout.write(f"{_peak(*json.load(sys.stdin))}\n")
-
-
-def _peak(model: str, prompt_tokens: int, new_tokens: int, device: str, options: dict[str, Any]) -> int:
+    model, prompt_tokens, new_tokens, device, options = json.load(sys.stdin)
     opened = open_reference(model, **options)
     _ = opened.architecture  # the modelling code is imported first, so that only the model itself counts
     before = 0 if device == "cuda" else _status("VmRSS")
@@ -244,7 +241,8 @@ def _peak(model: str, prompt_tokens: int, new_tokens: int, device: str, options:
         _RESET.write_text("5")  # forget the peak so far
     loaded = cast(Any, opened.load()).to(device).eval()
     _generate(loaded, _prompt(loaded, 1, prompt_tokens), **fixed_generation(new_tokens))
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM") - before
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM") - before
+    sys.stdout.write(f"{peak}\n")
 
 
 def _status(name: str) -> int:

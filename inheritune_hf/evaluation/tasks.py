@@ -119,21 +119,12 @@ def evaluate_tasks(
     check_tasks(tasks, tokenizer, settings)
     asked = [encode(settings), tokenizer.chat_template if settings.apply_chat_template else None]
     cache = None if cache_dir is None or not weights else Cache(cache_dir, list[TaskScores])
-    vocabulary = digest_of(tokenizer.get_vocab())
+    vocabulary, version = digest_of(tokenizer.get_vocab()), metadata.version("lm_eval")
     scores: list[TaskScores] = []
     for task in tasks:
         local = task_of_file(task) if task.endswith(".jsonl") else None
         content = hashlib.sha256(Path(task).read_bytes()).hexdigest() if local else ""
-        facts = [
-            weights,
-            Path(task).name,
-            limit,
-            str(model.dtype),
-            content,
-            vocabulary,
-            metadata.version("lm_eval"),
-            *asked,
-        ]
+        facts = [weights, Path(task).name, limit, str(model.dtype), content, vocabulary, version, *asked]
         found = None if cache is None else cache.read(facts)
         if found is None:
             with preserve_state(model):
