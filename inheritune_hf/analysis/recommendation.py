@@ -243,10 +243,7 @@ def _remove_layers(
     check_tokens(model, tokens)
     batches, left = batches_of(tokens, model), [layer for layer in range(opened.depth) if layer not in removed]
     runs = sum(range(opened.depth - most + 1, len(left) + 1)) * len(batches)
-    with (
-        tqdm(total=runs, desc=f"ordering by {measure}", disable=not progress, leave=False) as bar,
-        evaluating(model),
-    ):
+    with tqdm(total=runs, desc=f"ordering by {measure}", disable=not progress, leave=False) as bar, evaluating(model):
         while remove is not None and len(removed) < most:
             free = [layer for layer in left if is_cuttable(opened.config, [item for item in left if item != layer])]
             removed.append(

@@ -22,16 +22,7 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from datasets import (
-    Dataset,
-    Features,
-    IterableDataset,
-    List,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_from_disk,
-)
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher

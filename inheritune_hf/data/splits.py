@@ -17,15 +17,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from ..config import DataConfig, RowKind
 from ..records import DataFacts, SetFacts, SourceFacts
-from .duplicates import (
-    Integers,
-    NgramIndex,
-    concat,
-    filter_rows,
-    isin,
-    read_column,
-    remove_overlaps,
-)
+from .duplicates import Integers, NgramIndex, concat, filter_rows, isin, read_column, remove_overlaps
 from .packing import cut_windows, pack_sequences, set_fingerprint
 from .sources import (
     BAD_ROW,

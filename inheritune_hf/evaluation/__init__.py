@@ -10,15 +10,7 @@ if TYPE_CHECKING:
     from .metric import TokenPerplexity
     from .speed import measure_draft, measure_efficiency
     from .tasks import PAPER_TASKS, compare_tasks, evaluate_tasks
-    from .validation import (
-        Corpus,
-        ValidatedTrainer,
-        document_ids,
-        preserve_state,
-        read_corpus,
-        sequence_sums,
-        validate,
-    )
+    from .validation import Corpus, ValidatedTrainer, document_ids, preserve_state, read_corpus, sequence_sums, validate
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

@@ -410,11 +410,7 @@ def _scores(name: str, found: Mapping[str, Any], settings: TaskSettings, lm: Any
             tuple(float(answer[0][0]) for answer in row["resps"] if isinstance(answer[0], tuple | list))
             for row in first
         ),
-        settings=replace(
-            settings,
-            num_fewshot=0 if rolling else found["n-shot"][name],
-            max_gen_toks=length,
-        ),
+        settings=replace(settings, num_fewshot=0 if rolling else found["n-shot"][name], max_gen_toks=length),
         cut=0 if rolling else sum(any(_is_cut(lm, length, *asked) for asked in row["arguments"]) for row in first),
     )
 
