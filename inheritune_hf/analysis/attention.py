@@ -154,30 +154,25 @@ class _Watch(TorchFunctionMode):
         self._layer = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, weights = kwargs or {}, None
         if self._layer is not None and func is _FUSED:
-            self.emit(probabilities(*args, **kwargs))
+            weights = probabilities(*args, **kwargs)
         elif self._layer is not None and func in _SOFTMAX:
-            self._check_softmax(args[0] if args else kwargs["input"])
+            weights = self._softmax_of_attention(args[0] if args else kwargs["input"])
+        if self._layer is not None and weights is not None:
+            self._callback(self._layer, weights)  # what is computed meanwhile is not watched: torch leaves the mode
         return func(*args, **kwargs)
 
-    def _check_softmax(self, logits: Tensor) -> None:
-        """Report the softmax of logits if they are attention's: routers take a softmax too, of another shape."""
+    def _softmax_of_attention(self, logits: Tensor) -> Tensor | None:
+        """Return the softmax of logits if they are attention's: routers take a softmax too, of another shape."""
         batch, tokens = self._shape
         # A learned sink is one key more than there are tokens. Some models have batch and heads in one axis.
         if logits.ndim not in (3, 4) or not logits.shape[-2] == tokens <= logits.shape[-1] <= tokens + 1:
-            return
+            return None
         if logits.ndim == 3 and (logits.shape[0] % batch or bool((logits[:, 0, 1:] > logits[:, 0, :1] - 1e3).any())):
-            return  # not causal: something else of that shape
+            return None  # not causal: something else of that shape
         weights = torch.softmax(logits.detach(), -1, dtype=torch.float32)[..., :tokens]
-        self.emit(weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:]))
-
-    def emit(self, weights: Tensor) -> None:
-        """Pass on a layer's probabilities; what is computed meanwhile is not watched."""
-        layer, self._layer = self._layer, None
-        if layer is not None:
-            self._callback(layer, weights)
-            self._layer = layer
+        return weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:])
 
 
 def _has_attention(block: nn.Module) -> bool:
