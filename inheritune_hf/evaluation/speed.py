@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -327,17 +328,11 @@ def _forward_passes(model: PreTrainedModel) -> Iterator[list[None]]:
 @contextmanager
 def _drafting(student: PreTrainedModel, tokens: int) -> Iterator[None]:
     """Make the student draft a fixed number of tokens, however confident it is."""
-    config: Any = student.generation_config
-    wanted = {
-        "num_assistant_tokens": tokens,
-        "num_assistant_tokens_schedule": "constant",
-        "assistant_confidence_threshold": 0.0,
-    }
-    before = {name: getattr(config, name, None) for name in wanted}
+    before: Any = student.generation_config
+    config = student.generation_config = copy.deepcopy(before)
+    config.num_assistant_tokens, config.num_assistant_tokens_schedule = tokens, "constant"
+    config.assistant_confidence_threshold = 0.0
     try:
-        for name, value in wanted.items():
-            setattr(config, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+        student.generation_config = before
