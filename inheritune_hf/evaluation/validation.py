@@ -49,12 +49,7 @@ def sequence_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sum_by_document(sums: np.ndarray[Any, Any], documents: Sequence[int]) -> Validation:
-    """
-    Add up per-sequence sums of shape `(sequences, 3)` by document; a range of them groups nothing.
-
-    Raises:
-        ValueError: If no token counts, or the number of documents does not fit.
-    """
+    """Add up per-sequence sums of shape `(sequences, 3)` by document; a range of documents groups nothing."""
     if len(sums) != len(documents):
         raise ValueError(f"Got sums of {len(sums)} sequences but documents of {len(documents)}.")
     if sums[:, 1].sum() == 0:
@@ -88,7 +83,7 @@ class ValidatedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.validations = {}
         self._documents: Sequence[int] = ()
-        self._tried: tuple[weakref.ref[Any], str | None] | None = None
+        self._tried: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
     @property
     def bare_model(self) -> PreTrainedModel:
@@ -102,19 +97,16 @@ class ValidatedTrainer(Trainer):
 
     def why_full_logits(self) -> str | None:
         """Return why the model must compute all logits itself, or None if its last hidden states are enough."""
-        model = self.bare_model
-        if self._tried is None or self._tried[0]() is not model:
-            self._tried = (weakref.ref(model), self._try_hidden(model))
-        return self._tried[1]
-
-    def _try_hidden(self, model: PreTrainedModel) -> str | None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return "the head is sharded"
         if self.args.n_gpu > 1:
             return "several GPUs share one process"
         if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
             return "the compiler has the whole model"
-        return None if computes_from_hidden(model) else f"the head of {type(model).__name__} is not known"
+        model = self.bare_model
+        if model not in self._tried:
+            self._tried[model] = computes_from_hidden(model)
+        return None if self._tried[model] else f"the head of {type(model).__name__} is not known"
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the loader of the whole evaluation set, in its order, and remember each sequence's document."""
