@@ -96,9 +96,6 @@ def score_attention(attention: Tensor, shares: Sequence[float] = SHARES) -> tupl
 
     Ranks and column masses are of shape `(shares, batch, heads)`, entropy, in nats, and sink share of shape
     `(batch, heads)`. Besides the attention, never more than a few matrices are in memory.
-
-    Raises:
-        ValueError: If a share is outside `(0, 1]`, or `attention` is not finite.
     """
     matrices = _matrices(attention, shares, "tau")
     batch, heads = attention.shape[:2]

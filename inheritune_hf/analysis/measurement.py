@@ -60,8 +60,7 @@ def measure_collapse(
             Hub id, path or loaded causal language model, which may be spread over devices.
         sequences (`torch.Tensor` of shape `(sequences, tokens)`, or rows with `input_ids`):
             Sequences of one length; the paper takes 100 of 100 tokens.
-        shares (sequence of `float`, *optional*, defaults to 0.8, 0.85, 0.9 and 0.95):
-            Taus and etas to measure at.
+        shares (sequence of `float`, *optional*, defaults to 0.8, 0.85, 0.9 and 0.95): Taus and etas to measure at.
         controls (`bool`, *optional*, defaults to `True`):
             Whether a randomly initialised twin is measured too; it takes the memory of a second model, main memory if
             the model is spread over devices.
@@ -72,10 +71,8 @@ def measure_collapse(
             the lowest.
         cache_dir (`str` or `os.PathLike`, *optional*):
             Folder in which scores are kept, by weights, data and settings. What it holds is not measured again.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether a bar with the time left is shown.
-        kwargs:
-            For a model that is loaded here: everything that `from_pretrained` takes.
+        progress (`bool`, *optional*, defaults to `False`): Whether a bar with the time left is shown.
+        kwargs: For a model that is loaded here: everything that `from_pretrained` takes.
 
     Returns:
         `CollapseReport`: Scores, controls and fingerprints.
@@ -204,12 +201,7 @@ def uniform_scores(tokens: int, shares: Sequence[float], window: int | None = No
 
 
 def head_maps(model: PreTrainedModel, tokens: Tensor, heads: Sequence[tuple[int, int]]) -> tuple[AttentionMap, ...]:
-    """
-    Return the attention of chosen heads over the first tokens, a mean over the first three sequences (PAPER: figure 9).
-
-    Raises:
-        ValueError: If the model has no such head.
-    """
+    """Return the attention of heads over the first tokens, a mean over the first three sequences (PAPER: figure 9)."""
     means: dict[int, Tensor] = {}
 
     def collect(layer: int, weights: Tensor) -> None:

@@ -59,15 +59,9 @@ def _numbers(values: Sequence[float | None], digits: int) -> list[str]:
 
 def draw_report(report: CollapseReport, folder: str | os.PathLike[str], tau: float = SHARE) -> list[Path]:
     """
-    Draw every figure that the report has numbers for: `rank`, `heads`, `maps`, `blocks` and `depth`.
+    Draw every figure that the report has numbers for, `rank`, `heads`, `maps`, `blocks` and `depth`, at a share `tau`.
 
-    Args:
-        report (`CollapseReport`): What was measured.
-        folder (`str` or `os.PathLike`): Folder of the figures; made if there is none.
-        tau (`float`, *optional*, defaults to `0.9`): Share of the squared spectrum, and of the squared entries.
-
-    Returns:
-        `list[Path]`: PNG files.
+    Returns the PNG files in `folder`, which is made if there is none.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -54,15 +54,12 @@ _TABLE_ERRORS = (*_FILE_ERRORS, pa.ArrowException, ValueError)
 
 @dataclass(frozen=True)
 class Layout:
-    """
-    How a row is read: what it holds, the column of its text, the longest document in bytes, and whether bad rows are
-    skipped.
-    """
+    """How a row is read."""
 
-    rows: RowKind = "text"
-    column: str = "text"
-    most_bytes: int = 16_000_000
-    skip: bool = False
+    rows: RowKind = "text"  # what it holds
+    column: str = "text"  # of its text
+    most_bytes: int = 16_000_000  # of the longest document
+    skip: bool = False  # bad rows
 
     @property
     def content_column(self) -> str:
@@ -82,21 +79,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Source:
-    """
-    One place that documents come from: files (paths or globs), or a data set by its name.
+    """One place that documents come from: files, or a data set by its name."""
 
-    Args:
-        setting (`str`): Name of the setting it was given by, for messages.
-        weight (`float`, *optional*): Share of the tokens in a mixture, relative to the other sources.
-    """
-
-    setting: str
+    setting: str  # by which it was given, for messages
     layout: Layout
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # paths or globs
     name: str | None = None
     config: str | None = None
     split: str = "train"
-    weight: float | None = None
+    weight: float | None = None  # share of the tokens in a mixture, relative to the other sources
 
     @property
     def label(self) -> str:

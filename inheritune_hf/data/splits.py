@@ -51,21 +51,14 @@ _MOST_PASSES = 1000
 
 @dataclass(frozen=True)
 class DataSplits:
-    """
-    The three sets, ready for a trainer, and what is known about them.
+    """The three sets, ready for a trainer, and what is known about them."""
 
-    Args:
-        train (`datasets.Dataset`, `TokenSequences` or `PackedStream`):
-            Rows of exactly `block_size` tokens (`input_ids`, and `labels` if some tokens do not count).
-        selection (`datasets.Dataset`): Rows of at most `block_size` tokens of one document (`input_ids`, `document`).
-        test (`datasets.Dataset`): The same for the reported result.
-        facts (`DataFacts`): Documents, tokens, sequences and fingerprints.
-    """
-
+    # A `Dataset`, `TokenSequences` or a `PackedStream`: rows of exactly `block_size` tokens (`input_ids`, and `labels`
+    # if some tokens do not count).
     train: Any
-    selection: Dataset
-    test: Dataset
-    facts: DataFacts
+    selection: Dataset  # rows of at most `block_size` tokens of one document (`input_ids`, `document`)
+    test: Dataset  # the same for the reported result
+    facts: DataFacts  # documents, tokens, sequences and fingerprints
 
 
 @dataclass(frozen=True)
@@ -169,12 +162,7 @@ def load_data_splits(
 
 
 def row_kind(dataset: Any, name: str) -> RowKind | None:
-    """
-    Return what the rows of a data set hold, by their columns; None if it does not say.
-
-    Raises:
-        ValueError: If they hold none of what can be read; `name` is how the message calls the data set.
-    """
+    """Return what the rows of a data set hold, by their columns, or None; a `ValueError` if nothing that is known."""
     columns = getattr(dataset, "column_names", None)
     if isinstance(dataset, Mapping):  # several data sets, which is said elsewhere
         return None
@@ -196,8 +184,7 @@ def sequences_of_rows(
     """
     Tokenize rows of text or messages that are in memory, and pack them, or cut an evaluation set into windows.
 
-    Raises:
-        ValueError: If they are a stream, or a row cannot be used.
+    A `ValueError` if they are a stream, or a row cannot be used.
     """
     if not hasattr(rows, "__len__"):
         raise ValueError(

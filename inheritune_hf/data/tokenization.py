@@ -45,38 +45,24 @@ _SHARED: weakref.WeakValueDictionary[str, PreTrainedTokenizerBase] = weakref.Wea
 
 @dataclass(frozen=True)
 class Encoded:
-    """
-    One document as tokens, the last one the end-of-text token.
-
-    Args:
-        labels (`np.ndarray`, *optional*): -100 where a token does not count; None if all do.
-        digest (`int`): 64 bits of the sha256 of what was read.
-        size (`int`): Bytes of the text (0 for rows of tokens).
-    """
+    """One document as tokens, the last one the end-of-text token."""
 
     tokens: Tokens
-    labels: Tokens | None
-    digest: int
-    size: int
+    labels: Tokens | None  # -100 where a token does not count; None if all do
+    digest: int  # 64 bits of the sha256 of what was read
+    size: int  # bytes of the text (0 for rows of tokens)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """
-    Turn rows into tokens.
-
-    Args:
-        vocab_size (`int`, *optional*): Tokens that the reference knows; no check if not given.
-        boundaries (`bool`, *optional*, defaults to `False`): Whether end-of-text tokens will separate documents.
-        source (`str`, *optional*, defaults to `"the data"`): Name of the source, for messages.
-    """
+    """Turn rows into tokens."""
 
     tokenizer: PreTrainedTokenizerBase
     layout: Layout = field(default_factory=Layout)
     chat_loss: str = "all"
-    vocab_size: int | None = None
-    boundaries: bool = False
-    source: str = "the data"
+    vocab_size: int | None = None  # tokens that the reference knows; None: no check
+    boundaries: bool = False  # whether end-of-text tokens will separate documents
+    source: str = "the data"  # its name, for messages
 
     @property
     def labelled(self) -> bool:

@@ -124,9 +124,6 @@ def interleaved(
     Return the seconds that each job took in each repeat, after warm-up.
 
     Jobs are timed in turn, in reversed order in every second repeat: what slows the machine down slows all of them.
-
-    Raises:
-        ValueError: If `repeats` is below 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be 1 or more, got {repeats}.")
@@ -216,10 +213,7 @@ def peak_memory(model: str, prompt_tokens: int, new_tokens: int, device: str, **
     Return the peak bytes of loading a model and generating one sequence, in a process of its own, without libraries.
 
     On `cuda` it is the device's memory, otherwise the process's; None where the system does not report it (not Linux).
-    `options` go to `from_pretrained`.
-
-    Raises:
-        RuntimeError: If the process failed.
+    `options` go to `from_pretrained`. A `RuntimeError` if the process failed.
     """
     if device != "cuda" and not _STATUS.is_file():
         return None
@@ -264,10 +258,7 @@ def measure_draft(
     """
     Return how many of the student's drafted tokens its reference accepts, and the speed-up, one record for each mode.
 
-    Prompts have the shape `(1, tokens)`. Both models and random states are preserved.
-
-    Raises:
-        ValueError: If there is no prompt.
+    Prompts, one or more, have the shape `(1, tokens)`. Both models and random states are preserved.
     """
     if not prompts:
         raise ValueError("There is no prompt to continue; give at least one.")

@@ -60,14 +60,7 @@ class TaskScores:
 
 
 def check_tasks(tasks: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) -> None:
-    """
-    Raise before anything is measured if tasks cannot be asked.
-
-    Raises:
-        ImportError: If lm-eval is not installed.
-        FileNotFoundError: If the file of a task is missing.
-        ValueError: If its rows are of no kind, or there is no chat template.
-    """
+    """Raise before anything is measured if tasks cannot be asked: see `evaluate_tasks`, whose errors these are."""
     try:
         metadata.version("lm_eval")
     except metadata.PackageNotFoundError as error:
@@ -112,6 +105,7 @@ def evaluate_tasks(
 
     Raises:
         ImportError: If lm-eval is not installed.
+        FileNotFoundError: If the file of a task is missing.
         ValueError: If a file's rows are of no kind or too few for the examples, an answer does not fit the model's
             context, or there is no chat template.
     """
@@ -245,12 +239,7 @@ def _sampler_of_others(path: Path, column: str) -> Any:
 
 
 def compare_tasks(student: Sequence[TaskScores], reference: Sequence[TaskScores]) -> tuple[TaskComparison, ...]:
-    """
-    Pair two models' scores, row by row.
-
-    Raises:
-        ValueError: If the two were not evaluated on the same rows of the same tasks.
-    """
+    """Pair two models' scores, row by row; a `ValueError` if they are not of the same rows of the same tasks."""
     names = [[f"{item.task} ({item.settings})" for item in scores] for scores in (student, reference)]
     if names[0] != names[1]:
         raise ValueError(f"Student and reference must be evaluated on the same tasks, got {names[0]} and {names[1]}.")

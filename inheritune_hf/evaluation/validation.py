@@ -182,8 +182,7 @@ def document_ids(dataset: Any) -> Sequence[int]:
     """
     Return the document of each sequence: the column `document`, or the sequence's own number if there is none.
 
-    Raises:
-        ValueError: If the data set has no length or is a dictionary of several, or documents are no whole numbers.
+    A `ValueError` if the data set has no length or is a dictionary of several, or documents are no whole numbers.
     """
     if isinstance(dataset, Mapping):
         raise ValueError(
