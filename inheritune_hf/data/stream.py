@@ -128,11 +128,6 @@ class SourceState:
     # What happened to the documents.
     counts: dict[str, Count] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
 
-    @property
-    def begins_pass(self) -> bool:
-        """Whether no row of the pass has been read."""
-        return (self.shard, self.rows, self.window, self.passed) == (0, None, 0, 0)
-
 
 @dataclass(frozen=True)
 class ReaderState:
@@ -266,9 +261,10 @@ class _SourceReader:
         shuffled, wanted = self.stream.shuffle_documents, self.source.encoder.layout.content_column
         most = (shuffled, _WINDOW_SIZE) if shuffled else _GROUP
         while True:
-            whole, found_any = state.begins_pass, False
-            rows = _ShardRows(self._assign_shards(), state.shard, state.rows, self.source.encoder.source)
-            unread = iter(rows)
+            # Whether the pass is read from its first row on.
+            whole, found_any = (state.shard, state.rows, state.window, state.passed) == (0, None, 0, 0), False
+            self.shards = self._assign_shards()
+            unread = self._rows(state.shard, state.rows)
             while window := list(_take_group(unread, *most, wanted)):
                 if shuffled:
                     window = [window[number] for number in self._order(len(window), state.window)]
@@ -280,7 +276,7 @@ class _SourceReader:
                         self.group_start, found_any = start, True
                         yield found
                     state = dataclasses.replace(state, passed=state.passed + len(group))
-                state = SourceState(*rows.position(), window=state.window + 1)
+                state = SourceState(self.shard, self.shards[self.shard].state_dict(), window=state.window + 1)
             if whole and not found_any:
                 raise ValueError(
                     f"Reader {self.number + 1} of {self.count} found no document in {self.source.encoder.source}: "
@@ -289,6 +285,16 @@ class _SourceReader:
                 )
             self.counts["passes"] += 1
             state = SourceState()
+
+    def _rows(self, first: int, state: Any) -> Iterator[dict[str, Any]]:
+        """Yield the rows of this reader's shards, one shard after the other, the first of them from a state, if any."""
+        for number in range(first, len(self.shards)):
+            self.shard, rows = number, self.shards[number]
+            if number == first and state is not None:
+                rows.load_state_dict(state)
+            with naming_source(self.source.encoder.source):
+                for batch in rows.iter(batch_size=1):
+                    yield {name: values[0] for name, values in batch.items()}
 
     def _assign_shards(self) -> list[IterableDataset]:
         """Return this reader's shards; with fewer shards than readers, every n-th row of all of them."""
@@ -327,28 +333,6 @@ class _SourceReader:
             else:
                 kept.append(document)
         return kept
-
-
-class _ShardRows:
-    """The rows of some shards, one shard after the other, from any state."""
-
-    def __init__(self, shards: Sequence[IterableDataset], shard: int, state: Any, name: str) -> None:
-        self.shards, self.shard = shards, shard
-        self.start, self.name = state, name
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number in range(self.shard, len(self.shards)):
-            rows, self.shard = self.shards[number], number
-            if self.start is not None:
-                rows.load_state_dict(self.start)
-                self.start = None
-            with naming_source(self.name):
-                for batch in rows.iter(batch_size=1):
-                    yield {name: values[0] for name, values in batch.items()}
-
-    def position(self) -> tuple[int, Any]:
-        """Return the shard, and its state after the last row that was read."""
-        return self.shard, self.shards[self.shard].state_dict()
 
 
 def _take_group(rows: Iterator[dict[str, Any]], documents: int, size: int, wanted: str) -> Iterator[dict[str, Any]]:
