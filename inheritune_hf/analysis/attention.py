@@ -65,7 +65,8 @@ def attention_kinds(model: PreTrainedModel) -> tuple[str, ...]:
         return tuple(_NAMES.get(kind, kind) for kind in kinds)
     # Without a list, a window applies to every layer.
     name = "attention" if _window(config) is None else "sliding_attention"
-    return tuple(name if _has_attention(block) else "other" for block in find_blocks(model))
+    inside = (" ".join(type(module).__name__ for module in block.modules()) for block in find_blocks(model))
+    return tuple(name if "Attention" in classes else "other" for classes in inside)
 
 
 def narrow_window(model: PreTrainedModel, tokens: int) -> int | None:
@@ -173,7 +174,3 @@ class _Watch(TorchFunctionMode):
             return None  # not causal: something else of that shape
         weights = torch.softmax(logits.detach(), -1, dtype=torch.float32)[..., :tokens]
         return weights if logits.ndim == 4 else weights.reshape(batch, -1, *weights.shape[-2:])
-
-
-def _has_attention(block: nn.Module) -> bool:
-    return any("Attention" in type(module).__name__ for module in block.modules())

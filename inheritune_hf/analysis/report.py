@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     import pandas
 
 
-def _counts(name: str, values: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    counts = np.asarray(values)
-    if counts.size and (counts.ndim != 3 or counts.dtype.kind not in "iu"):
-        raise ValueError(f"{name} must be whole numbers by share, sequence and head.")
-    return tuple(tuple(tuple(row) for row in share) for share in counts.tolist())
-
-
 @dataclass(frozen=True)
 class LayerScores:
     """The measures of one layer's attention; empty without softmax attention."""
@@ -48,7 +41,10 @@ class LayerScores:
 
     def __post_init__(self) -> None:
         for name in ("ranks", "masses"):
-            object.__setattr__(self, name, _counts(name, getattr(self, name)))
+            counts = np.asarray(getattr(self, name))
+            if counts.size and (counts.ndim != 3 or counts.dtype.kind not in "iu"):
+                raise ValueError(f"{name} must be whole numbers by share, sequence and head.")
+            object.__setattr__(self, name, tuple(tuple(tuple(row) for row in share) for share in counts.tolist()))
 
 
 @dataclass(frozen=True)
@@ -191,10 +187,8 @@ def compare_laziness(
     """
     Compare the lazy layers of a student and its reference, measured on the same sequences.
 
-    A layer counts as lazy if its MaxRank is at most `1 + tolerance`; a tolerance of 0 is the paper's definition.
-
-    Raises:
-        ValueError: If the two were not measured on the same tokens: ranks grow with the length of a sequence.
+    A layer counts as lazy if its MaxRank is at most `1 + tolerance`; a tolerance of 0 is the paper's definition. A
+    `ValueError` if the two were not measured on the same tokens: ranks grow with the length of a sequence.
     """
     if (student.data, student.tokens) != (reference.data, reference.tokens):
         raise ValueError(
