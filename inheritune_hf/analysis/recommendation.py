@@ -112,8 +112,7 @@ def lazy_tail_start(max_ranks: Sequence[float | None]) -> int | None:
     no average.
     """
     start, total, count = None, 0.0, 0
-    for layer in range(len(max_ranks) - 1, -1, -1):
-        value = max_ranks[layer]
+    for layer, value in reversed([*enumerate(max_ranks)]):
         if value is None:
             continue
         total, count = total + value, count + 1

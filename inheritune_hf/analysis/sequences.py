@@ -62,10 +62,8 @@ def cut_sequences(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, coun
     """
     Return at most `count` windows of exactly `tokens` tokens, of shape `(sequences, tokens)`.
 
-    Every document gives one window before any gives a second; those of a document are spread evenly over it.
-
-    Raises:
-        ValueError: If no document has `tokens` tokens.
+    Every document gives one window before any gives a second; those of a document are spread evenly over it. A
+    `ValueError` if no document has `tokens` tokens.
     """
     documents = [text for text in spread(texts, 10 * count) if text]
     pieces, size = -(-4 * count // max(1, len(documents))), _CHARACTERS * tokens
@@ -97,13 +95,8 @@ def sample_sequences(rows: Any) -> list[list[int]]:
     """
     Return 100 sequences of 100 tokens out of packed rows, spread evenly, or as many and as long as there are.
 
-    Of a stream they come from its first 1,000 rows.
-
-    Args:
-        rows (`datasets.Dataset`, `torch.utils.data.Dataset` or `PackedStream`): Rows with `input_ids`.
-
-    Raises:
-        ValueError: If no row has two tokens.
+    Rows, of a `Dataset` of any kind or a `PackedStream`, have `input_ids`; of a stream the first 1,000 are read. A
+    `ValueError` if no row has two tokens.
     """
     if isinstance(rows, PackedStream):
         drawn: Iterable[Any] = itertools.islice(rows.begin(), _DRAWN)
@@ -120,8 +113,7 @@ def as_tokens(sequences: Any) -> Tensor:
     """
     Return sequences as token ids of shape `(sequences, tokens)` on the CPU.
 
-    Raises:
-        ValueError: If there are none, they differ in length, or have fewer than two tokens.
+    A `ValueError` if there are none, they differ in length, or have fewer than two tokens.
     """
     if not isinstance(sequences, Tensor):
         columns = getattr(sequences, "column_names", None) or ()

@@ -120,17 +120,11 @@ def tokenize_documents(
     Tokenize each document and end it with the end-of-text token; null, blank and bad ones are left out.
 
     No other special token is added. The result is cached under the rows and the encoder's definition, part by part, so
-    that a second call, also in another process, reads it from disk, and an interrupted one resumes.
+    that a second call, also in another process, reads it from disk, and an interrupted one resumes. `cache_dir` is
+    where, beside what they are made from if not given; `progress` is called with the number of finished documents.
 
-    Args:
-        workers (`int`, *optional*): Processes that tokenize; this process alone if not given.
-        labelled (`bool`, *optional*): Whether there is a column of labels; if there may be some, if not given.
-        progress (`Callable`, *optional*): Called with the number of finished documents, after each part.
-        cache_dir (`Path`, *optional*): Where to cache them; beside what they are made from if not given.
-
-    Returns:
-        `datasets.Dataset`: In the same order, `input_ids`, `length` (tokens), `digest` (of the text, 64 bits), `bytes`
-        (of the text), and `labels` if asked for.
+    Returns `input_ids`, `length` (tokens), `digest` (of the text, 64 bits), `bytes` (of the text), and `labels` if they
+    are asked for by `labelled`, or, if that is not given, there may be some.
     """
     labelled = encoder.labelled if labelled is None else labelled
     features = document_features(labelled)

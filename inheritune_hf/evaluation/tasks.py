@@ -92,8 +92,6 @@ def evaluate_tasks(
     settings and version of the harness, is read from `cache_dir`, so that an interrupted evaluation resumes.
 
     Args:
-        model (`PreTrainedModel`): The model.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         tasks (sequence of `str`):
             Names of the harness's tasks (data from the Hub), or JSONL files as in `task_of_file`. A group of tasks
             gives several scores.
