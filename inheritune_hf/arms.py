@@ -16,12 +16,8 @@ CONTROLS = ("continued", "random", "random-long")
 
 _PAPER = "arXiv 2404.08634v4"
 
-#: Parts of blocks that are inherited in the sub-module ablation, by its name (PAPER: Table 3).
-SUBMODULES = {
-    "attention+norms": ("attention", "norms"),
-    "mlp+norms": ("mlp", "norms"),
-    "attention+mlp": ("attention", "mlp"),
-}
+#: Arms of the sub-module ablation, called after the parts of blocks that they inherit (PAPER: Table 3).
+SUBMODULES = ("attention+norms", "mlp+norms", "attention+mlp")
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,6 @@ class Arm:
     after_reference: bool = False  # its budget includes the reference's own training
     measure: str | None = None  # of importance, which chooses its layers
     lowest: bool = False  # the layers of the lowest importance
-
-    @property
-    def is_loop(self) -> bool:
-        """Whether it is the loop itself, whose students are inherited and grown by the recipe."""
-        return self.name == LOOP
 
 
 # Layers by position
@@ -99,24 +90,14 @@ _ARMS = (
         lambda depth, layers: range(layers),
     ),
     Arm("random", "same depth from random weights", f"{_PAPER}, appendix D"),
-    Arm(
-        "random-2x",
-        "same depth from random weights, twice the budget",
-        f"{_PAPER}, table 5",
-        budgets=2.0,
-    ),
+    Arm("random-2x", "same depth from random weights, twice the budget", f"{_PAPER}, table 5", budgets=2.0),
     Arm(
         "random-long",
         "same depth from random weights, with the reference's own training as well",
         "control: the reference's own training counts too",
         after_reference=True,
     ),
-    Arm(
-        "random-whole",
-        "the reference's depth from random weights",
-        f"{_PAPER}, appendix D",
-        whole=True,
-    ),
+    Arm("random-whole", "the reference's depth from random weights", f"{_PAPER}, appendix D", whole=True),
     Arm(
         "continued",
         "the reference, trained further",
@@ -146,13 +127,7 @@ _ARMS = (
         lambda depth, layers: twice(layers),
         moves=True,
     ),
-    Arm(
-        "last",
-        "last layers",
-        f"{_PAPER}, figure 3",
-        lambda depth, layers: range(depth - layers, depth),
-        moves=True,
-    ),
+    Arm("last", "last layers", f"{_PAPER}, figure 3", lambda depth, layers: range(depth - layers, depth), moves=True),
     Arm(
         "lazy-in-place",
         "the reference's depth: its last layers at their own positions, the first five eighths random",
@@ -174,19 +149,10 @@ _ARMS = (
         lambda depth, layers: resolve_layers(f"spaced:{layers}", depth),
         moves=True,
     ),
+    Arm("lazy", "layers of the lowest MaxRank", f"{_PAPER}, table 4", moves=True, measure="rank", lowest=True),
+    *(Arm(name, item.keeps, item.source, moves=True, measure=name) for name, item in MEASURES.items()),
     *(
-        Arm(name, summary, source, moves=True, measure=measure, lowest=name == "lazy")
-        for name, measure, summary, source in (
-            ("lazy", "rank", "layers of the lowest MaxRank", f"{_PAPER}, table 4"),
-            *((name, name, measure.keeps, measure.source) for name, measure in MEASURES.items()),
-        )
-    ),
-    *(
-        Arm(
-            name,
-            f"first layers, of which only {name.replace('+', ' and ')} are inherited",
-            f"{_PAPER}, table 3",
-        )
+        Arm(name, f"first layers, of which only {name.replace('+', ' and ')} are inherited", f"{_PAPER}, table 3")
         for name in SUBMODULES
     ),
     Arm(

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from .. import __version__
-from ..arms import SUBMODULES, Arm, Variant, each_twice, twice
+from ..analysis.measurement import VERSIONS
+from ..arms import LOOP, SUBMODULES, Arm, Variant, each_twice, twice
 from ..config import PARTS, InherituneConfig
 from ..growth import rule_from_recipe
 from ..layers import resolve_layers
@@ -108,7 +107,7 @@ def check_order(config: PreTrainedConfig, blocks: Sequence[int]) -> None:
 
 def with_parts(inputs: ArmInputs, parts: str) -> PreTrainedModel:
     """Return a student of the first layers that inherits only `parts`: a name of `SUBMODULES`, or as for `inherit`."""
-    inherit = ",".join((*_OUTSIDE_BLOCKS, *SUBMODULES[parts])) if parts in SUBMODULES else parts
+    inherit = ",".join((*_OUTSIDE_BLOCKS, *parts.split("+"))) if parts in SUBMODULES else parts
     recipe = InherituneConfig(keep_layers=inputs.layers, inherit=inherit)
     return from_pretrained_inherited(inputs.reference, recipe, seed=inputs.seed)
 
@@ -134,11 +133,7 @@ def stacked(inputs: ArmInputs) -> PreTrainedModel:
 
 
 def expanded(inputs: ArmInputs) -> PreTrainedModel:
-    """
-    Return the reference's first half as many layers, each followed by a copy of itself that is an identity at first.
-
-    Block expansion: the output projections of the copies are zero, so the model computes what the half does.
-    """
+    """Return the reference's first half as many layers, each followed by a copy that is an identity at first."""
     places = each_twice(inputs.layers)
     model = assemble(inputs.reference, places, inputs.seed, inputs.keep_scale)
     for place in range(1, inputs.layers, 2):
@@ -167,11 +162,7 @@ def check_expansion(config: PreTrainedConfig, layers: int) -> None:
 
 
 def half_width(inputs: ArmInputs) -> PreTrainedModel:
-    """
-    Return a model as deep as the reference and half as wide: its leading heads, channels and neurons.
-
-    Heads keep their size; of an odd number the smaller half is kept.
-    """
+    """Return a model as deep as the reference and half as wide: its leading heads, channels and neurons."""
     opened, seed = inputs.reference, inputs.seed
     config = narrowed_config(opened.config)
     donor = from_pretrained_inherited(opened, InherituneConfig(keep_layers=opened.depth), seed=seed)
@@ -186,10 +177,9 @@ def half_width(inputs: ArmInputs) -> PreTrainedModel:
 
 def narrowed_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """
-    Return the config of a model half as wide, with heads of the same size.
+    Return the config of a model half as wide, with heads of the same size; of an odd number the smaller half is kept.
 
-    Raises:
-        ValueError: If the layout of this model type is not known, or there is one head only.
+    A model type whose layout is not known, or with one head only, is a `ValueError`.
     """
     if config.model_type not in NARROWED_MODEL_TYPES:
         raise ValueError(
@@ -236,9 +226,8 @@ def _leading(tensor: Tensor, shape: Sequence[int], parts: int) -> Tensor:
 def _with_lineage(
     model: PreTrainedModel, reference: OpenedReference, layers: Sequence[int], seed: int
 ) -> PreTrainedModel:
-    versions = {"inheritune_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
     own: dict[str, Any] = {"kept_layers": tuple(layers), "inherited": PARTS if layers else (), "seed": seed}
-    lineage = Lineage(**reference.origin, reference_layers=reference.depth, **own, versions=versions)
+    lineage = Lineage(**reference.origin, reference_layers=reference.depth, **own, versions=VERSIONS)
     model.config.inheritune = encode(lineage)
     return model
 
@@ -288,7 +277,7 @@ def arm_baseline(variant: Variant, inputs: ArmInputs, recipe: InherituneConfig) 
     All stages are trained whatever their loss; only the last one may match.
     """
     identity = {"arm": variant.name, "arm.chosen": list(inputs.chosen)}
-    if variant.arm.is_loop:
+    if variant.arm.name == LOOP:
         return Baseline(identity)
     auto: Any = AutoModelForCausalLM
 

@@ -147,7 +147,7 @@ class CellPlan:
         """
         distillation = (recipe.distillation or PAPER_DISTILLATION) if self.variant.distilled else None
         recipe = replace(recipe, distillation=distillation)
-        if self.variant.arm.is_loop:
+        if self.variant.arm.name == LOOP:
             return replace(recipe, data_order=recipe.data_order or "continue")
         stages, defaults = self.variant.arm.stages, InherituneConfig()
         return replace(
@@ -205,7 +205,7 @@ class Budget:
             return "the reference does not scale attention by depth (scale_attn_by_inverse_layer_idx)"
         if arm.narrow and variant.distilled and self.states:
             return "its hidden states are narrower than its teacher's, so losses on states cannot compare them"
-        if arm.is_loop:
+        if arm.name == LOOP:
             return ""
         try:
             for layers in sorted({self._depths(variant, cost)[0] for cost in costs}):
@@ -488,7 +488,7 @@ class Comparison:
             # Where the data continue, a round's passes are those of the whole run.
             epochs=last.epochs if continued else sum(item.epochs for item in trainer.rounds),
             seconds=sum(item.seconds for item in trainer.rounds),
-            outcome=trainer.outcome if plan.variant.arm.is_loop else None,
+            outcome=trainer.outcome if plan.variant.arm.name == LOOP else None,
             curve=tuple(points),
             first_match=first_match,
             reference_loss=reference.loss,
