@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 _SPECIAL = re.compile(r"([\\`*_\[\]{}#|~])")
 
@@ -22,8 +22,6 @@ def render(template: str, /, **values: Any) -> str:
         template (`str`): Path of the template below the package, such as `publishing/card.md.jinja`.
         values: What it is filled in with.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("inheritune_hf", ""),
         autoescape=True,
@@ -38,16 +36,12 @@ def render(template: str, /, **values: Any) -> str:
 
 def markdown_text(text: str) -> Markup:
     """Return text on one line of Markdown in which nothing is markup."""
-    from markupsafe import Markup
-
     safe = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return Markup(" ".join(_SPECIAL.sub(r"\\\1", safe).split("\n")))
+    return Markup(_SPECIAL.sub(r"\\\1", safe).replace("\n", " "))
 
 
 def markdown_code(text: str) -> Markup:
     """Return text as code on one line of Markdown, between more backticks than it holds itself."""
-    from markupsafe import Markup
-
     line = " ".join(str(text).split())
     ticks = _ticks(line, least=1)
     space = " " if "`" in line else ""
@@ -56,8 +50,6 @@ def markdown_code(text: str) -> Markup:
 
 def markdown_fence(text: str, language: str = "text") -> Markup:
     """Return text as a block of code of Markdown, between more backticks than it holds itself."""
-    from markupsafe import Markup
-
     ticks = _ticks(text, least=3)
     return Markup(f"{ticks}{language}\n{text}\n{ticks}")
 

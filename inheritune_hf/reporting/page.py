@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from ..experiments.results import ComparisonRecord
 from ..figures import COLORS, Panel, render_svg, save_panels
@@ -12,9 +13,6 @@ from ..records import read_record, write_text
 from ..run_folder import RESULT_FILE
 from .content import Chart, Report, build_comparison, build_report
 from .summary import read_run
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 #: What a report is made of.
 REPORT_FILES = ("report.html", "report.md", "report.png")
@@ -51,7 +49,6 @@ def write_report(
 
 def render_html(report: Report) -> str:
     """Return a report as one HTML page with its styles and drawings, which loads nothing and runs nothing."""
-    from markupsafe import Markup
 
     def svg(panel: Panel, name: str, width: float) -> Markup:
         return Markup(render_svg(panel, name, width))
