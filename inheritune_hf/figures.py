@@ -80,18 +80,11 @@ _LINK = "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True)
 class Panel:
-    """
-    One drawing with axes of its own.
+    """One drawing with axes of its own; sizes are in points."""
 
-    Args:
-        height (`float`): Height of its axes in points.
-        draw (`Callable[[Axes, float], None]`): Draws it on axes, for a figure of so many points in width.
-        left (`float`, *optional*, defaults to `46`): Room for the labels of the vertical axis in points.
-    """
-
-    height: float
-    draw: Callable[[Any, float], None]
-    left: float = 46
+    height: float  # of its axes
+    draw: Callable[[Any, float], None]  # on axes, for a figure of this width
+    left: float = 46  # room for the labels of the vertical axis
 
 
 def figure_style() -> Any:

@@ -6,7 +6,7 @@ import getpass
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,8 @@ def stage(folder: Path, target: Path) -> dict[str, str]:
     if not (target / "config.json").is_file():
         raise ValueError(f"config.json of {folder} stays behind: it {left['config.json']}.")
     config = read_json(target / "config.json")
-    if not config.get("architectures") or (config.get("auto_map") and not _is_native(config)):
+    native = str(config.get("model_type")) in CONFIG_MAPPING  # whatever code its repository has
+    if not config.get("architectures") or (config.get("auto_map") and not native):
         raise ValueError(
             f"{folder} needs code of its own (config.json has an auto_map, or no architectures): only models that "
             "Transformers itself loads are published."
@@ -223,11 +224,6 @@ def _copy(path: Path, target: Path) -> None:
         except OSError:
             pass  # another disk
     shutil.copyfile(path, target)
-
-
-def _is_native(config: Mapping[str, Any]) -> bool:
-    """Return whether Transformers knows the type of a model, whatever code its repository has."""
-    return str(config.get("model_type")) in CONFIG_MAPPING
 
 
 def _weight_metadata(path: Path) -> Any:

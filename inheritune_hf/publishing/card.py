@@ -61,42 +61,23 @@ _OBLIGATIONS = (
 
 @dataclass(frozen=True)
 class CardFacts:
-    """
-    What a card tells that is not in the run's record; what is not known is left out of it.
+    """What a card tells that is not in the run's record; what is not known is left out of it."""
 
-    Args:
-        license (`str`, *optional*): Licence of the reference, as the Hub calls it.
-        license_name (`str`, *optional*): Its name, where `license` is `other`.
-        license_link (`str`, *optional*): Where its text is.
-        language (`tuple[str, ...]`): Languages, as the Hub calls them.
-        datasets (`tuple[str, ...]`): Data sets of the Hub that the student was trained on.
-        parameters (`int`, *optional*): Parameters of the student; shared ones count once.
-        reference_parameters (`int`, *optional*): Parameters of the reference.
-        operations (`float`, *optional*): Floating-point operations of one training token.
-        reference_operations (`float`, *optional*): The same of the reference.
-        test_loss (`float`, *optional*): The student's loss on the test set, in nats per token.
-        reference_test_loss (`float`, *optional*): The reference's, on the same sequences.
-        test_match (`Match`, *optional*): How the two compare.
-        pictures (`tuple[str, ...]`): Names of pictures beside the card.
-        evaluation (`StudentEvaluation`, *optional*): What `inheritune evaluate` measured on this very student.
-        chosen (`tuple[str, ...]`): Fields of the metadata that were given for this publication, and win over a card's.
-    """
-
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    language: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    parameters: int | None = None
+    license: str | None = None  # of the reference, as the Hub calls it
+    license_name: str | None = None  # where `license` is `other`
+    license_link: str | None = None  # where its text is
+    language: tuple[str, ...] = ()  # as the Hub calls them
+    datasets: tuple[str, ...] = ()  # of the Hub, that the student was trained on
+    parameters: int | None = None  # of the student; shared ones count once
     reference_parameters: int | None = None
-    operations: float | None = None
+    operations: float | None = None  # floating-point ones of one training token
     reference_operations: float | None = None
-    test_loss: float | None = None
-    reference_test_loss: float | None = None
-    test_match: Match | None = None
-    pictures: tuple[str, ...] = ()
-    evaluation: StudentEvaluation | None = None
-    chosen: tuple[str, ...] = ()
+    test_loss: float | None = None  # the student's on the test set, in nats per token
+    reference_test_loss: float | None = None  # on the same sequences
+    test_match: Match | None = None  # how the two compare
+    pictures: tuple[str, ...] = ()  # names of those beside the card
+    evaluation: StudentEvaluation | None = None  # what `inheritune evaluate` measured on this very student
+    chosen: tuple[str, ...] = ()  # fields of the metadata given for this publication, which win over a card's
 
 
 def gather_facts(
@@ -318,21 +299,18 @@ def _losses(record: RunRecord, facts: CardFacts) -> list[tuple[str, float, float
 
 
 def _results(record: RunRecord, facts: CardFacts) -> list[EvalResult]:
-    results = []
-    for split, student, reference in _losses(record, facts):
-        for whose, loss in (("", student), (" of the reference", reference)):
-            if loss is None:
-                continue
-            for kind, value, unit in (("loss", loss, " (nats per token)"), ("perplexity", perplexity(loss), "")):
-                results.append(
-                    EvalResult(
-                        task_type="text-generation",
-                        dataset_type=facts.datasets[0] if facts.datasets else "held-out documents",
-                        dataset_name=f"{split} set",
-                        dataset_split=split,
-                        metric_type=kind,
-                        metric_name=f"{kind}{whose}{unit}",
-                        metric_value=round(value, 4),
-                    )
-                )
-    return results
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=facts.datasets[0] if facts.datasets else "held-out documents",
+            dataset_name=f"{split} set",
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=f"{kind}{whose}{unit}",
+            metric_value=round(value, 4),
+        )
+        for split, student, reference in _losses(record, facts)
+        for whose, loss in (("", student), (" of the reference", reference))
+        if loss is not None
+        for kind, value, unit in (("loss", loss, " (nats per token)"), ("perplexity", perplexity(loss), ""))
+    ]

@@ -37,24 +37,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Publication:
-    """
-    What is, or would be, uploaded.
-
-    Args:
-        repo_id (`str`): The repository.
-        files (`dict[str, int]`): Bytes of each file, by name.
-        left_out (`dict[str, str]`): What stays behind, by name, with the reason.
-        notes (`tuple[str, ...]`): What is worth knowing before: sentences.
-        card (`str`): The model card.
-        url (`str`, *optional*): Address of the commit; None if nothing was pushed.
-    """
+    """What is, or would be, uploaded."""
 
     repo_id: str
-    files: dict[str, int]
-    left_out: dict[str, str]
-    notes: tuple[str, ...]
+    files: dict[str, int]  # bytes of each, by name
+    left_out: dict[str, str]  # reason for each that stays behind
+    notes: tuple[str, ...]  # what is worth knowing before: sentences
     card: str
-    url: str | None = None
+    url: str | None = None  # of the commit; None if nothing was pushed
 
 
 def save_student(
@@ -202,8 +192,7 @@ def publish_student(
         save_panels(target / "layers.png", [layer_panel(kept, record.lineage.reference_layers)])
         pictures = sorted(path.name for path in target.glob("*.png"))
         facts = gather_facts(folder, record, run_folder, token, license, language, datasets, pictures)
-        card = render_card(record, repo_id, facts)
-        _write_card(target / "README.md", card)
+        _write_card(target / "README.md", render_card(record, repo_id, facts))
         private_things = find_private(target, (token, str(folder.resolve())))
         if private_things:
             raise ValueError("Nothing is published: " + " ".join(private_things))
@@ -236,13 +225,12 @@ def _upload(
     commit_message: str,
 ) -> tuple[str, str]:
     """Upload a staged student in one commit; returns the repository's whole name and the commit's address."""
-    api = HfApi(token=token)
+    api, card = HfApi(token=token), target / "README.md"
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision not in (None, "main"):
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
-        own = (target / "README.md").read_text(encoding="utf-8")
-        write_text(target / "README.md", update_card(own, render_card(record, repo_id, facts), facts.chosen))
+        _write_card(card, render_card(record, repo_id, facts), facts.chosen)
         with tempfile.TemporaryDirectory() as there:
             try:
                 theirs = Path(api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=there))
@@ -251,9 +239,7 @@ def _upload(
             except EntryNotFoundError:
                 pass
             else:
-                ours = (target / "README.md").read_text("utf-8")
-                merged = update_card(theirs.read_text(encoding="utf-8"), ours, facts.chosen)
-                write_text(target / "README.md", merged)
+                write_text(card, update_card(theirs.read_text("utf-8"), card.read_text("utf-8"), facts.chosen))
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=target,
@@ -282,9 +268,9 @@ def _notes(target: Path, repo_id: str, facts: CardFacts) -> Iterator[str]:
         yield "The reference could not be reached, so the card says less of it."
 
 
-def _write_card(path: Path, card: str) -> None:
+def _write_card(path: Path, card: str, chosen: Sequence[str] = ()) -> None:
     """Write a card; one that is there already is updated, so that its author's words stay."""
-    write_text(path, update_card(path.read_text(encoding="utf-8"), card) if path.is_file() else card)
+    write_text(path, update_card(path.read_text(encoding="utf-8"), card, chosen) if path.is_file() else card)
 
 
 def _share_as_usual(folder: Path) -> None:
