@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -46,11 +46,11 @@ class Settings(NamedTuple):
     args: TrainingArguments
 
 
-def build_parser(prog: str, comparison: bool = False) -> argparse.ArgumentParser:
-    """Return the parser of a run, or of a comparison: every field of its configurations is an option."""
+def build_parser(prog: str, comparison: bool = False, left_out: Collection[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser of a run, or of a comparison: every field is an option, and no help shows those `left_out`."""
     kinds = [RunConfig, InherituneConfig, DataConfig, training_options(), *([CompareConfig] if comparison else [])]
     parser = _parser(prog, kinds, _DESCRIPTION)
-    _group(parser, {name: title for title, names in _MAIN.items() for name in names})
+    _group(parser, {name: title for title, names in _MAIN.items() for name in names}, left_out)
     for action in parser._actions:
         if action.dest in _names_of(training_options()):
             action.default = argparse.SUPPRESS  # the class itself knows its defaults
@@ -67,17 +67,18 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
-def _group(parser: argparse.ArgumentParser, titles: Mapping[str, str]) -> None:
+def _group(parser: argparse.ArgumentParser, titles: Mapping[str, str], left_out: Collection[str]) -> None:
     """Put the options that `titles` has a title for into groups, and leave the others to `--help-all`."""
     options, rest = parser._action_groups[1], parser.add_argument_group("all other settings")
     groups = {title: parser.add_argument_group(title) for title in titles.values()}
     hidden = []
     for action in _setting_actions(parser):
         options._group_actions.remove(action)
-        shown = action.dest in titles and action.const is not False
+        shown = action.dest in titles and action.const is not False and action.dest not in left_out
         groups.get(titles.get(action.dest, "") if shown else "", rest)._group_actions.append(action)
         if not shown:
-            hidden.append((action, action.help))
+            if action.dest not in left_out:
+                hidden.append((action, action.help))
             action.help = argparse.SUPPRESS
     parser._action_groups = [*parser._action_groups[:2], *groups.values(), rest]
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, const=hidden, help="show all settings and exit")
@@ -93,28 +94,14 @@ def _say(parser: argparse.ArgumentParser, **texts: str) -> None:
         action.help = texts.get(action.dest, action.help)
 
 
-def _leave_out(parser: argparse.ArgumentParser, names: set[str]) -> None:
-    """Show options in no help."""
-    for action in parser._actions:
-        if isinstance(action, _HelpAll):
-            action.const = [(item, text) for item, text in action.const if item.dest not in names]
-        if action.dest in names:
-            action.help = argparse.SUPPRESS
-
-
-def parse_demo(argv: Sequence[str], defaults: Mapping[str, Any], prog: str = "inheritune demo") -> Settings:
-    """
-    Read the settings of the embedded default, which has a reference and data of its own.
-
-    Raises:
-        ValueError: If another reference is named.
-    """
-    parser = build_parser(prog)
+def parse_demo(argv: Sequence[str], defaults: Mapping[str, Any], prog: str) -> Settings:
+    """Read the settings of the embedded default: another reference than its own is a `ValueError`."""
+    its_own = (_names_of(RunConfig) | _names_of(DataConfig)) - {"preset", "collapse_every"}
+    parser = build_parser(prog, left_out=its_own)
     parser.description = (
         "Run the whole recipe offline, in minutes on a CPU, with a small reference and text of its own: inherit, "
         "train, compare, grow. Any other setting of inheritune train may be given."
     )
-    _leave_out(parser, {*_names_of(RunConfig), *_names_of(DataConfig)} - {"preset", "collapse_every"})
     with usage_errors(prog):
         settings = _settings(_read(parser, argv, defaults))
     if settings.run.reference is not None:
@@ -150,7 +137,7 @@ def parse_comparison(
         return _settings(options), comparison
 
 
-def parse_adaptation(argv: Sequence[str], prog: str = "inheritune adapt") -> Settings:
+def parse_adaptation(argv: Sequence[str], prog: str) -> Settings:
     """
     Read the settings of training a reference further; the first word may be the reference.
 
@@ -158,13 +145,12 @@ def parse_adaptation(argv: Sequence[str], prog: str = "inheritune adapt") -> Set
     """
     words = ["--reference", *argv] if argv and not argv[0].startswith("-") else list(argv)
     of_student = _names_of(InherituneConfig) - {"steps_per_round", "loss"}
-    parser = build_parser(prog)
+    parser = build_parser(prog, left_out=of_student)
     parser.description = (
         "Train a reference further on the data of a run for steps_per_round steps, and save it: an ordinary "
         "checkpoint, to be the reference of a run on the same data."
     )
     parser.usage = "%(prog)s [REFERENCE] [--config FILE] [--NAME VALUE ...]"
-    _leave_out(parser, of_student)
     _say(parser, reference="Hub id or path of the reference to train.", steps_per_round="Optimizer steps.")
     with usage_errors(prog):
         useless = sorted(_named(words) & {_option(name) for name in of_student})
@@ -283,7 +269,7 @@ def _read(
     file: str | None = _first_words(argv).config
     given = read_mapping(file) if file else {}
     reject_unknown_keys(given, _options(parser), f"{file}{whose}")
-    if defaults and "reference" not in given and not _names_reference(argv):
+    if defaults and "reference" not in given and "--reference" not in _named(argv):
         parser.set_defaults(**defaults)
     return _parsed(parser, argv, given)
 
@@ -292,7 +278,7 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping
     """Return what the command line says, else what a file does, else what a preset does; unknown names are refused."""
     chosen = _first_words(argv).preset or given.get("preset")
     preset = PRESETS.get(chosen, {}) if isinstance(chosen, str) else {}
-    if "schedule" in given or any(word.partition("=")[0] == "--schedule" for word in argv):
+    if "schedule" in given or "--schedule" in _named(argv):
         preset = {**preset, "keep_layers": InherituneConfig.keep_layers}  # which the schedule takes the place of
     parser.set_defaults(**{**preset, **given})
     for action in parser._actions:
@@ -321,7 +307,7 @@ def _file_or_reference(source: str | None, config: str | None, argv: Sequence[st
         if config is not None:
             raise ValueError(f"Give one file of settings, got {source} and --config {config}.")
         return source, None
-    if _names_reference(argv):
+    if "--reference" in _named(argv):
         raise ValueError(f"Give one reference, got {source} and --reference.")
     return config, source
 
@@ -336,7 +322,7 @@ def _option(name: str) -> str:
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:
-    return {action.dest for action in parser._actions} - {"help", "help_all", "config"}
+    return {action.dest for action in _setting_actions(parser)}
 
 
 def _names_of(kind: Any) -> set[str]:
@@ -345,10 +331,6 @@ def _names_of(kind: Any) -> set[str]:
 
 def _made(kind: type[Config], options: argparse.Namespace) -> Config:
     return kind(**{name: getattr(options, name) for name in _names_of(kind)})
-
-
-def _names_reference(argv: Sequence[str]) -> bool:
-    return any(item == "--reference" or item.startswith("--reference=") for item in argv)
 
 
 def _number_or_word(text: str) -> int | str:
