@@ -15,7 +15,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
-from ..analysis import NEAR_RANK_ONE, SHARE, compare_laziness, measure_collapse, sample_sequences
+from ..analysis import SHARE, compare_laziness, measure_collapse, sample_sequences
 from ..config import InherituneConfig
 from ..data import end_of_text
 from ..evaluation import (
@@ -33,17 +33,7 @@ from ..evaluation import (
 from ..evaluation.facts import Draft, Laziness, Sample
 from ..evaluation.speed import context_of, fixed_generation
 from ..evaluation.tasks import check_tasks
-from ..records import (
-    RECORD_FILE,
-    Cache,
-    Lineage,
-    RunRecord,
-    Validation,
-    decode,
-    read_json,
-    read_record,
-    write_record,
-)
+from ..records import RECORD_FILE, Cache, Lineage, RunRecord, Validation, decode, read_json, read_record, write_record
 from ..students import OpenedReference, open_reference
 
 logger = logging.getLogger(__name__)
@@ -231,24 +221,21 @@ def _measure_in_turn(
     """Return the parts that need one model at a time: losses, samples and lazy layers."""
     prompts, pad = _prompts(corpora[0]), end_of_text(tokenizer)
     losses, texts, collapses = [], [], []
-    libraries = {"torch": torch, "transformers": transformers, "accelerate": accelerate}
-    versions = {name: module.__version__ for name, module in libraries.items()}
-    if not {"loss", "samples", "layers"} & {*parts}:
-        return {"versions": versions}
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
     for name, model in opened.items():
-        if name == "adapted" and "loss" not in parts:
+        # The adapted one is measured on loss and tasks alone.
+        asked = {*parts} & ({"loss"} if name == "adapted" else {"loss", "samples", "layers"})
+        if not asked:
             continue
         logger.info("%s: %s", name, model.name)
         loaded = _load(model, dtype)
-        if "loss" in parts:
+        if "loss" in asked:
             computed = [dtype, loaded.device.type, loaded.config._attn_implementation, __version__, versions]
             facts = [found.fingerprints[name], *computed]
             losses.append([_measure_loss(loaded, corpus, batch_size, pad, facts, cache) for corpus in corpora])
-        if name == "adapted":
-            continue  # measured on loss and tasks alone
-        if "samples" in parts:
+        if "samples" in asked:
             texts.append([continue_text(loaded, row, tokenizer) for row in prompts])
-        if "layers" in parts:
+        if "layers" in asked:
             sequences = sample_sequences(corpora[0].sequences)
             collapses.append(measure_collapse(loaded, sequences, controls=False, blocks=False))
         del loaded
@@ -266,9 +253,8 @@ def _measure_in_turn(
         begun = [str(tokenizer.decode(row)) for row in prompts]
         changes["samples"] = tuple(Sample(*item) for item in zip(begun, *texts, strict=True))
     if collapses:
-        ranks = [tuple(report.max_ranks(SHARE)) for report in collapses]
-        comparison = compare_laziness(collapses[0], collapses[1], NEAR_RANK_ONE)
-        changes["laziness"] = Laziness(SHARE, ranks[1], ranks[0], comparison)
+        mine, theirs = (tuple(report.max_ranks(SHARE)) for report in collapses)
+        changes["laziness"] = Laziness(SHARE, theirs, mine, compare_laziness(collapses[0], collapses[1]))
     return changes
 
 

@@ -94,18 +94,19 @@ def check_loop(compare: CompareConfig, recipe: InherituneConfig, opened: OpenedR
         )
 
 
-def check_teacher(compare: CompareConfig, recipe: InherituneConfig) -> None:
-    """Raise a `ValueError` if the recipe names distillation losses, and no arm would be trained with them."""
-    if recipe.distillation and not any(variant.distilled for variant in variants_of(compare)):
+def recipe_of_arms(compare: CompareConfig, recipe: InherituneConfig) -> InherituneConfig:
+    """
+    Return the recipe, whose rounds are the budget where the loop, which alone has rounds, is not run.
+
+    Distillation losses that no arm would be trained with are a `ValueError`.
+    """
+    variants = variants_of(compare)
+    if recipe.distillation and not any(variant.distilled for variant in variants):
         raise ValueError(
             f"distillation={recipe.distillation!r} is for arms with /kd alone, and there is none: write inheritune/kd, "
             "with layers and budget_steps, or set distillation to none."
         )
-
-
-def with_round(compare: CompareConfig, recipe: InherituneConfig) -> InherituneConfig:
-    """Return the recipe, whose rounds are the budget where the loop, which alone has rounds, is not run."""
-    if recipe.steps_per_round is not None or LOOP in {variant.arm.name for variant in variants_of(compare)}:
+    if recipe.steps_per_round is not None or LOOP in {variant.arm.name for variant in variants}:
         return recipe
     return replace(recipe, steps_per_round=compare.budget_steps)
 
@@ -243,25 +244,15 @@ def run_comparison(
     shallowest match, since a rate that missed has grown deeper. The test set is opened when all cells
     are trained, for the chosen ones only. Finished cells are not run again; an interrupted one is resumed.
 
-    Args:
-        compare (`CompareConfig`): Arms, seeds and budget.
-        run (`RunConfig`): The reference; without one, the embedded default's.
-        recipe (`InherituneConfig`): The loop's recipe.
-        data (`DataConfig`): The data of every arm.
-        args (`TrainingArguments`): Their settings; `output_dir` is the comparison's folder.
-        console (`rich.console.Console`): Where progress and the table are shown; of the main process.
-
     Raises:
         ValueError: If settings, data and reference do not fit together, or the recipe names distillation losses that no
             arm uses; nothing has been trained then.
         BlockingIOError: If another process runs a comparison in the same folder.
         KeyboardInterrupt: If a cell was interrupted; the same call resumes it.
     """
-    check_teacher(compare, recipe)
-    recipe = with_round(compare, recipe)
+    recipe = recipe_of_arms(compare, recipe)
     check_arguments(args, recipe)
     chosen_run, text = with_embedded(run, data)
-    folder = Path(args.output_dir or "trainer_output")
     with hold_output_dir(args):
         ready = prepare_run(chosen_run, recipe, text, args)
         check_loop(compare, recipe, ready.reference)
@@ -271,7 +262,7 @@ def run_comparison(
         settings = {**run_settings(run, recipe, data, args), **without_nothing(asdict(compare))}
         record = comparison.record(chosen, settings)
         if args.should_save:
-            console.print(write_results(folder, record))
+            console.print(write_results(comparison.folder, record))
     return record
 
 
@@ -387,13 +378,7 @@ class Comparison:
         return tuple(layer for layer in range(depth) if layer not in kept) if arm.lowest else kept
 
     def run_cell(self, plan: CellPlan) -> Cell:
-        """
-        Train a cell, or resume it where it was interrupted; a finished one is read from disk.
-
-        Raises:
-            KeyboardInterrupt: If it was interrupted.
-            ValueError: If the folder holds a cell of other settings.
-        """
+        """Train a cell, resume an interrupted one, or read a finished one; one of other settings is a `ValueError`."""
         folder = self.folder / plan.folder
         cell: Cell | None = on_main_process(read_cell(folder) if self.args.process_index == 0 else None)
         trainer = self._trainer(plan)
@@ -674,8 +659,7 @@ def estimate_comparison(
             cut so.
         OSError: If there is no model at `reference`.
     """
-    check_teacher(compare, recipe)
-    recipe = with_round(compare, recipe)
+    recipe = recipe_of_arms(compare, recipe)
     if recipe.steps_per_round is None:
         raise ValueError("A plan needs steps_per_round, the optimizer steps of one round.")
     refuse_two_throughputs(tokens_per_second, measure)

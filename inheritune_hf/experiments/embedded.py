@@ -76,8 +76,7 @@ def with_embedded(run: RunConfig, data: DataConfig) -> tuple[RunConfig, DataConf
     """
     Return the embedded reference and its data for a run that names none; any other run as it is.
 
-    Raises:
-        ValueError: If where a reference is, or which data, was given without a reference.
+    Data, or where a reference is, without a reference are a `ValueError`.
     """
     if run.reference is not None:
         return run, data

@@ -79,12 +79,7 @@ class PreparedRun:
 
 
 def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> PreparedRun:
-    """
-    Read a run's reference and data.
-
-    Raises:
-        ValueError: If settings, data and reference do not fit together.
-    """
+    """Read a run's reference and data, or raise a `ValueError` if they and the settings do not fit together."""
     if run.reference is None:
         raise ValueError("There is no reference: give its Hub id or path by --reference.")
     reference = open_reference(run.reference, **run.where)
@@ -104,13 +99,7 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
 
 
 def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreTrainedConfig) -> None:
-    """
-    Refuse what the trainer would refuse, before hours of tokenizing or training.
-
-    Raises:
-        ValueError: If recipe, arguments and the reference's config cannot work together, or `output_dir` holds a run
-            of other settings.
-    """
+    """Raise the `ValueError` that the trainer or a later round would raise, before hours of tokenizing or training."""
     check_arguments(args, recipe)
     check_output_dir(args, recipe)
     architecture = inspect_architecture(config)
@@ -262,10 +251,7 @@ def _laziness(trainer: InherituneTrainer) -> LazinessComparison | None:
 
 
 def _result_rows(
-    trainer: InherituneTrainer,
-    student: Validation,
-    reference: Validation,
-    controls: Mapping[str, Control],
+    trainer: InherituneTrainer, student: Validation, reference: Validation, controls: Mapping[str, Control]
 ) -> list[ResultRow]:
     recipe = trainer.inheritune_config
     last = trainer.rounds[-1]
@@ -378,14 +364,9 @@ def with_changes(args: TrainingArguments, **changes: Any) -> TrainingArguments:
 
 def run_settings(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> dict[str, Any]:
     """Return a run's settings as a file for `--config` holds them, with the arguments that change its results."""
-    names = [name for name in (*NUMERIC_ARGUMENTS, *COURSE) if name != "world_size"]
-    arguments = {name: getattr(args, name) for name in names}
-    values = {
-        **asdict(run),
-        **recipe.to_dict(),
-        **data.to_dict(),
-        **{name: getattr(value, "value", value) for name, value in arguments.items()},
-    }
+    arguments = {name: getattr(args, name) for name in (*NUMERIC_ARGUMENTS, *COURSE) if name != "world_size"}
+    training = {name: getattr(value, "value", value) for name, value in arguments.items()}  # of an enumeration its word
+    values = {**asdict(run), **recipe.to_dict(), **data.to_dict(), **training}
     del values["preset"]  # whose settings are all written out
     return without_nothing(values)
 
