@@ -83,43 +83,39 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
         left_out = _reason_against(folder, found, unfinished and evaluation is None)
         if left_out and evaluation is not None:
             raise ValueError(f"{measured} {left_out}")
-    kept: dict[str, Any] = {
-        "name": folder.resolve().name,
-        "evaluation": None if left_out else found,
-        "left_out": left_out and f"{measured.name} {left_out}",
-        "settings": read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {},
-        "cell": _cell(folder.resolve()),
-    }
-    record = None
     if not unfinished and (folder / "rounds.json").is_file():
         record = read_record(FinishedRun, folder / "rounds.json")
     elif state is not None:
         record = _unfinished(folder, state)
     elif (folder / RECORD_FILE).is_file():
         record = read_record(FinishedRun, folder / RECORD_FILE)
-    if record is not None:
-        curve, forecasts, step = _logged(folder)
-        trained = state is not None or bool(record.rounds) or record.outcome is not None
-        step = max([step, *(item.end_step for item in record.rounds)])
-        return RunSummary(
-            record=replace(record, curves=record.curves or {"student": curve}),
-            trained=trained,
-            step=step,
-            forecasts=forecasts,
-            **kept,
-        )
+    else:
+        raise FileNotFoundError(f"{folder} {_what_else(folder)}")
+    curve, forecasts, step = _logged(folder)
+    return RunSummary(
+        name=folder.resolve().name,
+        record=replace(record, curves=record.curves or {"student": curve}),
+        trained=state is not None or bool(record.rounds) or record.outcome is not None,
+        step=max([step, *(item.end_step for item in record.rounds)]),
+        forecasts=forecasts,
+        evaluation=None if left_out else found,
+        left_out=left_out and f"{measured.name} {left_out}",
+        settings=read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {},
+        cell=_cell(folder.resolve()),
+    )
+
+
+def _what_else(folder: Path) -> str:
+    """Return what a folder is that holds neither a run nor a student, and what to give in its place."""
     if (folder / CELL_FILE).is_file():
-        raise FileNotFoundError(
-            f"{folder} is a cell of a comparison; give its model, {folder / MODEL_FOLDER}, or the comparison, "
-            f"{folder.parent}."
+        return (
+            f"is a cell of a comparison; give its model, {folder / MODEL_FOLDER}, or the comparison, {folder.parent}."
         )
     if any(folder.glob(f"*/{CELL_FILE}")):
-        raise FileNotFoundError(
-            f"{folder} holds a comparison that has not ended; give the same `inheritune compare` again, then report it."
-        )
-    raise FileNotFoundError(
-        f"{folder} holds neither a run nor a student of this package (no rounds.json, no {RECORD_FILE}), nor a "
-        "comparison; give the output_dir of a run or of a comparison."
+        return "holds a comparison that has not ended; give the same `inheritune compare` again, then report it."
+    return (
+        f"holds neither a run nor a student of this package (no rounds.json, no {RECORD_FILE}), nor a comparison; give "
+        "the output_dir of a run or of a comparison."
     )
 
 
