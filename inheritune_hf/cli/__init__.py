@@ -31,11 +31,7 @@ _VERBS = {
     "doctor": _Verb("students", "check whether a reference can be cut, without downloading its weights"),
     "plan": _Verb("train", "estimate time, memory and tokens of a run, without downloading weights"),
     "verify": _Verb("students", "check a saved student: against its reference, reloaded, generating"),
-    "compare": _Verb(
-        "train",
-        "train baselines under the loop's budget, and show them side by side",
-        resumable=True,
-    ),
+    "compare": _Verb("train", "train baselines under the loop's budget, and show them side by side", resumable=True),
     "analyze": _Verb("measurements", "measure which layers of a model are lazy, and how many are worth keeping"),
     "evaluate": _Verb("measurements", "compare a student with its reference: loss, speed, memory, drafting, tasks"),
     "report": _Verb("train", "write the report of a run: one HTML page, Markdown, and a picture"),

@@ -49,10 +49,7 @@ def data(argv: Sequence[str], prog: str) -> int:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tokenizer",
-        required=True,
-        metavar="ID",
-        help="Hub id or folder of the reference, or of its tokenizer alone.",
+        "--tokenizer", required=True, metavar="ID", help="Hub id or folder of the reference, or of its tokenizer alone."
     )
     parser.add_argument("--gguf-file", metavar="FILE", help="GGUF file of the reference, which holds the tokenizer.")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="Folder to save the sequences in.")

@@ -25,11 +25,7 @@ def metavar_of(action: argparse.Action) -> str:
 _SHARED: dict[str, dict[str, Any]] = {
     "--keep-layers": {"default": "half", "help": _recipe_help("keep_layers")},
     "--inherit": {"default": "all", "help": _recipe_help("inherit")},
-    "--attention-scale": {
-        "choices": ("keep", "position"),
-        "default": "keep",
-        "help": _recipe_help("attention_scale"),
-    },
+    "--attention-scale": {"choices": ("keep", "position"), "default": "keep", "help": _recipe_help("attention_scale")},
     "--revision": {"help": "Branch, tag or commit of the reference on the Hub."},
     "--text-model": {"action": "store_true", "help": "Use the text model inside a multimodal reference."},
     "--gguf-file": {"help": "GGUF file of the reference, which is read whole and dequantized."},

@@ -173,18 +173,10 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [REFERENCE or FILE] [--NAME VALUE ...]"
     add = parser.add_argument
     add("source", nargs="?", metavar="REFERENCE or FILE", help="Hub id or path of the reference, or file of settings.")
-    for name, setting in (
-        ("--batch-size", "per_device_train_batch_size"),
-        ("--accumulation", "gradient_accumulation_steps"),
-    ):
-        add(
-            name,
-            dest=setting,
-            type=int,
-            metavar="N",
-            default=argparse.SUPPRESS,
-            help=f"Short name of --{setting.replace('_', '-')}.",
-        )
+    short_names = {"--batch-size": "per_device_train_batch_size", "--accumulation": "gradient_accumulation_steps"}
+    for name, setting in short_names.items():
+        text = f"Short name of --{setting.replace('_', '-')}."
+        add(name, dest=setting, type=int, metavar="N", default=argparse.SUPPRESS, help=text)
     add("--processes", type=int, default=1, help="Processes that train together (default: 1).")
     add("--dtype", default="float32", help="Type of the weights (default: float32).")
     speed = parser.add_mutually_exclusive_group()

@@ -459,10 +459,7 @@ def _data(facts: DataFacts | None, settings: Mapping[str, Any], training: Mappin
         yield from _sets(facts)
     named = {item.name: settings[item.name] for item in fields(DataConfig) if item.name in settings}
     course = {name: settings.get(name) for name in COURSE}
-    for caption, values in (
-        ("Data settings", named),
-        ("Training settings", without_nothing({**training, **course})),
-    ):
+    for caption, values in (("Data settings", named), ("Training settings", without_nothing({**training, **course}))):
         if values:
             texts = {name: _setting(name, value) for name, value in values.items()}
             yield Table(caption, ("setting", "value"), tuple(texts.items()), text_columns=2, folded=True)
