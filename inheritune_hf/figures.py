@@ -236,7 +236,8 @@ def loss_panel(
             titles = [f"step {step:,}: {loss:.4f}" for step, loss in points]
             _curve(axes, points, titles, 0, "student, round by round" if place == 0 else "", size=5, linewidth=2.2)
         for place, (name, curve) in enumerate(others.items(), start=1):
-            axes.plot(*zip(*curve, strict=True), label=_short(name), **_look(place, dashes=place), linewidth=1.8)
+            label = textwrap.shorten(name, 44, placeholder=" …")
+            axes.plot(*zip(*curve, strict=True), label=label, **_look(place, dashes=place), linewidth=1.8)
         if target is not None:
             axes.axhline(target, color=LIGHT["target"], dashes=(5, 3), linewidth=1.3, label=f"to reach: {target:.4f}")
             if tolerance:
@@ -413,7 +414,3 @@ def _every_layer(depth: int, width: float) -> range:
 
 def _widest(rows: Sequence[tuple[str, Any]] | Sequence[tuple[str, Any, Any, Any]]) -> float:
     return 0.62 * _FONT * max(len(row[0]) for row in rows)
-
-
-def _short(name: str) -> str:
-    return textwrap.shorten(name, 44, placeholder=" …")

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..config import reference_options
 from .parsing import VerbParser
-
-if TYPE_CHECKING:
-    from ..records import LayerOrder
-    from ..students import OpenedReference
 
 
 def inherit(argv: Sequence[str], prog: str) -> int:
@@ -45,8 +40,12 @@ def inherit(argv: Sequence[str], prog: str) -> int:
 
     terminal = Terminal()
     reference, choice = open_reference(options.reference, **reference_options(options)), options.keep_layers
-    order = _measured_order(reference, choice, options.files) if is_measured(choice) else None
-    if order is not None:
+    order = None
+    if is_measured(choice):
+        from ..analysis import default_sequences, measure_order, paper_tokens, scores_folder
+
+        sequences = default_sequences(reference.tokenizer, tokens=paper_tokens(reference), files=options.files)
+        order = measure_order(reference, choice, sequences, progress=True, cache_dir=scores_folder())
         choice = describe(sorted(order.layers[: order.first]))
     save_inherited(
         reference,
@@ -62,13 +61,6 @@ def inherit(argv: Sequence[str], prog: str) -> int:
     )
     terminal.print_facts([("saved in", options.output)])
     return 0
-
-
-def _measured_order(reference: OpenedReference, choice: str, files: Sequence[str]) -> LayerOrder:
-    from ..analysis import default_sequences, measure_order, paper_tokens, scores_folder
-
-    sequences = default_sequences(reference.tokenizer, tokens=paper_tokens(reference), files=files)
-    return measure_order(reference, choice, sequences, progress=True, cache_dir=scores_folder())
 
 
 def doctor(argv: Sequence[str], prog: str) -> int:

@@ -19,7 +19,7 @@ from .settings import Settings, parse_adaptation, parse_comparison, parse_demo, 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from ..config import DataConfig, InherituneConfig
+    from ..config import DataConfig
     from ..experiments.runs import RunResult
     from ..students import TrainingSetup
     from .terminal import Terminal
@@ -130,8 +130,9 @@ def plan(argv: Sequence[str], prog: str) -> int:
     from .terminal import Terminal, quiet_transformers
 
     quiet_transformers()
+    needs_full = args.label_smoothing_factor or args.fsdp or args.deepspeed  # which leave a run no other loss
     given: dict[str, Any] = {
-        "recipe": _planned_recipe(settings),
+        "recipe": dataclasses.replace(settings.recipe, loss="full") if needs_full else settings.recipe,
         "setup": _planned_setup(settings),
         "tokens_per_second": args.tokens_per_second,
         "measure": args.measure,
@@ -209,14 +210,6 @@ def _planned_setup(settings: Settings) -> TrainingSetup:
         gradient_checkpointing=bool(args.gradient_checkpointing if newer is None else newer),
         **({} if block_size is None else {"block_size": block_size}),
     )
-
-
-def _planned_recipe(settings: Settings) -> InherituneConfig:
-    """Return the recipe, with the loss that the run's other settings leave it."""
-    args, recipe = settings.args, settings.recipe
-    if args.label_smoothing_factor or args.fsdp or args.deepspeed:
-        return dataclasses.replace(recipe, loss="full")
-    return recipe
 
 
 def _block_size(data: DataConfig) -> int | None:

@@ -59,12 +59,7 @@ def training_options() -> Any:
 
 
 def make_training_arguments(given: Mapping[str, Any]) -> TrainingArguments:
-    """
-    Return the training arguments, with their own defaults for what is not given.
-
-    Raises:
-        ValueError: If a value cannot be used, on this machine or at all.
-    """
+    """Return the training arguments; a value that cannot be used, on this machine or at all, is a `ValueError`."""
     from transformers import TrainingArguments
 
     hints = get_type_hints(TrainingArguments)

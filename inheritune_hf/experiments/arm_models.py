@@ -64,10 +64,8 @@ def assemble(reference: Reference, blocks: Sequence[int | None], seed: int, keep
     """
     Return a model whose blocks are any of the reference's, in any order and repeated, or random (None).
 
-    With `keep_scale` a moved block of a GPT-2 with `scale_attn_by_inverse_layer_idx` attends as at its old position.
-
-    Raises:
-        ValueError: If a layer is not one of the reference's, or its config assigns kinds of blocks by position.
+    With `keep_scale` a moved block of a GPT-2 with `scale_attn_by_inverse_layer_idx` attends as at its old position. A
+    layer that the reference does not have, or an order that its config does not allow, is a `ValueError`.
     """
     opened = open_reference(reference)
     kept = resolve_layers(sorted({layer for layer in blocks if layer is not None}), opened.depth)
@@ -279,10 +277,9 @@ def arm_baseline(variant: Variant, inputs: ArmInputs, recipe: InherituneConfig) 
     identity = {"arm": variant.name, "arm.chosen": list(inputs.chosen)}
     if variant.arm.name == LOOP:
         return Baseline(identity)
-    auto: Any = AutoModelForCausalLM
 
     def build(layers: tuple[int, ...], before: Path | None) -> PreTrainedModel:
-        trained = auto.from_pretrained(before) if before is not None else None
+        trained: Any = AutoModelForCausalLM.from_pretrained(before) if before is not None else None
         return build_arm(variant.arm, dataclasses.replace(inputs, layers=len(layers), before=trained))
 
     return Baseline(

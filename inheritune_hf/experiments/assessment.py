@@ -150,12 +150,7 @@ def evaluate_student(
 
 
 def named_reference(student: str, reference: str | None, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """
-    Return the reference and where it comes from, by default what the student's lineage names, at its commit.
-
-    Raises:
-        ValueError: If the student has no lineage and no reference is given.
-    """
+    """Return the reference and where it comes from, by default what the student's lineage names, at its commit."""
     if reference is not None:
         return reference, dict(options)
     lineage = getattr(open_reference(student).config, "inheritune", None)

@@ -280,7 +280,7 @@ class Comparison:
         self.compare, self.ready, self.recipe, self.args, self.console = compare, ready, recipe, args, console
         self.folder = Path(args.output_dir or "trainer_output")
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        size = ready.block_size
+        size = ready.splits.facts.block_size
         states, limit = compares_states(recipe), max(0, args.max_steps)
         self.budget = Budget(compare, ready.reference.config, size, batch * size, states, limit)
         self.reference_loss = 0.0  # every cell measures it, or finds it measured
@@ -408,8 +408,7 @@ class Comparison:
         if cell.test is not None and cell.test_set == test_set:
             return cell
         folder = self.folder / cell.folder
-        auto: Any = AutoModelForCausalLM
-        model = auto.from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
         lazy = on_main_process(self._lazy_layers(model))
         cell = replace(cell, test=self._test_loss(model), test_set=test_set, lazy_layers=lazy)
         if self.args.should_save:

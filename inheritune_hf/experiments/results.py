@@ -95,7 +95,7 @@ def read_cell(folder: Path) -> Cell | None:
     return read_record(Cell, path) if path.is_file() else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArmResult:
     """One row of the table: an arm, or the reference, as means over seeds."""
 
@@ -103,14 +103,14 @@ class ArmResult:
     summary: str
     layers: str  # of the final model; a span where seeds differ
     parameters: int
-    learning_rate: float | None
+    learning_rate: float | None = None
     steps: int
     tokens: int
     flops: float
-    epochs: float
-    seconds: float
+    epochs: float = 0.0
+    seconds: float = 0.0
     loss: float  # on the test set, in nats per token
-    deviation: float | None  # standard deviation of the loss between seeds
+    deviation: float | None = None  # standard deviation of the loss between seeds
     to_reference: SeedDifference | None = None
     to_continued: SeedDifference | None = None  # to the reference, trained further
     tokens_to_match: int | None = None  # mean of the cells' `first_match`; None unless with every seed
@@ -127,14 +127,10 @@ def arm_results(record: ComparisonRecord) -> list[ArmResult]:
         summary="as it was given",
         layers=str(reference.layers),
         parameters=reference.parameters,
-        learning_rate=None,
         steps=reference.steps or 0,
         tokens=reference.tokens or 0,
         flops=reference.flops or 0.0,
-        epochs=0.0,
-        seconds=0.0,
         loss=reference.test.loss,
-        deviation=None,
         lazy_layers=reference.lazy_layers,
     )
     arms = [_arm_result(name, cells, reference.test, continued) for name, cells in groups.items()]

@@ -43,9 +43,6 @@ from ..training import (
     on_main_process,
 )
 
-# A target that no loss reaches: a control takes all its steps.
-_UNREACHED = 1e-9
-
 
 @dataclass(frozen=True)
 class RunResult:
@@ -65,11 +62,6 @@ class PreparedRun:
     tokenizer: PreTrainedTokenizerBase
     splits: DataSplits
     document_boundaries: bool = False  # whether documents of a sequence are kept apart
-
-    @property
-    def block_size(self) -> int:
-        """Tokens of one sequence."""
-        return self.splits.facts.block_size
 
     @property
     def collator(self) -> CausalCollator | None:
@@ -154,10 +146,8 @@ def watch_collapse(trainer: InherituneTrainer, splits: DataSplits, every: int | 
     """
     Let the trainer count lazy layers at every so many evaluations, on sequences of the selection set.
 
-    The reference is measured here, before there is a student in memory, and its scores are cached.
-
-    Raises:
-        ValueError: If the student's parameters will be sharded over processes, or be on a device without float64.
+    The reference is measured here, before there is a student in memory, and its scores are cached. A student whose
+    parameters will be sharded over processes, or be on a device without float64, is a `ValueError`.
     """
     if every is None:
         return
@@ -304,7 +294,6 @@ def train_control(
     steps: int,
     description: str,
     output_dir: Path,
-    pad_token_id: int = 0,
 ) -> Control:
     """
     Train a model for `steps` steps by one schedule and measure it on the test set; model and `args` are not changed.
@@ -329,11 +318,12 @@ def train_control(
     rule = GrowthRule(tuple(range(reference.depth)), follow([]), steps, match="never")
     trainer = InherituneTrainer(
         reference,
-        InherituneConfig(keep_layers=reference.depth, steps_per_round=steps, target=_UNREACHED),
+        # A number to reach, so that the reference, which is the control itself, is not measured; no loss reaches it.
+        InherituneConfig(keep_layers=reference.depth, steps_per_round=steps, target=1e-9),
         own,
         train_dataset=splits.train,
         eval_dataset=splits.selection,
-        data_collator=CausalCollator(pad_token_id),
+        data_collator=CausalCollator(0),
         baseline=Baseline(growth_rule=rule, description=description),
     )
     trainer.train()

@@ -13,14 +13,10 @@ _SPECIAL = re.compile(r"([\\`*_\[\]{}#|~])")
 
 def render(template: str, /, **values: Any) -> str:
     """
-    Return a template of this package, filled in.
+    Return the template at a path below this package, filled in with `values`.
 
     Everything is escaped for HTML. In Markdown use the filters: `text` for words and cells of tables, `code` between
     backticks, `fenced` for a block of code.
-
-    Args:
-        template (`str`): Path of the template below the package, such as `publishing/card.md.jinja`.
-        values: What it is filled in with.
     """
     environment = Environment(
         loader=PackageLoader("inheritune_hf", ""),
