@@ -266,17 +266,14 @@ def _show_efficiency(terminal: Terminal, found: Efficiency) -> None:
     title = f"efficiency ({found.device}, {found.dtype})"
     table = _table(title, ["figure", "setting"], ["student", "reference", "gain"])
     mine, theirs = found.student, found.reference
-    for name, one, other in (
-        ("parameters", mine.parameters, theirs.parameters),
-        ("FLOPs per token", mine.flops_per_token, theirs.flops_per_token),
+    for name, one, other, shown in (
+        ("parameters", mine.parameters, theirs.parameters, "{:,.0f}".format),
+        ("FLOPs per token", mine.flops_per_token, theirs.flops_per_token, "{:,.0f}".format),
+        ("on disk", mine.bytes_on_disk, theirs.bytes_on_disk, human_bytes),
+        ("peak memory", mine.peak_memory, theirs.peak_memory, human_bytes),
     ):
-        table.add_row(name, "", f"{one:,.0f}", f"{other:,.0f}", f"{other / one:.2f} ×")
-    for name, size, whole in (
-        ("on disk", mine.bytes_on_disk, theirs.bytes_on_disk),
-        ("peak memory", mine.peak_memory, theirs.peak_memory),
-    ):
-        if size is not None and whole is not None:
-            table.add_row(name, "", human_bytes(size), human_bytes(whole), f"{whole / size:.2f} ×")
+        if one is not None and other is not None:
+            table.add_row(name, "", shown(one), shown(other), f"{other / one:.2f} ×")
     for speed in found.speeds:
         unit, scale = (" ms", 1000) if speed.quantity == "time to first token" else ("", 1)
         table.add_row(

@@ -18,9 +18,9 @@ from .arm_models import random_model
 from .assessment import continue_text
 from .results import TRAINED_FURTHER
 from .runs import (
-    Control,
     PreparedRun,
     RunResult,
+    TrainedModel,
     conclude_run,
     finish_run,
     prepare_run,
@@ -91,7 +91,7 @@ def with_embedded(run: RunConfig, data: DataConfig) -> tuple[RunConfig, DataConf
     return replace(run, reference=embedded_reference()), embedded_data()
 
 
-def _controls(trainer: InherituneTrainer, ready: PreparedRun) -> Mapping[str, Control]:
+def _controls(trainer: InherituneTrainer, ready: PreparedRun) -> Mapping[str, TrainedModel]:
     """Train random weights of the student's shape, at one and at two budgets, and the reference further."""
     last, args = trainer.rounds[-1], trainer.args
     steps = max(1, last.end_step)  # none if the whole reference was inherited, which matches untrained

@@ -30,7 +30,7 @@ from ..growth import GrowthRule, follow, rule_from_recipe, students_of
 from ..measures import is_measured
 from ..outcomes import Conclusion
 from ..publishing import FinishedRun, ResultRow, markdown_table, terminal_table
-from ..records import Match, Outcome, Validation, write_json, write_record, write_text
+from ..records import Outcome, Validation, write_json, write_record, write_text
 from ..run_folder import COURSE, NUMERIC_ARGUMENTS, SETTINGS_FILE, without_nothing
 from ..students import OpenedReference, inspect_architecture, open_reference, sliced_config, student_skeleton
 from ..training import (
@@ -181,7 +181,7 @@ def finish_run(
     trainer: InherituneTrainer,
     splits: DataSplits,
     console: Console,
-    train_controls: Callable[[], Mapping[str, Control]] | None = None,
+    train_controls: Callable[[], Mapping[str, TrainedModel]] | None = None,
     remarks: Callable[[list[ResultRow]], str] | None = None,
 ) -> RunResult:
     """
@@ -194,17 +194,16 @@ def finish_run(
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", output_dir, conclude_run(trainer))
     trainer.save_model()
-    trainer.evaluate(splits.test, metric_key_prefix="test")
-    student = trainer.validations["test"]
+    student = _tested(trainer, splits)
     reference = trainer.measure_reference(splits.test, metric_key_prefix="reference_test")
-    controls = dict(train_controls()) if train_controls else {}
-    rows = _result_rows(trainer, student, reference, controls)
+    trained = {"student": student, **(train_controls() if train_controls else {})}
+    rows = _result_rows(trainer, reference, trained)
     if trainer.args.should_save:
         text = remarks(rows) if remarks else ""
         laziness = _laziness(trainer)
         if laziness is not None:
             text = "\n\n".join(part for part in (text, laziness.sentence) if part)
-        curves = {"student": loss_curve(trainer.state), **{name: item.curve for name, item in controls.items()}}
+        curves = {name: item.curve for name, item in trained.items()}
         picture = loss_panel(trainer.rounds, curves, trainer.run_record.target, trainer.inheritune_config.tolerance)
         save_panels(output_dir / "losses.png", [picture])
         write_text(output_dir / "results.md", markdown_table(rows) + ("\n\n" + text if text else "") + "\n")
@@ -241,50 +240,40 @@ def _laziness(trainer: InherituneTrainer) -> LazinessComparison | None:
 
 
 def _result_rows(
-    trainer: InherituneTrainer, student: Validation, reference: Validation, controls: Mapping[str, Control]
+    trainer: InherituneTrainer, reference: Validation, trained: Mapping[str, TrainedModel]
 ) -> list[ResultRow]:
     recipe = trainer.inheritune_config
-    last = trainer.rounds[-1]
     whole = student_skeleton(trainer.reference.config, range(trainer.reference.depth))
-
-    # One look, at the whole confidence: the test set is opened once.
+    rows = [ResultRow("reference", trainer.reference.depth, whole.num_parameters(), 0, 0, reference.loss)]
     target = reference if recipe.target == "reference" else float(recipe.target)
-
-    def match(validation: Validation) -> Match:
-        return compare_losses(validation, target, recipe.tolerance, recipe.confidence)
-
-    rows = [
-        ResultRow("reference", trainer.reference.depth, whole.num_parameters(), 0, 0, reference.loss),
-        ResultRow(
-            "student",
-            last.layers,
-            trainer.student.num_parameters(),
-            last.end_step,
-            sum(item.tokens for item in trainer.rounds),
-            student.loss,
-            match(student),
-        ),
-    ]
-    for control, item in controls.items():
-        depth = item.model.config.get_text_config(decoder=True).num_hidden_layers
-        steps = item.curve[-1][0]
-        rows.append(
-            ResultRow(control, depth, item.model.num_parameters(), steps, item.tokens, item.test.loss, match(item.test))
-        )
+    for name, item in trained.items():
+        depth, size = item.model.config.get_text_config(decoder=True).num_hidden_layers, item.model.num_parameters()
+        # One look, at the whole confidence: the test set is opened once.
+        match = compare_losses(item.test, target, recipe.tolerance, recipe.confidence)
+        rows.append(ResultRow(name, depth, size, item.steps, item.tokens, item.test.loss, match))
     return rows
 
 
-# Controls
+# The student, and controls to compare it with
 
 
 @dataclass(frozen=True)
-class Control:
-    """A model that a student is compared with, trained by the run's own settings, data and order."""
+class TrainedModel:
+    """A model that was trained by a run's own settings, data and order, and measured on the test set."""
 
     model: PreTrainedModel
     curve: list[tuple[int, float]]  # steps and selection loss in nats per token
     test: Validation
+    steps: int
     tokens: int
+
+
+def _tested(trainer: InherituneTrainer, splits: DataSplits) -> TrainedModel:
+    """Return what a trainer has trained, after measuring it on the test set."""
+    trainer.evaluate(splits.test, metric_key_prefix="test")
+    test, rounds = trainer.validations["test"], trainer.rounds
+    tokens = sum(item.tokens for item in rounds)
+    return TrainedModel(trainer.student, loss_curve(trainer.state), test, rounds[-1].end_step, tokens)
 
 
 def train_control(
@@ -294,7 +283,7 @@ def train_control(
     steps: int,
     description: str,
     output_dir: Path,
-) -> Control:
+) -> TrainedModel:
     """
     Train a model for `steps` steps by one schedule and measure it on the test set; model and `args` are not changed.
 
@@ -329,11 +318,9 @@ def train_control(
     trainer.train()
     if trainer.outcome == "interrupted":
         raise KeyboardInterrupt(f"{description} was interrupted")
-    curve = loss_curve(trainer.state)
-    trainer.evaluate(splits.test, metric_key_prefix="test")
-    trained = trainer.student
-    del trained.config.inheritune  # it is no student of the model that it started from
-    return Control(trained, curve, trainer.validations["test"], sum(item.tokens for item in trainer.rounds))
+    trained = _tested(trainer, splits)
+    del trained.model.config.inheritune  # it is no student of the model that it started from
+    return trained
 
 
 def loss_curve(state: TrainerState) -> list[tuple[int, float]]:
