@@ -430,16 +430,7 @@ class Comparison:
         )
         recipe, ready = plan.recipe(self.recipe), self.ready
         inputs = ArmInputs(ready.reference, plan.layers, plan.seed, plan.chosen, not plan.variant.moved_scale)
-        return InherituneTrainer(
-            ready.reference,
-            recipe,
-            args,
-            train_dataset=ready.splits.train,
-            eval_dataset=ready.splits.selection,
-            processing_class=ready.tokenizer,
-            data_collator=ready.collator,
-            baseline=arm_baseline(plan.variant, inputs, recipe),
-        )
+        return ready.trainer(recipe, args, baseline=arm_baseline(plan.variant, inputs, recipe))
 
     def _finished(self, plan: CellPlan, trainer: InherituneTrainer) -> Cell:
         tokens, flops = 0, 0.0

@@ -61,13 +61,20 @@ class PreparedRun:
     reference: OpenedReference
     tokenizer: PreTrainedTokenizerBase
     splits: DataSplits
-    document_boundaries: bool = False  # whether documents of a sequence are kept apart
+    collator: CausalCollator | None  # that keeps documents of a sequence apart; None if the trainer's own serves
 
-    @property
-    def collator(self) -> CausalCollator | None:
-        """The collator that keeps documents apart, if they are; else the trainer's own serves."""
-        end = end_of_text(self.tokenizer)
-        return CausalCollator(end, end) if self.document_boundaries else None
+    def trainer(self, recipe: InherituneConfig, args: TrainingArguments, **options: Any) -> InherituneTrainer:
+        """Return a trainer of students of this reference on these data; `options` are the trainer's own."""
+        return InherituneTrainer(
+            self.reference,
+            recipe,
+            args,
+            train_dataset=self.splits.train,
+            eval_dataset=self.splits.selection,
+            processing_class=self.tokenizer,
+            data_collator=self.collator,
+            **options,
+        )
 
 
 def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args: TrainingArguments) -> PreparedRun:
@@ -87,7 +94,8 @@ def prepare_run(run: RunConfig, recipe: InherituneConfig, data: DataConfig, args
             context_length=reference.context_length,
             vocab_size=text.vocab_size,
         )
-    return PreparedRun(reference, tokenizer, splits, separates_documents(data))
+    end = end_of_text(tokenizer)
+    return PreparedRun(reference, tokenizer, splits, CausalCollator(end, end) if separates_documents(data) else None)
 
 
 def refuse_early(recipe: InherituneConfig, args: TrainingArguments, config: PreTrainedConfig) -> None:
@@ -125,17 +133,7 @@ def train_student(
     baseline: Baseline | None = None,
 ) -> InherituneTrainer:
     """Return the trainer after its rounds, or those before it was interrupted; `settings` are kept in its folder."""
-    trainer = InherituneTrainer(
-        ready.reference,
-        recipe,
-        args,
-        train_dataset=ready.splits.train,
-        eval_dataset=ready.splits.selection,
-        processing_class=ready.tokenizer,
-        data_collator=ready.collator,
-        reference_cache=run.reference_cache,
-        baseline=baseline,
-    )
+    trainer = ready.trainer(recipe, args, reference_cache=run.reference_cache, baseline=baseline)
     watch_collapse(trainer, ready.splits, run.collapse_every)
     trainer.add_callback(SettingsCallback(settings))
     trainer.train()
