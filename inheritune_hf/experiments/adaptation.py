@@ -8,13 +8,12 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ..config import DataConfig, InherituneConfig, RunConfig
-from ..evaluation import compare_losses
 from ..growth import GrowthRule, follow
-from ..publishing import FinishedRun, ResultRow, publish_student, save_student
+from ..publishing import FinishedRun, publish_student, save_student
 from ..publishing.tables import ADAPTED
 from ..records import Match, write_record
 from ..training import Baseline, hold_output_dir
-from .runs import loss_curve, prepare_run, run_settings, train_student, with_changes
+from .runs import measure_test, prepare_run, result_rows, run_settings, train_student, with_changes
 
 # Added to the data seed: a student that is trained on the same data does not repeat the batches of its reference.
 _DATA_SEED = 2_000_003
@@ -69,22 +68,20 @@ def adapt_reference(run: RunConfig, recipe: InherituneConfig, data: DataConfig, 
         trainer = train_student(ready, run, recipe, own, settings, Baseline(growth_rule=rule, description="reference"))
         if trainer.outcome == "interrupted":
             raise KeyboardInterrupt("the reference was interrupted")
-        curve, last = loss_curve(trainer.state), trainer.rounds[-1]
-        trainer.evaluate(ready.splits.test, metric_key_prefix="test")
-        after = trainer.validations["test"]
+        adapted, last = measure_test(trainer, ready.splits), trainer.rounds[-1]
         before = trainer.measure_reference(ready.splits.test, metric_key_prefix="reference_test")
-        match = compare_losses(after, before, recipe.tolerance, recipe.confidence)
-        parameters = trainer.student.num_parameters()
-        rows = (
-            ResultRow("reference", len(layers), parameters, 0, 0, before.loss),
-            ResultRow(ADAPTED, len(layers), parameters, last.end_step, last.tokens, after.loss, match),
-        )
+        rows = result_rows(trainer, before, {ADAPTED: adapted})
+        match = next(row.match for row in rows if row.match is not None)
         training = {**trainer.run_record.training, "data_seed": args.data_seed}
         record = replace(trainer.run_record, outcome="adapted", training=training)
         if args.should_save:
             save_student(trainer.student, trainer.output_dir, record, ready.tokenizer)
             finished = FinishedRun(
-                **vars(record), results=rows, curves={ADAPTED: tuple(curve)}, data=ready.splits.facts, seed=args.seed
+                **vars(record),
+                results=tuple(rows),
+                curves={ADAPTED: tuple(adapted.curve)},
+                data=ready.splits.facts,
+                seed=args.seed,
             )
             write_record(trainer.output_dir / "rounds.json", finished)
             if args.push_to_hub:
@@ -101,6 +98,6 @@ def adapt_reference(run: RunConfig, recipe: InherituneConfig, data: DataConfig, 
             steps=last.end_step,
             tokens=last.tokens,
             before={"selection": last.target, "test": before.loss},
-            after={"selection": last.loss, "test": after.loss},
+            after={"selection": last.loss, "test": adapted.test.loss},
             differences={"selection": last.match, "test": match},
         )

@@ -192,10 +192,10 @@ def finish_run(
     if trainer.outcome == "interrupted":
         return RunResult("interrupted", output_dir, conclude_run(trainer))
     trainer.save_model()
-    student = _tested(trainer, splits)
+    student = measure_test(trainer, splits)
     reference = trainer.measure_reference(splits.test, metric_key_prefix="reference_test")
     trained = {"student": student, **(train_controls() if train_controls else {})}
-    rows = _result_rows(trainer, reference, trained)
+    rows = result_rows(trainer, reference, trained)
     if trainer.args.should_save:
         text = remarks(rows) if remarks else ""
         laziness = _laziness(trainer)
@@ -237,9 +237,10 @@ def _laziness(trainer: InherituneTrainer) -> LazinessComparison | None:
     return None
 
 
-def _result_rows(
+def result_rows(
     trainer: InherituneTrainer, reference: Validation, trained: Mapping[str, TrainedModel]
 ) -> list[ResultRow]:
+    """Return the rows of the test set: the reference's, by its loss there, and those of trained models, by name."""
     recipe = trainer.inheritune_config
     whole = student_skeleton(trainer.reference.config, range(trainer.reference.depth))
     rows = [ResultRow("reference", trainer.reference.depth, whole.num_parameters(), 0, 0, reference.loss)]
@@ -266,7 +267,7 @@ class TrainedModel:
     tokens: int
 
 
-def _tested(trainer: InherituneTrainer, splits: DataSplits) -> TrainedModel:
+def measure_test(trainer: InherituneTrainer, splits: DataSplits) -> TrainedModel:
     """Return what a trainer has trained, after measuring it on the test set."""
     trainer.evaluate(splits.test, metric_key_prefix="test")
     test, rounds = trainer.validations["test"], trainer.rounds
@@ -316,7 +317,7 @@ def train_control(
     trainer.train()
     if trainer.outcome == "interrupted":
         raise KeyboardInterrupt(f"{description} was interrupted")
-    trained = _tested(trainer, splits)
+    trained = measure_test(trainer, splits)
     del trained.model.config.inheritune  # it is no student of the model that it started from
     return trained
 
