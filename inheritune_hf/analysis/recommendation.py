@@ -24,21 +24,33 @@ from .sequences import as_tokens, check_tokens, tokens_fingerprint
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which layers to inherit, and why."""
+    """
+    Which layers to inherit, and why.
 
-    layers: tuple[int, ...]  # to keep: always the first ones, as in the paper
-    depth: int  # of the reference
-    basis: str  # `lazy tail` if the last layers are lazy as a group, else `half`, the paper's practice
-    # 95 % interval of the number of layers over sequences; None without a lazy tail or for fewer than 30 sequences.
+    Args:
+        layers (`tuple[int, ...]`): The layers to keep: always the first ones, as in the paper.
+        depth (`int`): Depth of the reference.
+        basis (`str`): `lazy tail` if the last layers are lazy as a group, else `half`, the paper's practice.
+        interval (`tuple[int, int]`, *optional*): 95 % interval of the number of layers over sequences; None without
+            a lazy tail or for fewer than 30 sequences.
+        tail_share (`float`, *optional*): Share of the resamples of the sequences in which there is a lazy tail.
+        by_measure (`dict[str, tuple[int, ...]]`): The layers that each measure would keep, as many; without `loss`,
+            which measures again after each removal.
+        by_depth (`dict[str, int]`): Other counts: `mass` by AvgMass instead of rank, `near_best_loss` the depth at
+            which the loss through the head is within 0.1 nats per token of the model's own.
+        evidence (`tuple[str, ...]`): Sentences with the figures.
+        disagreements (`tuple[str, ...]`): Where measures contradict the choice, or each other.
+    """
+
+    layers: tuple[int, ...]
+    depth: int
+    basis: str
     interval: tuple[int, int] | None
-    tail_share: float | None  # of the resamples of the sequences in which there is a lazy tail
-    # The layers that each measure would keep, as many; without `loss`, which measures again after each removal.
+    tail_share: float | None
     by_measure: dict[str, tuple[int, ...]]
-    # Other counts: `mass` by AvgMass instead of rank, `near_best_loss` the depth at which the loss through the head is
-    # within 0.1 nats per token of the model's own.
     by_depth: dict[str, int]
-    evidence: tuple[str, ...]  # sentences with the figures
-    disagreements: tuple[str, ...]  # where measures contradict the choice, or each other
+    evidence: tuple[str, ...]
+    disagreements: tuple[str, ...]
 
 
 def recommend_layers(

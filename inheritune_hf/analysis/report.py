@@ -73,22 +73,39 @@ class CollapseReport(Tabular):
     What was measured of a model's attention on one set of sequences, with its controls.
 
     Layers without softmax attention have scores of `None`, and count in no average.
+
+    Args:
+        model (`str`): Id or path of the model, or its class.
+        model_type (`str`): Its architecture.
+        weights (`str`): Fingerprint of its weights.
+        data (`str`): Fingerprint of the sequences' tokens.
+        sequences (`int`): Sequences.
+        tokens (`int`): Tokens of each.
+        shares (`tuple[float, ...]`): Taus and etas that were measured.
+        layers (`tuple[LayerScores, ...]`): The measures of each layer.
+        uniform (`Uniform`): Control: uniform causal attention.
+        sliding (`Uniform`, *optional*): The same within the window of sliding layers, if that is narrower than a
+            sequence.
+        random (`tuple[LayerScores, ...]`): Control: the same measures on a randomly initialised twin; may be empty.
+        blocks (`BlockScores`, *optional*): What each block changes.
+        maps (`tuple[AttentionMap, ...]`): Attention of some heads, for figures.
+        versions (`dict[str, str]`): Versions of the libraries that measured.
     """
 
-    model: str  # id or path, or its class
-    model_type: str  # its architecture
-    weights: str  # fingerprint of its weights
-    data: str  # fingerprint of the sequences' tokens
+    model: str
+    model_type: str
+    weights: str
+    data: str
     sequences: int
-    tokens: int  # of each sequence
-    shares: tuple[float, ...]  # taus and etas that were measured
+    tokens: int
+    shares: tuple[float, ...]
     layers: tuple[LayerScores, ...]
-    uniform: Uniform  # control
-    sliding: Uniform | None = None  # the same within the window of sliding layers, if narrower than a sequence
-    random: tuple[LayerScores, ...] = ()  # control: the layers of a randomly initialised twin; may be empty
+    uniform: Uniform
+    sliding: Uniform | None = None
+    random: tuple[LayerScores, ...] = ()
     blocks: BlockScores | None = None
-    maps: tuple[AttentionMap, ...] = ()  # of some heads, for figures
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that measured
+    maps: tuple[AttentionMap, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:

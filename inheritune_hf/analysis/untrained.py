@@ -20,14 +20,24 @@ from .sequences import as_tokens, check_tokens
 
 @dataclass(frozen=True)
 class UntrainedLosses:
-    """Losses of untrained students, in nats per token."""
+    """
+    Losses of untrained students, in nats per token.
 
-    depth: int  # of the reference, in layers
-    loss: float  # the reference's own
-    uniform: float  # of a uniform guess over the vocabulary
-    depths: tuple[int, ...]  # layers of the students
-    losses: dict[str, tuple[float, ...]]  # of the students, for `first` layers and for each measure
-    layers: dict[str, tuple[tuple[int, ...], ...]]  # of the students, ascending
+    Args:
+        depth (`int`): Depth of the reference, in layers.
+        loss (`float`): The reference's own loss.
+        uniform (`float`): Loss of a uniform guess over the vocabulary.
+        depths (`tuple[int, ...]`): Layers of the students.
+        losses (`dict[str, tuple[float, ...]]`): Their losses, for `first` layers and for each measure.
+        layers (`dict[str, tuple[tuple[int, ...], ...]]`): Their layers, ascending.
+    """
+
+    depth: int
+    loss: float
+    uniform: float
+    depths: tuple[int, ...]
+    losses: dict[str, tuple[float, ...]]
+    layers: dict[str, tuple[tuple[int, ...], ...]]
 
 
 def measure_untrained(

@@ -51,14 +51,21 @@ _MOST_PASSES = 1000
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The three sets, ready for a trainer, and what is known about them."""
+    """
+    The three sets, ready for a trainer, and what is known about them.
 
-    # A `Dataset`, `TokenSequences` or a `PackedStream`: rows of exactly `block_size` tokens (`input_ids`, and `labels`
-    # if some tokens do not count).
+    Args:
+        train (`datasets.Dataset`, `TokenSequences` or `PackedStream`):
+            Rows of exactly `block_size` tokens (`input_ids`, and `labels` if some tokens do not count).
+        selection (`datasets.Dataset`): Rows of at most `block_size` tokens of one document (`input_ids`, `document`).
+        test (`datasets.Dataset`): The same for the reported result.
+        facts (`DataFacts`): Documents, tokens, sequences and fingerprints.
+    """
+
     train: Any
-    selection: Dataset  # rows of at most `block_size` tokens of one document (`input_ids`, `document`)
-    test: Dataset  # the same for the reported result
-    facts: DataFacts  # documents, tokens, sequences and fingerprints
+    selection: Dataset
+    test: Dataset
+    facts: DataFacts
 
 
 @dataclass(frozen=True)

@@ -591,7 +591,8 @@ class Architecture:
 
     def sharing(self, name: str) -> list[str]:
         """Return the tensor `name` itself, and those that share its storage."""
-        return [name, *(item for pair in self.tied.items() if name in pair for item in pair if item != name)]
+        origin = self.tied.get(name, name)
+        return [name, *(item for item in (origin, *self.tied) if item != name and self.tied.get(item, item) == origin)]
 
     def is_inherited(self, name: str, parts: Sequence[str]) -> bool:
         """Return whether a tensor is inherited with `parts`; tied ones are with either part."""
