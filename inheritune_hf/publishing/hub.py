@@ -192,7 +192,7 @@ def publish_student(
         save_panels(target / "layers.png", [layer_panel(kept, record.lineage.reference_layers)])
         pictures = sorted(path.name for path in target.glob("*.png"))
         facts = gather_facts(folder, record, run_folder, token, license, language, datasets, pictures)
-        _write_card(target / "README.md", render_card(record, repo_id, facts))
+        _write_card(target / "README.md", render_card(record, repo_id, facts), facts.chosen)
         private_things = find_private(target, (token, str(folder.resolve())))
         if private_things:
             raise ValueError("Nothing is published: " + " ".join(private_things))

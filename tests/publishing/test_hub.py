@@ -148,6 +148,15 @@ def test_a_dry_run_says_what_would_go_up(saved):
     assert hub_files(saved) == before
 
 
+def test_a_dry_run_shows_what_was_chosen_for_the_card(saved):
+    """A licence and languages given for a publication win over those of the card in the folder, as in a push."""
+    given = {"license": "mit", "language": ["de"]}
+    (Path(saved) / "README.md").write_text("---\nlicense: gemma\nlanguage: en\n---\n# Mine\n")
+    assert ModelCard(publish_student(saved, "me/student").card).data.license == "gemma"
+    shown = ModelCard(publish_student(saved, "me/student", **given).card).data
+    assert (shown.license, shown.language) == ("mit", ["de"])
+
+
 def test_a_published_student_is_anybodys(hub, on_hub, saved, reference):
     """It goes up over the real protocol and comes back by AutoModelForCausalLM and pipeline, bit for bit."""
     before = hub_files(saved)
