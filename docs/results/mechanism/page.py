@@ -28,12 +28,13 @@ python docs/results/mechanism/run.py page
 
 The reference is the one in the package: GPT-2 with {layers} layers, {parameters:,} parameters, attention scaled by
 depth as in the paper, trained on 45 English novels (ELTeC) for {seen:,} tokens, {each} for each parameter. Every arm
-has a tenth of that, {tokens:,} tokens, but `random-2x` twice and `loop-long` three times as many. They are from the
-{train} novels that the reference was trained on, as in the paper; an arm that chooses layers takes {kept}. Test and
-selection set are {test} and {selection} passages of {books} other novels. Each learning rate was tuned with one seed
-until the best lay between two others, and {seeds} seeds were run with it{alone}. Losses are in nats per token.
-Differences are paired by passage and seed, with a 95 % interval that covers other passages and other seeds; one is
-*established* if its interval excludes zero. The reference's test loss is {loss:.4f}; *trained further* is `continued`.
+has a tenth of that, {tokens:,} tokens, but `random-2x` twice and `loop-long` three times as many, and `skip-kd` and
+`random-kd` as many as the same FLOPs pay for. They are from the {train} novels that the reference was trained on, as in
+the paper; an arm that chooses layers takes {kept}. Test and selection set are {test} and {selection} passages of
+{books} other novels. Each learning rate was tuned with one seed until the best lay between two others, and {seeds}
+seeds were run with it{alone}. Losses are in nats per token. Differences are paired by passage and seed, with a 95 %
+interval that covers other passages and other seeds; one is *established* if its interval excludes zero. The reference's
+test loss is {loss:.4f}; *trained further* is `continued`.
 
 ## Is the reference worth matching
 
