@@ -315,8 +315,9 @@ a 90 % interval ([how to read and use it](../how-to/grow.md#forecasts)). Here ev
 with which the round ended. The rounds:
 
 - **inherited**: {inherited} cells of [all arms on one budget](mechanism.md) that are one round and begin with layers of
-  the reference, at tuned rates, under a cosine schedule that ends at a tenth; {shortest:,} steps, {fewest} evaluations.
-- **random**: {random} cells that begin with random weights, likewise, of {shortest:,} and {longest:,} steps.
+  the reference, at tuned rates, under a cosine schedule that ends at a tenth, of {lengths[inherited]} steps with
+  {fewest} evaluations or more.
+- **random**: {random} cells that begin with random weights, likewise, of {lengths[random]} steps.
 - **reference**: the first stage of the embedded reference, 15,400 steps with a constant rate until the last quarter.
 - **fresh**: {fresh} rounds of {runs} runs made for this page from its end, of 160 steps with 16 evaluations
   (one of 480 with 12): depths of 3 to 12, inherited and random, at rates of 1e-4 to 3e-3, under cosine, linear,
@@ -393,13 +394,15 @@ def page() -> None:
         ]
         rows.append(f"| {margin:+.2f} | {' | '.join(cells)} |")
     times = {choice: choices.count(choice) for choice in dict.fromkeys(choices)}
-    lengths = [len(item.rates) for item in rounds["random"]]
+    lengths = {
+        name: " or ".join(f"{steps:,}" for steps in sorted({len(item.rates) for item in rounds[name]}))
+        for name in ("inherited", "random")
+    }
     text = _PAGE.format(
         inherited=len(rounds["inherited"]),
         random=len(rounds["random"]),
-        shortest=min(lengths),
-        longest=max(lengths),
-        fewest=len(rounds["inherited"][0].steps),
+        lengths=lengths,
+        fewest=min(len(item.steps) for item in rounds["inherited"]),
         fresh=len(rounds["fresh"]),
         runs=len(RUNS),
         tables="\n\n".join(tables),
