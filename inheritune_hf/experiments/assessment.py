@@ -33,7 +33,19 @@ from ..evaluation import (
 from ..evaluation.facts import Draft, Laziness, Sample
 from ..evaluation.speed import context_of, fixed_generation
 from ..evaluation.tasks import check_tasks
-from ..records import RECORD_FILE, Cache, Lineage, RunRecord, Validation, decode, read_json, read_record, write_record
+from ..records import (
+    RECORD_FILE,
+    Cache,
+    DataFacts,
+    Lineage,
+    RecordError,
+    RunRecord,
+    Validation,
+    decode,
+    read_json,
+    read_record,
+    write_record,
+)
 from ..students import OpenedReference, open_reference
 
 logger = logging.getLogger(__name__)
@@ -321,6 +333,9 @@ def _test_fingerprint(student: str) -> str | None:
     path = Path(student) / "rounds.json"
     if not path.is_file() or not (Path(student) / RECORD_FILE).is_file():
         return None
-    data = read_json(path).get("data") or {}
-    found = (data.get("test") or {}).get("fingerprint")
-    return str(found) if found else None
+    try:
+        facts = read_json(path).get("data")
+        return None if facts is None else decode(DataFacts, facts, f"{path}: data").test.fingerprint
+    except RecordError as error:
+        logger.warning("whether this is the test set of the run that trained the student is not known: %s", error)
+        return None

@@ -303,7 +303,7 @@ def test_command_evaluates_and_reports(pair, capsys, monkeypatch):
     assert "--config or --files, not both" in capsys.readouterr().err
 
 
-def test_runs_own_test_set_is_recognised(pair, monkeypatch, tmp_path):
+def test_runs_own_test_set_is_recognised(pair, caplog, tmp_path):
     """With a run's recipe, of a machine with other hardware, its test set is made again, and the evaluation says so."""
     from inheritune_hf import DataConfig, load_data_splits
 
@@ -323,6 +323,10 @@ def test_runs_own_test_set_is_recognised(pair, monkeypatch, tmp_path):
     words[1] = str(tmp_path / "renamed")
     assert main(words) == 0
     assert json.loads((tmp_path / "renamed" / EVALUATION_FILE).read_text())["own_test_set"] is True
+    (tmp_path / "renamed" / "rounds.json").write_text('{"data": [1]}')
+    assert main(words) == 0
+    assert json.loads((tmp_path / "renamed" / EVALUATION_FILE).read_text())["own_test_set"] is False
+    assert "renamed/rounds.json: data" in caplog.text
 
 
 def test_a_run_on_prepared_data_is_evaluated_on_them(pair, tmp_path):
