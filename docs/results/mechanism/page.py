@@ -330,8 +330,7 @@ def matches(records: Records) -> str:
     if not both:
         return found
     tokens, flops = (
-        fmean(getattr(by_skip[seed], what) / getattr(by_place[seed], what) for seed in both)
-        for what in ("tokens", "flops")
+        fmean(spent_to_match(by_skip[seed])[at] / spent_to_match(by_place[seed])[at] for seed in both) for at in (0, 1)
     )
     return f"{found}; where both did, after {tokens:.0%} of the tokens and {flops:.0%} of the FLOPs"
 
@@ -373,10 +372,8 @@ def loop(records: Records, name: str) -> str:
     below = matched_below(record)
     ends = ""
     if below:
-        ends = (
-            f" ({', '.join(str(cell.layers) for cell in below)} layers), after {fmean(c.tokens for c in below):,.0f} "
-            f"tokens and {fmean(c.flops for c in below):.2e} FLOPs on average"
-        )
+        tokens, flops = (fmean(spent_to_match(cell)[at] for cell in below) for at in (0, 1))
+        ends = f" ({depths(below)} layers), at first after {tokens:,.0f} tokens and {flops:.2e} FLOPs on average"
     tolerance = float(record.recipe["tolerance"])
     continued = pair(records, name, "continued")
     further = "" if continued is None else f"; to the reference, trained further: {told(continued)}"
@@ -389,6 +386,11 @@ def loop(records: Records, name: str) -> str:
 def matched_below(record: ComparisonRecord) -> list[Cell]:
     """Return the cells of a loop that matched with fewer layers than the reference has."""
     return [cell for cell in record.cells if cell.outcome == "matched" and cell.layers < record.reference.layers]
+
+
+def spent_to_match(cell: Cell) -> tuple[int, float]:
+    """Return tokens and FLOPs of a loop that matched, up to the evaluation that did so first."""
+    return cell.first_match or (cell.tokens, cell.flops)
 
 
 def sooner(records: Records, name: str, other: str) -> str:
