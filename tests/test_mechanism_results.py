@@ -13,6 +13,8 @@ import pytest
 from documentation import ROOT
 from recorded_runs import cell, comparison_record
 
+from inheritune_hf import InherituneConfig
+
 FOLDER = ROOT / "docs" / "results" / "mechanism"
 SEEDS = (1, 2, 3, 4, 5)
 
@@ -151,6 +153,20 @@ def test_the_readme_says_what_was_measured(scripts):
     assert "{:.1f} to {:.1f} nats above".format(*map(float, twice)) in readme
     worse = re.search(r"without a teacher, ends (\S+) to (\S+) above", seeds).groups()
     assert {f"gets {float(bound):.2f} worse" in readme for bound in worse} == {True}
+
+
+def test_documents_say_where_the_loops_ended(scripts):
+    """With how many seeds and layers the loop with a teacher matched, and that those without one did not."""
+    found = scripts[1].read_records(FOLDER)
+    matched = {name: scripts[1].matched_below(found[name]) for name in ("loop-heal", "loop-skip", "loop-first")}
+    assert [len(cells) for cells in matched.values()] == [5, 0, 0]
+    assert {cell.layers for cell in matched["loop-heal"]} == {11}
+    assert found["loop-heal"].recipe["tolerance"] == InherituneConfig.tolerance
+    above = scripts[1].pair(found, "loop-heal", "continued").difference
+    documents = (ROOT / "README.md", ROOT / "docs" / "how-to" / "distill.md")
+    readme, advice = (" ".join(path.read_text(encoding="utf-8").split()) for path in documents)
+    assert f"with 5 of 5 seeds and 11 layers, and ends {above:.3f} above the reference trained further" in readme
+    assert "with 5 of 5 seeds and 11 of 12 layers; loops without a teacher did with none" in advice
 
 
 def test_a_reference_that_fails_the_gate_is_said_to(scripts, records):
