@@ -22,15 +22,23 @@ Advance = Callable[[], Any]
 
 @dataclass(frozen=True)
 class BlockScores:
-    """What each block changes; losses are in nats per token."""
+    """
+    What each block changes.
 
-    influence: tuple[float, ...]  # 1 − cosine of a block's input and output, mean over tokens (arXiv 2403.03853)
-    # `angular[l][n - 1]` is the angle between the last token's states before layer `l` and before layer `l + n`, as a
-    # share of pi (arXiv 2403.17887, eq. 4).
+    Args:
+        influence (`tuple[float, ...]`): 1 − cosine of a block's input and output, mean over tokens (arXiv 2403.03853).
+        angular (`tuple[tuple[float, ...], ...]`): `angular[l][n - 1]` is the angle between the last token's states
+            before layer `l` and before layer `l + n`, as a share of pi (arXiv 2403.17887, eq. 4).
+        loss (`float`): The model's own loss, in nats per token.
+        by_depth (`tuple[float, ...]`): Loss after 0, 1, ... all blocks, through the final norm and the head.
+        skipped (`tuple[float, ...]`): Loss of the model without each one of its blocks.
+    """
+
+    influence: tuple[float, ...]
     angular: tuple[tuple[float, ...], ...]
-    loss: float  # the model's own
-    by_depth: tuple[float, ...]  # loss after 0, 1, ... all blocks, through the final norm and the head
-    skipped: tuple[float, ...]  # loss of the model without each one of its blocks
+    loss: float
+    by_depth: tuple[float, ...]
+    skipped: tuple[float, ...]
 
 
 def score_blocks(model: PreTrainedModel, batches: Sequence[Tensor], advance: Advance = lambda: None) -> BlockScores:

@@ -24,15 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerScores:
-    """The measures of one layer's attention; empty without softmax attention."""
+    """
+    The measures of one layer's attention.
 
-    layer: int  # 0-based
-    kind: str  # `attention`, `sliding_attention`, or what a layer without softmax attention mixes tokens with
-    # Approximate rank and column mass by share, sequence and head; checked as a whole: there may be millions.
-    ranks: Any = ()
+    Args:
+        layer (`int`): Its number, 0-based.
+        kind (`str`): `attention`, `sliding_attention`, or what a layer without softmax attention mixes tokens with.
+        ranks (`tuple`): Approximate rank by share, sequence and head; empty without softmax attention.
+        masses (`tuple`): Column mass by share, sequence and head.
+        entropy (`tuple[float, ...]`): Mean entropy of each head's rows, in nats.
+        sink (`tuple[float, ...]`): Mean attention of each head to the first token.
+    """
+
+    layer: int
+    kind: str
+    ranks: Any = ()  # checked as a whole: there may be millions
     masses: Any = ()
-    entropy: tuple[float, ...] = ()  # mean of each head's rows, in nats
-    sink: tuple[float, ...] = ()  # mean attention of each head to the first token
+    entropy: tuple[float, ...] = ()
+    sink: tuple[float, ...] = ()
 
     @property
     def heads(self) -> int:
@@ -58,13 +67,22 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Control: uniform causal attention over as many tokens."""
+    """
+    Control: uniform causal attention over as many tokens.
 
-    ranks: tuple[int, ...]  # approximate rank at each share
-    masses: tuple[int, ...]  # column mass at each share
-    entropy: float  # mean of the rows, in nats
-    sink: float  # mean attention to the first token
-    window: int | None = None  # tokens that a query sees, itself included; None: all before it
+    Args:
+        ranks (`tuple[int, ...]`): Its approximate rank at each share.
+        masses (`tuple[int, ...]`): Its column mass at each share.
+        entropy (`float`): Mean entropy of its rows, in nats.
+        sink (`float`): Mean attention to the first token.
+        window (`int`, *optional*): Tokens that a query sees, itself included; all before it if not given.
+    """
+
+    ranks: tuple[int, ...]
+    masses: tuple[int, ...]
+    entropy: float
+    sink: float
+    window: int | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -204,8 +222,10 @@ def compare_laziness(
     """
     Compare the lazy layers of a student and its reference, measured on the same sequences.
 
-    A layer counts as lazy if its MaxRank is at most `1 + tolerance`; a tolerance of 0 is the paper's definition. A
-    `ValueError` if the two were not measured on the same tokens: ranks grow with the length of a sequence.
+    A layer counts as lazy if its MaxRank is at most `1 + tolerance`; a tolerance of 0 is the paper's definition.
+
+    Raises:
+        ValueError: If the two were not measured on the same tokens: ranks grow with the length of a sequence.
     """
     if (student.data, student.tokens) != (reference.data, reference.tokens):
         raise ValueError(

@@ -95,8 +95,13 @@ def sample_sequences(rows: Any) -> list[list[int]]:
     """
     Return 100 sequences of 100 tokens out of packed rows, spread evenly, or as many and as long as there are.
 
-    Rows, of a `Dataset` of any kind or a `PackedStream`, have `input_ids`; of a stream the first 1,000 are read. A
-    `ValueError` if no row has two tokens.
+    Of a stream they come from its first 1,000 rows.
+
+    Args:
+        rows (`datasets.Dataset`, `torch.utils.data.Dataset` or `PackedStream`): Rows with `input_ids`.
+
+    Raises:
+        ValueError: If no row has two tokens.
     """
     if isinstance(rows, PackedStream):
         drawn: Iterable[Any] = itertools.islice(rows.begin(), _DRAWN)

@@ -227,8 +227,10 @@ def compare_over_seeds(
     Return the difference of models and targets, paired by seed, with an interval that covers documents and seeds.
 
     Two uncertainties are added as independent: that of the documents (`difference_bounds` on the mean over seeds) and
-    that of the seeds (the standard error of their mean, by the t distribution). A `ValueError` if there are not as many
-    targets as models, or they were measured on other documents.
+    that of the seeds (the standard error of their mean, by the t distribution).
+
+    Raises:
+        ValueError: If there are not as many targets as models, or they were measured on other documents.
     """
     if not models or len(models) != len(targets):
         raise ValueError(f"Models and targets are paired by seed, got {len(models)} and {len(targets)}.")

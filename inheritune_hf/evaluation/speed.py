@@ -258,7 +258,10 @@ def measure_draft(
     """
     Return how many of the student's drafted tokens its reference accepts, and the speed-up, one record for each mode.
 
-    Prompts, one or more, have the shape `(1, tokens)`. Both models and random states are preserved.
+    Prompts have the shape `(1, tokens)`. Both models and random states are preserved.
+
+    Raises:
+        ValueError: If there is no prompt.
     """
     if not prompts:
         raise ValueError("There is no prompt to continue; give at least one.")

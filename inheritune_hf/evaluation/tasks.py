@@ -237,7 +237,12 @@ def _sampler_of_others(path: Path, column: str) -> Any:
 
 
 def compare_tasks(student: Sequence[TaskScores], reference: Sequence[TaskScores]) -> tuple[TaskComparison, ...]:
-    """Pair two models' scores, row by row; a `ValueError` if they are not of the same rows of the same tasks."""
+    """
+    Pair two models' scores, row by row.
+
+    Raises:
+        ValueError: If the two were not evaluated on the same rows of the same tasks.
+    """
     names = [[f"{item.task} ({item.settings})" for item in scores] for scores in (student, reference)]
     if names[0] != names[1]:
         raise ValueError(f"Student and reference must be evaluated on the same tasks, got {names[0]} and {names[1]}.")

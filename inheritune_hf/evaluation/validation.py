@@ -182,7 +182,8 @@ def document_ids(dataset: Any) -> Sequence[int]:
     """
     Return the document of each sequence: the column `document`, or the sequence's own number if there is none.
 
-    A `ValueError` if the data set has no length or is a dictionary of several, or documents are no whole numbers.
+    Raises:
+        ValueError: If the data set has no length or is a dictionary of several, or documents are no whole numbers.
     """
     if isinstance(dataset, Mapping):
         raise ValueError(

@@ -244,6 +244,14 @@ def run_comparison(
     shallowest match, since a rate that missed has grown deeper. The test set is opened when all cells
     are trained, for the chosen ones only. Finished cells are not run again; an interrupted one is resumed.
 
+    Args:
+        compare (`CompareConfig`): Arms, seeds and budget.
+        run (`RunConfig`): The reference; without one, the embedded default's.
+        recipe (`InherituneConfig`): The loop's recipe.
+        data (`DataConfig`): The data of every arm.
+        args (`TrainingArguments`): Their settings; `output_dir` is the comparison's folder.
+        console (`rich.console.Console`): Where progress and the table are shown; of the main process.
+
     Raises:
         ValueError: If settings, data and reference do not fit together, or the recipe names distillation losses that no
             arm uses; nothing has been trained then.

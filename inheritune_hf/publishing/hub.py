@@ -37,14 +37,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Publication:
-    """What is, or would be, uploaded."""
+    """
+    What is, or would be, uploaded.
+
+    Args:
+        repo_id (`str`): The repository.
+        files (`dict[str, int]`): Bytes of each file, by name.
+        left_out (`dict[str, str]`): What stays behind, by name, with the reason.
+        notes (`tuple[str, ...]`): What is worth knowing before: sentences.
+        card (`str`): The model card.
+        url (`str`, *optional*): Address of the commit; None if nothing was pushed.
+    """
 
     repo_id: str
-    files: dict[str, int]  # bytes of each, by name
-    left_out: dict[str, str]  # reason for each that stays behind
-    notes: tuple[str, ...]  # what is worth knowing before: sentences
+    files: dict[str, int]
+    left_out: dict[str, str]
+    notes: tuple[str, ...]
     card: str
-    url: str | None = None  # of the commit; None if nothing was pushed
+    url: str | None = None
 
 
 def save_student(
