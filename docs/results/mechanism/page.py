@@ -28,13 +28,13 @@ python docs/results/mechanism/run.py page
 
 The reference is the one in the package: GPT-2 with {layers} layers, {parameters:,} parameters, attention scaled by
 depth as in the paper, trained on 45 English novels (ELTeC) for {seen:,} tokens, {each} for each parameter. Every arm
-has a tenth of that, {tokens:,} tokens, but `random-2x` twice and `loop-long` three times as many, and `skip-kd` and
-`random-kd` as many as the same FLOPs pay for. They are from the {train} novels that the reference was trained on, as in
-the paper; an arm that chooses layers takes {kept}. Test and selection set are {test} and {selection} passages of
-{books} other novels. Each learning rate was tuned with one seed until the best lay between two others, and {seeds}
-seeds were run with it{alone}. Losses are in nats per token. Differences are paired by passage and seed, with a 95 %
-interval that covers other passages and other seeds; one is *established* if its interval excludes zero. The reference's
-test loss is {loss:.4f}; *trained further* is `continued`.
+has a tenth of that, {tokens:,} tokens, but `random-2x` has twice and `loop-long` three times as many, and `skip-kd` and
+`random-kd`, whose teacher counts too, have fewer for the same FLOPs. They are from the {train} novels that the
+reference was trained on, as in the paper; an arm that chooses layers takes {kept}. Test and selection set are {test}
+and {selection} passages of {books} other novels. Each learning rate was tuned with one seed until the best lay between
+two others, and {seeds} seeds were run with it{alone}. Losses are in nats per token. Differences are paired by passage
+and seed, with a 95 % interval that covers other passages and other seeds; one is *established* if its interval excludes
+zero. The reference's test loss is {loss:.4f}; *trained further* is `continued`.
 
 ## Is the reference worth matching
 
@@ -64,7 +64,7 @@ to another position keeps its own scale here, or takes that of the position (`mo
 ## Where the loop ends
 
 `loop-heal` is `preset: heal` from 10 layers by `skip` on, in two rounds, with the reference as teacher. `loop-skip` and
-`loop-first` are the same without a teacher, from 9 layers by `skip` or the first 9 on, in three rounds. All three get
+`loop-first` have no teacher, and begin with 9 layers by `skip` or the first 9, in three rounds. All three get
 one layer after a miss, keep what was trained, and have one schedule over all rounds. `loop-paper` is `preset: paper`:
 the first 6, then two more, inherited afresh, in four rounds. `loop-long` is one long round of `preset: heal` with 9
 layers by `skip`, at the rate of `loop-heal`: no deeper student is tried.
@@ -93,6 +93,8 @@ layers by `skip`, at the rate of `loop-heal`: no deeper student is tried.
 
 - One reference of {parameters:,} parameters and one kind of text: another reference was not tried, and nothing here is
   evidence about the paper's sizes.
+- What the teacher alone does for the loop: `loop-heal` also begins with one layer more, in longer rounds, than
+  `loop-skip`.
 - The test set has {books_of_test} novels. Its passages are taken as independent; those of one novel are not quite.
 {missing}"""
 
@@ -373,7 +375,7 @@ def loop(records: Records, name: str) -> str:
     ends = ""
     if below:
         tokens, flops = (fmean(spent_to_match(cell)[at] for cell in below) for at in (0, 1))
-        ends = f" ({depths(below)} layers), at first after {tokens:,.0f} tokens and {flops:.2e} FLOPs on average"
+        ends = f" ({depths(below)} layers), first after {tokens:,.0f} tokens and {flops:.2e} FLOPs on average"
     tolerance = float(record.recipe["tolerance"])
     continued = pair(records, name, "continued")
     further = "" if continued is None else f"; to the reference, trained further: {told(continued)}"
