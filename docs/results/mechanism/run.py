@@ -63,7 +63,7 @@ ARMS = {
     "skip-kd": (1.8, "skip/kd --budget flops"),
     "random-kd": (5.4, "random/kd --budget flops"),
     "last": (1.8, "last"),
-    "middle": (1.8, "middle"),
+    "middle": (5.4, "middle"),
     "random-2x": (5.4, "random-2x"),
     "loop-paper": (1.8, "inheritune --preset paper --steps_per_round {quarter} --eval_steps {quarter_look}"),
     "last-moved-scale": (1.8, "last/moved-scale"),
