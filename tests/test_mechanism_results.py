@@ -130,7 +130,7 @@ def test_claims_say_what_the_records_say(scripts, records):
         "(`skip` minus `inherited`): -0.1200",
         "adds to last layers: +0.1000 (+0.1000 to +0.1000), established; that is 33% of their distance",
         "matched below full depth with 2 of 2 seeds (6 layers), first after 1,500 tokens and 2.00e+12 FLOPs",
-        "Not run yet: `loop-skip`, `loop-first`, `skip-kd`, `random-kd`, `middle`, `random-2x`, `loop-paper`",
+        "Not run yet: `loop-untaught`, `loop-skip`, `loop-first`, `skip-kd`, `random-kd`, `middle`",
     ):
         assert sentence in text, sentence
     assert "at an end" not in text
@@ -207,6 +207,8 @@ def test_rounds_of_a_loop_are_parts_of_the_budget(scripts):
         ]
         assert depths == ["skip:9", "9", "skip:10"]
         assert "--preset heal" in " ".join(study.words("loop-heal"))
+    untaught = " ".join(run.EMBEDDED.words("loop-untaught"))
+    assert untaught.replace(" --distillation none", "") == " ".join(run.EMBEDDED.words("loop-heal")).replace("/kd", "")
     assert run.EMBEDDED.words("skip-kd") == ["skip/kd", "--budget", "flops"]
     assert set(run.WIDE.arms) < set(run.EMBEDDED.arms)
 

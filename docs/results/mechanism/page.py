@@ -14,7 +14,7 @@ from inheritune_hf.records import decode, read_json, write_text
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "mechanism.md"
-LOOPS = ("loop-heal", "loop-long", "loop-skip", "loop-first", "loop-paper")
+LOOPS = ("loop-heal", "loop-untaught", "loop-long", "loop-skip", "loop-first", "loop-paper")
 GAIN, HALF = 0.01, 0.05  # what a reference worth matching gains at most, and what half its depth loses at least
 
 _PAGE = """# All arms on one budget
@@ -63,11 +63,11 @@ to another position keeps its own scale here, or takes that of the position (`mo
 
 ## Where the loop ends
 
-`loop-heal` is `preset: heal` from 10 layers by `skip` on, in two rounds, with the reference as teacher. `loop-skip` and
-`loop-first` have no teacher, and begin with 9 layers by `skip` or the first 9, in three rounds. All three get
-one layer after a miss, keep what was trained, and have one schedule over all rounds. `loop-paper` is `preset: paper`:
-the first 6, then two more, inherited afresh, in four rounds. `loop-long` is one long round of `preset: heal` with 9
-layers by `skip`, at the rate of `loop-heal`: no deeper student is tried.
+`loop-heal` is `preset: heal` from 10 layers by `skip` on, in two rounds, with the reference as teacher; `loop-untaught`
+is the same without a teacher. `loop-skip` and `loop-first` have none either, and begin with 9 layers by `skip` or the
+first 9, in three rounds. All four get one layer after a miss, keep what was trained, and have one schedule over all
+rounds. `loop-paper` is `preset: paper`: the first 6, then two more, inherited afresh, in four rounds. `loop-long` is
+one long round of `preset: heal` with 9 layers by `skip`, at the rate of `loop-heal`: no deeper student is tried.
 
 {loops}
 
@@ -93,8 +93,6 @@ layers by `skip`, at the rate of `loop-heal`: no deeper student is tried.
 
 - One reference of {parameters:,} parameters and one kind of text: another reference was not tried, and nothing here is
   evidence about the paper's sizes.
-- What the teacher alone does for the loop: `loop-heal` also begins with one layer more, in longer rounds, than
-  `loop-skip`.
 - The test set has {books_of_test} novels. Its passages are taken as independent; those of one novel are not quite.
 {missing}"""
 
@@ -182,6 +180,7 @@ def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
         distillation=lines(
             compared(records, "random-kd", "random", "random weights, with a teacher to without"),
             compared(records, "skip-kd", "skip", "layers by `skip`, with a teacher to without"),
+            compared(records, "loop-heal", "loop-untaught", "the loop for the same tokens, with a teacher to without"),
         ),
         lazy=lazy(records, made["unscaled"]),
         wide=as_wide(wide),

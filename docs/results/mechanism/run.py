@@ -58,6 +58,7 @@ ARMS = {
     "skip": (1.8, "skip"),
     "random": (5.4, "random"),
     "loop-heal": (0.6, "inheritune/kd --preset heal" + LOOP + "skip:" + FROM_10),
+    "loop-untaught": (0.6, "inheritune --preset heal --distillation none" + LOOP + "skip:" + FROM_10),
     "loop-skip": (0.6, CONTINUED + "skip:" + FROM_9),
     "loop-first": (0.6, CONTINUED + FROM_9),
     "skip-kd": (1.8, "skip/kd --budget flops"),
