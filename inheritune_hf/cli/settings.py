@@ -276,10 +276,14 @@ def _read(
 
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping[str, Any]) -> argparse.Namespace:
     """Return what the command line says, else what a file does, else what a preset does; unknown names are refused."""
-    chosen = _first_words(argv).preset or given.get("preset")
+    first = _first_words(argv)
+    chosen = first.preset or given.get("preset")
     preset = PRESETS.get(chosen, {}) if isinstance(chosen, str) else {}
     if "schedule" in given or "--schedule" in _named(argv):
         preset = {**preset, "keep_layers": InherituneConfig.keep_layers}  # which the schedule takes the place of
+    kind = preset.get("lr_scheduler_type")
+    if (first.lr_scheduler_type or given.get("lr_scheduler_type", kind)) != kind:
+        preset = {**preset, "lr_scheduler_kwargs": None}  # they are of the preset's own schedule
     parser.set_defaults(**{**preset, **given})
     for action in parser._actions:
         action.required = action.required and action.dest not in given
@@ -296,6 +300,7 @@ def _first_words(argv: Sequence[str]) -> argparse.Namespace:
     only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only.add_argument("--config")
     only.add_argument("--preset")
+    only.add_argument("--lr-scheduler-type", "--lr_scheduler_type")
     return only.parse_known_args(list(argv))[0]
 
 

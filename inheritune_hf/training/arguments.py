@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainingArguments
+import torch
+from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from ..config import InherituneConfig
@@ -133,6 +134,7 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
     check_quantization(config, args.device)
     if args.max_steps == 0:
         raise ValueError("max_steps must be above 0 to cap all rounds together, or -1 for no cap, got 0.")
+    make_scheduler(args, args.max_steps if config.lr_schedule == "continue" else config.steps_per_round)
     ready = copy.copy(args)
     for name in ("logging_steps", "eval_steps", "save_steps"):
         value: Any = getattr(ready, name)
@@ -146,6 +148,19 @@ def check_arguments(args: TrainingArguments, config: InherituneConfig) -> Traini
     if ready.torch_compile:
         ready.torch_compile_backend = "no"  # or Accelerate would compile the whole model
     return ready
+
+
+def make_scheduler(args: TrainingArguments, steps: int) -> Any:
+    """Return the schedule of a learning rate over `steps`; a `ValueError` if `lr_scheduler_kwargs` do not fit it."""
+    given: Any = args.lr_scheduler_kwargs or {}
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    try:
+        return get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"lr_scheduler_kwargs={given} do not fit lr_scheduler_type {plain(args.lr_scheduler_type)!r} ({error}); "
+            "give what it takes, or leave them out."
+        ) from error
 
 
 def _check_abandon(args: TrainingArguments, abandon: float | None, steps: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,8 @@ def expand_student(
     if lost:
         raise ValueError(f"A student that is continued keeps its layers, but {lost} are not in {list(wanted)}.")
     chosen = dataclasses.replace(recipe, keep_layers=list(wanted))
-    deeper = from_pretrained_inherited(reference, chosen, seed=seed)
+    # In the student's precision: the reference may be loaded in another one, which would round what was trained.
+    deeper = from_pretrained_inherited(reference, chosen, seed=seed, dtype=student.dtype)
     origin = {wanted.index(layer): place for place, layer in enumerate(layers)}
     new = [place for place in range(len(wanted)) if place not in origin]
     scales = moved_scales(deeper, origin, recipe.attention_scale)
@@ -142,6 +144,14 @@ def learned_names(deeper: PreTrainedModel, origin: Mapping[int, int]) -> dict[st
         if int(place) in origin:
             names[name] = f"{prefix}{origin[int(place)]}.{rest}"
     return names
+
+
+def try_identity(model: PreTrainedModel) -> None:
+    """Raise what `make_identity` would raise of a model's blocks; the model is left as it was."""
+    place = len(find_blocks(model)) - 1
+    before = copy.deepcopy(find_blocks(model)[place].state_dict())
+    make_identity(model, place)
+    find_blocks(model)[place].load_state_dict(before)
 
 
 def make_identity(model: PreTrainedModel, place: int) -> None:
@@ -273,7 +283,7 @@ def carry_optimizer(
     was trained.
 
     Raises:
-        ValueError: If a trained parameter has no state, or the groups do not correspond.
+        ValueError: If a trained parameter has no state and others have, or the groups do not correspond.
     """
     before, groups = saved["param_groups"], fresh["param_groups"]
     if len(before) != len(groups):
@@ -284,6 +294,8 @@ def carry_optimizer(
     state = {}
     kept = [name for group in groups for name in group["params"] if name in origins] if keep_state else []
     for name in kept:
+        if not saved["state"]:
+            break  # of an optimizer that keeps none, such as SGD without momentum
         if origins[name] not in saved["state"]:
             raise ValueError(
                 f"The optimizer has no state for {origins[name]}, which was trained; it cannot be kept: use "

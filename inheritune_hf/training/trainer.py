@@ -23,7 +23,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
     enable_full_determinism,
-    get_scheduler,
     set_seed,
 )
 from transformers.trainer_callback import ExportableState
@@ -70,7 +69,7 @@ from ..run_folder import read_state, write_state
 from ..students import Reference, from_pretrained_inherited, open_reference, student_skeleton
 from ..students.losses import Method, loss_of_hidden, mean_loss
 from ..tabular import Table, Tabular
-from .arguments import check_arguments
+from .arguments import check_arguments, make_scheduler
 from .callbacks import RoundCallback, RoundProgress, RoundsCallbackHandler, merge_tracker_runs
 from .checkpoints import (
     Seal,
@@ -103,7 +102,7 @@ from .distributed import (
     sharding_of,
     weights_are_finite,
 )
-from .expansion import Baseline, Trained, carry_states, expand_student, loss_scale
+from .expansion import Baseline, Trained, carry_states, expand_student, loss_scale, try_identity
 from .identity import dataset_fingerprint, run_identity
 from .losses import choose_method, describe_method
 from .reference_loss import loss_cache, loss_key
@@ -255,6 +254,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             before = self.ended_checkpoint()
             trained = Trained(before, run.rounds[-1].kept_layers, self.student_class) if before else None
             student = self.build_student(trained)
+            if trained is None and recipe.growth == "continue" and recipe.new_blocks == "identity":
+                try_identity(student)  # or the first growth would refuse what was trained for a round
             student.config.inheritune["data"] = {
                 "train": run.identity["train_dataset"],
                 "selection": run.identity["eval_dataset"],
@@ -437,6 +438,11 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         self.baseline = baseline or Baseline()
         self.reference_kwargs = dict(reference_kwargs or {})
         self.reference = open_reference(reference, **self.reference_kwargs)
+        if (inheritune_config.distillation_top_k or 0) > (known := self.reference.text_config.vocab_size):
+            raise ValueError(
+                f"distillation_top_k={inheritune_config.distillation_top_k} is more than the reference has tokens "
+                f"({known}); lower it, or leave it out for all."
+            )
         self.reference_cache = reference_cache
         self.budget = args.max_steps
         self.growth_rule = self.rule()  # with first layers in place of an order that is not measured yet
@@ -778,8 +784,9 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         run = self.run
         history = [] if run.reference is None else [{**self.figures(run.reference, "reference"), "step": 0}]
         flops = sum(item.flops for item in run.rounds)
-        log: TrainerState = TrainerState(global_step=run.start_step, total_flos=flops, log_history=history)
-        return log
+        log: Any = TrainerState(global_step=run.start_step, total_flos=flops, log_history=history)
+        log.compute_steps(self.args, self.inheritune_config.steps_per_round)  # or Transformers warns that they differ
+        return cast(TrainerState, log)
 
     def begin_checkpoint(self) -> None:
         """
@@ -1054,14 +1061,7 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
         start, steps = self.run.start_step, self.inheritune_config.steps_per_round or 0
         continues = self.inheritune_config.lr_schedule == "continue"
         length = self.budget if continues else steps
-        settings: Any = self.args.lr_scheduler_kwargs or {}
-        scheduler: Any = get_scheduler(
-            self.args.lr_scheduler_type,
-            torch.optim.SGD([torch.zeros(1)], lr=self.args.learning_rate),
-            self.args.get_warmup_steps(length),
-            length,
-            scheduler_specific_kwargs=settings,
-        )
+        scheduler = make_scheduler(self.args, length)
         end = round_end(self.run, self.growth_rule, self.budget)
         steps_of_round = range(start, end) if continues else range(end - start)
         return [float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step)) for step in steps_of_round]

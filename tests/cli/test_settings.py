@@ -123,6 +123,17 @@ def test_any_setting_wins_over_a_preset(tmp_path, base):
     assert parse_settings(["--distillation", "none", *heal]).recipe.distillation is None
 
 
+@pytest.mark.parametrize("words", [["--lr-scheduler-type", "cosine"], ["--lr_scheduler_type=linear"]])
+def test_another_schedule_is_not_given_the_presets_settings(tmp_path, base, words):
+    """They are of the preset's own schedule, and stay with it where it is named."""
+    assert not parse_settings(["--preset", "paper", *words, *base]).args.lr_scheduler_kwargs
+    path = tmp_path / "recipe.yaml"
+    path.write_text("preset: paper\nlr_scheduler_type: cosine\n")
+    assert not parse_settings(["--config", str(path), *base]).args.lr_scheduler_kwargs
+    own = ["--lr_scheduler_type", "cosine_with_min_lr"]
+    assert parse_settings(["--preset", "paper", *own, *base]).args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+
+
 def test_a_schedule_takes_the_place_of_what_a_preset_keeps(tmp_path, base):
     """Layers that a preset or the embedded default would keep are no contradiction; those that are given are one."""
     path = tmp_path / "recipe.yaml"

@@ -113,6 +113,19 @@ def test_a_round_is_abandoned_by_its_evaluations(tmp_path, changes):
     check_arguments(tiny.arguments(tmp_path, eval_strategy="epoch"), recipe)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("cosine", {"min_lr_rate": 0.1}, r"lr_scheduler_kwargs=\{'min_lr_rate': 0.1\} do not fit .* 'cosine'"),
+        ("warmup_stable_decay", None, r"lr_scheduler_kwargs=\{\} do not fit lr_scheduler_type 'warmup_stable_decay'"),
+    ],
+)
+def test_a_schedule_and_its_settings_fit(tmp_path, kind, given, words):
+    """What a schedule does not take, or lacks, is said before anything is measured."""
+    with pytest.raises(ValueError, match=words):
+        check_arguments(tiny.arguments(tmp_path, lr_scheduler_type=kind, lr_scheduler_kwargs=given), RECIPE)
+
+
 def test_smoothed_labels_take_no_teachers_place(tmp_path):
     """Transformers computes a smoothed loss in place of the model's, a teacher's among them: one of them must go."""
     args, taught = tiny.arguments(tmp_path, label_smoothing_factor=0.1), {"distillation": "forward_kl=1.0"}

@@ -332,6 +332,13 @@ def test_states_need_the_teacher():
         InherituneConfig(distillation="hidden_mse=1", distillation_top_k=2)
 
 
+def test_no_more_tokens_are_kept_than_there_are(tmp_path):
+    """More likeliest tokens than the vocabulary has are refused before anything is measured."""
+    recipe = {"distillation": "forward_kl=1", "distillation_top_k": 65}
+    with pytest.raises(ValueError, match=r"distillation_top_k=65 is more than the reference has tokens \(64\)"):
+        tiny.make_trainer(tmp_path, tiny.reference_model(), recipe)
+
+
 def test_a_sequence_is_more_than_its_tokens_with_boundaries(tmp_path):
     """What is kept by tokens alone cannot be found where documents have positions of their own."""
     recipe = InherituneConfig(distillation="forward_kl=1", distillation_top_k=2, steps_per_round=1)

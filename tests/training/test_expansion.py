@@ -36,6 +36,7 @@ from inheritune_hf.training.expansion import (
     parameter_names,
     rekeyed,
     rescale_moments,
+    try_identity,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
@@ -159,8 +160,32 @@ def test_identity_is_refused_where_it_cannot_be():
     config = OPTConfig(
         **SMALL, ffn_dim=32, max_position_embeddings=32, word_embed_proj_dim=16, do_layer_norm_before=False
     )
+    model = OPTForCausalLM(config).eval()
     with pytest.raises(ValueError, match="new_blocks='identity' cannot be made of opt blocks"):
-        make_identity(OPTForCausalLM(config).eval(), 1)
+        make_identity(model, 1)
+
+
+def test_identity_can_be_tried(tmp_path, trained):
+    """A run that could not grow by it is refused before its first round; a model on which it was tried is as it was."""
+    before = tiny.weights_hash(trained)
+    try_identity(trained)
+    assert tiny.weights_hash(trained) == before
+    config = OPTConfig(
+        **SMALL, ffn_dim=32, max_position_embeddings=32, word_embed_proj_dim=16, do_layer_norm_before=False
+    )
+    recipe = {"keep_layers": 1, "growth": "continue", "new_blocks": "identity"}
+    trainer = tiny.make_trainer(tmp_path, OPTForCausalLM(config), recipe)
+    with pytest.raises(ValueError, match="new_blocks='identity' cannot be made of opt blocks"):
+        trainer.train()
+    assert trainer.rounds == ()
+    assert trainer.state.global_step == 0
+
+
+def test_what_was_learned_keeps_its_precision(trained, reference):
+    """A reference in half precision rounds nothing of what was trained in float32."""
+    deeper = expand(trained, copy.deepcopy(reference).to(torch.bfloat16), "reference")
+    assert {tensor.dtype for tensor in deeper.parameters()} == {torch.float32}
+    assert same(block(deeper, 3), block(trained, 2))
 
 
 def test_layers_cannot_be_dropped(trained, reference):
@@ -209,13 +234,17 @@ def test_optimizer_state_is_carried_by_name(trained, reference):
 
 
 def test_missing_state_is_an_error(trained, reference):
-    """State that is not complete is not carried in part."""
+    """State that is not complete is not carried in part; an optimizer that keeps none has nothing to lose."""
     old = adamw(trained)
+    for parameter in list(trained.parameters())[1:]:
+        parameter.grad = torch.zeros_like(parameter)
+    old.step()
     deeper = expand(trained, reference, "reference")
     new = adamw(deeper)
     origins, fresh = learned_names(deeper, {0: 0, 1: 1, 3: 2}), by_name(new, deeper)
     with pytest.raises(ValueError, match=r"has no state for transformer\.wte\.weight, which was trained"):
         carry_optimizer(by_name(old, trained), fresh, origins, True, False)
+    assert carry_optimizer(by_name(adamw(trained), trained), fresh, origins, True, False)["state"] == {}
     one = torch.optim.AdamW(trained.parameters())
     with pytest.raises(ValueError, match="had 1 parameter groups and now has 2"):
         carry_optimizer(by_name(one, trained), fresh, origins, True, False)
