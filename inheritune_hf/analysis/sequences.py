@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,10 +109,12 @@ def sample_sequences(rows: Any) -> list[list[int]]:
     else:
         drawn = (rows[place] for place in spread(range(len(rows)), _DRAWN))
     lists = [torch.as_tensor(row["input_ids"])[:TOKENS].tolist() for row in drawn]
-    tokens = max((len(row) for row in lists), default=0)
-    if tokens < 2:
+    lengths = np.sort([len(row) for row in lists])[::-1]
+    if len(lengths) == 0 or lengths[0] < 2:
         raise ValueError("The set has no sequence of 2 tokens, so no attention can be measured on it.")
-    return list(spread([row for row in lists if len(row) >= tokens], SEQUENCES))
+    # Of one length, that with which most tokens are left: the longest alone may be a single row's.
+    tokens = int(lengths[np.argmax(lengths * np.minimum(np.arange(1, len(lengths) + 1), SEQUENCES))])
+    return list(spread([row[:tokens] for row in lists if len(row) >= tokens], SEQUENCES))
 
 
 def as_tokens(sequences: Any) -> Tensor:

@@ -250,7 +250,9 @@ def _corpora(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, pr
         # Only its data and its seed are of use here: the run may be of a machine with other hardware.
         run, _ = parse_plan(["--config", options.config], lambda parser: parser.add_argument("source", nargs="?"), prog)
         known = {"vocab_size": text.vocab_size, "context_length": getattr(text, "max_position_embeddings", None)}
-        splits = load_data_splits(run.data, tokenizer, block_size=options.block_size, seed=run.args.seed, **known)
+        most = options.max_sequences or run.data.max_sequences_per_document
+        data = dataclasses.replace(run.data, max_sequences_per_document=most)
+        splits = load_data_splits(data, tokenizer, block_size=options.block_size, seed=run.args.seed, **known)
         first = Corpus(f"test set of {Path(options.config).name}", splits.test, set_fingerprint(splits.test))
     else:
         first = read(options.files, options.max_sequences or (None if options.files else SEQUENCES))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset, Features, Value
 
+from .duplicates import read_column
 from .sources import IGNORED_LABEL, LABELS, TOKENS
 from .tokenization import TOKEN_LIST, map_documents
 
@@ -34,14 +35,16 @@ def cut_windows(documents: Dataset, block_size: int, max_per_document: int | Non
     Cut each tokenized document into windows of at most `block_size` tokens; no window crosses documents.
 
     A document's last window may be shorter; one of a single token is left out, since it predicts nothing. Of longer
-    documents `max_per_document` windows are kept, see `spread`. Rows have `input_ids` and `document` (0-based).
+    documents `max_per_document` windows are kept, see `spread`. Rows have `input_ids` and `document` (0-based). A text
+    that is there again has the number of the first: what is said twice is no further evidence.
     """
+    _, first, same = np.unique(read_column(documents, "digest"), return_index=True, return_inverse=True)
+    documents = documents.select_columns(_columns(documents)).add_column("document", first[same])
     windows = map_documents(
         documents.with_format("arrow"),
         _cut_documents,
         Features({**dict.fromkeys(_columns(documents), TOKEN_LIST), "document": Value("int64")}),
         fn_kwargs={"block_size": block_size, "max_per_document": max_per_document},
-        with_indices=True,
         desc="Cutting into sequences",
     )
     return windows.with_format(None)
@@ -177,9 +180,7 @@ def spread(items: Sequence[Any], most: int | None) -> Sequence[Any]:
 
 
 # datasets finds what it has cached by this name too: another cut needs another name.
-def _cut_documents(
-    batch: Any, indices: list[int], block_size: int, max_per_document: int | None
-) -> dict[str, list[Any]]:
+def _cut_documents(batch: Any, block_size: int, max_per_document: int | None) -> dict[str, list[Any]]:
     columns = _columns(batch)
     cut: dict[str, list[Any]] = {name: [] for name in (*columns, "document")}
     lengths = batch[TOKENS].combine_chunks().value_lengths().to_pylist()
@@ -188,7 +189,7 @@ def _cut_documents(
         for row, own in zip(batch[name].combine_chunks(), starts, strict=True):
             values = row.values.to_numpy()
             cut[name].extend(values[start : start + block_size] for start in own)
-    for document, own in zip(indices, starts, strict=True):
+    for document, own in zip(batch["document"].to_pylist(), starts, strict=True):
         cut["document"].extend([document] * len(own))
     return cut
 

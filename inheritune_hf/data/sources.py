@@ -189,13 +189,13 @@ def read_source(source: Source, cache_dir: Path | None = None, streaming: bool =
             parts = [Dataset.from_dict(rows, features=stream.features) for rows in stream.iter(_ROWS_PER_READ)]
         if not parts:
             raise ValueError(f"{place} has no row; give another split, or leave it out.")
-        return mark_long_texts(concatenate_datasets(parts), source.layout, place)
+        return mark_damage(concatenate_datasets(parts), source.layout, place)
     with _naming_data_set(source):
         dataset = _load_local(source.name, source.split)
         if dataset is None:
             dataset = load_dataset(source.name, source.config, split=source.split, cache_dir=cached)
     columns = _content_columns(dataset.features.arrow_schema, place, source.layout)
-    return mark_long_texts(dataset.select_columns(columns), source.layout, place)
+    return mark_damage(dataset.select_columns(columns), source.layout, place)
 
 
 def cache_of(source: Source, cache_dir: Path | None) -> Path | None:
@@ -647,19 +647,24 @@ def _names(columns: Any) -> str:
 # Data sets by name
 
 
-def mark_long_texts(dataset: Dataset, layout: Layout, place: str) -> Dataset:
-    """Return a data set with too long texts marked as bad rows; raise the first if they are not skipped."""
-    if layout.rows != "text" or len(dataset) == 0:
+def mark_damage(dataset: Dataset, layout: Layout, place: str) -> Dataset:
+    """Return a data set with too long texts, and wrong tokens, marked as bad rows; raise a text if not skipped."""
+    if len(dataset) == 0:
         return dataset
-    sizes = pc.binary_length(dataset.data.column(layout.column)).fill_null(0).to_numpy()
-    if dataset._indices is not None:
-        sizes = sizes[dataset._indices.column(0).to_numpy()]
-    long = np.flatnonzero(sizes > layout.most_bytes).tolist()
-    reasons = {number: too_long(f"{place}, row {number + 1}", layout) for number in long}
+    reasons: dict[int, BadRow] = {}
+    if layout.rows == "text":
+        sizes = pc.binary_length(dataset.data.column(layout.column)).fill_null(0).to_numpy()
+        if dataset._indices is not None:
+            sizes = sizes[dataset._indices.column(0).to_numpy()]
+        long = np.flatnonzero(sizes > layout.most_bytes).tolist()
+        reasons = {number: too_long(f"{place}, row {number + 1}", layout) for number in long}
+    elif layout.rows == "tokens" and layout.skip:
+        found = enumerate(wrong_tokens(row[TOKENS], row.get(LABELS)) for row in dataset)
+        reasons = {number: BadRow(f"{place}, row {number + 1}: {reason}") for number, reason in found if reason}
     if not reasons:
         return dataset
     if not layout.skip:
-        raise reasons[long[0]]
+        raise next(iter(reasons.values()))
     bad = [str(reasons[number]) if number in reasons else None for number in range(len(dataset))]
     fingerprint = Hasher.hash((dataset._fingerprint, BAD_ROW, layout.most_bytes, list(reasons)))
     return dataset.add_column(BAD_ROW, pa.array(bad, pa.string()), new_fingerprint=fingerprint)
@@ -706,12 +711,20 @@ def _load_local(name: str, split: str) -> Dataset | None:
         splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
         if split not in splits:
             raise ValueError(f"{name} has no split {split!r}; its splits are {_names(splits)}.")
-        return load_saved(folder / split, "write it again with save_to_disk")
+        return _stamped(load_saved(folder / split, "write it again with save_to_disk"))
     if not (folder / "state.json").is_file():
         return None
     if split != "train":
         raise ValueError(f"{name} is one saved data set without splits, got the split {split!r}; leave it at 'train'.")
-    return load_saved(folder, "write it again with save_to_disk")
+    return _stamped(load_saved(folder, "write it again with save_to_disk"))
+
+
+def _stamped(dataset: Dataset) -> Dataset:
+    """Return a saved set whose fingerprint, by which caches know it, tells that its files were written again."""
+    # The one that it was saved with stays the same where a function that was mapped over it has changed.
+    stats = [Path(item["filename"]).stat() for item in dataset.cache_files]
+    dataset._fingerprint = Hasher.hash((dataset._fingerprint, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
+    return dataset
 
 
 def load_saved(folder: Path, advice: str) -> Dataset:

@@ -27,7 +27,7 @@ from .sources import (
     cache_of,
     evaluation_sources,
     find_files,
-    mark_long_texts,
+    mark_damage,
     naming_source,
     read_source,
     sources_fingerprint,
@@ -200,7 +200,7 @@ def sequences_of_rows(
         )
     layout = Layout(rows=kind)
     found = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
-    found = mark_long_texts(found.select_columns([layout.content_column]), layout, name)
+    found = mark_damage(found.select_columns([layout.content_column]), layout, name)
     documents = tokenize_documents(found, Encoder(tokenizer, layout, vocab_size=vocab_size, source=name))
     return pack_sequences(documents, block_size) if name == "train_dataset" else cut_windows(documents, block_size)
 

@@ -19,7 +19,7 @@ from ..annotations import Within
 from ..records import Count
 from .duplicates import NgramIndex
 from .sources import BAD_ROW, LABELS, TOKENS, naming_source
-from .tokenization import Encoded, Encoder, check_fit, mark_long_rows, seeded_hash
+from .tokenization import Encoded, Encoder, check_fit, mark_bad_rows, seeded_hash
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ class _SourceReader:
 
     def _encode(self, rows: Sequence[Mapping[str, Any]], first: bool) -> list[Encoded]:
         encoder, counts, exclusion = self.source.encoder, self.counts, self.stream.exclusion
-        batch = mark_long_rows({name: [row[name] for row in rows] for name in rows[0]}, encoder.layout)
+        batch = mark_bad_rows({name: [row[name] for row in rows] for name in rows[0]}, encoder.layout)
         for reason in batch.get(BAD_ROW, ()):
             if reason is not None:
                 counts["damaged"] += 1

@@ -213,9 +213,17 @@ def _tokenize_batch(
     }
 
 
-def mark_long_rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> Mapping[str, Sequence[Any]]:
-    """Return rows of a stream with too long texts marked as bad rows, as files mark them; raise one if not skipped."""
-    if layout.rows != "text" or BAD_ROW in batch:
+def mark_bad_rows(batch: Mapping[str, Sequence[Any]], layout: Layout) -> Mapping[str, Sequence[Any]]:
+    """Return rows of a stream with bad ones marked, as files mark them; raise a too long text if not skipped."""
+    if BAD_ROW in batch:
+        return batch
+    if layout.rows == "tokens" and layout.skip:
+        rows = zip(batch[TOKENS], batch.get(LABELS) or [None] * len(batch[TOKENS]), strict=True)
+        return {
+            **batch,
+            BAD_ROW: [f"The row {_excerpt(row)}: {why}" if (why := wrong_tokens(*row)) else None for row in rows],
+        }
+    if layout.rows != "text":
         return batch
     bad: list[str | None] = []
     for row in batch[layout.column]:
@@ -324,7 +332,7 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def row_digest(row: Mapping[str, Any], layout: Layout) -> int | None:
     """Return the digest of one row without tokenizing it; None if it is null, blank or bad."""
-    rows = _rows(mark_long_rows({name: [value] for name, value in row.items()}, layout), layout)
+    rows = _rows(mark_bad_rows({name: [value] for name, value in row.items()}, layout), layout)
     return _digest(rows[0]) if rows else None
 
 

@@ -55,6 +55,15 @@ def test_rows_are_spread_over_a_packed_set():
         sample_sequences(Dataset.from_dict({"input_ids": [[1]]}))
 
 
+def test_one_long_row_does_not_stand_for_all():
+    """Rows differ in length where documents are cut: those are taken that leave most tokens, cut to one length."""
+    rows = [[1] * (20 + number % 60) for number in range(500)]
+    found = sample_sequences(Dataset.from_dict({"input_ids": [*rows, [1] * 95]}))
+    assert (len(found), {len(row) for row in found}) == (100, {67})
+    few = sample_sequences(Dataset.from_dict({"input_ids": [[1] * 100] * 60 + [[2] * 9] * 60}))
+    assert (len(few), {len(row) for row in few}) == (60, {100})
+
+
 def test_sequences_of_a_large_set():
     """Of a large set 1,000 rows are read, evenly spread, whatever they are stored as."""
     read = []

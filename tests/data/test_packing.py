@@ -44,18 +44,19 @@ def test_packing_carries_tokens_from_batch_to_batch(tokenizer):
 @quick
 @given(items=texts, block_size=st.integers(2, 30))
 def test_windows_cover_each_document_and_cross_none(items, block_size, tokenizer):
-    """A document's windows are its tokens in order, but for a last single token, which predicts nothing."""
-    windows = cut_windows(make_documents(items, tokenizer), block_size)[:]
+    """Windows are a document's tokens in order, each time it is there, but for a last single one: it predicts none."""
+    documents = make_documents(items, tokenizer)
+    windows, digests = cut_windows(documents, block_size)[:], documents["digest"][:]
     found: dict[int, list[int]] = {}
     for row, document in zip(windows["input_ids"], windows["document"], strict=True):
         assert 2 <= len(row) <= block_size
         found.setdefault(document, []).extend(row)
     rows = expected_tokens(items, tokenizer)
-    assert list(found) == [index for index, row in enumerate(rows) if len(row) > 1]
+    firsts = [digests.index(text) for text in dict.fromkeys(digests)]
+    assert list(found) == [index for index in firsts if len(rows[index]) > 1]
     for document, tokens in found.items():
         row = rows[document]
-        assert tokens == (row[:-1] if len(row) % block_size == 1 else row)
-    assert windows["document"] == sorted(windows["document"])
+        assert tokens == digests.count(digests[document]) * (row[:-1] if len(row) % block_size == 1 else row)
 
 
 @quick
@@ -84,8 +85,14 @@ def test_the_windows_of_a_document_are_spread_evenly(tokenizer):
 
 def test_windows_number_documents_across_batches(tokenizer):
     """The number of a document is its place in the set, not in a batch."""
-    items = ["layer"] * (MOST_PER_BATCH + 2)
-    assert cut_windows(make_documents(items, tokenizer), 8)["document"][:] == list(range(MOST_PER_BATCH + 2))
+    items = ["layer " * (1 + number % 3) + str(number) for number in range(MOST_PER_BATCH + 2)]
+    assert sorted(set(cut_windows(make_documents(items, tokenizer), 8)["document"][:])) == list(range(len(items)))
+
+
+def test_a_text_that_is_repeated_is_one_document(tokenizer):
+    """Copies are no further evidence: their windows are kept, under the number of the first."""
+    windows = cut_windows(make_documents(["layer kept", "other", "layer kept", "last", "other"], tokenizer), 99)
+    assert windows["document"][:] == [0, 1, 0, 3, 1]
 
 
 def test_a_fingerprint_is_that_of_the_content(tokenizer):

@@ -340,3 +340,15 @@ def test_a_run_on_prepared_data_is_evaluated_on_them(pair, tmp_path):
     student = str(tmp_path / "student")
     save_inherited(str(pair / "reference"), 2, student)
     assert main(["evaluate", student, "--config", str(tmp_path / "recipe.json"), "--parts", "loss"]) == 0
+
+
+def test_the_test_set_of_a_recipe_is_measured(pair, monkeypatch):
+    """With `--config` the test set of a run is measured, by so many sequences of each document as are asked for."""
+    monkeypatch.chdir(pair)
+    (pair / "run.yaml").write_text("reference: reference\ntrain_files: [text/*.txt]\nblock_size: 8\noutput_dir: out\n")
+    words = ["evaluate", "student", "--config", "run.yaml", "--block-size", "8", "--parts", "loss", "--output"]
+    assert main([*words, "whole.json"]) == 0
+    assert main([*words, "one.json", "--max-sequences", "1"]) == 0
+    whole, one = (read_record(StudentEvaluation, pair / f"{name}.json").corpora[0] for name in ("whole", "one"))
+    assert whole.documents == one.documents > 0
+    assert whole.tokens > one.tokens == 7 * one.documents
