@@ -23,7 +23,7 @@ from ..records import RECORD_FILE, Lineage, RecordError, RunRecord, decode, enco
 #: What may be published; anything else in a folder stays where it is.
 PUBLISHED = [
     "model.safetensors",
-    "model-*-of-*.safetensors",
+    "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",
     "config.json",
     "generation_config.json",

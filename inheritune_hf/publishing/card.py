@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _TAGS = ["inheritune", "generated_from_trainer", "arxiv:2404.08634"]
 # What the run says; everything else in the metadata is the author's once a card is there.
 _MANAGED = ("base_model", "base_model_relation", "library_name", "pipeline_tag", "model-index")
+_LICENCE = ("license", "license_name", "license_link")
+_REFERENCE = re.compile(r"^The reference was (`.+?`)[ ,.]", re.MULTILINE)  # in the text of a card
 _BEGIN, _END = "<!-- inheritune: begin -->", "<!-- inheritune: end -->"
 
 # Tokens of a sequence for which operations are counted, unless the model takes fewer.
@@ -63,7 +65,7 @@ _OBLIGATIONS = (
 class CardFacts:
     """What a card tells that is not in the run's record; what is not known is left out of it."""
 
-    license: str | None = None  # of the reference, as the Hub calls it
+    license: str | None = None  # of the reference, or the one given, as the Hub calls it
     license_name: str | None = None  # where `license` is `other`
     license_link: str | None = None  # where its text is
     language: tuple[str, ...] = ()  # as the Hub calls them
@@ -78,6 +80,7 @@ class CardFacts:
     pictures: tuple[str, ...] = ()  # names of those beside the card
     evaluation: StudentEvaluation | None = None  # what `inheritune evaluate` measured on this very student
     chosen: tuple[str, ...] = ()  # fields of the metadata given for this publication, which win over a card's
+    reference_license: str | None = None  # by its name, if it is known
 
 
 def gather_facts(
@@ -99,10 +102,11 @@ def gather_facts(
         said = said if path is None else read_reference_card(path)
     except (OSError, ValueError) as error:
         logger.info("The card says less of the reference: %s", error)
-    test = _test_results(run_folder)
+    test = _test_results(run_folder, record)
     mine_on_test = test.get(ADAPTED if record.outcome == "adapted" else "student")
     block = min(mine.context_length or _BLOCK_SIZE, _BLOCK_SIZE)
-    if license:
+    reference_license = said.license_name or said.license
+    if license and license != said.license:
         said = CardFacts(license, language=said.language)
     return replace(
         said,
@@ -117,6 +121,7 @@ def gather_facts(
         test_match=None if mine_on_test is None else mine_on_test.match,
         pictures=tuple(pictures),
         evaluation=_evaluation_of(mine.fingerprint(), run_folder),
+        reference_license=reference_license,
         chosen=tuple(name for name, given in (("license", license), ("language", language)) if given),
     )
 
@@ -155,12 +160,13 @@ def front_matter(card: str, where: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _test_results(run_folder: Path) -> dict[str, ResultRow]:
-    """Return what was found on the test set by model, from the results of a run."""
+def _test_results(run_folder: Path, record: RunRecord) -> dict[str, ResultRow]:
+    """Return what was found on the test set by model, from the results of a run that ended with this very student."""
     path = run_folder / "rounds.json"
-    if not path.is_file():
+    found = read_record(FinishedRun, path) if path.is_file() else None
+    if found is None or (found.rounds, found.outcome) != (record.rounds, record.outcome):
         return {}
-    return {row.model: row for row in read_record(FinishedRun, path).results}
+    return {row.model: row for row in found.results}
 
 
 def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) -> str:
@@ -184,7 +190,7 @@ def render_card(record: RunRecord, name: str, facts: CardFacts | None = None) ->
         measured_beside=_measured_beside(record, facts.evaluation),
         notes=sorted({item.match.note for item in record.rounds if item.match.note}),
         fingerprints={kind: value for kind, value in record.lineage.data.items() if value},
-        obligation=obligation(facts.license, facts.license_name),
+        obligation=obligation(facts.license, facts.license_name, facts.reference_license),
         link=_safe_link(facts.license_link),
         recipe=_recipe(record),
         depth=student_depth(record),
@@ -200,31 +206,38 @@ def update_card(existing: str, new: str, chosen: Sequence[str] = ()) -> str:
     Return an existing card with what a new one says: the author's words and metadata stay.
 
     Of the metadata the run's own fields (base model, library, task, results) and those of `chosen` are renewed, tags
-    and data sets are added to, and anything else is kept. The text that was generated before is replaced; a card
+    and data sets are added to, and anything else is kept; licence and languages are renewed, and an old base model
+    goes, if the card was of a student of another reference. The text that was generated before is replaced; a card
     without one gets it below its own text.
     """
     front_matter(existing, "The card that is there already")
     old: Any = ModelCard(existing, ignore_metadata_errors=True)
     fresh: Any = ModelCard(new)
     before, now = old.data.to_dict(), fresh.data.to_dict()
-    gone = ["model-index", *(("license_name", "license_link") if "license" in chosen else ())]
-    before = {name: value for name, value in before.items() if name not in gone}
-    metadata = {**now, **before, **{name: now[name] for name in (*_MANAGED, *chosen) if name in now}}
+    generated, text = fresh.text.strip(), old.text.strip()
+    of_before, of_now = map(_REFERENCE.search, (text, generated))
+    renewed = {"model-index", *chosen}
+    if of_before is not None and of_now is not None and of_before[1] != of_now[1]:
+        renewed |= {*_MANAGED, "license", "language"}
+    if "license" in renewed:
+        renewed |= set(_LICENCE)
+    elif "license" in before:  # name and link belong to it
+        now = {name: value for name, value in now.items() if name not in _LICENCE}
+    before = {name: value for name, value in before.items() if name not in renewed}
+    metadata = {**now, **before, **{name: now[name] for name in _MANAGED if name in now}}
     for name in ("tags", "datasets"):
         both = [*_as_list(before.get(name)), *_as_list(now.get(name))]
         if both:
             metadata[name] = list(dict.fromkeys(both))
-    generated = fresh.text.strip()
     # Marks are lines of their own: within a line they are somebody's text.
     own = re.compile(f"^{re.escape(_BEGIN)}$.*?^{re.escape(_END)}$", re.DOTALL | re.MULTILINE)
-    text = old.text.strip()
     text = own.sub(lambda _: generated, text, count=1) if own.search(text) else f"{text}\n\n{generated}"
     return f"---\n{ModelCardData(**metadata)}\n---\n\n{text.strip()}\n"
 
 
-def obligation(license: str | None, license_name: str | None = None) -> str | None:
-    """Return what a licence asks of who publishes a derivative, if it is one of those known to ask for something."""
-    text = f"{license or ''} {license_name or ''}".lower()
+def obligation(*licences: str | None) -> str | None:
+    """Return what the first of some licences, by id or name, that is known to ask something of publishers asks."""
+    text = " ".join(name or "" for name in licences).lower()
     return next((asked for pattern, asked in _OBLIGATIONS if re.search(pattern, text)), None)
 
 

@@ -254,7 +254,7 @@ def _upload(
             repo_id=repo_id,
             folder_path=target,
             allow_patterns=PUBLISHED,
-            delete_patterns=["*.safetensors", "*.safetensors.index.json"],  # weights of another depth
+            delete_patterns=[name for name in PUBLISHED if name != "README.md"],  # of the student before this one
             revision=revision,
             commit_message=commit_message,
         )
@@ -269,7 +269,9 @@ def _upload(
 def _notes(target: Path, repo_id: str, facts: CardFacts) -> Iterator[str]:
     if facts.license is None:
         yield "The licence of the reference is not known; name it if you know it: it applies to the student."
-    asked = obligation(facts.license, facts.license_name)
+    if facts.reference_license not in (None, facts.license, facts.license_name):
+        yield f"The reference's licence is {facts.reference_license}; it applies to its weights in the student."
+    asked = obligation(facts.license, facts.license_name, facts.reference_license)
     if asked is not None:
         yield f"The reference's licence is {asked}."
     for name in mentions_user(target, repo_id):

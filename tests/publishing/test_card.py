@@ -137,15 +137,18 @@ def test_a_match_that_the_test_set_does_not_confirm():
 
 
 def test_test_results_are_those_of_the_run(tmp_path):
-    """The losses on the test set come from the run's checked record; one that is damaged is an error that names it."""
+    """They come from the record that ended with this student, not from an earlier one's; a damaged one is an error."""
     rows = (ResultRow("reference", 24, 5, 0, 0, 2.9), ResultRow("student", 14, 3, 9, 99, 2.91, ROUNDS[1].match))
-    write_record(tmp_path / "rounds.json", FinishedRun({}, LINEAGE, results=rows))
-    assert _test_results(tmp_path) == {row.model: row for row in rows}
+    finished = FinishedRun({}, LINEAGE, ROUNDS, "matched", results=rows)
+    write_record(tmp_path / "rounds.json", finished)
+    assert _test_results(tmp_path, finished) == {row.model: row for row in rows}
+    for student in (replace(finished, rounds=ROUNDS[:1]), replace(finished, outcome="budget_exhausted")):
+        assert _test_results(tmp_path, student) == {}
     values = json.loads((tmp_path / "rounds.json").read_text())
     values["results"][1]["loss"] = "low"
     (tmp_path / "rounds.json").write_text(json.dumps(values))
     with pytest.raises(RecordError, match=r"rounds\.json: results\[1\]\.loss must be a finite number, got 'low'"):
-        _test_results(tmp_path)
+        _test_results(tmp_path, finished)
 
 
 def test_paths_of_a_machine_stay_there(tmp_path):
@@ -276,10 +279,35 @@ def test_an_existing_card_is_updated():
     assert update_card(card(), card()) == card()
 
 
+def test_a_student_of_another_reference_takes_no_licence_over():
+    """Licence, languages and base model are those of the reference whose weights are there, or of the author."""
+    apache = card(license="apache-2.0", language=("en",))
+    custom = {"license": "other", "license_name": "llama-x", "license_link": "https://x.org/a"}
+    found = ModelCard(update_card(apache, card(lineage=replace(LINEAGE, reference="org/llama-x"), **custom))).data
+    assert {name: getattr(found, name) for name in custom} == custom
+    assert (found.base_model, found.language) == ("org/llama-x", None)
+    found = ModelCard(update_card(apache, card(lineage=replace(LINEAGE, reference="/home/me/own", revision=None)))).data
+    assert (found.license, found.base_model) == (None, None)
+    mine = apache.replace("license: apache-2.0", "license: mit")
+    found = ModelCard(update_card(mine, card(**custom))).data  # of the same reference: the author changed it
+    assert (found.license, found.license_name, found.license_link) == ("mit", None, None)
+
+
 def test_results_of_an_earlier_student_go():
     """A student that was not trained does not keep the results of the trained one that was there."""
     assert ModelCard(card()).data.eval_results
     assert ModelCard(update_card(card(), card(None, rounds=()))).data.eval_results is None
+
+
+def test_a_licence_that_is_given_is_not_the_references():
+    """A card says who chose it, and what the reference's asks for; one that the reference has too is taken over."""
+    text = card(license="mit", reference_license="llama3.2", chosen=("license",))
+    assert "`mit`, given by who published it. It holds weights of the reference `gpt2-medium`, whose licence" in text
+    assert "`llama3.2` and applies to them." in text
+    assert "The reference's is the Llama community licence" in text
+    assert "taken over from" not in text
+    assert "`mit`, given by who published it. It holds weights of" in card(license="mit", chosen=("license",))
+    assert "`mit`, taken over from the reference" in card(license="mit")
 
 
 def test_a_licence_that_is_given_wins():

@@ -153,8 +153,12 @@ def test_a_dry_run_shows_what_was_chosen_for_the_card(saved):
     given = {"license": "mit", "language": ["de"]}
     (Path(saved) / "README.md").write_text("---\nlicense: gemma\nlanguage: en\n---\n# Mine\n")
     assert ModelCard(publish_student(saved, "me/student").card).data.license == "gemma"
-    shown = ModelCard(publish_student(saved, "me/student", **given).card).data
+    found = publish_student(saved, "me/student", **given)
+    shown = ModelCard(found.card).data
     assert (shown.license, shown.language) == ("mit", ["de"])
+    assert "The reference's licence is gemma; it applies to its weights in the student." in found.notes
+    assert "The reference's licence is the Gemma terms of use" in " ".join(found.notes)
+    assert "`gemma`, taken over" in publish_student(saved, "me/student", license="gemma").card
 
 
 def test_a_published_student_is_anybodys(hub, on_hub, saved, reference):
@@ -233,12 +237,15 @@ def test_who_may_not_write_is_told(hub, on_hub, saved, token, words):
 
 
 def test_a_card_on_the_hub_is_updated(hub, on_hub, saved, tmp_path):
-    """What an author wrote on the Hub stays; stale weights go, and other files are left alone."""
+    """What an author wrote on the Hub stays; files of an earlier student go, and others are left alone."""
     folder = tmp_path / "before"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\ntags: [mine]\n---\n# My title\n\nMy words.\n")
     (folder / "model-00001-of-00002.safetensors").write_text("stale")
     (folder / "plot.svg").write_text("mine")
+    (folder / "chat_template.jinja").write_text("stale")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_model.safetensors").write_text("mine")
     hub.add("me/authored", folder)
     assert on_hub(publish_untried, saved, "me/authored", push=True, token="hf_writer").url
     files = hub.files("me/authored")
@@ -249,7 +256,8 @@ def test_a_card_on_the_hub_is_updated(hub, on_hub, saved, tmp_path):
     assert card.data.tags[0] == "mine"
     assert "inheritune" in card.data.tags
     assert "plot.svg" in files
-    assert "model-00001-of-00002.safetensors" not in files
+    assert "adapter/adapter_model.safetensors" in files
+    assert not {"model-00001-of-00002.safetensors", "chat_template.jinja"} & set(files)
     again = on_hub(publish_untried, saved, "me/authored", push=True, token="hf_writer")
     assert hub.files("me/authored")["README.md"] == files["README.md"]
     assert again.card.count("inheritune: begin") == 1
