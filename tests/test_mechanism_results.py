@@ -143,6 +143,15 @@ def test_the_advice_on_layers_is_what_was_measured(scripts):
     assert f"by `skip` ended {-found.difference:.3f} below first" in " ".join(advice.split())
 
 
+def test_distillation_is_told_as_it_was_measured(scripts):
+    """What distillation.md says of arms with a teacher and without are the differences that the records have."""
+    found = scripts[1].read_records(FOLDER)
+    skip, random = (scripts[1].pair(found, f"{name}-kd", name) for name in ("skip", "random"))
+    said = " ".join((ROOT / "docs" / "explanation" / "distillation.md").read_text(encoding="utf-8").split())
+    assert f"than without ({skip.difference:+.3f}, {skip.lower:+.3f} to {skip.upper:+.3f})" in said
+    assert f"random weights end {random.difference:.3f} higher" in said
+
+
 def test_the_readme_says_what_was_measured(scripts):
     """What training gains the reference is the record's; what the demo's controls lack is on the page of its seeds."""
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
