@@ -152,6 +152,20 @@ def test_distillation_is_told_as_it_was_measured(scripts):
     assert f"random weights end {random.difference:.3f} higher" in said
 
 
+def test_the_moved_scale_is_told_as_it_was_measured(scripts):
+    """What method.md says of last and middle layers, with their scale and with that of their position, is recorded."""
+    found = scripts[1].read_records(FOLDER)
+    said = " ".join((ROOT / "docs" / "explanation" / "method.md").read_text(encoding="utf-8").split())
+    for name, words in (
+        ("last", "adds {0:.3f} nats per token to last layers after training, which end {1:.3f} above"),
+        ("middle", "and {0:.3f} to middle layers, which end {1:.3f} above."),
+    ):
+        added, gap = (
+            scripts[1].pair(found, *pair).difference for pair in ((f"{name}-moved-scale", name), (name, "inherited"))
+        )
+        assert words.format(added, gap) in said
+
+
 def test_the_readme_says_what_was_measured(scripts):
     """What training gains the reference is the record's; what the demo's controls lack is on the page of its seeds."""
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
