@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -337,7 +338,9 @@ def arm_panel(curves: Mapping[str, Curve], target: float, seeds: Mapping[str, Se
             for one in seeds[name]:
                 axes.plot(*zip(*one, strict=True), color=_look(place)["color"], linewidth=0.6, alpha=0.35)
             titles = [f"{name}, {tokens:,} tokens: {loss:.4f}" for tokens, loss in curve]
-            _curve(axes, curve, titles, place, f"{name} {curve[-1][1]:.4f}", size=4, linewidth=1.8)
+            # Some seeds of a loop may go on where the mean has ended.
+            end = fmean(one[-1][1] for one in seeds[name])
+            _curve(axes, curve, titles, place, f"{name} {end:.4f}", size=4, linewidth=1.8)
 
     return Panel(300, draw)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,13 @@ class PackedStream(TorchIterableDataset[dict[str, Any]]):
         stream.rank, stream.world_size = rank, world_size
         stream.state = copy.deepcopy(state)
         return stream
+
+    def in_order_of(self, seed: int) -> PackedStream:
+        """Return this stream in the order that another seed gives, if documents are shuffled at all."""
+        if not self.shuffle_documents or seed == self.seed:
+            return self
+        fingerprint = hashlib.sha256(f"{self.fingerprint} {seed}".encode()).hexdigest()
+        return dataclasses.replace(self, seed=seed, fingerprint=fingerprint)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield `input_ids` (and `labels`), arrays of `block_size` tokens, and `reader_state`."""

@@ -23,6 +23,7 @@ from ..analysis import NEAR_RANK_ONE, measure_collapse, resolve_measured, sample
 from ..arms import CONTROLS, LOOP, Variant, parse_arm
 from ..config import CompareConfig, DataConfig, InherituneConfig, RunConfig
 from ..data import CausalCollator
+from ..data.stream import PackedStream
 from ..evaluation import ValidatedTrainer
 from ..growth import planned_rounds, rule_from_recipe
 from ..records import Validation, write_json, write_record
@@ -309,7 +310,16 @@ class Comparison:
             return []
         first, *others = self.compare.seeds
         rates = [multiple * self.args.learning_rate for multiple in self.compare.learning_rates]
-        swept = [self._run(variant, first, rate) for rate in rates]
+        swept, diverged = [], None
+        for rate in rates:
+            try:
+                swept.append(self._run(variant, first, rate))
+            except FloatingPointError as error:  # the worst of the sweep: the others are of use
+                diverged = error
+                self.left_out[f"{variant.name} at {rate:g}"] = str(error).rstrip(".")
+                self.console.print(f"{variant.name} at {rate:g} is left out: {error}")
+        if not swept:
+            raise diverged or ValueError("learning_rates is empty; give one.")
         best = best_cell(swept)
         self.sweep[variant.name] = {f"{cell.learning_rate:g}": cell.selection.loss for cell in swept}
         cells = [best, *(self._run(variant, seed, best.learning_rate) for seed in others)]
@@ -437,6 +447,9 @@ class Comparison:
             run_name=f"{self.args.run_name or self.folder.name}/{plan.folder}",
         )
         recipe, ready = plan.recipe(self.recipe), self.ready
+        if isinstance(ready.splits.train, PackedStream):  # whose order is its own, not that of a sampler
+            train = ready.splits.train.in_order_of(plan.seed)
+            ready = replace(ready, splits=replace(ready.splits, train=train))
         inputs = ArmInputs(ready.reference, plan.layers, plan.seed, plan.chosen, not plan.variant.moved_scale)
         return ready.trainer(recipe, args, baseline=arm_baseline(plan.variant, inputs, recipe))
 

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arms import CONTROLS, LOOP, parse_arm
@@ -122,6 +123,9 @@ def build_comparison(name: str, record: ComparisonRecord) -> Report:
     matched = [cell for cell in loops if cell.outcome == "matched"]
     smaller = [cell for cell in matched if cell.layers < record.reference.layers]
     word, good = ("matched", True) if len(smaller) == len(loops) else ("matched in part", None)
+    given = next((row.to_reference for row in rows if row.arm == loop), None)
+    if good and given is not None and not _is_match(given, record) and record.recipe.get("target") == "reference":
+        word, good = "not confirmed", None
     if not smaller:
         word, good = ("no reduction", None) if matched else ("missed", False) if loops else ("compared", None)
     training = {name: record.settings.get(name) for name in NUMERIC_ARGUMENTS}
@@ -579,11 +583,15 @@ def _beside_continued(given: SeedDifference | None, record: ComparisonRecord, wh
 
 
 def _beside(given: SeedDifference, record: ComparisonRecord, who: str, what: str) -> str:
-    tolerance = float(record.recipe["tolerance"])
-    bound = given.upper if record.recipe["confidence"] is not None else None
-    verb = "matches" if (given.difference if bound is None else bound) <= tolerance else "does not match"
-    mean = " by the mean" if bound is None else ""
+    verb = "matches" if _is_match(given, record) else "does not match"
+    mean = " by the mean" if record.recipe["confidence"] is None or given.upper is None else ""
     return f"On the test set {who} {verb}{mean} {what}: {results.difference(given)} nats per token."
+
+
+def _is_match(given: SeedDifference, record: ComparisonRecord) -> bool:
+    """Return whether a difference on the test set is within the tolerance, by its bound or, without one, its mean."""
+    bound = given.upper if record.recipe["confidence"] is not None else None
+    return (given.difference if bound is None else bound) <= float(record.recipe["tolerance"])
 
 
 def _comparison_facts(rows: Sequence[ArmResult], record: ComparisonRecord) -> Iterator[tuple[str, str]]:
@@ -619,7 +627,9 @@ def _arm_notes(rows: Sequence[ArmResult], record: ComparisonRecord) -> Iterator[
 
 
 def _curves(record: ComparisonRecord) -> Iterator[Block]:
-    ends = "; ".join(f"{name} ends at {curve[-1][1]:.4f}" for name, curve in results.mean_curves(record).items())
+    cells = record.by_arm()
+    last = {name: fmean(cell.selection.loss for cell in cells[name]) for name in results.mean_curves(record)}
+    ends = "; ".join(f"{name} ends at {loss:.4f}" for name, loss in last.items())
     yield Chart(
         "Selection loss in nats per token, mean over seeds",
         f"Loss against training tokens, all rounds and stages together. {ends}. The reference's is "

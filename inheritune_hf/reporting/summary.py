@@ -83,8 +83,11 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
         left_out = _reason_against(folder, found, unfinished and evaluation is None)
         if left_out and evaluation is not None:
             raise ValueError(f"{measured} {left_out}")
-    if not unfinished and (folder / "rounds.json").is_file():
-        record = read_record(FinishedRun, folder / "rounds.json")
+    finished = folder / "rounds.json"
+    ended = read_record(FinishedRun, finished) if not unfinished and finished.is_file() else None
+    # A run that went on and was killed as it ended again leaves the results of its first end.
+    if ended is not None and (state is None or ended.rounds == state.rounds):
+        record = ended
     elif state is not None:
         record = _unfinished(folder, state)
     elif (folder / RECORD_FILE).is_file():

@@ -106,7 +106,10 @@ def from_pretrained_inherited(
             f"config must be an InherituneConfig, got a {type(config).__name__}; to load with a changed model config "
             "use InheritedModelForCausalLM.from_pretrained(reference, keep_layers=..., config=...)."
         )
-    return cast(PreTrainedModel, _inherit(reference, config or InherituneConfig(), (), kwargs, None, seed))
+    recipe = config or InherituneConfig()
+    if recipe.schedule and recipe.keep_layers == InherituneConfig.keep_layers:
+        recipe = replace(recipe, keep_layers=recipe.schedule[0])  # which takes its place
+    return cast(PreTrainedModel, _inherit(reference, recipe, (), kwargs, None, seed))
 
 
 class InheritedModelForCausalLM:
@@ -288,6 +291,11 @@ def scale_queries(student: PreTrainedModel, scales: Sequence[float]) -> None:
     with torch.no_grad():
         for block, scale in zip(cast(Any, student).transformer.h, scales, strict=True):
             width = block.attn.embed_dim
+            if block.attn.c_attn.weight.is_meta:
+                raise ValueError(
+                    "The queries of a block that moves are rescaled (scale_attn_by_inverse_layer_idx), but its weights "
+                    "are offloaded: give a device_map that offloads none, or attention_scale='position'."
+                )
             block.attn.c_attn.weight[:, :width] *= scale
             block.attn.c_attn.bias[:width] *= scale
 
@@ -426,16 +434,18 @@ def _generation_config(opened: OpenedReference) -> GenerationConfig:
     if opened.source is None:
         # A bare model, without a head, has none.
         given = getattr(opened.model, "generation_config", None)
-        return GenerationConfig.from_model_config(opened.config) if given is None else copy.deepcopy(given)
+        made = GenerationConfig.from_model_config(opened.config) if given is None else copy.deepcopy(given)
+        made.update(**opened.changes)
+        return made
     source = opened.source
     path = source.find("generation_config.json") if source.gguf_file is None else None
     if path is not None:
-        return GenerationConfig.from_pretrained(str(path.parent))
+        return GenerationConfig.from_pretrained(str(path.parent), **opened.changes)
     path = source.find("config.json")
     if path is not None and opened.multimodal is None and source.gguf_file is None:
         # As `from_pretrained` does: old configs hold settings of `generate`, which a loaded config leaves out.
         return GenerationConfig.from_pretrained(
-            str(path.parent), config_file_name="config.json", _from_model_config=True
+            str(path.parent), config_file_name="config.json", _from_model_config=True, **opened.changes
         )
     return GenerationConfig.from_model_config(opened.config)
 

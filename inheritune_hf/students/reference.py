@@ -311,12 +311,19 @@ def open_reference(reference: Reference, **kwargs: Any) -> OpenedReference:
         config, changes = _changed(given if isinstance(given, PreTrainedConfig) else reference.config, options)
         name = reference.name_or_path or type(reference).__name__
         commit = getattr(reference.config, "_commit_hash", None)
+        if (getattr(reference.config, "inheritune", None) or {}).get("reference") == reference.name_or_path:
+            name, commit = type(reference).__name__, None  # a student in memory is called as what it was cut from
         opened = OpenedReference(name, config, reference, None, commit, options, changes)
     else:
         opened = _open_files(reference, given, options, text_model)
     if given is not None:
         opened = replace(opened, replaced=True)
     _refuse_quantized_config(opened)
+    if opened.source is not None and getattr(opened.config, "transformers_weights", None):
+        raise ValueError(
+            f"{opened.name!r} names the file of its weights in its config (transformers_weights), which is not read "
+            "here: load the model and save it again with save_pretrained."
+        )
     if text_model and opened.multimodal is None:
         opened = _text_model_of(opened)
     values = opened.config.to_dict()

@@ -95,6 +95,7 @@ def compare(
     args=None,
     boundaries=False,
     console=None,
+    data=None,
     **settings,
 ):
     arguments = TrainingArguments(
@@ -124,6 +125,7 @@ def compare(
             block_size=8,
             near_duplicates="ignore",
             document_boundaries=boundaries,
+            **(data or {}),
         ),
         arguments,
         console or Console(quiet=True),
@@ -629,6 +631,42 @@ def test_all_arms_see_one_order_and_so_does_the_loop(material, tmp_path, monkeyp
     assert batches["restart", "stacking"] == whole
     assert batches["restart", "inheritune"] == whole[:2] * 2
     assert batches["None", "inheritune"] == batches["None", "random"] == whole
+
+
+def test_each_seed_reads_a_stream_in_its_own_order(material, tmp_path, monkeypatch):
+    """The order of a stream is its own: the sampler's seed alone would give all seeds the same batches."""
+    seen, step = {}, InherituneTrainer.training_step
+
+    def heard(trainer, model, inputs, *rest):
+        seen.setdefault(trainer.args.seed, []).append(inputs["input_ids"].tolist())
+        return step(trainer, model, inputs, *rest)
+
+    monkeypatch.setattr(InherituneTrainer, "training_step", heard)
+    given = {"layers": 2, "controls": False, "budget_steps": 2}
+    compare(material, tmp_path, ["inherited"], [1, 2], data={"streaming": True, "shuffle_documents": 50}, **given)
+    assert len(seen[1]) == len(seen[2]) == 2
+    assert seen[1] != seen[2]
+    assert len({cell["selection"]["loss_sums"][0] for cell in records(tmp_path)["cells"]}) == 2
+
+
+def test_a_rate_that_diverges_is_left_out_of_the_sweep(material, tmp_path, monkeypatch):
+    """It is the worst of its sweep, and is named; if every rate diverges there is nothing to compare."""
+    train = InherituneTrainer.train
+
+    def diverging(trainer):
+        if trainer.args.learning_rate > 0.05:
+            raise FloatingPointError("The training loss was nan at step 2.")
+        return train(trainer)
+
+    monkeypatch.setattr(InherituneTrainer, "train", diverging)
+    given = {"layers": 2, "controls": False, "budget_steps": 2}
+    compare(material, tmp_path / "one", ["inherited"], [1, 2], [1.0, 9.0], **given)
+    found = records(tmp_path / "one")
+    assert found["left_out"] == {"inherited at 0.09": "The training loss was nan at step 2"}
+    assert [cell["learning_rate"] for cell in found["cells"]] == [0.01, 0.01]
+    assert list(found["sweep"]["inherited"]) == ["0.01"]
+    with pytest.raises(FloatingPointError, match="nan at step 2"):
+        compare(material, tmp_path / "none", ["inherited"], [1, 2], [8.0, 9.0], **given)
 
 
 # Budgets

@@ -329,6 +329,9 @@ def test_command_writes_a_report(run, interrupted, comparison, tmp_path, capsys)
     assert main(["report", str(interrupted), "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "report.png").is_file()
     assert main(["report", str(comparison)]) == 0
-    assert "matched: The loop (inheritune) matched its starting reference" in capsys.readouterr().out
+    assert (
+        "not confirmed: The loop (inheritune) matched its starting reference on the selection set"
+        in capsys.readouterr().out
+    )
     assert main(["report", str(tmp_path / "nothing")]) == 1
     assert "inheritune report: error:" in capsys.readouterr().err

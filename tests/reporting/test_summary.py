@@ -1,9 +1,13 @@
 """What a run's folder says."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from recorded_runs import LINEAGE, RECIPE, RESULTS, ROUNDS, full_evaluation, write_run
 
-from inheritune_hf.records import RunRecord, encode, write_json
+from inheritune_hf.publishing import FinishedRun, ResultRow
+from inheritune_hf.records import RunRecord, encode, write_json, write_record
 from inheritune_hf.reporting import read_run
 from inheritune_hf.students import open_reference
 
@@ -52,6 +56,21 @@ def test_cut_student_is_read_from_its_record(tmp_path):
     found = read_run(tmp_path)
     assert (found.trained, found.record.rounds, found.record.outcome) == (False, (), None)
     assert found.record.curves == {"student": ()}
+
+
+def test_results_of_an_earlier_end_are_not_a_runs(interrupted):
+    """A run that went on and was killed as it ended again is told by its state, without the test set's results."""
+    state = json.loads((interrupted / "_inheritune" / "state.json").read_text())
+    earlier = FinishedRun(
+        RECIPE, LINEAGE, ROUNDS[:1], "budget_exhausted", results=(ResultRow("student", 4, 5, 1, 9, 3.0),)
+    )
+    write_record(interrupted / "rounds.json", earlier)
+    both = [encode(item) for item in ROUNDS]
+    write_json(interrupted / "_inheritune" / "state.json", {**state, "rounds": both, "outcome": "matched"})
+    found = read_run(interrupted).record
+    assert (found.rounds, found.outcome, found.results) == (ROUNDS, "matched", ())
+    write_record(interrupted / "rounds.json", replace(earlier, rounds=ROUNDS, outcome="matched"))
+    assert len(read_run(interrupted).record.results) == 1
 
 
 def test_what_is_not_there_or_damaged_is_said(tmp_path, run):

@@ -1,7 +1,9 @@
 """A student is an ordinary model that computes exactly what its reference's kept layers compute."""
 
 import copy
+import dataclasses
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -117,6 +119,52 @@ def test_generation_settings_come_along(old_style, published, reference, tmp_pat
     expected = GPT2LMHeadModel.from_pretrained(published).generation_config.to_dict()
     assert InheritedGPT2.from_pretrained(published, keep_layers=2).generation_config.to_dict() == expected
     assert expected["temperature"] == (0.3 if old_style else 0.7)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_changed_tokens_reach_the_generation_settings(loaded, published, reference):
+    """Config fields that are given change them as in `from_pretrained`."""
+    given = {"eos_token_id": 7, "pad_token_id": 5}
+    student = InheritedGPT2.from_pretrained(reference if loaded else published, keep_layers=2, **given)
+    assert {name: getattr(student.generation_config, name) for name in given} == given
+    assert {name: getattr(student.config, name) for name in given} == given
+
+
+def test_a_schedule_says_what_the_first_student_keeps(published):
+    """Its first stage takes the place of the default's half; layers that are given win."""
+    recipe = InherituneConfig(schedule=["ends:1+1", "ends:2+2"], steps_per_round=1)
+    assert from_pretrained_inherited(published, recipe).config.inheritune["kept_layers"] == [0, 11]
+    recipe = dataclasses.replace(recipe, keep_layers=[3])
+    assert from_pretrained_inherited(published, recipe).config.inheritune["kept_layers"] == [3]
+
+
+def test_a_student_in_memory_is_not_its_reference(published):
+    """What is cut out of it has a lineage of its own: the original has other layers, and other weights."""
+    first = InheritedGPT2.from_pretrained(published, keep_layers=[1, 3, 5])
+    lineage = InheritedGPT2.from_pretrained(first, keep_layers=2).config.inheritune
+    assert (lineage["reference"], lineage["revision"]) == ("GPT2LMHeadModel", None)
+    assert lineage["reference_layers"] == 3
+
+
+def test_weights_that_a_config_names_are_refused(published, tmp_path):
+    """Transformers would read that file, and a student would be made of another."""
+    shutil.copytree(published, tmp_path / "named")
+    values = json.loads((tmp_path / "named" / "config.json").read_text())
+    (tmp_path / "named" / "config.json").write_text(json.dumps({**values, "transformers_weights": "o.safetensors"}))
+    with pytest.raises(ValueError, match=r"names the file of its weights in its config \(transformers_weights\)"):
+        from_pretrained_inherited(tmp_path / "named")
+
+
+def test_queries_that_are_offloaded_are_not_rescaled(publish, tmp_path):
+    """Nothing would be multiplied, without a word."""
+    folder = publish()
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "scale_attn_by_inverse_layer_idx": True}))
+    places = {"transformer.h.0": "disk", "transformer.h.1": "cpu"}
+    rest = dict.fromkeys(("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"), "cpu")
+    options = {"device_map": {**places, **rest}, "offload_folder": str(tmp_path / "offloaded")}
+    with pytest.raises(ValueError, match="its weights are offloaded: give a device_map that offloads none"):
+        InheritedGPT2.from_pretrained(folder, keep_layers=[3, 5], **options)
 
 
 def test_generation_settings_can_be_given(published):
