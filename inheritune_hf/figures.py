@@ -339,7 +339,7 @@ def arm_panel(curves: Mapping[str, Curve], target: float, seeds: Mapping[str, Se
                 axes.plot(*zip(*one, strict=True), color=_look(place)["color"], linewidth=0.6, alpha=0.35)
             titles = [f"{name}, {tokens:,} tokens: {loss:.4f}" for tokens, loss in curve]
             # Some seeds of a loop may go on where the mean has ended.
-            end = fmean(one[-1][1] for one in seeds[name])
+            end = fmean([one[-1][1] for one in seeds[name]] or [curve[-1][1]])
             _curve(axes, curve, titles, place, f"{name} {end:.4f}", size=4, linewidth=1.8)
 
     return Panel(300, draw)

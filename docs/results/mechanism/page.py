@@ -94,8 +94,11 @@ one long round of `preset: heal` with 9 layers by `skip`, at the rate of `loop-h
 - One reference of {parameters:,} parameters and one kind of text: another reference was not tried, and nothing here is
   evidence about the paper's sizes.
 - The test set has {books_of_test} novels. Its passages are taken as independent; those of one novel are not quite.
-{missing}"""
+{teacher}{missing}"""
 
+_TEACHER = """- What the teacher alone does for the loop: `loop-heal` also begins with one layer more, in longer rounds,
+  than `loop-skip`.
+"""
 
 Records = dict[str, ComparisonRecord]
 
@@ -184,6 +187,7 @@ def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
         ),
         lazy=lazy(records, made["unscaled"]),
         wide=as_wide(wide),
+        teacher="" if "loop-untaught" in records else _TEACHER,
         missing=f"- Not run yet: {', '.join(left)}.\n" if left else "",
     )
 
