@@ -65,7 +65,8 @@ def adapt_reference(run: RunConfig, recipe: InherituneConfig, data: DataConfig, 
         ready = prepare_run(run, recipe, data, own)
         layers = tuple(range(ready.reference.depth))
         rule = GrowthRule(layers, follow([]), recipe.steps_per_round or 0, match="never")
-        trainer = train_student(ready, run, recipe, own, settings, Baseline(growth_rule=rule, description="reference"))
+        baseline = Baseline({"adaptation": True}, growth_rule=rule, description="reference")
+        trainer = train_student(ready, run, recipe, own, settings, baseline)
         if trainer.outcome == "interrupted":
             raise KeyboardInterrupt("the reference was interrupted")
         adapted, last = measure_test(trainer, ready.splits), trainer.rounds[-1]

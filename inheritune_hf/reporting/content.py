@@ -523,7 +523,7 @@ def _reproduce_run(run: RunSummary) -> Iterator[Block]:
         yield Texts((("The recipe, as JSON", _json(recipe_of(run))),), folded=True)
         missing = "" if run.settings else " Its data settings were not kept: add them."
         yield Paragraph(f"To run it again, save the recipe as recipe.json, then:{missing}")
-        verb = "adapt" if record.outcome == "adapted" else "train"
+        verb = "adapt" if run.adapts else "train"
         commands.insert(0, f"inheritune {verb} --config recipe.json")
     else:
         commands.insert(0, run.record.inherit_command(run.record.lineage.reference, run.name))

@@ -42,6 +42,7 @@ class RunSummary:
     left_out: str = ""  # why an evaluation in the folder is not shown
     settings: Mapping[str, Any] = field(default_factory=dict)  # as a file for `--config` holds them; empty if not kept
     cell: CellOf | None = None  # set if a finished comparison has chosen this model
+    adapts: bool = False  # whether it trains the reference itself further
 
     @property
     def depth(self) -> str:
@@ -51,6 +52,8 @@ class RunSummary:
     @property
     def conclusion(self) -> Conclusion:
         """What the run came to, in words."""
+        if self.adapts and self.record.outcome in {None, "interrupted"}:
+            return Conclusion("not finished", None, "The training of the reference itself has not ended")
         student = self.result("student")
         return conclude_record(self.record, None if student is None else student.match)
 
@@ -105,6 +108,7 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
         left_out=left_out and f"{measured.name} {left_out}",
         settings=read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {},
         cell=_cell(folder.resolve()),
+        adapts=record.outcome == "adapted" or (state is not None and bool(state.identity.get("adaptation"))),
     )
 
 
@@ -164,7 +168,9 @@ def _unfinished(folder: Path, state: RunState) -> FinishedRun:
         "seed": identity.get("args.seed"),
     }
     record = decode(FinishedRun, values, f"{folder}: the state's identity")
-    return replace(record, rounds=state.rounds, outcome=state.outcome)
+    # Of an adaptation that was killed while it was measured the state says that there are no more layers.
+    ended = identity.get("adaptation") and state.outcome not in {None, "interrupted"}
+    return replace(record, rounds=state.rounds, outcome="adapted" if ended else state.outcome)
 
 
 def _logged(folder: Path) -> tuple[Curve, tuple[Forecast, ...], int]:

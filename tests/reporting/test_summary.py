@@ -9,6 +9,7 @@ from recorded_runs import LINEAGE, RECIPE, RESULTS, ROUNDS, full_evaluation, wri
 from inheritune_hf.publishing import FinishedRun, ResultRow
 from inheritune_hf.records import RunRecord, encode, write_json, write_record
 from inheritune_hf.reporting import read_run
+from inheritune_hf.reporting.content import build_report
 from inheritune_hf.students import open_reference
 
 
@@ -71,6 +72,28 @@ def test_results_of_an_earlier_end_are_not_a_runs(interrupted):
     assert (found.rounds, found.outcome, found.results) == (ROUNDS, "matched", ())
     write_record(interrupted / "rounds.json", replace(earlier, rounds=ROUNDS, outcome="matched"))
     assert len(read_run(interrupted).record.results) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "found", "says"),
+    [
+        (None, None, "The training of the reference itself has not ended."),
+        ("interrupted", "interrupted", "The training of the reference itself has not ended."),
+        ("no_more_layers", "adapted", "The reference was trained further for 240 steps"),
+    ],
+)
+def test_an_adaptation_that_was_killed_is_no_students_run(interrupted, outcome, found, says):
+    """It misses nothing, and is run again by its own verb."""
+    path = interrupted / "_inheritune" / "state.json"
+    state = json.loads(path.read_text())
+    state |= {"outcome": outcome, "rounds": [encode(item) for item in ROUNDS]}
+    write_json(path, {**state, "identity": {**state["identity"], "adaptation": True}})
+    (interrupted / "rounds.json").unlink()
+    run = read_run(interrupted)
+    assert run.record.outcome == found
+    report = build_report(run)
+    assert says in report.verdict
+    assert "inheritune adapt --config recipe.json" in str(report.sections)
 
 
 def test_what_is_not_there_or_damaged_is_said(tmp_path, run):
