@@ -50,8 +50,8 @@ def test_a_rate_is_chosen_inside_the_grid(scripts, monkeypatch, best, looked, fi
         "comparison": {"cells": [{"learning_rate": best * 1e-3}], "seeds": SEEDS}
     }
     assert asked == [*(("skip", rates, (1,)) for rates in looked), ("skip", final, SEEDS)]
-    scripts[0].run_arm(scripts[0].EMBEDDED, "spaced")
-    assert asked[-1] == ("spaced", final, (1,))
+    scripts[0].run_arm(scripts[0].EMBEDDED, "loop-paper")
+    assert asked[-1] == ("loop-paper", final, (1,))
     del asked[:]
     scripts[0].run_arm(scripts[0].EMBEDDED, "loop-long")
     assert asked == 2 * [("loop-long", (1.8,), (1,))]

@@ -318,6 +318,7 @@ def by_order(records: Records) -> list[str]:
     return [
         compared(records, "skip", "inherited", "6 layers by `skip` to the first 6"),
         sooner(records, "skip", "inherited"),
+        compared(records, "skip", "spaced", "6 layers by `skip` to 6 at equal distances"),
         compared(records, "loop-skip", "loop-first", "a loop from 9 layers by `skip` on to one from the first 9"),
         sooner(records, "loop-skip", "loop-first"),
         matches(records),
