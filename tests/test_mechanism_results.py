@@ -141,6 +141,8 @@ def test_the_advice_on_layers_is_what_was_measured(scripts):
     found = scripts[1].pair(scripts[1].read_records(FOLDER), "skip", "inherited")
     advice = (ROOT / "docs" / "how-to" / "choose-layers.md").read_text(encoding="utf-8")
     assert f"by `skip` ended {-found.difference:.3f} below first" in " ".join(advice.split())
+    spaced = scripts[1].pair(scripts[1].read_records(FOLDER), "skip", "spaced")
+    assert f"{spaced.difference:.3f} above layers at equal distances (`spaced:6`, one seed;" in " ".join(advice.split())
 
 
 def test_distillation_is_told_as_it_was_measured(scripts):

@@ -48,7 +48,7 @@ FROM_9 = "9 --steps_per_round {third} --eval_steps {third_look}"
 FROM_10 = "10 --steps_per_round {half} --eval_steps {half_look}"
 ONCE = " --keep_layers skip:9 --max_layers 9 --steps_per_round {long} --max_steps {long} --budget_steps {long}"
 #: Arms on which no claim rests: they keep to the first seed.
-ONE_SEED = ("loop-paper", "loop-untaught", "continued-new", "loop-long")
+ONE_SEED = ("spaced", "loop-paper", "loop-untaught", "continued-new", "loop-long")
 #: The arm whose rate is not tuned: it takes the one that was best for the loop of a third of its length.
 ONE_RATE = ("loop-long",)
 #: Of each arm, the middle of the rates that it begins with, and what `compare` takes after `--arms`.
