@@ -308,3 +308,5 @@ def main(settings):
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # or a thread of it may abort the process as it ends
