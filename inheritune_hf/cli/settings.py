@@ -281,9 +281,9 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str], given: Mapping
     preset = PRESETS.get(chosen, {}) if isinstance(chosen, str) else {}
     if "schedule" in given or "--schedule" in _named(argv):
         preset = {**preset, "keep_layers": InherituneConfig.keep_layers}  # which the schedule takes the place of
-    kind = preset.get("lr_scheduler_type")
+    kind = preset.get("lr_scheduler_type", parser.get_default("lr_scheduler_type"))
     if (first.lr_scheduler_type or given.get("lr_scheduler_type", kind)) != kind:
-        preset = {**preset, "lr_scheduler_kwargs": None}  # they are of the preset's own schedule
+        preset = {**preset, "lr_scheduler_kwargs": None}  # they are of the other schedule
     parser.set_defaults(**{**preset, **given})
     for action in parser._actions:
         action.required = action.required and action.dest not in given

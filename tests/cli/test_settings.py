@@ -132,6 +132,10 @@ def test_another_schedule_is_not_given_the_presets_settings(tmp_path, base, word
     assert not parse_settings(["--config", str(path), *base]).args.lr_scheduler_kwargs
     own = ["--lr_scheduler_type", "cosine_with_min_lr"]
     assert parse_settings(["--preset", "paper", *own, *base]).args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    default = {"lr_scheduler_type": own[1], "lr_scheduler_kwargs": {"min_lr_rate": 0.2}}
+    embedded = ["--output_dir", str(tmp_path), "--use_cpu"]
+    assert parse_settings([*own, *embedded], default).args.lr_scheduler_kwargs == {"min_lr_rate": 0.2}
+    assert not parse_settings([*words, *embedded], default).args.lr_scheduler_kwargs
 
 
 def test_a_schedule_takes_the_place_of_what_a_preset_keeps(tmp_path, base):
