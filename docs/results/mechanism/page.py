@@ -66,9 +66,9 @@ to another position keeps its own scale here, or takes that of the position (`mo
 `loop-heal` is `preset: heal` from 10 layers by `skip` on, in two rounds, with the reference as teacher; `loop-untaught`
 is the same without a teacher. `loop-skip` and `loop-first` have none either, and begin with 9 layers by `skip` or the
 first 9, in three rounds. All four get one layer after a miss, keep what was trained, and have one schedule over all
-rounds. `loop-paper` is `preset: paper`: the first 6, then two more, inherited afresh, in four rounds; the last is the
-reference itself, trained on, so that a rate at which nothing changes matches best. `loop-long` is one long round of
-`preset: heal` with 9 layers by `skip`, at the rate of `loop-heal`: no deeper student is tried.
+rounds. `loop-paper` is `preset: paper`: the first 6, then two more, inherited afresh, in four rounds; the last has all
+layers, so that it is the reference itself and matches before its first step, at each rate. `loop-long` is one long
+round of `preset: heal` with 9 layers by `skip`, at the rate of `loop-heal`: no deeper student is tried.
 
 {loops}
 
