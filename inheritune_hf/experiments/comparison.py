@@ -426,7 +426,8 @@ class Comparison:
         if cell.test is not None and cell.test_set == test_set:
             return cell
         folder = self.folder / cell.folder
-        model: Any = AutoModelForCausalLM.from_pretrained(folder / MODEL_FOLDER, dtype=torch.float32)
+        settings = {"dtype": torch.float32, **self.ready.reference.student_options}
+        model: Any = AutoModelForCausalLM.from_pretrained(folder / MODEL_FOLDER, **settings)
         lazy = on_main_process(self._lazy_layers(model))
         cell = replace(cell, test=self._test_loss(model), test_set=test_set, lazy_layers=lazy)
         if self.args.should_save:
@@ -513,8 +514,17 @@ class Comparison:
 
 
 def best_cell(swept: Sequence[Cell]) -> Cell:
-    """Return the cell of the best learning rate: the shallowest match of a loop, or the lowest loss."""
-    return min(swept, key=lambda cell: (cell.layers if cell.outcome == "matched" else sys.maxsize, cell.selection.loss))
+    """
+    Return the cell of the best learning rate: the shallowest match of a loop, or the lowest loss.
+
+    Loops that all end as the whole reference, untrained, are told apart by the last loss that they were trained to.
+    """
+
+    def rank(cell: Cell) -> tuple[float, ...]:
+        trained = cell.curve[-1][2] if cell.curve else 0.0
+        return (cell.layers if cell.outcome == "matched" else sys.maxsize, cell.selection.loss, trained)
+
+    return min(swept, key=rank)
 
 
 def cell_identity(trainer: InherituneTrainer) -> dict[str, Any]:

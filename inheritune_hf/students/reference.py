@@ -137,6 +137,12 @@ class OpenedReference:
         return {"reference": self.name, "revision": self.commit, "text_model": text_model, "gguf_file": gguf_file}
 
     @property
+    def student_options(self) -> dict[str, Any]:
+        """What it is loaded with that holds for its students too, and that no checkpoint keeps."""
+        names = ("attn_implementation", "experts_implementation")
+        return {name: self.options[name] for name in names if name in self.options}
+
+    @property
     def text_config(self) -> PreTrainedConfig:
         """The config of the language model, in which widths and depth are."""
         text: PreTrainedConfig = self.config.get_text_config(decoder=True)

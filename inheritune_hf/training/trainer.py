@@ -110,9 +110,6 @@ from .speed import block_compiler, compile_blocks, eager_mode, frozen_gc, slow_s
 
 logger = logging.getLogger(__name__)
 
-# Options of loading the reference that hold for students too, and that no checkpoint keeps.
-_MODEL_SETTINGS = ("attn_implementation", "experts_implementation")
-
 
 class InherituneTrainer(Tabular, ValidatedTrainer):
     """
@@ -693,9 +690,8 @@ class InherituneTrainer(Tabular, ValidatedTrainer):
             ValueError: If the folder holds a student of another depth, or one that lets documents see each other
                 although their boundaries are to be kept.
         """
-        options = self.reference.options
-        settings = {name: options[name] for name in _MODEL_SETTINGS if name in options}
-        student: PreTrainedModel = self.student_class.from_pretrained(folder, dtype=torch.float32, **settings)
+        settings = {"dtype": torch.float32, **self.reference.student_options}
+        student: PreTrainedModel = self.student_class.from_pretrained(folder, **settings)
         if len(self.run.layers) != student.config.get_text_config(decoder=True).num_hidden_layers:
             raise ValueError(f"{folder} does not hold a student of {len(self.run.layers)} layers; it was changed.")
         student.config.use_cache = self.args.use_cache

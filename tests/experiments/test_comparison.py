@@ -96,6 +96,7 @@ def compare(
     boundaries=False,
     console=None,
     data=None,
+    attention=None,
     **settings,
 ):
     arguments = TrainingArguments(
@@ -116,7 +117,7 @@ def compare(
     )
     return run_comparison(
         CompareConfig(arms=list(arms), seeds=list(seeds), learning_rates=list(rates), **settings),
-        RunConfig(reference=str(material / "reference")),
+        RunConfig(reference=str(material / "reference"), attn_implementation=attention),
         InherituneConfig(**{"keep_layers": 2, "max_layers": 2, "steps_per_round": 4, "target": 0.01, **(recipe or {})}),
         DataConfig(
             train_files=[str(material / "*.txt")],
@@ -222,6 +223,8 @@ def test_a_match_is_worth_more_than_a_deeper_student(small):
     other = dataclasses.replace(cell, outcome=None, selection=worse)
     plain = dataclasses.replace(cell, outcome=None)
     assert best_cell([other, plain]) is plain
+    whole = [dataclasses.replace(deep, curve=((64, 1e9, loss),)) for loss in (2.9, 2.5, 2.7)]
+    assert best_cell(whole) is whole[1]
 
 
 def test_table_is_made_from_the_records(small):
@@ -647,6 +650,20 @@ def test_each_seed_reads_a_stream_in_its_own_order(material, tmp_path, monkeypat
     assert len(seen[1]) == len(seen[2]) == 2
     assert seen[1] != seen[2]
     assert len({cell["selection"]["loss_sums"][0] for cell in records(tmp_path)["cells"]}) == 2
+
+
+def test_the_test_set_is_measured_as_was_trained(material, tmp_path, monkeypatch):
+    """Models and reference attend as the recipe says: other kernels round in another way, and that is no difference."""
+    seen, measure = [], Comparison._test_loss
+
+    def noted(comparison, model):
+        seen.append(model.config._attn_implementation)
+        return measure(comparison, model)
+
+    monkeypatch.setattr(Comparison, "_test_loss", noted)
+    given = {"layers": 2, "controls": False, "budget_steps": 2}
+    compare(material, tmp_path, ["inherited"], [1], attention="eager", **given)
+    assert seen == ["eager", "eager"]
 
 
 def test_a_rate_that_diverges_is_left_out_of_the_sweep(material, tmp_path, monkeypatch):
