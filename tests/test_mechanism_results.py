@@ -216,6 +216,14 @@ def test_the_page_is_what_its_records_say(scripts):
     assert made == page.PAGE.read_text(encoding="utf-8")
 
 
+def test_all_arms_have_one_reference(scripts):
+    """It is measured once, and as its students are: one that is the reference itself ends where it does."""
+    records = scripts[1].read_records(FOLDER)
+    assert len({record.reference.test for record in records.values()}) == 1
+    (whole,) = records["loop-paper"].cells
+    assert (whole.layers, whole.outcome, whole.test) == (12, "matched", records["loop-paper"].reference.test)
+
+
 def test_new_novels_are_told_apart(scripts, records):
     """What the reference gains on novels that it has not seen has a line of its own."""
     text = scripts[1].gate({**records, "continued-new": record("continued", (5.13, 5.14), 8)}, None)
