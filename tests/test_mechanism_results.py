@@ -150,7 +150,7 @@ def test_distillation_is_told_as_it_was_measured(scripts):
     found = scripts[1].read_records(FOLDER)
     skip, random = (scripts[1].pair(found, f"{name}-kd", name) for name in ("skip", "random"))
     said = " ".join((ROOT / "docs" / "explanation" / "distillation.md").read_text(encoding="utf-8").split())
-    assert f"than without ({skip.difference:+.3f}, {skip.lower:+.3f} to {skip.upper:+.3f})" in said
+    assert f"than without ({skip.difference:+.4f}, {skip.lower:+.4f} to {skip.upper:+.4f})" in said
     assert f"random weights end {random.difference:.3f} higher" in said
 
 

@@ -310,16 +310,17 @@ class Comparison:
             return []
         first, *others = self.compare.seeds
         rates = [multiple * self.args.learning_rate for multiple in self.compare.learning_rates]
-        swept, diverged = [], None
+        swept: list[Cell] = []
+        diverged: list[FloatingPointError] = []
         for rate in rates:
             try:
                 swept.append(self._run(variant, first, rate))
             except FloatingPointError as error:  # the worst of the sweep: the others are of use
-                diverged = error
+                diverged.append(error)
                 self.left_out[f"{variant.name} at {rate:g}"] = str(error).rstrip(".")
                 self.console.print(f"{variant.name} at {rate:g} is left out: {error}")
         if not swept:
-            raise diverged or ValueError("learning_rates is empty; give one.")
+            raise diverged[0]
         best = best_cell(swept)
         self.sweep[variant.name] = {f"{cell.learning_rate:g}": cell.selection.loss for cell in swept}
         cells = [best, *(self._run(variant, seed, best.learning_rate) for seed in others)]

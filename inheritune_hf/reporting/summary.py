@@ -89,7 +89,9 @@ def read_run(folder: str | Path, evaluation: str | Path | None = None) -> RunSum
     finished = folder / "rounds.json"
     ended = read_record(FinishedRun, finished) if not unfinished and finished.is_file() else None
     # A run that went on and was killed as it ended again leaves the results of its first end.
-    if ended is not None and (state is None or ended.rounds == state.rounds):
+    if ended is not None and (
+        state is None or (ended.rounds == state.rounds and ended.outcome in {state.outcome, "adapted"})
+    ):
         record = ended
     elif state is not None:
         record = _unfinished(folder, state)

@@ -613,15 +613,21 @@ def test_a_budget_of_operations_is_said_with_the_table(material, tmp_path):
     assert "but for the controls (`continued`, `random`, `random-long`)" in (tmp_path / "comparison.md").read_text()
 
 
-def test_all_arms_see_one_order_and_so_does_the_loop(material, tmp_path, monkeypatch):
-    """Each arm goes through one order; the loop does as well, unless its rounds are asked to begin it anew."""
+def batches_by(monkeypatch, key):
+    """Note the tokens of every training batch from here on, by what `key` says of its trainer."""
     seen, step = {}, InherituneTrainer.training_step
 
     def heard(trainer, model, inputs, *rest):
-        seen.setdefault(trainer.output_dir.parts[-2:], []).append(inputs["input_ids"].tolist())
+        seen.setdefault(key(trainer), []).append(inputs["input_ids"].tolist())
         return step(trainer, model, inputs, *rest)
 
     monkeypatch.setattr(InherituneTrainer, "training_step", heard)
+    return seen
+
+
+def test_all_arms_see_one_order_and_so_does_the_loop(material, tmp_path, monkeypatch):
+    """Each arm goes through one order; the loop does as well, unless its rounds are asked to begin it anew."""
+    seen = batches_by(monkeypatch, lambda trainer: trainer.output_dir.parts[-2:])
     growing = {"keep_layers": 1, "grow_by": 1, "max_layers": 2, "steps_per_round": 2}
     for order in ("restart", None):
         arms = ["inheritune", "random", "stacking"]
@@ -638,13 +644,7 @@ def test_all_arms_see_one_order_and_so_does_the_loop(material, tmp_path, monkeyp
 
 def test_each_seed_reads_a_stream_in_its_own_order(material, tmp_path, monkeypatch):
     """The order of a stream is its own: the sampler's seed alone would give all seeds the same batches."""
-    seen, step = {}, InherituneTrainer.training_step
-
-    def heard(trainer, model, inputs, *rest):
-        seen.setdefault(trainer.args.seed, []).append(inputs["input_ids"].tolist())
-        return step(trainer, model, inputs, *rest)
-
-    monkeypatch.setattr(InherituneTrainer, "training_step", heard)
+    seen = batches_by(monkeypatch, lambda trainer: trainer.args.seed)
     given = {"layers": 2, "controls": False, "budget_steps": 2}
     compare(material, tmp_path, ["inherited"], [1, 2], data={"streaming": True, "shuffle_documents": 50}, **given)
     assert len(seen[1]) == len(seen[2]) == 2

@@ -167,7 +167,7 @@ def page(records: Records, wide: Records, made: dict[str, Any]) -> str:
         books=TEST_BOOKS + SELECTION_BOOKS,
         books_of_test=TEST_BOOKS,
         seeds=max(len(record.compare.seeds) for record in records.values()),
-        alone=f" (but for {' and '.join(single)}: one)" if single else "",
+        alone=f" (but for {', '.join(single)}: one)" if single else "",
         loss=reference.test.loss,
         gate=gate(records, made["half"]),
         table="\n".join(row(name, record, records) for name, record in by_loss(records).items()),
