@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from inheritune_hf import InherituneConfig, from_pretrained_inherited
-from inheritune_hf.students import SUPPORTED_MODEL_TYPES, is_cuttable
+from inheritune_hf.students import SUPPORTED_MODEL_TYPES, is_cuttable, open_reference
 from inheritune_hf.training.expansion import (
     carry_optimizer,
     expand_student,
@@ -182,8 +182,8 @@ def test_identity_can_be_tried(tmp_path, trained):
 
 
 def test_what_was_learned_keeps_its_precision(trained, reference):
-    """A reference in half precision rounds nothing of what was trained in float32."""
-    deeper = expand(trained, copy.deepcopy(reference).to(torch.bfloat16), "reference")
+    """A reference that is loaded in half precision rounds nothing of what was trained in float32."""
+    deeper = expand(trained, open_reference(reference, dtype=torch.bfloat16), "reference")
     assert {tensor.dtype for tensor in deeper.parameters()} == {torch.float32}
     assert same(block(deeper, 3), block(trained, 2))
 
